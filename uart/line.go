@@ -1,0 +1,264 @@
+package uart
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+)
+
+const (
+	// maxLine caps a line of a board; the longest good one is a base64 signature of about 120.
+	maxLine = 2048
+	// maxDialogue caps what a board may print from one mark to the next.
+	maxDialogue = 256 << 10
+)
+
+// Line is a board's serial line as a dialect sees it: lines in, commands out. Everything that arrives
+// passes the guard against private keys before anyone sees it, and everything is recorded. One goroutine
+// at a time may use it.
+type Line struct {
+	conn  Conn
+	nonce func(n int) string
+
+	in    []byte // arrived, not yet consumed; bounded by maxLine and one read
+	total int    // bytes since the last Mark
+	guard guard
+	// tainted: the board printed a private key. Until Forget, what it says is dropped unseen: more of
+	// the key may follow.
+	tainted bool
+	err     error // sticks: the line is of no more use
+	tape    *tape
+}
+
+// LineOptions are the settings of a Line; the zero value is right for a real board.
+type LineOptions struct {
+	// Nonce returns n fresh characters of A-Z, a-z and 0-9. It is for replays; nil draws
+	// them from crypto/rand.
+	Nonce func(n int) string
+}
+
+// NewLine takes over the reading of c; the caller still closes it.
+func NewLine(c Conn, o LineOptions) *Line {
+	l := &Line{conn: c, nonce: o.Nonce, tape: newTape()}
+	if l.nonce == nil {
+		l.nonce = randomText
+	}
+	return l
+}
+
+// randomText draws n letters and digits, 5.95 bits each.
+func randomText(n int) string {
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	out := make([]byte, 0, n)
+	var b [64]byte
+	for len(out) < n {
+		rand.Read(b[:])
+		for _, c := range b {
+			if int(c) < 256/len(letters)*len(letters) && len(out) < n {
+				out = append(out, letters[int(c)%len(letters)])
+			}
+		}
+	}
+	return string(out)
+}
+
+// Mark begins a new recording and a new budget of bytes; what arrived and was not consumed stays.
+func (l *Line) Mark() {
+	l.tape = newTape()
+	l.total = 0
+	l.tape.blank = l.tainted
+	if len(l.in) > 0 {
+		l.tape.add(received, l.in)
+	}
+}
+
+// Forget is called when a board is gone: nothing of it stays on the line.
+func (l *Line) Forget() {
+	l.in, l.guard, l.tainted = nil, guard{}, false
+	l.Mark()
+}
+
+// Nonce draws a fresh challenge of n letters and digits, and notes it in the recording, so that a replay
+// can use the same.
+func (l *Line) Nonce(n int) string {
+	s := l.nonce(n)
+	l.tape.add(drawn, []byte(s))
+	return s
+}
+
+// Send writes s as it is.
+func (l *Line) Send(ctx context.Context, s string) error {
+	if l.err != nil {
+		return l.err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	l.tape.add(sent, []byte(s))
+	if _, err := l.conn.Write([]byte(s)); err != nil {
+		return l.fail(err)
+	}
+	return nil
+}
+
+// ReadLine returns the next line that is not empty and whose end has arrived, without its end. Any run of CR
+// and LF is one line end.
+func (l *Line) ReadLine(ctx context.Context) (string, error) {
+	for {
+		if l.err != nil {
+			return "", l.err
+		}
+		l.in = bytes.TrimLeft(l.in, "\r\n")
+		if i := bytes.IndexAny(l.in, "\r\n"); i > 0 {
+			line := string(l.in[:i])
+			l.in = l.in[i:]
+			return line, nil
+		}
+		if len(l.in) > maxLine {
+			l.in = nil
+			return "", fmt.Errorf("%w: a line of more than %d bytes", ErrGarbled, maxLine)
+		}
+		if err := l.fill(ctx); err != nil {
+			return "", err
+		}
+	}
+}
+
+// Heard waits up to wait for anything to arrive, and reports whether it did. It consumes nothing.
+func (l *Line) Heard(ctx context.Context, wait time.Duration) (bool, error) {
+	if len(l.in) > 0 {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, wait, ErrTimeout)
+	defer cancel()
+	switch err := l.fill(ctx); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, ErrTimeout):
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+// Discard drops what arrives until there was silence for so long, or limit has passed. It returns what it
+// dropped, capped at 4 KiB.
+func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
+	defer cancel()
+	var dropped strings.Builder
+	for {
+		if dropped.Len() < 4096 {
+			dropped.Write(l.in)
+		}
+		l.in = nil
+		heard, err := l.Heard(ctx, silence)
+		if err != nil || !heard {
+			return dropped.String(), err
+		}
+		if ctx.Err() != nil {
+			return dropped.String(), nil
+		}
+	}
+}
+
+// fill reads once.
+func (l *Line) fill(ctx context.Context) error {
+	if l.err != nil {
+		return l.err
+	}
+	var buf [1024]byte
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+			return l.fail(err)
+		}
+		stop := context.AfterFunc(ctx, func() { l.conn.SetReadDeadline(time.Unix(1, 0)) })
+		n, err := l.conn.Read(buf[:])
+		stop()
+		if n > 0 {
+			return l.take(buf[:n])
+		}
+		// A deadline that an earlier context set late is no reason to give up.
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return l.fail(err)
+		}
+	}
+}
+
+func (l *Line) take(b []byte) error {
+	if l.tainted {
+		return nil
+	}
+	if l.guard.leak(b) {
+		l.in = nil
+		l.tainted = true
+		l.tape.redact()
+		return ErrPrivateKey
+	}
+	l.tape.add(received, b)
+	l.in = append(l.in, b...)
+	if l.total += len(b); l.total > maxDialogue {
+		l.in = nil
+		return fmt.Errorf("%w: more than %d bytes in one dialogue", ErrGarbled, maxDialogue)
+	}
+	return nil
+}
+
+func (l *Line) fail(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe) {
+		err = fmt.Errorf("%w (%v)", ErrUnplugged, err)
+	}
+	l.tape.note("line lost")
+	l.err = err
+	return err
+}
+
+// guard looks for private keys in a stream. It folds case, and takes any run of blanks, dashes, underscores and line ends for
+// one blank, so that neither a wrapped nor an odd spelling passes.
+type guard struct {
+	words  string // the folded end of the stream
+	base64 string // the raw end of the stream
+}
+
+// The words, and how P-256 private keys begin in base64 (SEC 1 and PKCS #8): a board attached in the
+// middle of a dump may show no header.
+var (
+	leakWords  = "PRIVATE KEY"
+	leakBase64 = []string{"MHcCAQEE", "MIGHAgEAMBMGByqGSM49", "MIGTAgEAMBMGByqGSM49", "MEECAQAwEwYHKoZIzj0"}
+)
+
+const guardTail = 32
+
+func (g *guard) leak(b []byte) bool {
+	words := []byte(g.words)
+	for _, c := range bytes.ToUpper(b) {
+		if strings.IndexByte(" -_\t\r\n", c) >= 0 {
+			c = ' '
+			if len(words) > 0 && words[len(words)-1] == ' ' {
+				continue
+			}
+		}
+		words = append(words, c)
+	}
+	raw := g.base64 + string(b)
+	g.words = string(words[max(0, len(words)-guardTail):])
+	g.base64 = raw[max(0, len(raw)-guardTail):]
+	if bytes.Contains(words, []byte(leakWords)) {
+		return true
+	}
+	for _, s := range leakBase64 {
+		if strings.Contains(raw, s) {
+			return true
+		}
+	}
+	return false
+}

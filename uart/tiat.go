@@ -1,0 +1,312 @@
+package uart
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// TIAT is the dialect of TI's "AT Commands" example for the CC3220 and CC3235, builds 1.1.x. The identity is
+// the key in index 0 of the network processor. No command prints it, so it is recovered from its signatures
+// over fresh nonces, which proves possession as well. (The command public_key reads index 1, which
+// is never the identity.)
+type TIAT struct{}
+
+// Name implements Dialect.
+func (TIAT) Name() string { return "ti-at" }
+
+const (
+	tiSilence  = 200 * time.Millisecond // an AT board that was cut off in mid-command has said all by then
+	tiFlush    = 2 * time.Second        // but a board that never stops is not waited for
+	tiEcho     = 300 * time.Millisecond // echo of a CR, from a live board
+	tiPing     = 700 * time.Millisecond // between looks at an empty slot
+	tiAnswer   = 3 * time.Second        // to any command but sign_msg
+	tiSign     = 10 * time.Second
+	tiBabble   = 8  // looks at a board that says something, but never OK
+	tiMissed   = 2  // looks without an echo after which a board is gone
+	tiLines    = 64 // lines of one answer, events and all
+	tiNonceLen = 21 // no padding in base64, and not a multiple of 8: the firmware's decoder writes one byte too many there
+	tiNonces   = 3
+)
+
+// Two texts that only a fresh start prints.
+const (
+	tiBanner = "AT Commands Example Ver:"
+	tiFatal  = "+eventfatalerror"
+)
+
+var (
+	tiUDID    = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2},){15}0x[0-9a-f]{1,2}$`)
+	tiVersion = regexp.MustCompile(`^0x[0-9a-f]{1,8}(?:,[0-9]{1,5}(?:\.[0-9]{1,5}){0,3}){4}$`)
+	tiMAC     = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2}:){5}0x[0-9a-f]{1,2}$`)
+	tiSigned  = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
+	// A prompt that some builds print can stand before an error, on the same line.
+	tiError = regexp.MustCompile(`ERROR: ((?:command not exist|number of parameters|parse parameters|process command|allocate),-?[0-9]{1,6}|length smaller than payload)$`)
+)
+
+// Detect implements Dialect. It sends nothing but carriage returns, which every build ignores, until
+// something comes back.
+func (d TIAT) Detect(ctx context.Context, l *Line) error {
+	for babble := 0; ; {
+		l.Mark()
+		here, err := d.echoes(ctx, l)
+		if err == nil && !here { // it may start just now
+			here, err = l.Heard(ctx, tiPing-tiEcho)
+		}
+		if err != nil {
+			return err
+		}
+		if here {
+			switch err := d.settle(ctx, l); {
+			case err == nil:
+				return nil
+			case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
+				if babble++; babble >= tiBabble {
+					return fmt.Errorf("%w: it says something, but does not answer at+test with OK", ErrGarbled)
+				}
+			default:
+				return err
+			}
+			continue
+		}
+		babble = 0
+	}
+}
+
+// Gone implements Dialect.
+func (d TIAT) Gone(ctx context.Context, l *Line) error {
+	for missed := 0; missed < tiMissed; {
+		l.Mark()
+		here, err := d.echoes(ctx, l)
+		if err != nil {
+			return err
+		}
+		if !here {
+			missed++
+			continue
+		}
+		missed = 0
+		said, err := l.Discard(ctx, tiPing-tiEcho, tiFlush)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(said, tiBanner) {
+			break
+		}
+	}
+	l.Forget()
+	return nil
+}
+
+// echoes sends a CR and tells whether anything comes back.
+func (TIAT) echoes(ctx context.Context, l *Line) (bool, error) {
+	if err := l.Send(ctx, "\r"); err != nil {
+		return false, err
+	}
+	return l.Heard(ctx, tiEcho)
+}
+
+// settle brings the board to where it waits for a command.
+func (d TIAT) settle(ctx context.Context, l *Line) error {
+	if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
+		return err
+	}
+	_, err := d.ask(ctx, l, "at+test", "", tiAnswer)
+	return hide(err)
+}
+
+// Read implements Dialect.
+func (d TIAT) Read(ctx context.Context, l *Line) (Report, error) {
+	report, err := d.read(ctx, l)
+	if err == nil || !(errors.Is(err, ErrTimeout) || errors.Is(err, ErrGarbled) || errors.Is(err, errNoCommonKey)) {
+		return report, err
+	}
+	// Once more from the start; nothing of the first try is kept.
+	if err := l.Send(ctx, "\r"); err != nil {
+		return Report{}, err
+	}
+	if err := d.settle(ctx, l); err != nil {
+		return Report{}, err
+	}
+	return d.read(ctx, l)
+}
+
+func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
+	device, err := d.udid(ctx, l)
+	if err != nil {
+		return Report{}, err
+	}
+	facts := map[string]string{"dialect": d.Name()}
+	if err := d.facts(ctx, l, facts); err != nil {
+		return Report{}, err
+	}
+	var answers []signed
+	for range tiNonces {
+		answer, encoding, err := d.sign(ctx, l)
+		if err != nil {
+			return Report{}, err
+		}
+		answers = append(answers, answer)
+		facts["signature"] = encoding
+	}
+	spki, proof, err := recoverKey(answers)
+	if err != nil {
+		return Report{}, err
+	}
+	// Nothing on this link has a checksum, and boards get swapped: the same answer once more.
+	again, err := d.udid(ctx, l)
+	if err != nil {
+		return Report{}, err
+	}
+	if again != device {
+		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
+	}
+	facts["hash"] = proof.Hash
+	return Report{Device: device, SPKI: spki, Facts: facts, Proof: proof}, nil
+}
+
+func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
+	value, err := d.ask(ctx, l, "at+get=iot,udid", "+get:", tiAnswer)
+	if err != nil {
+		return udid, fmt.Errorf("reading the serial number: %w", hide(err))
+	}
+	if !tiUDID.MatchString(value) {
+		return udid, fmt.Errorf("reading the serial number: %w: not 16 bytes", ErrGarbled)
+	}
+	copy(udid[:], unpadded(value, ","))
+	return udid, nil
+}
+
+// facts asks for what is good to know; a board that refuses to tell is no worse for it.
+func (d TIAT) facts(ctx context.Context, l *Line, facts map[string]string) error {
+	for _, q := range []struct {
+		command, prefix string
+		grammar         *regexp.Regexp
+		keep            func(value string)
+	}{
+		{"at+get=general,version", "+get:", tiVersion, func(value string) {
+			for i, name := range []string{"chip", "mac-version", "phy-version", "nwp-version", "rom-version"} {
+				facts[name] = strings.Split(value, ",")[i]
+			}
+		}},
+		{"at+netcfgget=get_mac_addr", "+netcfgget:", tiMAC, func(value string) {
+			facts["mac"] = fmt.Sprintf("% x", unpadded(value, ":"))
+			facts["mac"] = strings.ReplaceAll(facts["mac"], " ", ":")
+		}},
+	} {
+		value, err := d.ask(ctx, l, q.command, q.prefix, tiAnswer)
+		var refused *refusal
+		if errors.As(err, &refused) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("asking %s: %w", q.command, err)
+		}
+		if !q.grammar.MatchString(value) {
+			return fmt.Errorf("asking %s: %w: not of the documented form", q.command, ErrGarbled)
+		}
+		q.keep(value)
+	}
+	return nil
+}
+
+// sign has a fresh nonce signed with key 0. Letters and digits stay letters and digits in base64, so nothing in
+// the command can be taken for a delimiter.
+func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
+	nonce := l.Nonce(tiNonceLen)
+	text := base64.StdEncoding.EncodeToString([]byte(nonce))
+	value, err := d.ask(ctx, l, fmt.Sprintf("at+netutilcmd=sign_msg,0,1,%d,%s", len(text), text), "+netutilcmd:", tiSign)
+	var refused *refusal
+	if errors.As(err, &refused) {
+		return signed{}, "", fmt.Errorf("%w: it refuses to sign with key 0 (%s)", ErrNoProof, refused.text)
+	}
+	if err != nil {
+		return signed{}, "", fmt.Errorf("having a nonce signed: %w", err)
+	}
+	m := tiSigned.FindStringSubmatch(value)
+	if m == nil {
+		return signed{}, "", fmt.Errorf("having a nonce signed: %w: not of the documented form", ErrGarbled)
+	}
+	// The number is the length of the text, not of the signature.
+	if n, err := strconv.Atoi(m[1]); err != nil || n != len(m[2]) {
+		return signed{}, "", fmt.Errorf("having a nonce signed: %w: %s characters announced, %d came", ErrGarbled, m[1], len(m[2]))
+	}
+	raw, err := base64.StdEncoding.Strict().DecodeString(m[2])
+	if err != nil {
+		return signed{}, "", fmt.Errorf("having a nonce signed: %w: not base64", ErrGarbled)
+	}
+	r, s, encoding, err := parseSignature(raw)
+	if err != nil {
+		return signed{}, "", fmt.Errorf("having a nonce signed: %w: %v", ErrGarbled, err)
+	}
+	return signed{message: []byte(nonce), r: r, s: s}, encoding, nil
+}
+
+// refusal is an ERROR line of the board. Its words are from the short list of the grammar.
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return "the board answers ERROR: " + r.text }
+
+// hide turns a refusal where none can be accepted into garble.
+func hide(err error) error {
+	var refused *refusal
+	if errors.As(err, &refused) {
+		return fmt.Errorf("%w: %v", ErrGarbled, err)
+	}
+	return err
+}
+
+// ask sends a command and waits for OK or ERROR. With a prefix it returns what follows it, to the end of the
+// line; the OK after it is what shows that the line was not cut. Echo, prompts and events are skipped: they can stand anywhere but inside an
+// answer. Errors: *refusal, ErrTimeout, ErrGarbled and those of Line. None of them quotes the board.
+func (TIAT) ask(ctx context.Context, l *Line, command, prefix string, limit time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
+	defer cancel()
+	if err := l.Send(ctx, command+"\r"); err != nil {
+		return "", err
+	}
+	value, have := "", false
+	for range tiLines {
+		line, err := l.ReadLine(ctx)
+		if err != nil {
+			return "", err
+		}
+		switch {
+		case line == "OK":
+			if prefix != "" && !have {
+				return "", fmt.Errorf("%w: OK without an answer", ErrGarbled)
+			}
+			return value, nil
+		case prefix != "" && strings.Contains(line, prefix):
+			if have {
+				return "", fmt.Errorf("%w: two answers to one question", ErrGarbled)
+			}
+			_, value, _ = strings.Cut(line, prefix)
+			have = true
+		case strings.Contains(line, tiBanner):
+			return "", fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
+		case strings.Contains(line, tiFatal):
+			return "", fmt.Errorf("%w: its network processor has stopped; it needs a reset", ErrGarbled)
+		default:
+			if m := tiError.FindStringSubmatch(line); m != nil {
+				return "", &refusal{m[1]}
+			}
+		}
+	}
+	return "", fmt.Errorf("%w: %d lines and no OK", ErrGarbled, tiLines)
+}
+
+// unpadded decodes fields that the grammar has checked: 0x and one or two hex digits.
+func unpadded(value, separator string) []byte {
+	var out []byte
+	for _, field := range strings.Split(value, separator) {
+		b, _ := strconv.ParseUint(strings.TrimPrefix(field, "0x"), 16, 8)
+		out = append(out, byte(b))
+	}
+	return out
+}

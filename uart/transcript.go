@@ -1,0 +1,275 @@
+package uart
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Transcript is a recorded dialogue. As text (".uart", ASCII):
+//
+//	transcript: 1
+//	dialect: ti-at
+//	expect: passed
+//
+//	0.000000 > "at+test\r"
+//	0.001204 < "at+test\r\n\rOK\n\r"
+//	0.250000 ! "line lost"
+//
+// The header has one "key: value" a line, "transcript: 1" first, the others in the order of
+// HeaderKeys; unknown keys are errors. After an empty line comes one line per chunk: seconds since the start
+// with six digits, a direction, the bytes in double quotes, in which \r \n \t \" \\ and \xNN stand for what is
+// not printable ASCII. What parses encodes to the same bytes.
+type Transcript struct {
+	Header map[string]string // without "transcript"
+	Chunks []Chunk
+}
+
+// Chunk is what passed at one moment.
+type Chunk struct {
+	At        time.Duration // since the start, whole microseconds
+	Direction Direction
+	Bytes     []byte
+}
+
+// Direction says who said something.
+type Direction byte
+
+// The directions of a chunk.
+const (
+	sent     Direction = '>' // to the board
+	received Direction = '<' // from the board
+	drawn    Direction = '?' // a nonce was drawn
+	noted    Direction = '!' // something happened, in words
+
+	Sent     = sent
+	Received = received
+	Drawn    = drawn
+	Noted    = noted
+)
+
+// headerKeys, in their order. expect is "passed", or "failed" and a
+// reason word.
+var headerKeys = []string{"dialect", "expect", "device", "slot", "recorded", "note"}
+
+// HeaderKeys returns the keys that a header may have, in their order.
+func HeaderKeys() []string { return slices.Clone(headerKeys) }
+
+// ErrTranscript says that a text is not a transcript.
+var ErrTranscript = errors.New("not a transcript")
+
+const (
+	// MaxTranscript caps the size of a transcript's text, in bytes.
+	MaxTranscript = 2 << 20
+	// maxTape caps what a recording holds of a dialogue.
+	maxTape = maxDialogue
+)
+
+// Encode writes the text form.
+func (t *Transcript) Encode() ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString("transcript: 1\n")
+	left := len(t.Header)
+	for _, key := range headerKeys {
+		value, ok := t.Header[key]
+		if !ok {
+			continue
+		}
+		left--
+		if value == "" || strings.TrimSpace(value) != value || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' }) {
+			return nil, fmt.Errorf("%w: the value of %q is empty or not plain ASCII", ErrTranscript, key)
+		}
+		fmt.Fprintf(&b, "%s: %s\n", key, value)
+	}
+	if left > 0 {
+		return nil, fmt.Errorf("%w: an unknown key in the header; known are %s", ErrTranscript, strings.Join(headerKeys, ", "))
+	}
+	b.WriteByte('\n')
+	last := time.Duration(0)
+	for i, c := range t.Chunks {
+		if c.At < last || c.At%time.Microsecond != 0 || !strings.ContainsRune("><?!", rune(c.Direction)) || len(c.Bytes) == 0 {
+			return nil, fmt.Errorf("%w: chunk %d is empty, out of order in time, or has no known direction", ErrTranscript, i+1)
+		}
+		last = c.At
+		fmt.Fprintf(&b, "%d.%06d %c \"", c.At/time.Second, c.At%time.Second/time.Microsecond, c.Direction)
+		for _, x := range c.Bytes {
+			switch {
+			case x == '\r':
+				b.WriteString(`\r`)
+			case x == '\n':
+				b.WriteString(`\n`)
+			case x == '\t':
+				b.WriteString(`\t`)
+			case x == '"' || x == '\\':
+				b.WriteByte('\\')
+				b.WriteByte(x)
+			case x < ' ' || x > '~':
+				fmt.Fprintf(&b, `\x%02x`, x)
+			default:
+				b.WriteByte(x)
+			}
+		}
+		b.WriteString("\"\n")
+	}
+	if b.Len() > MaxTranscript {
+		return nil, fmt.Errorf("%w: more than %d bytes", ErrTranscript, MaxTranscript)
+	}
+	return b.Bytes(), nil
+}
+
+// ParseTranscript reads what Encode writes. Errors name the line.
+func ParseTranscript(text []byte) (*Transcript, error) {
+	if len(text) > MaxTranscript {
+		return nil, fmt.Errorf("%w: more than %d bytes", ErrTranscript, MaxTranscript)
+	}
+	t := &Transcript{Header: map[string]string{}}
+	lines := strings.Split(string(text), "\n")
+	if lines[0] != "transcript: 1" {
+		return nil, fmt.Errorf("%w: line 1 is not \"transcript: 1\"", ErrTranscript)
+	}
+	n := 1
+	for ; n < len(lines) && lines[n] != ""; n++ {
+		key, value, ok := strings.Cut(lines[n], ": ")
+		if !ok || !slices.Contains(headerKeys, key) {
+			return nil, fmt.Errorf("%w: line %d: %.40q is not one of the keys %s", ErrTranscript, n+1, key, strings.Join(headerKeys, ", "))
+		}
+		if _, twice := t.Header[key]; twice {
+			return nil, fmt.Errorf("%w: line %d: %q for the second time", ErrTranscript, n+1, key)
+		}
+		t.Header[key] = value
+	}
+	for n++; n < len(lines)-1; n++ {
+		c, err := parseChunk(lines[n])
+		if err != nil {
+			return nil, fmt.Errorf("%w: line %d: %v", ErrTranscript, n+1, err)
+		}
+		t.Chunks = append(t.Chunks, c)
+	}
+	again, err := t.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(again, text) {
+		at := 1
+		for i, line := range strings.Split(string(again), "\n") {
+			if i >= len(lines) || lines[i] != line {
+				at = i + 1
+				break
+			}
+		}
+		return nil, fmt.Errorf("%w: line %d is not in the one form that this program writes (order of keys, digits, escapes, line ends)", ErrTranscript, at)
+	}
+	return t, nil
+}
+
+func parseChunk(line string) (Chunk, error) {
+	var c Chunk
+	stamp, rest, ok := strings.Cut(line, " ")
+	seconds, micros, dot := strings.Cut(stamp, ".")
+	s, err1 := strconv.ParseUint(seconds, 10, 24)
+	us, err2 := strconv.ParseUint(micros, 10, 20)
+	if !ok || !dot || err1 != nil || err2 != nil || len(micros) != 6 {
+		return c, errors.New("want a time in seconds with six digits")
+	}
+	c.At = time.Duration(s)*time.Second + time.Duration(us)*time.Microsecond
+	if len(rest) < 4 || rest[1] != ' ' || rest[2] != '"' || rest[len(rest)-1] != '"' {
+		return c, errors.New("want a direction and bytes in double quotes")
+	}
+	c.Direction = Direction(rest[0])
+	text := rest[3 : len(rest)-1]
+	for i := 0; i < len(text); i++ {
+		if text[i] != '\\' {
+			c.Bytes = append(c.Bytes, text[i])
+			continue
+		}
+		if i++; i >= len(text) {
+			return c, errors.New("an escape without its end")
+		}
+		switch text[i] {
+		case 'r':
+			c.Bytes = append(c.Bytes, '\r')
+		case 'n':
+			c.Bytes = append(c.Bytes, '\n')
+		case 't':
+			c.Bytes = append(c.Bytes, '\t')
+		case '"', '\\':
+			c.Bytes = append(c.Bytes, text[i])
+		case 'x':
+			if i+2 >= len(text) {
+				return c, errors.New("an escape without its end")
+			}
+			x, err := strconv.ParseUint(text[i+1:i+3], 16, 8)
+			if err != nil {
+				return c, errors.New(`\x wants two hex digits`)
+			}
+			c.Bytes = append(c.Bytes, byte(x))
+			i += 2
+		default:
+			return c, fmt.Errorf("unknown escape %q", text[i-1:i+1])
+		}
+	}
+	return c, nil
+}
+
+// Transcript returns what passed since the last Mark. If the board leaked a private key, the bytes are
+// left out and only their number is told.
+func (l *Line) Transcript() *Transcript {
+	return &Transcript{Header: map[string]string{}, Chunks: slices.Clone(l.tape.chunks)}
+}
+
+// tape is a recording in the making.
+type tape struct {
+	start  time.Time
+	size   int
+	chunks []Chunk
+	blank  bool // redacted: nothing more is kept
+}
+
+func newTape() *tape { return &tape{start: time.Now()} }
+
+// merge is how close two reads may be to stand on one line.
+const merge = 2 * time.Millisecond
+
+func (t *tape) add(d Direction, b []byte) {
+	if t.blank || len(b) == 0 {
+		return
+	}
+	at := time.Since(t.start).Truncate(time.Microsecond)
+	if t.size += len(b); t.size > maxTape {
+		t.note("the recording is full")
+		t.blank = true
+		return
+	}
+	if n := len(t.chunks) - 1; n >= 0 && d == received && t.chunks[n].Direction == received &&
+		at-t.chunks[n].At < merge && len(t.chunks[n].Bytes) < 1024 {
+		t.chunks[n].Bytes = append(t.chunks[n].Bytes, b...)
+		return
+	}
+	t.chunks = append(t.chunks, Chunk{At: at, Direction: d, Bytes: bytes.Clone(b)})
+}
+
+func (t *tape) note(what string) {
+	if !t.blank {
+		t.chunks = append(t.chunks, Chunk{At: time.Since(t.start).Truncate(time.Microsecond), Direction: noted, Bytes: []byte(what)})
+	}
+}
+
+// redact forgets the dialogue, what came before as well: a key may have begun before it was recognised. What
+// stays is the shortest dialogue with the same verdict.
+func (t *tape) redact() {
+	var kept []Chunk
+	left := 0
+	for i, c := range t.chunks {
+		if i == 0 && c.Direction == sent {
+			kept = append(kept, c)
+		}
+		left += len(c.Bytes)
+	}
+	t.chunks = append(kept, Chunk{At: time.Since(t.start).Truncate(time.Microsecond), Direction: received, Bytes: []byte(leakWords + "\r\n")})
+	t.note(fmt.Sprintf("the rest is left out: %d bytes, and all that followed", left))
+	t.blank = true
+}

@@ -1,0 +1,89 @@
+// Package uart reads a board's identity over its serial port. It wraps the serial library, speaks the
+// dialects that boards speak, and records what passed. What it returns is decoded, not believed: the
+// caller checks it.
+//
+// To add a dialect: write one file with a type that implements Dialect, its tests beside it, and add
+// one line to DialectByName.
+package uart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Conn is a way to a board: an open serial port, or an end of a net.Pipe. One goroutine reads and
+// writes; SetReadDeadline and Close may be called from another one and end a pending Read.
+type Conn interface {
+	// Read returns at least one byte or an error: os.ErrDeadlineExceeded after the deadline,
+	// otherwise the connection is of no more use.
+	Read(p []byte) (int, error)
+	Write(p []byte) (int, error)
+	SetReadDeadline(t time.Time) error
+	Close() error
+}
+
+// Dialect is one way to talk to a board. It keeps nothing between boards: one value may serve
+// many ports at once. All three methods return ErrUnplugged when the port is lost, ErrPrivateKey when
+// the board prints private key material, and the context's cause when it ends.
+type Dialect interface {
+	Name() string
+	// Detect blocks until a board shows itself. A board that is there but makes no sense is
+	// ErrGarbled.
+	Detect(ctx context.Context, l *Line) error
+	// Read has the dialogue with a board that was just detected. It bounds its own time, and tries
+	// a second time, from the start, where that can help. Besides the above: ErrTimeout,
+	// ErrGarbled, ErrNoProof.
+	Read(ctx context.Context, l *Line) (Report, error)
+	// Gone blocks until the board does not answer any more or another one has started.
+	Gone(ctx context.Context, l *Line) error
+}
+
+// DialectByName returns the dialect of that name. The error lists the names there are.
+func DialectByName(name string) (Dialect, error) {
+	switch name {
+	case "ti-at":
+		return TIAT{}, nil
+	}
+	return nil, fmt.Errorf("unknown dialect %q: this version speaks %s", name, strings.Join(DialectNames(), ", "))
+}
+
+// DialectNames lists what DialectByName knows.
+func DialectNames() []string { return []string{"ti-at"} }
+
+// Report is what a board said, in the words of the board module.
+type Report struct {
+	Device [16]byte          // the UDID
+	SPKI   []byte            // SubjectPublicKeyInfo, DER
+	Facts  map[string]string // versions, addresses: for the record only
+	Proof  *Proof            // nil if the dialect had none
+}
+
+// Proof is the evidence that the board owns the key: it signed nonces that this side chose.
+type Proof struct {
+	Method     string // "sign-msg": each signature covers one nonce
+	Hash       string // "sha1" or "sha256"
+	Nonces     [][]byte
+	Signatures [][]byte // ECDSA, DER
+}
+
+// What can be wrong with a port.
+var (
+	ErrAbsent     = errors.New("there is no such port")
+	ErrBusy       = errors.New("another program holds the port")
+	ErrPermission = errors.New("no permission to open the port")
+	ErrNotAPort   = errors.New("this is not a serial port")
+	// ErrUnplugged: the port was lost while it was open, and not by our Close.
+	ErrUnplugged = errors.New("the port was unplugged")
+)
+
+// What can be wrong with a board.
+var (
+	ErrTimeout = errors.New("the board did not answer in time")
+	ErrGarbled = errors.New("the answer makes no sense")
+	ErrNoProof = errors.New("the board did not prove that it owns its key")
+	// ErrPrivateKey: the board printed what looks like a private key. None of it is kept.
+	ErrPrivateKey = errors.New("the board printed private key material")
+)
