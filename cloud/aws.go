@@ -1,0 +1,118 @@
+package cloud
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
+
+	"secretfree/station/board"
+)
+
+// The SDK's own retries are few: long outages belong to the caller.
+const (
+	callAttempts  = 3
+	callTimeout   = 10 * time.Second // of one attempt
+	putTimeout    = 60 * time.Second // of a whole Put
+	lookupTimeout = 25 * time.Second
+)
+
+// AWSConfig says where the registry is. Credentials come from the SDK's usual places, and are looked for again when
+// they are missing or have expired.
+type AWSConfig struct {
+	Table  string // see Table
+	Bucket string
+	Region string // empty: the SDK's usual places
+	// DynamoDBEndpoint and S3Endpoint are URLs of private endpoints or test servers; empty for AWS's own.
+	DynamoDBEndpoint string
+	S3Endpoint       string
+	PubkeyFormat     PubkeyFormat
+}
+
+// AWS is a registry in an S3 bucket and a DynamoDB table with the partition key device-id (S). Put
+// needs s3:PutObject and s3:GetObject on pubkeys/*, dynamodb:PutItem and dynamodb:GetItem; Lookup needs
+// dynamodb:GetItem. Any number of callers may use it at once. It is made by NewAWS.
+type AWS struct {
+	s3     *s3.Client
+	dynamo *dynamodb.Client
+	config AWSConfig // with the region that is used
+}
+
+// NewAWS makes the clients. It makes no call to S3 or DynamoDB, so that an outage does not keep a station from
+// starting.
+func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
+	if c.Table == "" || c.Bucket == "" {
+		return nil, errors.New("registry in AWS: it needs a table and a bucket")
+	}
+	if err := c.PubkeyFormat.check(); err != nil {
+		return nil, fmt.Errorf("registry in AWS: %w", err)
+	}
+	loaded, err := config.LoadDefaultConfig(ctx,
+		config.WithRegion(c.Region),
+		config.WithRetryMode(aws.RetryModeStandard),
+		config.WithRetryMaxAttempts(callAttempts),
+		config.WithLogger(logging.Nop{}), // what matters comes back as an error
+		// Of the SDK's own kind: AWS_CA_BUNDLE works with no other.
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(callTimeout)))
+	if err != nil {
+		return nil, fmt.Errorf("registry in AWS: loading the AWS configuration: %w", err)
+	}
+	if loaded.Region == "" {
+		return nil, errors.New("registry in AWS: no region: set it in the configuration, or in AWS_REGION")
+	}
+	c.Region = loaded.Region
+	return &AWS{
+		config: c,
+		s3: s3.NewFromConfig(loaded, func(o *s3.Options) {
+			if c.S3Endpoint != "" {
+				o.BaseEndpoint = aws.String(c.S3Endpoint)
+				o.UsePathStyle = true
+			}
+		}),
+		dynamo: dynamodb.NewFromConfig(loaded, func(o *dynamodb.Options) {
+			if c.DynamoDBEndpoint != "" {
+				o.BaseEndpoint = aws.String(c.DynamoDBEndpoint)
+			}
+		}),
+	}, nil
+}
+
+// Put enrols a device: the public key as an object, then the device item and the guard item of the key in one
+// transaction. On return without an error, this device is enrolled with this key, by this record or by
+// an earlier one, which then stays as it is. The errors are those of the package comment.
+//
+// A refused Put may leave its public key in the bucket; only the items count.
+func (a *AWS) Put(ctx context.Context, s board.Sealed) error {
+	if err := checkSealed(s); err != nil {
+		return fmt.Errorf("enrolling device %s: %w", s.Record.Device, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, putTimeout)
+	defer cancel()
+	if err := a.putObject(ctx, &s.Record); err != nil {
+		return err
+	}
+	return a.putItems(ctx, s)
+}
+
+// Lookup returns what is held under a device id, read consistently. The envelope is not verified. An error that wraps
+// board.ErrNotEnrolled says for sure that there is nothing; one that wraps ErrDamaged, that it makes no sense.
+// An item that no station wrote has no envelope, and may have no state.
+func (a *AWS) Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	stored, err := a.getItem(ctx, device)
+	if err != nil {
+		return board.Enrolment{}, err
+	}
+	if stored == nil {
+		return board.Enrolment{}, fmt.Errorf("device %s: %w", device, board.ErrNotEnrolled)
+	}
+	return stored.enrolment(device)
+}

@@ -1,0 +1,464 @@
+package cloud
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
+	minidyn "github.com/truora/minidyn/server"
+	"golang.org/x/mod/sumdb/note"
+
+	"secretfree/station/board"
+)
+
+// registry is what a caller asks of a back end.
+type registry interface {
+	Put(context.Context, board.Sealed) error
+	Lookup(context.Context, board.DeviceID) (board.Enrolment, error)
+}
+
+// backend is one kind of store, new and empty, with a way past the code under test.
+type backend interface {
+	open(t *testing.T, format PubkeyFormat) registry
+	bucket() string
+	items(t *testing.T) map[string]map[string]string // items and guards, by partition key
+	objects(t *testing.T) map[string]string
+	set(t *testing.T, attributes map[string]string) // an item or a guard; replaces it
+	remove(t *testing.T, id string)
+	setObject(t *testing.T, name, content string)
+}
+
+func onEveryBackend(t *testing.T, test func(t *testing.T, b backend)) {
+	t.Run("dir", func(t *testing.T) { test(t, newDirStore(t)) })
+	onEveryAWS(t, func(t *testing.T, b *awsStore) { test(t, b) })
+}
+
+func onEveryAWS(t *testing.T, test func(t *testing.T, b *awsStore)) {
+	t.Run("aws-minidyn-gofakes3", func(t *testing.T) {
+		fakeS3 := gofakes3.New(s3mem.New(), gofakes3.WithLogger(gofakes3.DiscardLog())).Server()
+		test(t, newAWSStore(t, serve(t, minidyn.NewServer()), serve(t, fakeS3)))
+	})
+	t.Run("aws-dynamodblocal-versitygw", func(t *testing.T) {
+		const dynamoEnv, s3Env = "SECRETFREE_DYNAMODB_ENDPOINT", "SECRETFREE_S3_ENDPOINT"
+		if os.Getenv(dynamoEnv) == "" || os.Getenv(s3Env) == "" {
+			message := dynamoEnv + " and " + s3Env + " are not set: run this under .ci/peers.sh run"
+			if os.Getenv("CI") == "true" {
+				t.Fatal(message)
+			}
+			t.Skip(message)
+		}
+		test(t, newAWSStore(t, os.Getenv(dynamoEnv), os.Getenv(s3Env)))
+	})
+}
+
+func serve(t *testing.T, h http.Handler) string {
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// Boards and stations.
+
+func deviceN(n int) (id board.DeviceID) {
+	id[0] = 0xd0
+	binary.BigEndian.PutUint32(id[12:], uint32(n))
+	return id
+}
+
+func keyN(t testing.TB, n int) board.Key {
+	t.Helper()
+	scalar := make([]byte, 32)
+	binary.BigEndian.PutUint32(scalar[28:], uint32(n)+1)
+	private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar)
+	must(t, err)
+	key, err := board.NewKey(&private.PublicKey, nil)
+	must(t, err)
+	return key
+}
+
+// seed is an endless reader of one byte.
+type seed byte
+
+func (s seed) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(s)
+	}
+	return len(p), nil
+}
+
+func seal(t testing.TB, r board.Record) board.Sealed {
+	t.Helper()
+	private, _, err := note.GenerateKey(seed(len(r.Station)), r.Origin())
+	must(t, err)
+	signer, err := note.NewSigner(private)
+	must(t, err)
+	s, err := board.Seal(r, signer)
+	must(t, err)
+	return s
+}
+
+func recordOf(t testing.TB, station string, device, key int) board.Record {
+	return board.Record{
+		SKU: "widgiot", Station: station, Device: deviceN(device), Key: keyN(t, key), Generation: 1,
+		ReadAt: time.Date(2026, 11, 24, 10, 20, 30, 456e6, time.UTC),
+		Facts:  map[string]string{"dialect": "ti-at", "version": "3.7.0.1 <&>"},
+	}
+}
+
+func sealed(t testing.TB, device, key int) board.Sealed {
+	t.Helper()
+	return seal(t, recordOf(t, "line3-a", device, key))
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// check holds for every store in which nobody meddled: one device, one key; one key, one device; and the key is in its object.
+func check(t *testing.T, b backend) {
+	t.Helper()
+	items, objects := b.items(t), b.objects(t)
+	devices := 0
+	for id, a := range items {
+		if fingerprint, ok := strings.CutPrefix(id, guardPrefix); ok {
+			if items[a["device"]]["key-fingerprint"] != fingerprint {
+				t.Errorf("the guard of key %s names device %s, which does not have it", fingerprint, a["device"])
+			}
+			continue
+		}
+		devices++
+		device, err := board.ParseDeviceID(id)
+		must(t, err)
+		e, err := b.open(t, "").Lookup(t.Context(), device)
+		if err != nil {
+			t.Errorf("item %s: %v", id, err)
+			continue
+		}
+		if got := items[guardPrefix+e.Key.Fingerprint().String()]["device"]; got != id {
+			t.Errorf("item %s: the guard of its key names %q", id, got)
+		}
+		if objects[a["pubkey-object"]] != string(e.Key.PEM()) {
+			t.Errorf("item %s: its object %s is not its key", id, a["pubkey-object"])
+		}
+		if inside, err := board.ParseEnvelope(e.Envelope); err != nil || inside.Record.Device != device || inside.Record.Key != e.Key {
+			t.Errorf("item %s: its envelope does not fit: %v", id, err)
+		}
+	}
+	if len(items) != 2*devices {
+		t.Errorf("%d items and guards for %d devices", len(items), devices)
+	}
+}
+
+// A folder.
+
+type dirStore struct{ path string }
+
+func newDirStore(t *testing.T) *dirStore {
+	b := &dirStore{filepath.Join(t.TempDir(), "registry")}
+	must(t, InitDir(b.path))
+	return b
+}
+
+func (b *dirStore) openDir(t testing.TB, format PubkeyFormat) *Dir {
+	t.Helper()
+	d, err := OpenDir(DirConfig{Path: b.path, PubkeyFormat: format})
+	must(t, err)
+	return d
+}
+
+func (b *dirStore) open(t *testing.T, format PubkeyFormat) registry { return b.openDir(t, format) }
+func (b *dirStore) bucket() string                                  { return "" }
+
+func (b *dirStore) file(id string) string {
+	if fingerprint, ok := strings.CutPrefix(id, guardPrefix); ok {
+		return filepath.Join(b.path, "guards", fingerprint+".json")
+	}
+	return filepath.Join(b.path, "items", id+".json")
+}
+
+func (b *dirStore) items(t *testing.T) map[string]map[string]string {
+	t.Helper()
+	out := map[string]map[string]string{}
+	for _, folder := range []string{"items", "guards"} {
+		files, err := filepath.Glob(filepath.Join(b.path, folder, "*"))
+		must(t, err)
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			must(t, err)
+			object := map[string]any{}
+			must(t, json.Unmarshal(data, &object))
+			attributes := map[string]string{}
+			for name, value := range object {
+				attributes[name] = fmt.Sprint(value)
+			}
+			out[attributes["device-id"]] = attributes
+		}
+	}
+	return out
+}
+
+func (b *dirStore) objects(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	files, err := filepath.Glob(filepath.Join(b.path, "pubkeys", "*", "*"))
+	must(t, err)
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		must(t, err)
+		name, err := filepath.Rel(b.path, file)
+		must(t, err)
+		out[name] = string(data)
+	}
+	return out
+}
+
+func (b *dirStore) set(t *testing.T, attributes map[string]string) {
+	t.Helper()
+	object := map[string]any{}
+	for name, value := range attributes {
+		object[name] = value
+		if name == "generation" {
+			object[name] = json.RawMessage(value)
+		}
+	}
+	data, err := json.Marshal(object)
+	must(t, err)
+	must(t, os.WriteFile(b.file(attributes["device-id"]), data, 0o644))
+}
+
+func (b *dirStore) remove(t *testing.T, id string) {
+	t.Helper()
+	must(t, os.Remove(b.file(id)))
+}
+
+func (b *dirStore) setObject(t *testing.T, name, content string) {
+	t.Helper()
+	file := filepath.Join(b.path, name)
+	must(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	must(t, os.WriteFile(file, []byte(content), 0o644))
+}
+
+// A table and a bucket, each behind a proxy that loses answers.
+
+type awsStore struct {
+	config AWSConfig
+	raw    *AWS // past the proxies
+	dynamo *proxy
+	s3     *proxy
+}
+
+func newAWSStore(t *testing.T, dynamoURL, s3URL string) *awsStore {
+	t.Helper()
+	setAWSEnv(t)
+	b := &awsStore{dynamo: newProxy(t, dynamoURL), s3: newProxy(t, s3URL)}
+	name := "test-" + strings.ToLower(rand.Text())
+	b.config = AWSConfig{Table: Table(name), Bucket: name + "-pubkeys", Region: "us-east-1", DynamoDBEndpoint: dynamoURL, S3Endpoint: s3URL}
+	var err error
+	b.raw, err = NewAWS(t.Context(), b.config)
+	must(t, err)
+	_, err = b.raw.dynamo.CreateTable(t.Context(), &dynamodb.CreateTableInput{
+		TableName: &b.config.Table, BillingMode: types.BillingModePayPerRequest,
+		AttributeDefinitions: []types.AttributeDefinition{{AttributeName: aws.String("device-id"), AttributeType: types.ScalarAttributeTypeS}},
+		KeySchema:            []types.KeySchemaElement{{AttributeName: aws.String("device-id"), KeyType: types.KeyTypeHash}},
+	})
+	must(t, err)
+	_, err = b.raw.s3.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &b.config.Bucket})
+	must(t, err)
+	b.config.DynamoDBEndpoint, b.config.S3Endpoint = b.dynamo.url, b.s3.url
+	return b
+}
+
+// setAWSEnv keeps the SDK from whatever this machine has to say about AWS, bar the credentials of the peers.
+func setAWSEnv(t *testing.T) {
+	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	if os.Getenv("AWS_ACCESS_KEY_ID") == "" {
+		t.Setenv("AWS_ACCESS_KEY_ID", "testkey")
+		t.Setenv("AWS_SECRET_ACCESS_KEY", "testsecret")
+	}
+}
+
+func (b *awsStore) open(t *testing.T, format PubkeyFormat) registry {
+	t.Helper()
+	c := b.config
+	c.PubkeyFormat = format
+	a, err := NewAWS(context.Background(), c)
+	must(t, err)
+	return a
+}
+
+func (b *awsStore) bucket() string { return b.config.Bucket }
+
+func (b *awsStore) items(t *testing.T) map[string]map[string]string {
+	t.Helper()
+	out := map[string]map[string]string{}
+	pages := dynamodb.NewScanPaginator(b.raw.dynamo, &dynamodb.ScanInput{TableName: &b.config.Table, ConsistentRead: aws.Bool(true)})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(t.Context())
+		must(t, err)
+		for _, stored := range page.Items {
+			attributes := map[string]string{}
+			for name, value := range stored {
+				switch value := value.(type) {
+				case *types.AttributeValueMemberS:
+					attributes[name] = value.Value
+				case *types.AttributeValueMemberN:
+					if name != "generation" {
+						t.Errorf("the attribute %s is a number", name)
+					}
+					attributes[name] = value.Value
+				default:
+					t.Errorf("the attribute %s is a %T", name, value)
+				}
+			}
+			out[attributes["device-id"]] = attributes
+		}
+	}
+	return out
+}
+
+func (b *awsStore) objects(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	pages := s3.NewListObjectsV2Paginator(b.raw.s3, &s3.ListObjectsV2Input{Bucket: &b.config.Bucket})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(t.Context())
+		must(t, err)
+		for _, object := range page.Contents {
+			got, err := b.raw.s3.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &b.config.Bucket, Key: object.Key})
+			must(t, err)
+			data, err := io.ReadAll(got.Body)
+			must(t, err)
+			must(t, got.Body.Close())
+			out[*object.Key] = string(data)
+		}
+	}
+	return out
+}
+
+func (b *awsStore) set(t *testing.T, attributes map[string]string) {
+	t.Helper()
+	stored := map[string]types.AttributeValue{}
+	for name, value := range attributes {
+		if name == "generation" {
+			stored[name] = &types.AttributeValueMemberN{Value: value}
+			continue
+		}
+		stored[name] = &types.AttributeValueMemberS{Value: value}
+	}
+	_, err := b.raw.dynamo.PutItem(t.Context(), &dynamodb.PutItemInput{TableName: &b.config.Table, Item: stored})
+	must(t, err)
+}
+
+func (b *awsStore) remove(t *testing.T, id string) {
+	t.Helper()
+	_, err := b.raw.dynamo.DeleteItem(t.Context(), &dynamodb.DeleteItemInput{
+		TableName: &b.config.Table, Key: map[string]types.AttributeValue{"device-id": &types.AttributeValueMemberS{Value: id}},
+	})
+	must(t, err)
+}
+
+func (b *awsStore) setObject(t *testing.T, name, content string) {
+	t.Helper()
+	_, err := b.raw.s3.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &b.config.Bucket, Key: &name, Body: strings.NewReader(content)})
+	must(t, err)
+}
+
+// proxy passes requests on, and fails them as it is told.
+type proxy struct {
+	url string
+
+	mu   sync.Mutex // covers all below
+	seen map[string]int
+	fail func(operation string) lossKind
+}
+
+type lossKind int
+
+const (
+	noLoss     lossKind = iota
+	notApplied          // the connection closes before the request is passed on
+	lostAnswer          // it is passed on and done, and then the connection closes
+)
+
+func newProxy(t *testing.T, target string) *proxy {
+	u, err := url.Parse(target)
+	must(t, err)
+	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(u)
+		r.Out.Host = r.In.Host // it is signed
+	}}
+	p := &proxy{seen: map[string]int{}}
+	p.url = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch p.take(operation(r)) {
+		case notApplied:
+			panic(http.ErrAbortHandler)
+		case lostAnswer:
+			forward.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	return p
+}
+
+func operation(r *http.Request) string {
+	if _, target, ok := strings.Cut(r.Header.Get("X-Amz-Target"), "."); ok {
+		return target
+	}
+	return r.Method
+}
+
+func (p *proxy) take(operation string) lossKind {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen[operation]++
+	if p.fail == nil {
+		return noLoss
+	}
+	return p.fail(operation)
+}
+
+// lose makes the next n requests of an operation fail; negative: all, until it is called again.
+func (p *proxy) lose(operation string, kind lossKind, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail = func(got string) lossKind {
+		if got != operation || n == 0 {
+			return noLoss
+		}
+		n--
+		return kind
+	}
+}
+
+func (p *proxy) count(operation string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen[operation]
+}

@@ -1,0 +1,120 @@
+// Package cloud holds the registries that stations enrol devices in and the issuer reads: AWS (S3
+// and one DynamoDB table) and a local directory. Both write the same items under the same names and
+// give the same verdicts: one device, one key; one key, one device.
+//
+// Put of either is idempotent: when its answer was lost, or when it broke off anywhere, the same Put again
+// brings it to its end. It never changes an item that is there, so a device that is held stays held.
+//
+// Errors that can never change are a *board.Conflict, and what wraps board.ErrRecord or
+// board.ErrEnvelope. Every other error may pass by itself or when somebody acts on it, ErrDamaged and
+// ErrUnsigned too: the caller keeps the record, tries again later and shows the error, which says what to do.
+package cloud
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"secretfree/station/board"
+)
+
+// Findings in a registry that a person has to look at. A Put that meets one has enrolled nothing; it
+// succeeds once the finding is gone.
+var (
+	// ErrDamaged: something stored contradicts itself or its name. It was tampered with, or damaged.
+	ErrDamaged = errors.New("the registry holds something that no station wrote")
+	// ErrUnsigned: the device has an item with this same key but without a station's signed record, as the
+	// published reference's own loader writes it. The issuer would refuse it, so it does not count as enrolled, and
+	// it is not overwritten, because only a person knows where it comes from.
+	ErrUnsigned = errors.New("the registry holds an item of this device without a signed record")
+)
+
+// PubkeyFormat is the form of an item's pubkey attribute. Lookup reads both.
+type PubkeyFormat string
+
+// The forms of the pubkey attribute. Empty means PubkeyBase64PEM.
+const (
+	PubkeyBase64PEM PubkeyFormat = "base64-pem" // base64 of the PEM, in one line: what the published reference functions read
+	PubkeyPEM       PubkeyFormat = "pem"        // the PEM itself: what the older listing in its document reads
+)
+
+func (f PubkeyFormat) check() error {
+	switch f {
+	case "", PubkeyBase64PEM, PubkeyPEM:
+		return nil
+	}
+	return fmt.Errorf("pubkey_format %q is none of %q and %q", string(f), PubkeyBase64PEM, PubkeyPEM)
+}
+
+// Table is the name of the registry table of a SKU.
+func Table(sku string) string { return sku + "-iot-provisioning-secretfree" }
+
+// objectName is where a public key is kept, in a bucket and in a folder alike: as PEM.
+func objectName(device board.DeviceID, fingerprint board.Fingerprint) string {
+	return "pubkeys/" + device.String() + "/" + fingerprint.String() + ".pem"
+}
+
+// checkSealed refuses what the issuer could not read later: the envelope must hold this very record.
+func checkSealed(s board.Sealed) error {
+	want, err := s.Record.Encode()
+	if err != nil {
+		return err
+	}
+	inside, err := board.ParseEnvelope(s.Envelope)
+	if err != nil {
+		return err
+	}
+	got, err := inside.Record.Encode()
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%w: the envelope holds another record", board.ErrEnvelope)
+	}
+	return nil
+}
+
+// judge compares a record with what is stored under its device and under its key (nil: nothing; read
+// the guard before the item). It returns true if the device is enrolled with this key, false if nothing
+// stands against writing it, and otherwise why it cannot be.
+func judge(r *board.Record, stored *item, key *guard) (enrolled bool, err error) {
+	if stored == nil {
+		if key != nil && key.device != r.Device {
+			return false, &board.Conflict{
+				Kind: board.ErrKeyConflict, Device: r.Device, Key: r.Fingerprint(),
+				KnownDevice: key.device, KnownKey: r.Fingerprint(),
+			}
+		}
+		return false, nil
+	}
+	known, err := stored.enrolment(r.Device)
+	if err != nil {
+		return false, err
+	}
+	if known.Key != r.Key {
+		return false, &board.Conflict{
+			Kind: board.ErrDeviceConflict, Device: r.Device, Key: r.Fingerprint(),
+			KnownDevice: r.Device, KnownKey: known.Key.Fingerprint(), KnownBy: known.Station,
+		}
+	}
+	if len(known.Envelope) == 0 {
+		return false, fmt.Errorf("device %s: %w: find out who wrote it; once it is deleted, this record is delivered by itself", r.Device, ErrUnsigned)
+	}
+	// Not this envelope: another station may have enrolled the board before, and the first one stays.
+	inside, err := board.ParseEnvelope(known.Envelope)
+	if err != nil {
+		return false, damaged(r.Device, "its record: %v", err)
+	}
+	if inside.Record.Device != r.Device || inside.Record.Key != r.Key {
+		return false, damaged(r.Device, "its record is of another device or key")
+	}
+	if key == nil || key.device != r.Device {
+		return false, damaged(r.Device, "the guard of its key %s is missing or names another device", r.Fingerprint())
+	}
+	return true, nil
+}
+
+func damaged(device board.DeviceID, format string, args ...any) error {
+	return fmt.Errorf("device %s: %w: %s: find out who changed it and put it right; the record waits until then",
+		device, ErrDamaged, fmt.Sprintf(format, args...))
+}
