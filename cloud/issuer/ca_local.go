@@ -1,0 +1,354 @@
+package issuer
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/youmark/pkcs8"
+)
+
+// The files of a local CA. The root's key is needed only to make another issuing CA: take it offline.
+const (
+	rootCertificateFile    = "root.pem"
+	rootKeyFile            = "root.key"
+	issuingCertificateFile = "issuing.pem"
+	issuingKeyFile         = "issuing.key"
+)
+
+const (
+	maxPEMFile    = 64 << 10
+	maxPassphrase = 1024
+	// pbkdf2Iterations of HMAC-SHA-256: what OWASP asks for in 2023 and later. It costs a quarter of a second at start.
+	pbkdf2Iterations = 600_000
+)
+
+// LocalCAInit says how to make a local CA.
+type LocalCAInit struct {
+	Dir  string // must not exist, or be empty
+	Name string // in the common names of the root and the issuing CA; at most 48 bytes of printable ASCII
+	// Passphrase encrypts the issuing key, RootPassphrase the root's key. If RootPassphrase is empty both take Passphrase.
+	Passphrase     []byte
+	RootPassphrase []byte
+	RootValidity   time.Duration // 0 means 30 years
+	Validity       time.Duration // of the issuing CA; 0 means 20 years. It must outlast the devices' certificates
+
+	iterations int // of PBKDF2; 0 means pbkdf2Iterations, and only tests want others
+}
+
+// InitLocalCA makes a root and an issuing CA, both ECDSA P-256, in a folder of their own. The keys are
+// encrypted PKCS #8 (RFC 5958; PBES2 of RFC 8018), as `openssl pkey` reads them. All files appear at once and are
+// durable when it returns; an existing folder that is not empty is refused and left as it is.
+func InitLocalCA(init LocalCAInit) error {
+	if len(init.Passphrase) == 0 {
+		return errors.New("making a CA: the passphrase is empty; a CA's key is never kept in the clear")
+	}
+	if len(init.Name) == 0 || len(init.Name) > 48 {
+		return fmt.Errorf("making a CA: a name of %d bytes, want 1 to 48", len(init.Name))
+	}
+	for _, c := range []byte(init.Name) {
+		if c < ' ' || c > '~' {
+			return errors.New("making a CA: its name is not printable ASCII")
+		}
+	}
+	if len(init.RootPassphrase) == 0 {
+		init.RootPassphrase = init.Passphrase
+	}
+	if init.iterations == 0 {
+		init.iterations = pbkdf2Iterations
+	}
+	if init.RootValidity == 0 {
+		init.RootValidity = 30 * 365 * 24 * time.Hour
+	}
+	if init.Validity == 0 {
+		init.Validity = 20 * 365 * 24 * time.Hour
+	}
+	if init.Validity < time.Hour || init.Validity > init.RootValidity {
+		return fmt.Errorf("making a CA: a validity of %v under a root of %v, want an hour or more and no more than the root's", init.Validity, init.RootValidity)
+	}
+	files, err := newLocalCA(init, time.Now())
+	if err != nil {
+		return fmt.Errorf("making a CA: %w", err)
+	}
+	if err := writeFolder(init.Dir, files); err != nil {
+		return fmt.Errorf("making a CA: %w", err)
+	}
+	return nil
+}
+
+func newLocalCA(init LocalCAInit, now time.Time) (map[string][]byte, error) {
+	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	issuingKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	notBefore := now.UTC().Add(-backdate).Truncate(time.Second)
+	ca := func(name string, validity time.Duration, pathLen int, public *ecdsa.PublicKey) (*x509.Certificate, error) {
+		spki, err := x509.MarshalPKIXPublicKey(public)
+		if err != nil {
+			return nil, err
+		}
+		keyID := sha256.Sum256(spki)
+		var serial Serial
+		_, _ = rand.Read(serial[:]) // never fails (crypto/rand)
+		return &x509.Certificate{
+			SerialNumber: serial.Int(), Subject: pkix.Name{CommonName: name},
+			NotBefore: notBefore, NotAfter: notBefore.Add(validity).Truncate(time.Second),
+			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true,
+			MaxPathLen: pathLen, MaxPathLenZero: pathLen == 0, SubjectKeyId: keyID[:20],
+		}, nil
+	}
+	root, err := ca(init.Name+" Root CA", init.RootValidity, 1, &rootKey.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	issuing, err := ca(init.Name+" Issuing CA", init.Validity, 0, &issuingKey.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, &rootKey.PublicKey, rootKey)
+	if err != nil {
+		return nil, err
+	}
+	issuingDER, err := x509.CreateCertificate(rand.Reader, issuing, root, &issuingKey.PublicKey, rootKey)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{
+		rootCertificateFile:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}),
+		issuingCertificateFile: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuingDER}),
+	}
+	if files[rootKeyFile], err = encryptKey(rootKey, init.RootPassphrase, init.iterations); err != nil {
+		return nil, err
+	}
+	if files[issuingKeyFile], err = encryptKey(issuingKey, init.Passphrase, init.iterations); err != nil {
+		return nil, err
+	}
+	return files, nil
+}
+
+func encryptKey(key *ecdsa.PrivateKey, passphrase []byte, iterations int) ([]byte, error) {
+	der, err := pkcs8.MarshalPrivateKey(key, passphrase, &pkcs8.Opts{
+		Cipher:  pkcs8.AES256CBC,
+		KDFOpts: pkcs8.PBKDF2Opts{SaltSize: 16, IterationCount: iterations, HMACHash: crypto.SHA256},
+	})
+	if err != nil {
+		return nil, errors.New("encrypting the key") // the library's error may speak of the key
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der}), nil
+}
+
+// writeFolder makes dir with files, all or nothing: a folder beside it is filled, synced and renamed.
+func writeFolder(dir string, files map[string][]byte) (err error) {
+	parent := filepath.Dir(filepath.Clean(dir))
+	temp, err := os.MkdirTemp(parent, ".new-ca-*") // 0700
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(temp)
+		}
+	}()
+	for name, data := range files {
+		if err := writeSynced(filepath.Join(temp, name), data); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(temp); err != nil {
+		return err
+	}
+	// Remove takes an empty folder only, and Rename no folder at all.
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is in use: a CA is made in a folder of its own, and none is ever written over: %w", dir, err)
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		return err
+	}
+	return syncDir(parent)
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// ReadPassphrase reads a passphrase from a file: its text without the line end. A file that is empty or that anybody
+// on the machine may read is refused.
+func ReadPassphrase(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the passphrase: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading the passphrase: %w", err)
+	}
+	if info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
+		return nil, fmt.Errorf("reading the passphrase: everybody may use %s; run: chmod 600 %[1]s", path)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the passphrase: %w", err)
+	}
+	if len(text) > maxPassphrase {
+		return nil, fmt.Errorf("reading the passphrase: %s is longer than %d bytes", path, maxPassphrase)
+	}
+	text = bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
+	if len(text) == 0 {
+		return nil, fmt.Errorf("reading the passphrase: %s is empty", path)
+	}
+	return text, nil
+}
+
+// LocalCA signs with a key in memory. It is made by OpenLocalCA.
+type LocalCA struct {
+	key     *ecdsa.PrivateKey
+	issuing *x509.Certificate
+	root    *x509.Certificate
+}
+
+// LocalCAConfig says where a local CA is. Only root.pem, issuing.pem and issuing.key need to be there.
+type LocalCAConfig struct {
+	Dir            string
+	PassphraseFile string // see ReadPassphrase
+}
+
+// OpenLocalCA reads and checks what InitLocalCA wrote.
+func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
+	passphrase, err := ReadPassphrase(config.PassphraseFile)
+	if err != nil {
+		return nil, fmt.Errorf("opening the CA: %w", err)
+	}
+	ca := &LocalCA{}
+	if ca.root, err = readCertificate(filepath.Join(config.Dir, rootCertificateFile)); err != nil {
+		return nil, fmt.Errorf("opening the CA: %w", err)
+	}
+	if ca.issuing, err = readCertificate(filepath.Join(config.Dir, issuingCertificateFile)); err != nil {
+		return nil, fmt.Errorf("opening the CA: %w", err)
+	}
+	if ca.key, err = readKey(filepath.Join(config.Dir, issuingKeyFile), passphrase); err != nil {
+		return nil, fmt.Errorf("opening the CA: %w", err)
+	}
+	if !ca.key.PublicKey.Equal(ca.issuing.PublicKey) {
+		return nil, fmt.Errorf("opening the CA: the key in %s is not that of the certificate in %s", issuingKeyFile, issuingCertificateFile)
+	}
+	if !ca.issuing.IsCA || ca.issuing.KeyUsage&x509.KeyUsageCertSign == 0 {
+		return nil, fmt.Errorf("opening the CA: the certificate in %s is not that of a CA", issuingCertificateFile)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.root)
+	if _, err := ca.issuing.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		return nil, fmt.Errorf("opening the CA: %s under %s: %w", issuingCertificateFile, rootCertificateFile, err)
+	}
+	return ca, nil
+}
+
+// Root is the trust anchor of all that ca signs.
+func (ca *LocalCA) Root() *x509.Certificate { return ca.root }
+
+// NotAfter is when the issuing CA expires; no certificate outlives it.
+func (ca *LocalCA) NotAfter() time.Time { return ca.issuing.NotAfter }
+
+// Issue signs the certificate of the claim. For one claim the bytes are always the same: nothing in it is chosen
+// here, and the signature is deterministic (RFC 6979).
+func (ca *LocalCA) Issue(_ context.Context, approved Approved, claim Claim) (Certificate, error) {
+	if err := approved.check(); err != nil {
+		return Certificate{}, err
+	}
+	if err := claim.covers(approved); err != nil {
+		return Certificate{}, err
+	}
+	if claim.Serial == (Serial{}) {
+		return Certificate{}, errors.New("the claim has no serial")
+	}
+	if claim.NotAfter.After(ca.issuing.NotAfter) {
+		return Certificate{}, fmt.Errorf("the certificate would outlive the issuing CA (%s); make a new one, or shorten the policy's validity",
+			ca.issuing.NotAfter.Format(time.DateOnly))
+	}
+	leaf, err := x509.CreateCertificate(nil, approved.template(claim), ca.issuing, approved.key.Public(), ca.key)
+	if err != nil {
+		return Certificate{}, fmt.Errorf("signing the certificate: %w", err)
+	}
+	return Certificate{Leaf: leaf, Chain: [][]byte{ca.issuing.Raw, ca.root.Raw}}, nil
+}
+
+// readBlock reads a file that is one PEM block. What is in it stays out of errors.
+func readBlock(path, label string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxPEMFile))
+	if err != nil {
+		return nil, err
+	}
+	block, rest := pem.Decode(text)
+	switch {
+	case block == nil || len(bytes.TrimSpace(rest)) > 0:
+		return nil, fmt.Errorf("%s is not one PEM block", path)
+	case block.Type == "PRIVATE KEY" || block.Type == "EC PRIVATE KEY":
+		return nil, fmt.Errorf("%s is not encrypted; encrypt it with: openssl pkcs8 -topk8 -v2 aes-256-cbc", path)
+	case block.Type != label:
+		return nil, fmt.Errorf("%s is not a PEM block %s", path, label)
+	}
+	return block.Bytes, nil
+}
+
+func readCertificate(path string) (*x509.Certificate, error) {
+	der, err := readBlock(path, "CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return certificate, nil
+}
+
+func readKey(path string, passphrase []byte) (*ecdsa.PrivateKey, error) {
+	der, err := readBlock(path, "ENCRYPTED PRIVATE KEY")
+	if err != nil {
+		return nil, err
+	}
+	key, err := pkcs8.ParsePKCS8PrivateKeyECDSA(der, passphrase)
+	if err != nil {
+		return nil, fmt.Errorf("%s: wrong passphrase, or not an encrypted ECDSA key", path)
+	}
+	if key.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("%s: not a P-256 key", path)
+	}
+	return key, nil
+}

@@ -1,0 +1,260 @@
+// Package issuer turns a certificate signing request from a customer's home and the factory's record of that board into
+// a certificate: parse, look up, Decide, claim, sign, check, finish, answer.
+//
+// Start reading at Decide, then Issuer.Issue. HTTP is a shell around them.
+package issuer
+
+import (
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"secretfree/station/board"
+)
+
+// DefaultValidity is how long a certificate is valid where the policy does not say. It is long, because a
+// device has one certificate for each generation and this issuer renews none.
+const DefaultValidity = 10 * 365 * 24 * time.Hour
+
+const maxValidity = 50 * 365 * 24 * time.Hour
+
+// backdate is how long before the decision a certificate begins, for devices whose clocks are slow.
+const backdate = 5 * time.Minute
+
+// Policy is what one SKU allows.
+type Policy struct {
+	SKU      string           // required
+	Stations []board.Verifier // whose records are believed; none means that every request is refused
+	// Algorithms of keys that get certificates. None means P-256 alone.
+	Algorithms []board.Algorithm
+	// RefuseSHA1 refuses requests signed with ECDSA and SHA-1, which is all that stock firmware can do. Such
+	// a signature only shows possession of the key; no certificate is ever signed so.
+	RefuseSHA1 bool
+	// AllowNoProof lets records pass in which the board proved nothing at the factory.
+	AllowNoProof bool
+	Validity     time.Duration // 0 means DefaultValidity
+}
+
+// Check reports a policy that could never let anything through, or lets through too much.
+func (p Policy) Check() error {
+	if err := board.CheckName(p.SKU); err != nil {
+		return fmt.Errorf("policy: the SKU: %w", err)
+	}
+	if len(p.Stations) == 0 {
+		return errors.New("policy: no trusted station: every request would be refused; list the stations' public keys")
+	}
+	for _, algorithm := range p.Algorithms {
+		if !slices.Contains([]board.Algorithm{board.P256, board.P384, board.RSA}, algorithm) {
+			return fmt.Errorf("policy: unknown key algorithm %q: want %s, %s or %s", algorithm, board.P256, board.P384, board.RSA)
+		}
+	}
+	if p.Validity != 0 && (p.Validity < time.Hour || p.Validity > maxValidity) {
+		return fmt.Errorf("policy: a validity of %v, want 1h to %v", p.Validity, maxValidity)
+	}
+	return nil
+}
+
+// Approved is what may be made into a certificate. Only Decide makes one that is not zero, and a CA refuses the
+// zero value; so nothing that was not decided on can be signed.
+type Approved struct {
+	device     board.DeviceID
+	key        board.Key
+	generation int
+	notBefore  time.Time // UTC, whole seconds
+	notAfter   time.Time
+}
+
+// Device is the subject of the certificate: its one common name.
+func (a Approved) Device() board.DeviceID { return a.device }
+
+// Key is the one thing in the certificate that the request brought.
+func (a Approved) Key() board.Key { return a.key }
+
+// Generation of the record: the epoch in which this device and key get one certificate.
+func (a Approved) Generation() int { return a.generation }
+
+func (a Approved) check() error {
+	if !a.device.Valid() || a.key == (board.Key{}) || a.generation < 1 || !a.notAfter.After(a.notBefore) {
+		return errors.New("not approved by a decision")
+	}
+	return nil
+}
+
+// Decide is the whole policy. It looks at the request, at what the registry holds under the claimed
+// device (nil if nothing), at the policy and at the clock, and at nothing else. The error wraps the
+// Refusal of the first rule that does not hold.
+//
+// An unknown device and a wrong key are told apart before any costly check of the record, so that
+// they take alike.
+func Decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) (Approved, error) {
+	approved, trail := decide(request, enrolment, policy, now)
+	return approved, trail.err
+}
+
+func decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) (Approved, trail) {
+	var (
+		t      trail
+		csr    = request.csr
+		names  = request.commonNames()
+		key    board.Key
+		device board.DeviceID
+		item   board.Enrolment
+		record board.Record
+	)
+	if enrolment != nil {
+		item = *enrolment
+	}
+
+	// The request alone: is it what it says, and does its sender own the key?
+	t.rule(KeyType, func() (err error) {
+		key, err = allowedKey(csr, policy.Algorithms)
+		return err
+	})
+	t.rule(SignatureAlgorithm, func() error { return allowedSignature(csr.SignatureAlgorithm, policy.RefuseSHA1) })
+	t.rule(CSRSignature, func() error { return csr.CheckSignature() })
+	t.require(NoCN, len(names) > 0, "the subject has no common name")
+	t.require(SeveralCN, len(names) <= 1, "the subject has more than one common name")
+	t.rule(CNNotADeviceID, func() (err error) {
+		device, err = deviceIDOf(names[0])
+		return err
+	})
+	t.rule(ExtraNames, func() error { return onlyHarmlessNames(request) })
+	t.rule(CARequested, func() error { return notForACA(csr) })
+
+	// The registry: is this the key that the factory saw in this board?
+	t.require(NotEnrolled, enrolment != nil, "the registry holds nothing under this device id")
+	t.require(KeyMismatch, item.Key == key, "the key is not the enrolled one")
+	t.require(ItemMismatch, item.Device == device, "the registry's item is of another device")
+
+	// The record: did a station that we trust vouch for it?
+	var untrusted error
+	t.require(NoEnvelope, len(item.Envelope) > 0, "the registry's item holds no signed record: no station wrote it")
+	t.rule(BadRecord, func() error {
+		sealed, err := board.OpenEnvelope(item.Envelope, policy.Stations...)
+		if errors.Is(err, board.ErrUntrusted) {
+			untrusted, err = err, nil
+		}
+		record = sealed.Record
+		return err
+	})
+	t.rule(UntrustedRecord, func() error { return untrusted })
+	t.require(ForeignSKU, record.SKU == policy.SKU, "the record is of another SKU")
+	t.require(RecordMismatch, record.Device == device && record.Key == key && record.Generation == item.Generation,
+		"the signed record differs from the request or from the registry's item in device, key or generation")
+	t.rule(RecordProof, func() error {
+		if record.Proof == nil {
+			return unless(policy.AllowNoProof, "the record holds no proof of possession, and the policy asks for one")
+		}
+		return record.Proof.Verify(key)
+	})
+
+	// The state: may it have a certificate today?
+	t.require(StateHeld, item.State != board.Held, "the device is held")
+	t.require(StateScrapped, item.State != board.Scrapped, "the device was scrapped")
+	t.require(StateRevoked, item.State != board.Revoked, "the device was revoked")
+	t.require(StateUnknown, item.State == board.Active, "the item's state is none of the known ones")
+
+	if t.err != nil {
+		return Approved{}, t
+	}
+	validity := policy.Validity
+	if validity == 0 {
+		validity = DefaultValidity
+	}
+	notBefore := now.UTC().Add(-backdate).Truncate(time.Second)
+	return Approved{
+		device: device, key: key, generation: record.Generation,
+		notBefore: notBefore, notAfter: notBefore.Add(validity).Truncate(time.Second),
+	}, t
+}
+
+func allowedKey(csr *x509.CertificateRequest, allowed []board.Algorithm) (board.Key, error) {
+	if csr == nil {
+		return board.Key{}, errors.New("no request")
+	}
+	key, err := board.NewKey(csr.PublicKey, csr.RawSubjectPublicKeyInfo)
+	if err != nil {
+		return board.Key{}, err
+	}
+	if len(allowed) == 0 {
+		allowed = []board.Algorithm{board.P256}
+	}
+	if !slices.Contains(allowed, key.Algorithm()) {
+		return board.Key{}, fmt.Errorf("the policy does not allow %s", key.Algorithm())
+	}
+	return key, nil
+}
+
+func allowedSignature(algorithm x509.SignatureAlgorithm, refuseSHA1 bool) error {
+	switch algorithm {
+	case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
+		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
+		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
+		return nil
+	case x509.ECDSAWithSHA1:
+		return unless(!refuseSHA1, "the policy does not allow SHA-1")
+	}
+	return fmt.Errorf("%v is not accepted", algorithm)
+}
+
+// Object identifiers (X.520; RFC 2985; RFC 5280, 4.2.1).
+const (
+	oidCommonName         = "2.5.4.3"
+	oidSurname            = "2.5.4.4"
+	oidCountry            = "2.5.4.6"
+	oidLocality           = "2.5.4.7"
+	oidState              = "2.5.4.8"
+	oidOrganization       = "2.5.4.10"
+	oidOrganizationalUnit = "2.5.4.11"
+	oidEmail              = "1.2.840.113549.1.9.1"
+	oidSubjectAltName     = "2.5.29.17"
+	oidBasicConstraints   = "2.5.29.19"
+)
+
+// onlyHarmlessNames lets the attributes pass that the boards' own firmware fills in. They are ignored: no
+// part of the subject is copied. Any other attribute, and any alternative name, is somebody's attempt at
+// another identity.
+func onlyHarmlessNames(request Request) error {
+	for _, a := range request.attributes {
+		switch a.Type.String() {
+		case oidCommonName, // counted by rules of its own
+			oidSurname, oidCountry, oidLocality, oidState, oidOrganization, oidOrganizationalUnit, oidEmail:
+		default:
+			return fmt.Errorf("the subject has an attribute %v", a.Type)
+		}
+	}
+	for _, extension := range request.csr.Extensions {
+		if extension.Id.String() == oidSubjectAltName { // even if no name in it is of a kind that we know
+			return errors.New("alternative names are requested")
+		}
+	}
+	return nil
+}
+
+// notForACA refuses a request that asks for more than a device gets. Other extensions are ignored.
+func notForACA(csr *x509.CertificateRequest) error {
+	for _, extension := range csr.Extensions {
+		if extension.Id.String() != oidBasicConstraints {
+			continue
+		}
+		var constraints struct {
+			IsCA       bool `asn1:"optional"`
+			MaxPathLen int  `asn1:"optional,default:-1"`
+		}
+		if rest, err := asn1.Unmarshal(extension.Value, &constraints); err != nil || len(rest) > 0 {
+			return errors.New("basic constraints that cannot be read")
+		}
+		return unless(!constraints.IsCA, "a CA certificate is requested")
+	}
+	return nil
+}
+
+func unless(ok bool, otherwise string) error {
+	if !ok {
+		return errors.New(otherwise)
+	}
+	return nil
+}

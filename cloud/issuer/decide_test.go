@@ -1,0 +1,535 @@
+package issuer
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"secretfree/station/board"
+)
+
+// scene is what Decide looks at; each case spoils one thing in it.
+type scene struct {
+	t       *testing.T
+	station station
+	board   simulated
+	csr     csr
+	record  board.Record
+	seal    func(r board.Record) board.Enrolment
+	item    func(e *board.Enrolment)
+	absent  bool
+	policy  Policy
+}
+
+func newScene(t *testing.T) *scene {
+	s := &scene{t: t, station: newStation(t, testSKU, "line3-a"), board: newSimulated(t)}
+	s.csr = s.board.csr()
+	s.record = s.board.record(t, s.station)
+	s.seal = func(r board.Record) board.Enrolment { return enrolment(t, r, s.station) }
+	s.policy = Policy{SKU: testSKU, Stations: []board.Verifier{s.station.verifier}}
+	return s
+}
+
+func (s *scene) inputs() (Request, *board.Enrolment) {
+	if s.absent {
+		return s.csr.request(s.t), nil
+	}
+	e := s.seal(s.record)
+	if s.item != nil {
+		s.item(&e)
+	}
+	return s.csr.request(s.t), &e
+}
+
+func (s *scene) rsaKey(bits int) *rsa.PrivateKey {
+	s.t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return key
+}
+
+func (s *scene) ecKey(curve elliptic.Curve) *ecdsa.PrivateKey {
+	s.t.Helper()
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return key
+}
+
+func oid(ids ...int) asn1.ObjectIdentifier { return ids }
+
+// refusals has a case, or several, for every rule of Decide.
+var refusals = []struct {
+	name  string
+	want  Refusal
+	spoil func(s *scene)
+}{
+	{"RSA 1024", KeyType, func(s *scene) { s.csr.key = s.rsaKey(1024); s.policy.Algorithms = []board.Algorithm{board.RSA} }},
+	{"RSA where the policy is silent", KeyType, func(s *scene) { s.csr.key = s.rsaKey(2048) }},
+	{"P-384 where the policy is silent", KeyType, func(s *scene) { s.csr.key = s.ecKey(elliptic.P384()) }},
+	{"P-521", KeyType, func(s *scene) { s.csr.key = s.ecKey(elliptic.P521()) }},
+	{"Ed25519", KeyType, func(s *scene) {
+		public, _, _ := ed25519.GenerateKey(rand.Reader)
+		s.csr.public = public
+	}},
+	{"SHA-1 where the policy refuses it", SignatureAlgorithm, func(s *scene) { s.policy.RefuseSHA1 = true }},
+	{"another device's key spliced in", CSRSignature, func(s *scene) { s.csr.key = newSimulated(s.t).key; s.csr.public = s.board.key.Public() }},
+	{"no subject", NoCN, func(s *scene) { s.csr.subject = nil }},
+	{"a subject without a CN", NoCN, func(s *scene) {
+		s.csr.subject = [][]attribute{name(oid(2, 5, 4, 10), asn1.TagPrintableString, "Widgets")}
+	}},
+	{"two CNs", SeveralCN, func(s *scene) { s.csr.subject = append(s.csr.subject, cn(newSimulated(s.t).id.String())) }},
+	{"the same CN twice", SeveralCN, func(s *scene) { s.csr.subject = append(s.csr.subject, s.csr.subject[0]) }},
+	{"two CNs in one set", SeveralCN, func(s *scene) { s.csr.subject[0] = append(s.csr.subject[0], cn("x")...) }},
+	{"CN in upper case", CNNotADeviceID, func(s *scene) {
+		s.board.id[0] = 0xab
+		s.csr.subject[0] = cn(strings.ToUpper(s.board.id.String()))
+	}},
+	{"empty CN", CNNotADeviceID, func(s *scene) { s.csr.subject[0] = cn("") }},
+	{"CN cut short", CNNotADeviceID, func(s *scene) { s.csr.subject[0] = cn(s.board.id.String()[:31]) }},
+	{"CN with a space", CNNotADeviceID, func(s *scene) { s.csr.subject[0] = cn(s.board.id.String() + " ") }},
+	{"CN with a NUL", CNNotADeviceID, func(s *scene) {
+		s.csr.subject[0] = name(oid(2, 5, 4, 3), asn1.TagUTF8String, s.board.id.String()+"\x00")
+	}},
+	{"CN with a look-alike", CNNotADeviceID, func(s *scene) {
+		s.csr.subject[0] = name(oid(2, 5, 4, 3), asn1.TagUTF8String, "а"+s.board.id.String()[2:])
+	}},
+	{"CN of all zeros", CNNotADeviceID, func(s *scene) { s.csr.subject[0] = cn(strings.Repeat("0", 32)) }},
+	{"CN in two-byte characters", CNNotADeviceID, func(s *scene) {
+		s.csr.subject[0] = name(oid(2, 5, 4, 3), asn1.TagBMPString, s.board.id.String())
+	}},
+	{"a serial number in the subject", ExtraNames, func(s *scene) {
+		s.csr.subject = append(s.csr.subject, name(oid(2, 5, 4, 5), asn1.TagPrintableString, "1111"))
+	}},
+	{"a domain component in the subject", ExtraNames, func(s *scene) {
+		s.csr.subject = append(s.csr.subject, name(oid(0, 9, 2342, 19200300, 100, 1, 25), asn1.TagIA5String, "example"))
+	}},
+	{"an alternative name", ExtraNames, func(s *scene) {
+		// a GeneralNames with one dNSName
+		s.csr.extensions = []extension{{ID: oid(2, 5, 29, 17), Value: append([]byte{0x30, 0x0d, 0x82, 0x0b}, "example.com"...)}}
+	}},
+	{"an alternative name of a kind unknown to crypto/x509", ExtraNames, func(s *scene) {
+		// a GeneralNames with one registeredID
+		s.csr.extensions = []extension{{ID: oid(2, 5, 29, 17), Value: []byte{0x30, 0x05, 0x88, 0x03, 0x2a, 0x03, 0x04}}}
+	}},
+	{"CA:TRUE", CARequested, func(s *scene) {
+		s.csr.extensions = []extension{{ID: oid(2, 5, 29, 19), Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}}
+	}},
+	{"basic constraints that are none", CARequested, func(s *scene) {
+		s.csr.extensions = []extension{{ID: oid(2, 5, 29, 19), Value: []byte{0x04, 0x00}}}
+	}},
+	{"not enrolled", NotEnrolled, func(s *scene) { s.absent = true }},
+	{"enrolled with another key", KeyMismatch, func(s *scene) {
+		other := newSimulated(s.t)
+		other.id = s.board.id
+		s.record = other.record(s.t, s.station)
+	}},
+	{"an item without a key", KeyMismatch, func(s *scene) { s.item = func(e *board.Enrolment) { e.Key = board.Key{} } }},
+	{"the item of another device", ItemMismatch, func(s *scene) { s.item = func(e *board.Enrolment) { e.Device = newSimulated(s.t).id } }},
+	{"an item that no station wrote", NoEnvelope, func(s *scene) { s.item = func(e *board.Enrolment) { e.Envelope = nil } }},
+	{"a torn envelope", BadRecord, func(s *scene) { s.item = func(e *board.Enrolment) { e.Envelope = e.Envelope[:100] } }},
+	{"a station that is not trusted", UntrustedRecord, func(s *scene) {
+		rogue := newStation(s.t, testSKU, "rogue")
+		s.record = s.board.record(s.t, rogue)
+		s.seal = func(r board.Record) board.Enrolment { return enrolment(s.t, r, rogue) }
+	}},
+	{"a rogue key under a trusted station's name", UntrustedRecord, func(s *scene) {
+		rogue := newStation(s.t, testSKU, "line3-a")
+		s.seal = func(r board.Record) board.Enrolment { return enrolment(s.t, r, rogue) }
+	}},
+	{"a record changed after it was signed", UntrustedRecord, func(s *scene) {
+		s.item = func(e *board.Enrolment) {
+			r := s.record
+			r.Facts = map[string]string{"x": "y"}
+			forged, err := r.Encode()
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			was, err := s.record.Encode()
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			b64 := base64.StdEncoding.EncodeToString
+			e.Envelope = bytes.Replace(e.Envelope, []byte(b64(was)), []byte(b64(forged)), 1)
+		}
+	}},
+	{"no trusted station at all", UntrustedRecord, func(s *scene) { s.policy.Stations = nil }},
+	{"a record of another SKU", ForeignSKU, func(s *scene) {
+		s.station = newStation(s.t, "gadget", "line3-a")
+		s.record = s.board.record(s.t, s.station)
+		s.policy.Stations = []board.Verifier{s.station.verifier}
+	}},
+	{"a true record of another device in this item", RecordMismatch, func(s *scene) {
+		other := newSimulated(s.t).record(s.t, s.station)
+		s.item = func(e *board.Enrolment) { e.Envelope = s.seal(other).Envelope }
+	}},
+	{"a true record of this device with another key", RecordMismatch, func(s *scene) {
+		twin := newSimulated(s.t)
+		twin.id = s.board.id
+		s.item = func(e *board.Enrolment) { e.Envelope = s.seal(twin.record(s.t, s.station)).Envelope }
+	}},
+	{"a generation raised without a record", RecordMismatch, func(s *scene) { s.item = func(e *board.Enrolment) { e.Generation = 2 } }},
+	{"a record without proof", RecordProof, func(s *scene) { s.record.Proof = nil }},
+	{"a record with another board's proof", RecordProof, func(s *scene) { s.record.Proof = newSimulated(s.t).record(s.t, s.station).Proof }},
+	{"another board's proof where none is needed", RecordProof, func(s *scene) {
+		s.record.Proof = newSimulated(s.t).record(s.t, s.station).Proof
+		s.policy.AllowNoProof = true
+	}},
+	{"held", StateHeld, func(s *scene) { s.item = func(e *board.Enrolment) { e.State = board.Held } }},
+	{"scrapped", StateScrapped, func(s *scene) { s.item = func(e *board.Enrolment) { e.State = board.Scrapped } }},
+	{"revoked", StateRevoked, func(s *scene) { s.item = func(e *board.Enrolment) { e.State = board.Revoked } }},
+	{"no state", StateUnknown, func(s *scene) { s.item = func(e *board.Enrolment) { e.State = "" } }},
+}
+
+func TestDecideRefuses(t *testing.T) {
+	reached := map[Refusal]bool{}
+	for _, c := range refusals {
+		t.Run(c.name, func(t *testing.T) {
+			s := newScene(t)
+			c.spoil(s)
+			request, item := s.inputs()
+			approved, err := Decide(request, item, s.policy, time.Now())
+			if !errors.Is(err, c.want) {
+				t.Fatalf("got %v, want %s", err, c.want)
+			}
+			if approved != (Approved{}) {
+				t.Fatal("a refusal came with something to sign")
+			}
+			if outcome, _ := classify(err); outcome != Refused {
+				t.Fatalf("a stranger would read %q", outcome)
+			}
+			reached[c.want] = true
+
+			// The same, told rule by rule.
+			verdicts, again := Explain(request, item, s.policy, time.Now())
+			if again == nil || again.Error() != err.Error() {
+				t.Fatalf("Explain says %v, Decide %v", again, err)
+			}
+			at := slices.IndexFunc(verdicts, func(v Verdict) bool { return v.Rule == c.want })
+			for i, v := range verdicts {
+				want := "passed"
+				switch {
+				case i == at:
+					want = "refused"
+				case i > at:
+					want = "not reached"
+				}
+				if v.Verdict != want || (v.Detail != "") != (i == at) {
+					t.Errorf("rule %s: %+v, want %s", v.Rule, v, want)
+				}
+			}
+		})
+	}
+	s := newScene(t)
+	request, item := s.inputs()
+	verdicts, err := Explain(request, item, s.policy, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range verdicts {
+		if v.Verdict != "passed" {
+			t.Errorf("%+v of a good request", v)
+		}
+		if !reached[v.Rule] {
+			t.Errorf("no case reaches the rule %s", v.Rule)
+		}
+	}
+	if len(verdicts) != len(reached) {
+		t.Errorf("%d rules, %d refusals", len(verdicts), len(reached))
+	}
+}
+
+func TestDecideApproves(t *testing.T) {
+	for name, vary := range map[string]func(s *scene){
+		"as stock firmware asks": func(*scene) {},
+		"with SHA-256":           func(s *scene) { s.csr.sha256 = true; s.policy.RefuseSHA1 = true },
+		"with the names of the CSR example": func(s *scene) {
+			for _, a := range []struct {
+				oid   asn1.ObjectIdentifier
+				value string
+			}{
+				{oid(2, 5, 4, 6), "US"}, {oid(2, 5, 4, 8), "Texas"}, {oid(2, 5, 4, 7), "Dallas"}, {oid(2, 5, 4, 4), "N"},
+				{oid(2, 5, 4, 10), "TI"}, {oid(2, 5, 4, 11), "IoT"}, {oid(1, 2, 840, 113549, 1, 9, 1), "a@b.c"},
+			} {
+				s.csr.subject = append(s.csr.subject, name(a.oid, asn1.TagUTF8String, a.value))
+			}
+		},
+		"with CA:FALSE and a key usage": func(s *scene) {
+			s.csr.extensions = []extension{
+				{ID: oid(2, 5, 29, 19), Value: []byte{0x30, 0x00}},
+				{ID: oid(2, 5, 29, 15), Value: []byte{0x03, 0x02, 0x07, 0x80}},
+			}
+		},
+		"an older teletex string": func(s *scene) {
+			s.csr.subject[0] = name(oid(2, 5, 4, 3), asn1.TagT61String, s.board.id.String())
+		},
+		"P-384 by policy": func(s *scene) {
+			s.board.key = s.ecKey(elliptic.P384())
+			s.csr.key, s.record = s.board.key, s.board.record(s.t, s.station)
+			s.policy.Algorithms = []board.Algorithm{board.P256, board.P384}
+		},
+		"RSA without proof by policy": func(s *scene) {
+			s.board.key = s.rsaKey(2048)
+			s.csr.key, s.record = s.board.key, s.board.record(s.t, s.station)
+			s.policy.Algorithms, s.policy.AllowNoProof = []board.Algorithm{board.RSA}, true
+		},
+		"a second generation": func(s *scene) { s.record.Generation = 2 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			vary(s)
+			request, item := s.inputs()
+			now := time.Now()
+			a, err := Decide(request, item, s.policy, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a.Device() != s.board.id || a.Key() != s.board.boardKey(t) || a.Generation() != s.record.Generation {
+				t.Errorf("approved %+v", a)
+			}
+			if a.notBefore.After(now) || a.notAfter.Sub(a.notBefore) != DefaultValidity {
+				t.Errorf("valid %v to %v", a.notBefore, a.notAfter)
+			}
+			if claimed, ok := request.Claimed(); !ok || claimed != s.board.id {
+				t.Errorf("claims to be %v", claimed)
+			}
+		})
+	}
+}
+
+// A request that was not parsed, and what no decision approved, get nowhere.
+func TestNothingButApproved(t *testing.T) {
+	s := newScene(t)
+	_, item := s.inputs()
+	if _, err := Decide(Request{}, item, s.policy, time.Now()); !errors.Is(err, KeyType) {
+		t.Errorf("deciding on no request: %v", err)
+	}
+	if _, err := newClaim(Approved{}, time.Now()); err == nil {
+		t.Error("the zero Approved was claimed")
+	}
+	claim := Claim{Device: s.board.id, Fingerprint: s.record.Fingerprint(), Generation: 1, Serial: Serial{1}, NotAfter: time.Now().Add(time.Hour)}
+	if _, err := localCA(t).Issue(t.Context(), Approved{}, claim); err == nil {
+		t.Error("the zero Approved was signed")
+	}
+	request, item := s.inputs()
+	a, err := Decide(request, item, s.policy, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(c *Claim){
+		"another device":     func(c *Claim) { c.Device = newSimulated(t).id },
+		"another key":        func(c *Claim) { c.Fingerprint[0]++ },
+		"another generation": func(c *Claim) { c.Generation++ },
+		"no serial":          func(c *Claim) { c.Serial = Serial{} },
+		"beyond the CA":      func(c *Claim) { c.NotAfter = localCA(t).NotAfter().Add(time.Second) },
+	} {
+		claim, err := newClaim(a, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		spoil(&claim)
+		if _, err := localCA(t).Issue(t.Context(), a, claim); err == nil {
+			t.Errorf("%s: signed under a claim that is not for it", name)
+		}
+	}
+}
+
+func TestPolicyCheck(t *testing.T) {
+	good := Policy{SKU: testSKU, Stations: []board.Verifier{newStation(t, testSKU, "a").verifier}}
+	if err := good.Check(); err != nil {
+		t.Fatal(err)
+	}
+	for want, spoil := range map[string]func(p *Policy){
+		"SKU":                   func(p *Policy) { p.SKU = "Widget" },
+		"no trusted station":    func(p *Policy) { p.Stations = nil },
+		"unknown key algorithm": func(p *Policy) { p.Algorithms = []board.Algorithm{"P-521"} },
+		"a validity of 1s":      func(p *Policy) { p.Validity = time.Second },
+		"a validity of -1h":     func(p *Policy) { p.Validity = -time.Hour },
+		"a validity of 876000h": func(p *Policy) { p.Validity = 876000 * time.Hour },
+	} {
+		p := good
+		spoil(&p)
+		if err := p.Check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q in it", err, want)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	s := newScene(t)
+	der, text := s.csr.der(t), s.csr.pem(t)
+	b64 := base64.StdEncoding.EncodeToString
+	big := s.csr
+	big.extensions = []extension{{ID: oid(1, 2, 3), Value: make([]byte, MaxDER)}}
+	offCurve := bytes.Clone(der)
+	point := bytes.Index(offCurve, []byte{0x03, 0x42, 0x00, 0x04})
+	offCurve[point+10] ^= 1
+
+	for _, c := range []struct {
+		name string
+		data []byte
+		want Refusal
+	}{
+		{"nothing", nil, NoRequest},
+		{"DER of more than 4096 bytes", big.der(t), TooLarge},
+		{"text of more than 8192 bytes", bytes.Repeat([]byte("A"), MaxText+1), TooLarge},
+		{"no base64", []byte("hello, world"), NotBase64},
+		{"base64 without padding", []byte("TUE"), NotBase64},
+		{"base64 with bits left over", []byte("TUF="), NotBase64},
+		{"trailing bytes", append(bytes.Clone(der), 0), NotARequest},
+		{"cut short", der[:len(der)-1], NotARequest},
+		{"base64 of no request", []byte(b64([]byte("hello"))), NotARequest},
+		{"a point off the curve", offCurve, NotARequest},
+		{"two blocks", append(bytes.Clone(text), text...), NotOnePEM},
+		{"a broken block before a good one", append([]byte("-----BEGIN CERTIFICATE REQUEST-----\n!\n-----END CERTIFICATE REQUEST-----\n"), text...), NotOnePEM},
+		{"text before the block", append([]byte("-----BEGIN \n"), text...), NotOnePEM},
+		{"text after the block", append(bytes.Clone(text), "x"...), NotOnePEM},
+		{"PEM headers", bytes.Replace(text, []byte("-----\n"), []byte("-----\nProc-Type: 4,ENCRYPTED\n\n"), 1), NotOnePEM},
+		{"another block", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), NotOnePEM},
+		{"labels that differ", bytes.Replace(text, []byte("BEGIN C"), []byte("BEGIN NEW C"), 1), NotOnePEM},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := ParseRequest(c.data)
+			if !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %s", err, c.want)
+			}
+			if !c.want.Malformed() {
+				t.Errorf("%s is not malformed", c.want)
+			}
+		})
+	}
+	for _, c := range []struct {
+		name, value string
+		want        Refusal
+	}{
+		{"12 KB", b64(make([]byte, 9<<10)), TooLarge},
+		{"empty", "", NotOnePEM},
+		{"base64 of DER", b64(der), NotOnePEM},
+		{"PEM itself", string(text[:40]), NotBase64},
+		{"base64url", strings.NewReplacer("+", "-", "/", "_", "=", "-").Replace(b64(text)) + "-", NotBase64},
+		{"a line break inside", b64(text)[:76] + "\r\n" + b64(text)[76:], NotBase64},
+	} {
+		t.Run("header/"+c.name, func(t *testing.T) {
+			if _, err := ParseHeader(c.value); !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestParseForms(t *testing.T) {
+	c := newSimulated(t).csr()
+	der := c.der(t)
+	b64 := base64.StdEncoding.EncodeToString
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	// What the CSR example of the boards' maker prints: a first row of 63 characters, line ends of every kind.
+	whole := b64(der)
+	odd := "-----BEGIN CERTIFICATE REQUEST-----\r\n\r" + whole[:63] + "\r\n"
+	for row := range slices.Chunk([]byte(whole[63:]), 64) {
+		odd += string(row) + "\r\n"
+	}
+	odd += "\r-----END CERTIFICATE REQUEST-----\r\n\r\r\n\r\n"
+
+	for name, data := range map[string][]byte{
+		"DER":                  der,
+		"PEM":                  text,
+		"PEM with CR LF":       bytes.ReplaceAll(text, []byte("\n"), []byte("\r\n")),
+		"PEM as boards print":  []byte(odd),
+		"PEM with NEW":         bytes.ReplaceAll(text, []byte("CERTIFICATE REQUEST"), []byte("NEW CERTIFICATE REQUEST")),
+		"base64":               []byte(whole),
+		"base64 in lines":      append([]byte(whole[:64]+"\n"+whole[64:]), '\n'),
+		"base64 in CR LF":      []byte(whole[:64] + "\r\n" + whole[64:] + "\r\n"),
+		"PEM with white space": append([]byte("\n\n"), text...),
+	} {
+		r, err := ParseRequest(data)
+		if err != nil || !bytes.Equal(r.DER(), der) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, inner := range [][]byte{text, []byte(odd)} {
+		if r, err := ParseHeader(b64(inner)); err != nil || !bytes.Equal(r.DER(), der) {
+			t.Errorf("header: %v", err)
+		}
+	}
+	// The largest request fits into the largest header.
+	if n := len(b64(pem.EncodeToMemory(&pem.Block{Type: "NEW CERTIFICATE REQUEST", Bytes: make([]byte, MaxDER)}))); n > MaxText {
+		t.Errorf("%d bytes", n)
+	}
+}
+
+// What parses is the same request in each of its forms.
+func FuzzParseRequest(f *testing.F) {
+	c := newSimulated(f).csr()
+	f.Add(c.der(f))
+	f.Add(c.pem(f))
+	f.Add([]byte(base64.StdEncoding.EncodeToString(c.der(f))))
+	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := ParseRequest(data)
+		if err != nil {
+			if refusal, ok := errors.AsType[Refusal](err); !ok || !refusal.Malformed() {
+				t.Fatalf("an error without a name: %v", err)
+			}
+			return
+		}
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.DER()})
+		again, err := ParseRequest(text)
+		if err != nil || !bytes.Equal(again.DER(), r.DER()) {
+			t.Fatalf("as PEM: %v", err)
+		}
+		again, err = ParseHeader(base64.StdEncoding.EncodeToString(text))
+		if err != nil || !bytes.Equal(again.DER(), r.DER()) {
+			t.Fatalf("as a header: %v", err)
+		}
+	})
+}
+
+// Whatever is done to a request or to a record, only this board's key is approved, under this board's id.
+func FuzzDecide(f *testing.F) {
+	st, b := newStation(f, testSKU, "line3-a"), newSimulated(f)
+	item := enrolment(f, b.record(f, st), st)
+	policy := Policy{SKU: testSKU, Stations: []board.Verifier{st.verifier}}
+	good := b.csr().der(f)
+	f.Add(good, item.Envelope)
+	f.Add(newSimulated(f).csr().der(f), item.Envelope)
+	f.Add(good, []byte("{}"))
+	for _, at := range []int{10, 40, len(good) / 2, len(good) - 5} {
+		bad := bytes.Clone(good)
+		bad[at] ^= 1
+		f.Add(bad, item.Envelope)
+	}
+	f.Fuzz(func(t *testing.T, der, envelope []byte) {
+		request, err := ParseRequest(der)
+		if err != nil {
+			return
+		}
+		e := item
+		e.Envelope = envelope
+		a, err := Decide(request, &e, policy, time.Now())
+		if err != nil {
+			if _, ok := errors.AsType[Refusal](err); !ok || a != (Approved{}) {
+				t.Fatalf("refused as %v, with %+v", err, a)
+			}
+			return
+		}
+		csr, err := x509.ParseCertificateRequest(request.DER())
+		if err != nil || csr.CheckSignature() != nil || a.Device() != b.id || a.Key() != item.Key || csr.Subject.CommonName != b.id.String() {
+			t.Fatalf("approved %+v", a)
+		}
+	})
+}

@@ -1,0 +1,291 @@
+package issuer
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// HeaderCSR is the request header of the reference deployment: the base64 of a PEM request.
+const HeaderCSR = "device-csr"
+
+const (
+	readTimeout  = 10 * time.Second // for a body
+	issueTimeout = 25 * time.Second // API Gateway gives up after 29
+	retryAfter   = "30"             // seconds
+	failureFades = time.Minute
+)
+
+// HandlerConfig of a Handler.
+type HandlerConfig struct {
+	Issuer   *Issuer
+	Endpoint string // where a device connects with its certificate; part of the answer
+	// Log, if set, is told of every request, in the request's own goroutine.
+	Log func(Decision)
+}
+
+// Decision is what is logged about a request: never the request itself, nor a header of it.
+type Decision struct {
+	ID      string // correlation id, which the stranger was told as well
+	Path    string
+	Outcome Outcome
+	Device  string        // as claimed; empty if the request claims none that is a device id
+	Refusal Refusal       // if malformed or refused
+	Err     error         // what lies behind a refusal or failure; not for strangers
+	Took    time.Duration // from the first byte of the body to the answer
+}
+
+// Outcome of a request.
+type Outcome string
+
+// The outcomes. The last three are also the words that a stranger reads.
+const (
+	Issued    Outcome = "issued" // anew, or the same one again
+	Malformed Outcome = "malformed"
+	Refused   Outcome = "refused"
+	TryLater  Outcome = "try-later"
+)
+
+// Stats counts requests since the start.
+type Stats struct {
+	Issued   uint64
+	TryLater uint64
+	Refused  map[Refusal]uint64 // malformed ones too
+	// Failing is since when every issuance that was tried has ended in TryLater; zero if the last one did not.
+	Failing time.Time
+}
+
+// Handler serves POST /new and POST /proto, which are the same, and GET /healthz.
+//
+// The request comes in the header device-csr (base64 of PEM), or as a body application/pkcs10 (PEM, DER, or base64
+// of DER); never both. The answer is JSON with the fields certificate, certificateChain (both PEM, the chain up to the
+// root) and endpoint. A client whose Accept header names text/plain or application/x-pem-file first gets the certificate
+// alone, application/pem-certificate-chain (RFC 8555) the certificate and the chain.
+//
+// Strangers learn one of three things: {"error":"malformed"} with 400, "refused" with 403, "try-later" with 503 and
+// Retry-After; each with a correlation id.
+//
+// The server in front of it limits the whole of the headers, and the time that they take to arrive.
+type Handler struct {
+	config HandlerConfig
+	mux    *http.ServeMux
+
+	mu          sync.Mutex // of what follows
+	stats       Stats
+	lastFailure time.Time
+}
+
+// NewHandler checks the configuration.
+func NewHandler(config HandlerConfig) (*Handler, error) {
+	if config.Issuer == nil {
+		return nil, errors.New("issuer: a handler needs an issuer")
+	}
+	h := &Handler{config: config, mux: http.NewServeMux(), stats: Stats{Refused: map[Refusal]uint64{}}}
+	h.mux.HandleFunc("POST /new", h.issue)
+	h.mux.HandleFunc("POST /proto", h.issue)
+	h.mux.HandleFunc("GET /healthz", h.health)
+	return h, nil
+}
+
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+
+// Stats returns a copy.
+func (h *Handler) Stats() Stats {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.stats
+	s.Refused = make(map[Refusal]uint64, len(h.stats.Refused))
+	for name, n := range h.stats.Refused {
+		s.Refused[name] = n
+	}
+	return s
+}
+
+// health is red if an issuance failed in the last minute and none succeeded since. It fades, because a
+// balancer sends no more requests to what is red, and then nothing could turn it green.
+func (h *Handler) health(w http.ResponseWriter, _ *http.Request) {
+	h.mu.Lock()
+	red := !h.stats.Failing.IsZero() && time.Since(h.lastFailure) < failureFades
+	h.mu.Unlock()
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	if red {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, "certificates cannot be issued at present\n")
+		return
+	}
+	_, _ = io.WriteString(w, "ok\n")
+}
+
+func (h *Handler) issue(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
+	d := Decision{ID: hex.EncodeToString(id[:]), Path: r.URL.Path}
+
+	certificate, err := h.answer(w, r, &d)
+	d.Took = time.Since(start)
+	d.Err = err
+	d.Outcome, d.Refusal = classify(err)
+	h.count(d)
+	if h.config.Log != nil {
+		h.config.Log(d)
+	}
+	if d.Outcome == Issued {
+		writeCertificate(w, r, certificate, h.config.Endpoint)
+		return
+	}
+	writeError(w, d)
+}
+
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, d *Decision) (_ Certificate, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	request, err := readRequest(w, r)
+	if err != nil {
+		return Certificate{}, err
+	}
+	if device, ok := request.Claimed(); ok {
+		d.Device = device.String()
+	}
+	// A device that hangs up does not stop what was begun: it will come back for it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), issueTimeout)
+	defer cancel()
+	return h.config.Issuer.Issue(ctx, request)
+}
+
+func readRequest(w http.ResponseWriter, r *http.Request) (Request, error) {
+	// Where a deadline cannot be set, as under Lambda, the body is here already.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(readTimeout))
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxText))
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return Request{}, fmt.Errorf("%w: a body of more than %d bytes", TooLarge, MaxText)
+	}
+	if err != nil {
+		return Request{}, fmt.Errorf("%w: the body broke off: %v", NoRequest, err)
+	}
+	headers := r.Header.Values(HeaderCSR)
+	switch {
+	case len(headers) == 0 && len(body) == 0:
+		return Request{}, NoRequest
+	case len(headers) > 1 || len(headers) == 1 && len(body) > 0:
+		return Request{}, TwoRequests
+	case len(headers) == 1:
+		return ParseHeader(headers[0])
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/pkcs10" {
+		return Request{}, fmt.Errorf("%w: want application/pkcs10", ContentType)
+	}
+	return ParseRequest(body)
+}
+
+// classify is the one place that turns an error into what a stranger may know.
+func classify(err error) (Outcome, Refusal) {
+	if err == nil {
+		return Issued, ""
+	}
+	refusal, ok := errors.AsType[Refusal](err)
+	switch {
+	case !ok:
+		return TryLater, ""
+	case refusal.Malformed():
+		return Malformed, refusal
+	default:
+		return Refused, refusal
+	}
+}
+
+func (h *Handler) count(d Decision) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch d.Outcome {
+	case Issued:
+		h.stats.Issued++
+		h.stats.Failing = time.Time{}
+	case TryLater:
+		h.stats.TryLater++
+		h.lastFailure = time.Now()
+		if h.stats.Failing.IsZero() {
+			h.stats.Failing = h.lastFailure
+		}
+	default:
+		h.stats.Refused[d.Refusal]++
+	}
+}
+
+func writeError(w http.ResponseWriter, d Decision) {
+	status := http.StatusServiceUnavailable
+	switch d.Outcome {
+	case Malformed:
+		status = http.StatusBadRequest
+	case Refused:
+		status = http.StatusForbidden
+	default:
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	writeJSON(w, status, struct {
+		Error Outcome `json:"error"`
+		ID    string  `json:"id"`
+	}{d.Outcome, d.ID})
+}
+
+func writeCertificate(w http.ResponseWriter, r *http.Request, c Certificate, endpoint string) {
+	kind := wanted(r.Header.Values("Accept"))
+	switch kind {
+	case "text/plain", "application/x-pem-file":
+		w.Header().Set("Content-Type", kind)
+		w.Header().Set("Cache-Control", "no-store")
+		_, _ = w.Write(c.LeafPEM())
+	case "application/pem-certificate-chain":
+		w.Header().Set("Content-Type", kind)
+		w.Header().Set("Cache-Control", "no-store")
+		_, _ = w.Write(append(c.LeafPEM(), c.ChainPEM()...))
+	default:
+		writeJSON(w, http.StatusOK, struct {
+			Certificate      string `json:"certificate"`
+			CertificateChain string `json:"certificateChain"`
+			Endpoint         string `json:"endpoint"`
+		}{string(c.LeafPEM()), string(c.ChainPEM()), endpoint})
+	}
+}
+
+// wanted is the first media type of Accept that there is an answer in; weights are not looked at.
+func wanted(accept []string) string {
+	for _, entry := range strings.Split(strings.Join(accept, ","), ",") {
+		kind, _, err := mime.ParseMediaType(entry)
+		if err != nil {
+			continue
+		}
+		switch kind {
+		case "text/plain", "application/x-pem-file", "application/pem-certificate-chain", "application/json", "*/*", "application/*":
+			return kind
+		}
+	}
+	return "application/json"
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil { // strings only: they always encode
+		status, body = http.StatusServiceUnavailable, []byte(`{"error":"try-later"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n'))
+}
