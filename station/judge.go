@@ -1,0 +1,109 @@
+package station
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"secretfree/station/board"
+	"secretfree/uart"
+)
+
+// failure is a verdict against a board.
+type failure struct {
+	reason Reason
+	device board.DeviceID // zero if it is not known
+	err    error
+}
+
+func (f *failure) Error() string { return fmt.Sprintf("%s: %v", f.reason, f.err) }
+func (f *failure) Unwrap() error { return f.err }
+
+// judge turns what a board said into a record, or says what is wrong with it. It believes nothing: the
+// signatures are checked here again.
+func (s *Station) judge(report uart.Report, now time.Time) (board.Record, *failure) {
+	device, err := board.NewDeviceID(report.Device)
+	if err != nil {
+		return board.Record{}, &failure{reason: ReasonGarbled, err: err}
+	}
+	refuse := func(reason Reason, err error) (board.Record, *failure) {
+		return board.Record{}, &failure{reason: reason, device: device, err: err}
+	}
+	key, err := board.ParseKey(report.SPKI)
+	if err != nil {
+		return refuse(ReasonGarbled, err)
+	}
+	if allowed := s.policy.algorithms(); !slices.Contains(allowed, key.Algorithm()) {
+		return refuse(ReasonPolicy, fmt.Errorf("a key of type %s; allowed are %v", key.Algorithm(), allowed))
+	}
+	record := board.Record{
+		SKU: s.sku, Station: s.name, Device: device, Key: key,
+		ReadAt: now.UTC().Truncate(time.Millisecond), Generation: 1, Facts: report.Facts,
+	}
+	switch {
+	case report.Proof != nil:
+		record.Proof = &board.Proof{
+			Method: board.ProofMethod(report.Proof.Method), Hash: board.Hash(report.Proof.Hash),
+			Nonces: report.Proof.Nonces, Signatures: report.Proof.Signatures,
+		}
+		if err := record.Proof.Verify(key); err != nil {
+			return refuse(ReasonNoProof, err)
+		}
+	case !s.policy.AllowUnproven:
+		return refuse(ReasonNoProof, errors.New("the dialect brought no proof of possession, and the policy asks for one"))
+	}
+	if err := record.Check(); err != nil {
+		return refuse(ReasonGarbled, err)
+	}
+	return record, nil
+}
+
+// boardReason names what is wrong with a board. ok is false for all other errors of a dialect: the port is lost.
+func boardReason(err error) (reason Reason, ok bool) {
+	switch {
+	case errors.Is(err, uart.ErrPrivateKey):
+		return ReasonPrivateKeyLeak, true
+	case errors.Is(err, uart.ErrUnplugged):
+		return ReasonUnplugged, false
+	case errors.Is(err, uart.ErrNoProof):
+		return ReasonNoProof, true
+	case errors.Is(err, uart.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
+		return ReasonTimeout, true
+	case errors.Is(err, uart.ErrGarbled):
+		return ReasonGarbled, true
+	}
+	return ReasonUnplugged, false
+}
+
+// journalReason names what an error of Journal.Append means for a board.
+func journalReason(err error) Reason {
+	switch {
+	case errors.Is(err, board.ErrDeviceConflict):
+		return ReasonDeviceConflict
+	case errors.Is(err, board.ErrKeyConflict):
+		return ReasonKeyConflict
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return ReasonDiskFull
+	case errors.Is(err, board.ErrRecord):
+		return ReasonGarbled
+	}
+	return ReasonDiskError
+}
+
+// portAdvice says what to do about an error of opening a port; empty if the port is just not there.
+func portAdvice(err error) word {
+	switch {
+	case errors.Is(err, uart.ErrAbsent), errors.Is(err, uart.ErrUnplugged):
+		return ""
+	case errors.Is(err, uart.ErrBusy):
+		return adviceBusy
+	case errors.Is(err, uart.ErrPermission):
+		return advicePermission
+	case errors.Is(err, uart.ErrNotAPort):
+		return adviceNotAPort
+	}
+	return advicePortError
+}

@@ -1,0 +1,203 @@
+package station
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"secretfree/station/board"
+	"secretfree/uart"
+)
+
+const (
+	retryPort = 2 * time.Second        // after a port could not be opened
+	retryLost = 250 * time.Millisecond // after a port was lost
+	retryGone = time.Second            // after a dialect failed to watch a board; doubles
+	maxRetry  = time.Minute
+)
+
+// errPanic says that a dialect panicked. The value of the panic is not told: it may quote the board.
+var errPanic = errors.New("a bug in the dialect")
+
+// serve owns the port of slot i until ctx ends.
+func (s *Station) serve(ctx context.Context, i int) {
+	for ctx.Err() == nil {
+		conn, err := s.slots[i].Open(ctx)
+		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
+			return
+		}
+		if err != nil {
+			e := event{kind: portLost}
+			if advice := portAdvice(err); advice != "" {
+				e = event{kind: portTrouble, advice: advice}
+			}
+			s.apply(i, e, err)
+			sleep(ctx, retryPort)
+			continue
+		}
+		s.apply(i, event{kind: portOpened}, nil)
+		lost := s.servePort(ctx, i, conn)
+		conn.Close()
+		if ctx.Err() != nil {
+			return
+		}
+		s.apply(i, event{kind: portLost}, lost)
+		sleep(ctx, retryLost)
+	}
+}
+
+// servePort reads one board after the other until the port is lost, and returns how; or until ctx ends.
+func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
+	// Ends a Write that hangs; a Read ends by the context itself.
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	line := uart.NewLine(conn, uart.LineOptions{})
+	for {
+		if err := s.readBoard(ctx, i, line); err != nil {
+			return err
+		}
+		if err := s.awaitGone(ctx, i, line); err != nil {
+			return err
+		}
+		s.apply(i, event{kind: boardGone}, nil)
+	}
+}
+
+// readBoard waits for a board and brings it to its verdict. An error means that the port is lost or ctx has ended.
+func (s *Station) readBoard(ctx context.Context, i int, line *uart.Line) error {
+	e, cause, err := s.verdict(ctx, i, line)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if e.kind == "" {
+		return err // lost while there was no board
+	}
+	s.apply(i, e, cause)
+	s.keep(i, line, e)
+	return err
+}
+
+// verdict returns the event that ends the reading of a board, and what caused it; err as readBoard.
+func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event, cause, err error) {
+	dialect := s.slots[i].Dialect
+	if err := s.guarded(i, func() error { return dialect.Detect(ctx, line) }); err != nil {
+		reason, ok := boardReason(err)
+		if !ok || ctx.Err() != nil {
+			return event{}, err, err
+		}
+		return event{kind: boardFailed, reason: reason}, err, nil
+	}
+	s.apply(i, event{kind: boardFound}, nil)
+
+	limited, cancel := context.WithTimeoutCause(ctx, s.readLimit, uart.ErrTimeout)
+	defer cancel()
+	var record board.Record
+	if err := s.guarded(i, func() error {
+		report, err := dialect.Read(limited, line)
+		if err != nil {
+			return err
+		}
+		var refused *failure
+		if record, refused = s.judge(report, time.Now()); refused != nil {
+			return refused
+		}
+		return nil
+	}); err != nil {
+		var refused *failure
+		if errors.As(err, &refused) {
+			return event{kind: boardFailed, reason: refused.reason, device: refused.device}, refused.err, nil
+		}
+		reason, ok := boardReason(err)
+		if !ok {
+			return event{kind: portLost}, err, err
+		}
+		return event{kind: boardFailed, reason: reason}, err, nil
+	}
+
+	receipt, err := s.journal.Append(ctx, record)
+	if err != nil {
+		return event{kind: boardFailed, reason: journalReason(err), device: record.Device}, err, nil
+	}
+	return event{kind: boardPassed, device: record.Device, repeat: receipt.Repeat}, nil, nil
+}
+
+// awaitGone returns nil when the board is gone; an error as readBoard.
+func (s *Station) awaitGone(ctx context.Context, i int, line *uart.Line) error {
+	for pause := retryGone; ; pause = min(2*pause, maxRetry) {
+		err := s.guarded(i, func() error { return s.slots[i].Dialect.Gone(ctx, line) })
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		reason, ok := boardReason(err)
+		if !ok {
+			return err
+		}
+		s.apply(i, event{kind: boardFailed, reason: reason}, err)
+		sleep(ctx, pause)
+	}
+}
+
+// guarded runs code of a dialect: its bug fails one board, not the station.
+func (s *Station) guarded(i int, f func() error) (err error) {
+	defer func() {
+		bug := recover()
+		if bug == nil {
+			return
+		}
+		err = fmt.Errorf("%w: %w", uart.ErrGarbled, errPanic)
+		pcs := make([]uintptr, 16)
+		frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+		var at []string
+		for more := true; more; {
+			var f runtime.Frame
+			f, more = frames.Next()
+			at = append(at, fmt.Sprintf("%s:%d", f.Function, f.Line))
+		}
+		s.log.Error().Str("slot", s.slots[i].Name).Str("dialect", s.slots[i].Dialect.Name()).
+			Type("panic", bug).Strs("at", at).Msg("the dialect panicked")
+	}()
+	return f()
+}
+
+// keep hands over the recording of a dialogue that has its verdict.
+func (s *Station) keep(i int, line *uart.Line, e event) {
+	if s.transcript == nil {
+		return
+	}
+	t := line.Transcript()
+	t.Header = map[string]string{
+		"dialect": s.slots[i].Dialect.Name(), "slot": s.slots[i].Name,
+		"recorded": time.Now().UTC().Format(time.RFC3339),
+	}
+	switch e.kind {
+	case boardPassed:
+		t.Header["expect"] = "passed"
+	case boardFailed:
+		t.Header["expect"] = "failed " + string(e.reason)
+	case portLost:
+		t.Header["expect"] = "failed " + string(ReasonUnplugged)
+	}
+	if e.device.Valid() {
+		t.Header["device"] = e.device.String()
+	}
+	if err := s.transcript(t); err != nil {
+		s.log.Warn().Str("slot", s.slots[i].Name).Err(err).Msg("the transcript was not kept")
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

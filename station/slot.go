@@ -1,0 +1,140 @@
+package station
+
+import (
+	"time"
+
+	"secretfree/station/board"
+)
+
+// State is what a slot shows.
+type State string
+
+// The states of a slot.
+const (
+	Absent  State = "absent"  // its port is not there, or cannot be opened
+	Empty   State = "empty"   // waits for a board
+	Reading State = "reading" // reads a board, or writes down what it read
+	Passed  State = "passed"  // the journal gave a receipt for this board
+	Failed  State = "failed"  // this board was not enrolled; the reason says why
+)
+
+// Reason is a stable word for why a board failed.
+type Reason string
+
+// The reasons of Failed.
+const (
+	ReasonDeviceConflict Reason = "device-conflict"  // this id is known with another key
+	ReasonKeyConflict    Reason = "key-conflict"     // this key is known under another id
+	ReasonNoProof        Reason = "no-proof"         // the board did not prove that it owns its key
+	ReasonPolicy         Reason = "policy"           // this type of key is not allowed for the SKU
+	ReasonUnplugged      Reason = "unplugged"        // the port was lost in the middle
+	ReasonTimeout        Reason = "timeout"          // the board stopped answering
+	ReasonGarbled        Reason = "garbled"          // what the board said makes no sense
+	ReasonPrivateKeyLeak Reason = "private-key-leak" // the board printed private key material
+	ReasonDiskFull       Reason = "disk-full"        // the journal has no room
+	ReasonDiskError      Reason = "disk-error"       // the journal could not be written for another cause
+)
+
+// slotState is one slot at one moment. It is a value: next makes the following one.
+type slotState struct {
+	state  State
+	device board.DeviceID // of the board that is shown; zero if it is not known
+	reason Reason         // of Failed
+	advice word
+	// gone: Failed, but the board is not there any more. The failure stays in sight until another
+	// board or the port appears, since nobody may have looked when it happened.
+	gone  bool
+	since time.Time // when state became what it is
+}
+
+type eventKind string
+
+const (
+	portOpened  eventKind = "port opened"
+	portLost    eventKind = "port lost"    // or never there
+	portTrouble eventKind = "port trouble" // it is there and cannot be opened; advice says what to do
+	boardFound  eventKind = "board found"
+	boardPassed eventKind = "board passed" // made from a board.Receipt, and from nothing else
+	boardFailed eventKind = "board failed"
+	boardGone   eventKind = "board gone"
+)
+
+type event struct {
+	kind   eventKind
+	at     time.Time
+	device board.DeviceID // of boardPassed, and of boardFailed if known
+	reason Reason         // of boardFailed
+	advice word           // of portTrouble
+	repeat bool           // of boardPassed: it was enrolled before
+}
+
+// next is the whole behaviour of a slot. An event that makes no sense in a state changes nothing.
+func (s slotState) next(e event) slotState {
+	absent := slotState{state: Absent, advice: adviceAbsent, since: e.at}
+	empty := slotState{state: Empty, advice: adviceEmpty, since: e.at}
+	failed := slotState{state: Failed, device: e.device, reason: e.reason, advice: word(e.reason), since: e.at}
+	unplugged := slotState{state: Failed, reason: ReasonUnplugged, advice: word(ReasonUnplugged), gone: true, since: e.at}
+
+	switch e.kind {
+	case portOpened:
+		if s.state == Absent || s.gone {
+			return empty
+		}
+	case portLost:
+		switch {
+		case s.state == Reading:
+			return unplugged
+		case s.lingers():
+			s.gone = true
+		case s.state == Absent:
+			s.advice = adviceAbsent
+		default:
+			return absent
+		}
+	case portTrouble:
+		if s.state == Absent || s.gone {
+			if s.state != Absent {
+				s = absent
+			}
+			s.advice = e.advice
+		}
+	case boardFound:
+		if s.state == Empty || s.gone {
+			return slotState{state: Reading, advice: adviceReading, since: e.at}
+		}
+	case boardPassed:
+		if s.state == Reading {
+			advice := advicePassed
+			if e.repeat {
+				advice = adviceRepeat
+			}
+			return slotState{state: Passed, device: e.device, advice: advice, since: e.at}
+		}
+	case boardFailed:
+		switch {
+		case s.state == Empty, s.state == Reading, s.gone:
+			return failed
+		case s.state == Passed || s.state == Failed:
+			// After the verdict only a leak can make it worse.
+			if e.reason == ReasonPrivateKeyLeak && s.reason != e.reason {
+				failed.device = s.device
+				return failed
+			}
+		}
+	case boardGone:
+		switch {
+		case s.state == Reading:
+			return unplugged
+		case s.lingers():
+			s.gone = true
+		case s.state == Passed || s.state == Failed:
+			return empty
+		}
+	}
+	return s
+}
+
+// lingers: the failures that taking the board away causes, or may have caused.
+func (s slotState) lingers() bool {
+	return s.state == Failed && (s.reason == ReasonUnplugged || s.reason == ReasonTimeout)
+}
