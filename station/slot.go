@@ -138,3 +138,9 @@ func (s slotState) next(e event) slotState {
 func (s slotState) lingers() bool {
 	return s.state == Failed && (s.reason == ReasonUnplugged || s.reason == ReasonTimeout)
 }
+
+// Reasons lists all there are.
+func Reasons() []Reason {
+	return []Reason{ReasonDeviceConflict, ReasonKeyConflict, ReasonNoProof, ReasonPolicy, ReasonUnplugged, ReasonTimeout,
+		ReasonGarbled, ReasonPrivateKeyLeak, ReasonDiskFull, ReasonDiskError}
+}

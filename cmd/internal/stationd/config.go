@@ -1,0 +1,153 @@
+// Package stationd joins the rooms of a station into one daemon. It is a package so that the demo runs the
+// same code as the command.
+package stationd
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+
+	"github.com/rs/zerolog"
+
+	"secretfree/cmd/internal/config"
+	"secretfree/station/board"
+	"secretfree/uart"
+)
+
+// Config is stationd's configuration file. systemd/stationd.toml explains each key.
+type Config struct {
+	Station     string          `toml:"station"`
+	SKU         string          `toml:"sku"`
+	StateDir    string          `toml:"state_dir"`
+	Listen      string          `toml:"listen"`
+	Hosts       []string        `toml:"hosts"`
+	Slots       []Slot          `toml:"slot"`
+	Registry    config.Registry `toml:"registry"`
+	Policy      Policy          `toml:"policy"`
+	Transcripts Transcripts     `toml:"transcripts"`
+	Log         Log             `toml:"log"`
+}
+
+// Slot is an element of [[slot]].
+type Slot struct {
+	Name    string `toml:"name"`
+	Port    string `toml:"port"`
+	Dialect string `toml:"dialect"`
+}
+
+// Policy is the table [policy].
+type Policy struct {
+	AllowUnproven bool              `toml:"allow_unproven"`
+	Algorithms    []board.Algorithm `toml:"algorithms"`
+}
+
+// Transcripts is the table [transcripts].
+type Transcripts struct {
+	Keep  string `toml:"keep"`  // "failed", "all" or "none"
+	Limit int    `toml:"limit"` // how many files
+}
+
+// Log is the table [log].
+type Log struct {
+	Level string `toml:"level"`
+}
+
+const (
+	defaultListen = "127.0.0.1:8080"
+	defaultLimit  = 200
+	maxLimit      = 100_000
+)
+
+// Load reads and checks a configuration file, and fills in what may be left out.
+func Load(name string) (Config, error) {
+	c := Config{
+		Listen:      defaultListen,
+		Transcripts: Transcripts{Keep: "failed", Limit: defaultLimit},
+		Log:         Log{Level: zerolog.LevelInfoValue},
+	}
+	file, err := config.Load(name, &c)
+	if err != nil {
+		return Config{}, err
+	}
+	return c, c.check(file)
+}
+
+func (c Config) check(f *config.File) error {
+	for _, name := range []struct{ key, value string }{{"station", c.Station}, {"sku", c.SKU}} {
+		if err := board.CheckName(name.value); err != nil {
+			return f.Errorf(name.key, "Write 1 to 63 of a-z, 0-9 and -, starting with a letter or a digit.", "%s is %q", name.key, name.value)
+		}
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		return f.Errorf("state_dir", `Write the absolute path of a folder that only this station uses, such as "/var/lib/stationd".`, "state_dir is %q", c.StateDir)
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return f.Errorf("listen", fmt.Sprintf("Write an address and a port, such as %q.", defaultListen), "listen is %q", c.Listen)
+	}
+	if err := c.checkSlots(f); err != nil {
+		return err
+	}
+	for _, a := range c.Policy.Algorithms {
+		if a != board.P256 && a != board.P384 && a != board.RSA {
+			return f.Errorf("policy.algorithms", fmt.Sprintf("Write some of %q, %q, %q.", board.P256, board.P384, board.RSA), "policy.algorithms has %q", a)
+		}
+	}
+	switch c.Transcripts.Keep {
+	case "failed", "all", "none":
+	default:
+		return f.Errorf("transcripts.keep", `Write "failed", "all" or "none".`, "transcripts.keep is %q", c.Transcripts.Keep)
+	}
+	if c.Transcripts.Limit < 1 || c.Transcripts.Limit > maxLimit {
+		return f.Errorf("transcripts.limit", fmt.Sprintf("Write a number from 1 to %d.", maxLimit), "transcripts.limit is %d", c.Transcripts.Limit)
+	}
+	if _, err := c.Log.level(); err != nil {
+		return f.Errorf("log.level", `Write "debug", "info", "warn" or "error".`, "log.level is %q", c.Log.Level)
+	}
+	return c.Registry.Check(f)
+}
+
+func (c Config) checkSlots(f *config.File) error {
+	if len(c.Slots) == 0 {
+		return f.Errorf("slot", `Add a table [[slot]] with name = "A", port = "/dev/serial/by-path/…" and dialect = "ti-at".`, "there is no slot")
+	}
+	names, ports := map[string]int{}, map[string]int{}
+	for i, slot := range c.Slots {
+		key := func(name string) string { return fmt.Sprintf("slot[%d].%s", i, name) }
+		switch {
+		case slot.Name == "" || len(slot.Name) > 32 || strings.TrimSpace(slot.Name) != slot.Name ||
+			strings.ContainsFunc(slot.Name, func(r rune) bool { return r < ' ' || r > '~' }):
+			return f.Errorf(key("name"), "Write 1 to 32 plain characters, as they stand on the fixture.", "the name of slot %d is %q", i+1, slot.Name)
+		case names[slot.Name] > 0:
+			return f.Errorf(key("name"), "Give each slot its own name.", "slots %d and %d are both named %q", names[slot.Name], i+1, slot.Name)
+		case !filepath.IsAbs(slot.Port):
+			return f.Errorf(key("port"), "Write the absolute path of the serial port; those under /dev/serial/by-path stay the same when ports come and go.",
+				"the port of slot %q is %q", slot.Name, slot.Port)
+		case ports[filepath.Clean(slot.Port)] > 0:
+			return f.Errorf(key("port"), "Give each slot its own port.", "slots %d and %d both use %s", ports[filepath.Clean(slot.Port)], i+1, slot.Port)
+		}
+		if _, err := uart.DialectByName(slot.Dialect); err != nil {
+			return f.Errorf(key("dialect"), fmt.Sprintf("Write one of: %s.", strings.Join(uart.DialectNames(), ", ")), "the dialect of slot %q is %q", slot.Name, slot.Dialect)
+		}
+		names[slot.Name], ports[filepath.Clean(slot.Port)] = i+1, i+1
+	}
+	return nil
+}
+
+// NewLog makes the daemon's logger: JSON lines with the station's name, unless w makes something else of them.
+func NewLog(w io.Writer, c Config) (zerolog.Logger, error) {
+	level, err := c.Log.level()
+	if err != nil {
+		return zerolog.Nop(), err
+	}
+	return zerolog.New(w).Level(level).With().Timestamp().Str("station", c.Station).Logger(), nil
+}
+
+func (l Log) level() (zerolog.Level, error) {
+	switch l.Level {
+	case zerolog.LevelDebugValue, zerolog.LevelInfoValue, zerolog.LevelWarnValue, zerolog.LevelErrorValue:
+		return zerolog.ParseLevel(l.Level)
+	}
+	return zerolog.NoLevel, fmt.Errorf("unknown level %q", l.Level)
+}

@@ -1,0 +1,277 @@
+package stationd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+
+	"secretfree/spool"
+	"secretfree/station"
+	"secretfree/station/board"
+	"secretfree/uart"
+)
+
+// Stopping takes at most 5 s in all: systemd, and people, wait for it.
+const (
+	slotsLimit  = 1500 * time.Millisecond // appends in flight finish
+	serverLimit = 500 * time.Millisecond
+	drainLimit  = 1500 * time.Millisecond // what is queued goes out, if it goes
+	spoolLimit  = time.Second             // the last checkpoint
+)
+
+// stalled is how long records may wait without one being confirmed before the station's health is red.
+const stalled = 5 * time.Minute
+
+// Daemon is a station with everything that it needs.
+type Daemon struct {
+	spool    *spool.Spool
+	station  *station.Station
+	listener net.Listener
+	server   *http.Server
+	log      zerolog.Logger
+}
+
+// Open takes the state directory and the page's address. A configuration must come from Load.
+func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the state directory: %w", err)
+	}
+	identity, err := spool.LoadIdentity(c.StateDir, board.Origin(c.SKU, c.Station))
+	if err != nil {
+		return nil, err
+	}
+	registry, err := c.Registry.Open(ctx, c.SKU)
+	if err != nil {
+		return nil, fmt.Errorf("opening the registry: %w", err)
+	}
+	d := &Daemon{log: log}
+	if d.spool, err = spool.Open(spool.Config{
+		Dir: c.StateDir, Identity: identity, Sink: registry,
+		Notify: func(notice string) { log.Warn().Msg(notice) },
+	}); err != nil {
+		return nil, err
+	}
+	if err := d.open(c); err != nil {
+		return nil, errors.Join(err, d.spool.Close())
+	}
+	return d, nil
+}
+
+func (d *Daemon) open(c Config) error {
+	var transcript func(*uart.Transcript) error
+	if c.Transcripts.Keep != "none" {
+		shelf, err := openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts.Keep == "all", c.Transcripts.Limit)
+		if err != nil {
+			return err
+		}
+		transcript = shelf.keep
+	}
+	var slots []station.SlotConfig
+	for _, slot := range c.Slots {
+		dialect, err := uart.DialectByName(slot.Dialect)
+		if err != nil {
+			return err
+		}
+		slots = append(slots, station.SlotConfig{
+			Name: slot.Name, Port: slot.Port, Dialect: dialect,
+			Open: func(ctx context.Context) (uart.Conn, error) { return uart.Wait(ctx, slot.Port) },
+		})
+	}
+	var err error
+	d.station, err = station.New(station.Config{
+		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: d.spool,
+		Policy:  station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms},
+		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health,
+		Transcript: transcript, Hosts: c.Hosts, Log: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	if d.listener, err = net.Listen("tcp", c.Listen); err != nil {
+		return fmt.Errorf("opening the page's address (listen in the configuration): %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", d.metrics())
+	mux.Handle("/", d.station.Handler())
+	// No WriteTimeout: the page's event stream is endless, and bounds each write itself.
+	d.server = &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	}
+	return nil
+}
+
+// Addr is where the page is.
+func (d *Daemon) Addr() string { return d.listener.Addr().String() }
+
+// Status is what GET /status answers.
+func (d *Daemon) Status() station.Status { return d.station.Status() }
+
+// Run serves until ctx ends, then stops in order: the slots finish what they are writing, the page ends, what is
+// queued goes out if it goes at once, the spool signs a last checkpoint. It takes less than 5 s and returns nil; nothing
+// that has passed is lost if it is cut short. Another error means that the page could not be served. It runs once.
+func (d *Daemon) Run(ctx context.Context) error {
+	outer := context.WithoutCancel(ctx)
+	slotsCtx, stopSlots := context.WithCancelCause(outer)
+	defer stopSlots(nil)
+	spoolCtx, stopSpool := context.WithCancel(outer)
+	defer stopSpool()
+
+	slots, page, delivery := make(chan error, 1), make(chan error, 1), make(chan error, 1)
+	go func() { delivery <- d.spool.Run(spoolCtx) }()
+	go func() { slots <- d.station.Run(slotsCtx) }()
+	go func() { page <- d.server.Serve(d.listener) }()
+	watch := make(chan struct{})
+	go func() {
+		defer close(watch)
+		d.watch(slotsCtx)
+	}()
+	d.notify(daemon.SdNotifyReady)
+	d.log.Info().Str("page", "http://"+d.Addr()+"/").Msg("ready")
+
+	var failed error
+	select {
+	case <-ctx.Done():
+	case err := <-page:
+		failed = fmt.Errorf("serving the page: %w", err)
+	case err := <-delivery:
+		failed = fmt.Errorf("delivering to the registry ended: %w", err)
+		delivery <- nil
+	}
+	d.notify(daemon.SdNotifyStopping)
+	d.log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopping")
+
+	stopSlots(context.Cause(ctx))
+	settled := waitFor(slots, slotsLimit)
+	<-watch
+	bounded, cancel := context.WithTimeout(outer, serverLimit)
+	defer cancel()
+	if err := d.server.Shutdown(bounded); err != nil {
+		d.server.Close()
+	}
+	d.drain()
+	stopSpool()
+	settled = waitFor(delivery, spoolLimit) && settled
+	if !settled {
+		// Something hangs, as a disk that does not answer. What has passed is in the journal; the next start
+		// finds it. The process ends with its files open.
+		d.log.Warn().Msg("stopped without waiting for the disk")
+		return failed
+	}
+	pending := d.spool.Stats().Pending
+	if err := d.spool.Close(); err != nil {
+		return errors.Join(failed, err)
+	}
+	d.log.Info().Int("pending", pending).Msg("stopped")
+	return failed
+}
+
+// drain gives the queue a moment, as long as it moves.
+func (d *Daemon) drain() {
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(drainLimit); time.Now().Before(deadline); <-ticker.C {
+		if stats := d.spool.Stats(); stats.Pending == 0 || stats.LastError != "" {
+			return
+		}
+	}
+}
+
+// waitFor reports whether something ended within limit. Its error, a nil, is of no interest here.
+func waitFor(ended <-chan error, limit time.Duration) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+func (d *Daemon) backlog() station.Backlog {
+	stats := d.spool.Stats()
+	b := station.Backlog{Pending: stats.Pending, Dead: stats.Dead, LastError: stats.LastError}
+	if !stats.Oldest.IsZero() {
+		b.OldestSeconds = int64(max(0, time.Since(stats.Oldest)) / time.Second)
+	}
+	return b
+}
+
+func (d *Daemon) confirmed(device board.DeviceID) bool {
+	delivered, err := d.spool.Delivered(device)
+	return err == nil && delivered
+}
+
+func (d *Daemon) health() error {
+	stats := d.spool.Stats()
+	if stats.Broken != "" {
+		return fmt.Errorf("the disk is not trusted: %s", stats.Broken)
+	}
+	since := stats.Oldest
+	if stats.LastSuccess.After(since) {
+		since = stats.LastSuccess
+	}
+	if stats.Pending > 0 && time.Since(since) > stalled {
+		return fmt.Errorf("%d records wait for the registry and none was confirmed in the last %s", stats.Pending, stalled)
+	}
+	return nil
+}
+
+func (d *Daemon) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		d.log.Warn().Err(err).Msg("telling systemd: " + state)
+	}
+}
+
+// watch feeds systemd's watchdog while the station makes progress, and logs what changes in the delivery.
+func (d *Daemon) watch(ctx context.Context) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		d.log.Warn().Err(err).Msg("reading systemd's watchdog settings")
+	}
+	var fed, told time.Time
+	var last spool.Stats
+	for {
+		stats := d.spool.Stats() // a spool that hangs starves the watchdog too
+		if interval > 0 && time.Since(fed) >= interval/3 {
+			if err := d.station.Alive(); err != nil {
+				d.log.Error().Err(err).Msg("no progress; the watchdog is not fed")
+			} else {
+				d.notify(daemon.SdNotifyWatchdog)
+				fed = time.Now()
+			}
+		}
+		switch {
+		case stats.LastError == "" && last.LastError != "":
+			d.log.Info().Int("pending", stats.Pending).Msg("the registry takes records again")
+		case stats.LastError != last.LastError && (last.LastError == "" || time.Since(told) > time.Minute):
+			d.log.Warn().Int("pending", stats.Pending).Str("error", stats.LastError).Msg("the registry does not take records; they wait on disk")
+			told = time.Now()
+		case stats.LastError != last.LastError:
+			stats.LastError = last.LastError // told within the last minute
+		}
+		if stats.Dead > last.Dead {
+			d.log.Error().Int("dead", stats.Dead).Msg("the registry refused a record for good; see: stationctl spool list")
+		}
+		if stats.Broken != "" && last.Broken == "" {
+			d.log.Error().Str("error", stats.Broken).Msg("the disk is not trusted; the next board tries it anew")
+		}
+		last = stats
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package stationd
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"secretfree/cmd/internal/cli"
+	"secretfree/station"
+)
+
+// metrics serves GET /metrics from the snapshots of the rooms.
+func (d *Daemon) metrics() http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{d})
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 5 * time.Second})
+}
+
+var (
+	descPassed    = prometheus.NewDesc("stationd_boards_passed_total", "Boards that passed, repeats included.", nil, nil)
+	descRepeated  = prometheus.NewDesc("stationd_boards_repeated_total", "Boards that passed and were enrolled before.", nil, nil)
+	descFailed    = prometheus.NewDesc("stationd_boards_failed_total", "Boards that failed, by reason.", []string{"reason"}, nil)
+	descSlot      = prometheus.NewDesc("stationd_slot_state", "1 for the state that a slot is in, 0 for the others.", []string{"slot", "state"}, nil)
+	descEntries   = prometheus.NewDesc("stationd_spool_entries", "Entries in the journal.", nil, nil)
+	descPending   = prometheus.NewDesc("stationd_spool_pending_records", "Records that the registry has not confirmed.", nil, nil)
+	descDead      = prometheus.NewDesc("stationd_spool_dead_records", "Records that the registry refused for good.", nil, nil)
+	descOldest    = prometheus.NewDesc("stationd_spool_oldest_pending_seconds", "Age of the oldest record that the registry has not confirmed.", nil, nil)
+	descDelivered = prometheus.NewDesc("stationd_spool_delivered_records_total", "Records that the registry confirmed since the start.", nil, nil)
+	descHealthy   = prometheus.NewDesc("stationd_healthy", "1 if no work is due that does not move, as /healthz has it.", nil, nil)
+	descBuild     = prometheus.NewDesc("stationd_build_info", "1; the label says what runs.", []string{"version"}, nil)
+)
+
+type collector struct{ d *Daemon }
+
+func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	boards := c.d.station.Stats()
+	counter(descPassed, boards.Passed)
+	counter(descRepeated, boards.Repeated)
+	for _, reason := range station.Reasons() {
+		counter(descFailed, boards.Failed[reason], string(reason))
+	}
+	status := c.d.station.Status()
+	for _, slot := range status.Slots {
+		for _, state := range []station.State{station.Absent, station.Empty, station.Reading, station.Passed, station.Failed} {
+			gauge(descSlot, truth(slot.State == state), slot.Name, string(state))
+		}
+	}
+	stats := c.d.spool.Stats()
+	gauge(descEntries, float64(stats.Entries))
+	gauge(descPending, float64(stats.Pending))
+	gauge(descDead, float64(stats.Dead))
+	gauge(descOldest, float64(status.Backlog.OldestSeconds))
+	counter(descDelivered, stats.Delivered)
+	gauge(descHealthy, truth(c.d.station.Health() == nil))
+	gauge(descBuild, 1, cli.Version())
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
