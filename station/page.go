@@ -95,16 +95,16 @@ func (s *Station) serveHealth(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Station) servePage(w http.ResponseWriter, page *template.Template) {
-	words := map[word]string{}
+	words := map[string]string{}
 	for _, key := range []word{"state-absent", "state-empty", "state-reading", "state-passed", "state-failed", "cloud-confirmed", "cloud-waiting"} {
-		words[key] = say(key)
+		words[string(key)] = say(key)
 	}
 	nonce := rand.Text()
 	var b bytes.Buffer
 	err := page.Execute(&b, struct {
 		Status
 		SKU, Nonce string
-		Words      map[word]string
+		Words      map[string]string
 		StaleAfter int64
 	}{s.Status(), s.sku, nonce, words, staleAfter.Milliseconds()})
 	if err != nil {
