@@ -4,12 +4,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
-	"time"
-
-	"github.com/rs/zerolog"
-	"golang.org/x/term"
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
@@ -46,7 +41,7 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 		}{true, c.Station, c.SKU, len(c.Slots)},
 			fmt.Sprintf("%s: good; station %s of SKU %s, %d slots, registry of kind %s\n", g.Config, c.Station, c.SKU, len(c.Slots), c.Registry.Kind))
 	}
-	log, err := stationd.NewLog(logWriter(out.Err), c)
+	log, err := stationd.NewLog(out.Err, c)
 	if err != nil {
 		return err
 	}
@@ -55,14 +50,6 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 		return err
 	}
 	return d.Run(ctx)
-}
-
-// logWriter gives people at a terminal lines to read, and everything else JSON.
-func logWriter(w io.Writer) io.Writer {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly}
-	}
-	return w
 }
 
 func main() {

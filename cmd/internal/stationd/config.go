@@ -27,7 +27,7 @@ type Config struct {
 	Registry    config.Registry `toml:"registry"`
 	Policy      Policy          `toml:"policy"`
 	Transcripts Transcripts     `toml:"transcripts"`
-	Log         Log             `toml:"log"`
+	Log         config.Log      `toml:"log"`
 }
 
 // Slot is an element of [[slot]].
@@ -49,11 +49,6 @@ type Transcripts struct {
 	Limit int    `toml:"limit"` // how many files
 }
 
-// Log is the table [log].
-type Log struct {
-	Level string `toml:"level"`
-}
-
 const (
 	defaultListen = "127.0.0.1:8080"
 	defaultLimit  = 200
@@ -65,7 +60,7 @@ func Load(name string) (Config, error) {
 	c := Config{
 		Listen:      defaultListen,
 		Transcripts: Transcripts{Keep: "failed", Limit: defaultLimit},
-		Log:         Log{Level: zerolog.LevelInfoValue},
+		Log:         config.Log{Level: zerolog.LevelInfoValue},
 	}
 	file, err := config.Load(name, &c)
 	if err != nil {
@@ -102,8 +97,8 @@ func (c Config) check(f *config.File) error {
 	if c.Transcripts.Limit < 1 || c.Transcripts.Limit > maxLimit {
 		return f.Errorf("transcripts.limit", fmt.Sprintf("Write a number from 1 to %d.", maxLimit), "transcripts.limit is %d", c.Transcripts.Limit)
 	}
-	if _, err := c.Log.level(); err != nil {
-		return f.Errorf("log.level", `Write "debug", "info", "warn" or "error".`, "log.level is %q", c.Log.Level)
+	if err := c.Log.Check(f); err != nil {
+		return err
 	}
 	return c.Registry.Check(f)
 }
@@ -135,19 +130,5 @@ func (c Config) checkSlots(f *config.File) error {
 	return nil
 }
 
-// NewLog makes the daemon's logger: JSON lines with the station's name, unless w makes something else of them.
-func NewLog(w io.Writer, c Config) (zerolog.Logger, error) {
-	level, err := c.Log.level()
-	if err != nil {
-		return zerolog.Nop(), err
-	}
-	return zerolog.New(w).Level(level).With().Timestamp().Str("station", c.Station).Logger(), nil
-}
-
-func (l Log) level() (zerolog.Level, error) {
-	switch l.Level {
-	case zerolog.LevelDebugValue, zerolog.LevelInfoValue, zerolog.LevelWarnValue, zerolog.LevelErrorValue:
-		return zerolog.ParseLevel(l.Level)
-	}
-	return zerolog.NoLevel, fmt.Errorf("unknown level %q", l.Level)
-}
+// NewLog makes the daemon's logger; every line has the station's name.
+func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w, "station", c.Station) }

@@ -1,0 +1,260 @@
+// Package issuerd joins the issuer with its registry, its CA and its claims into one daemon. It is a package so that the
+// demo, and the commands that look into an issuer, run the same code.
+package issuerd
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/mod/sumdb/note"
+
+	"secretfree/cloud/issuer"
+	"secretfree/cmd/internal/config"
+	"secretfree/station/board"
+)
+
+// Config is issuerd's configuration file.
+type Config struct {
+	SKU           string          `toml:"sku"`
+	Listen        string          `toml:"listen"`
+	MetricsListen string          `toml:"metrics_listen"` // empty: no metrics; never the address that strangers reach
+	TLS           TLS             `toml:"tls"`
+	Endpoint      string          `toml:"endpoint"` // where devices connect with their certificates; part of the answer
+	Registry      config.Registry `toml:"registry"`
+	CA            CA              `toml:"ca"`
+	Issuance      Issuance        `toml:"issuance"`
+	Stations      []Station       `toml:"trusted_station"`
+	Policy        Policy          `toml:"policy"`
+	Log           config.Log      `toml:"log"`
+}
+
+// TLS is the table [tls]: both files or none.
+type TLS struct {
+	Certificate string `toml:"certificate"`
+	Key         string `toml:"key"`
+}
+
+// CA is the table [ca].
+type CA struct {
+	Kind           string `toml:"kind"` // "local"
+	Dir            string `toml:"dir"`
+	PassphraseFile string `toml:"passphrase_file"`
+}
+
+// Issuance is the table [issuance]: where it is remembered what was issued.
+type Issuance struct {
+	Kind string `toml:"kind"` // "dir" or "aws"; empty: that of the registry
+
+	Dir string `toml:"dir"`
+
+	Table            string `toml:"table"`             // empty: <sku>-iot-issuance
+	Region           string `toml:"region"`            // empty: that of the registry
+	DynamoDBEndpoint string `toml:"dynamodb_endpoint"` // empty: that of the registry
+}
+
+// Station is an element of [[trusted_station]].
+type Station struct {
+	Name string `toml:"name"` // "<sku>/<station>"
+	Key  string `toml:"key"`  // what the station's station.pub holds
+}
+
+// Policy is the table [policy].
+type Policy struct {
+	Algorithms   []board.Algorithm `toml:"algorithms"`
+	RefuseSHA1   bool              `toml:"refuse_sha1"`
+	AllowNoProof bool              `toml:"allow_no_proof"`
+	Days         int               `toml:"days"` // of a certificate; 0: the issuer's default
+}
+
+const defaultListen = "127.0.0.1:8081"
+
+// Load reads and checks a configuration file, and fills in what may be left out.
+func Load(name string) (Config, error) {
+	c := Config{Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue}}
+	file, err := config.Load(name, &c)
+	if err != nil {
+		return Config{}, err
+	}
+	if c.Issuance.Kind == "" {
+		c.Issuance.Kind = c.Registry.Kind
+	}
+	return c, c.check(file)
+}
+
+func (c Config) check(f *config.File) error {
+	if err := board.CheckName(c.SKU); err != nil {
+		return f.Errorf("sku", "Write 1 to 63 of a-z, 0-9 and -, starting with a letter or a digit.", "sku is %q", c.SKU)
+	}
+	if err := checkAddress(f, "listen", c.Listen); err != nil {
+		return err
+	}
+	if c.MetricsListen != "" {
+		if err := checkAddress(f, "metrics_listen", c.MetricsListen); err != nil {
+			return err
+		}
+	}
+	if (c.TLS.Certificate == "") != (c.TLS.Key == "") {
+		return f.Errorf("tls", "Write tls.certificate and tls.key, or neither.", "tls has a certificate or a key, not both")
+	}
+	if err := c.Registry.Check(f); err != nil {
+		return err
+	}
+	if err := c.CA.check(f); err != nil {
+		return err
+	}
+	if err := c.Issuance.check(f, c.Registry); err != nil {
+		return err
+	}
+	if len(c.Stations) == 0 {
+		return f.Errorf("trusted_station", `Add a table [[trusted_station]] with name = "<sku>/<station>" and key = "…", the text of the station's station.pub.`,
+			"there is no trusted station: every request would be refused")
+	}
+	for i, s := range c.Stations {
+		if _, err := s.verifier(c.SKU); err != nil {
+			return f.Errorf(fmt.Sprintf("trusted_station[%d]", i), "Copy the line of the station's station.pub into key, and what stands before its first + into name.", "trusted station %q: %v", s.Name, err)
+		}
+	}
+	for _, a := range c.Policy.Algorithms {
+		if !slices.Contains([]board.Algorithm{board.P256, board.P384, board.RSA}, a) {
+			return f.Errorf("policy.algorithms", fmt.Sprintf("Write some of %q, %q, %q.", board.P256, board.P384, board.RSA), "policy.algorithms has %q", a)
+		}
+	}
+	if c.Policy.Days < 0 {
+		return f.Errorf("policy.days", "Write how many days a certificate is valid.", "policy.days is %d", c.Policy.Days)
+	}
+	if err := c.Log.Check(f); err != nil {
+		return err
+	}
+	policy, err := c.policy()
+	if err != nil {
+		return err
+	}
+	if err := policy.Check(); err != nil {
+		return f.Errorf("policy", "Correct it.", "%v", err)
+	}
+	return nil
+}
+
+func checkAddress(f *config.File, key, value string) error {
+	if _, _, err := net.SplitHostPort(value); err != nil {
+		return f.Errorf(key, fmt.Sprintf("Write an address and a port, such as %q.", defaultListen), "%s is %q", key, value)
+	}
+	return nil
+}
+
+func (c CA) check(f *config.File) error {
+	switch c.Kind {
+	case "local":
+	case "acmpca", "iotcore":
+		return f.Errorf("ca.kind", `Write kind = "local" with dir and passphrase_file.`, "this version cannot sign with a CA of kind %q", c.Kind)
+	default:
+		return f.Errorf("ca.kind", `Write kind = "local" with dir and passphrase_file.`, "ca.kind is %q", c.Kind)
+	}
+	if !filepath.IsAbs(c.Dir) {
+		return f.Errorf("ca.dir", "Write the absolute path of the folder that issuerctl ca init made.", "ca.dir is %q", c.Dir)
+	}
+	if !filepath.IsAbs(c.PassphraseFile) {
+		return f.Errorf("ca.passphrase_file", "Write the absolute path of the file that holds the passphrase of issuing.key.", "ca.passphrase_file is %q", c.PassphraseFile)
+	}
+	return nil
+}
+
+func (i Issuance) check(f *config.File, registry config.Registry) error {
+	switch i.Kind {
+	case "dir":
+		if !filepath.IsAbs(i.Dir) {
+			return f.Errorf("issuance.dir", "Write the absolute path of the folder that issuerctl claims init made.", "issuance.dir is %q", i.Dir)
+		}
+		if i.Table != "" || i.Region != "" || i.DynamoDBEndpoint != "" {
+			return f.Errorf("issuance.kind", `Remove table, region and dynamodb_endpoint, or write kind = "aws".`, `issuance.kind is "dir" and has settings of "aws"`)
+		}
+	case "aws":
+		if i.Dir != "" {
+			return f.Errorf("issuance.dir", `Remove it, or write kind = "dir".`, `issuance.dir does not go with issuance.kind = "aws"`)
+		}
+		if i.Region == "" && registry.Region == "" {
+			return f.Errorf("issuance.region", "Write the region of the table.", "issuance.region and registry.region are both missing")
+		}
+	default:
+		return f.Errorf("issuance.kind", `Write "dir" or "aws".`, "issuance.kind is %q", i.Kind)
+	}
+	return nil
+}
+
+func (i Issuance) open(ctx context.Context, sku string, registry config.Registry) (issuer.Claims, error) {
+	if i.Kind == "dir" {
+		return issuer.OpenClaimsDir(i.Dir)
+	}
+	c := issuer.ClaimsDynamoDBConfig{Table: i.Table, Region: i.Region, Endpoint: i.DynamoDBEndpoint}
+	if c.Table == "" {
+		c.Table = issuer.ClaimsTable(sku)
+	}
+	if c.Region == "" {
+		c.Region = registry.Region
+	}
+	if c.Endpoint == "" {
+		c.Endpoint = registry.DynamoDBEndpoint
+	}
+	return issuer.OpenClaimsDynamoDB(ctx, c)
+}
+
+func (s Station) verifier(sku string) (board.Verifier, error) {
+	v, err := note.NewVerifier(strings.TrimSpace(s.Key))
+	if err != nil {
+		return nil, fmt.Errorf("its key is not one: %w", err)
+	}
+	if v.Name() != s.Name {
+		return nil, fmt.Errorf("its key is that of %q", v.Name())
+	}
+	if of, _, _ := strings.Cut(s.Name, "/"); of != sku {
+		return nil, fmt.Errorf("it is a station of the SKU %q, this issuer is for %q", of, sku)
+	}
+	return v, nil
+}
+
+func (c Config) policy() (issuer.Policy, error) {
+	p := issuer.Policy{
+		SKU: c.SKU, Algorithms: c.Policy.Algorithms, RefuseSHA1: c.Policy.RefuseSHA1, AllowNoProof: c.Policy.AllowNoProof,
+		Validity: time.Duration(c.Policy.Days) * 24 * time.Hour,
+	}
+	for _, s := range c.Stations {
+		v, err := s.verifier(c.SKU)
+		if err != nil {
+			return issuer.Policy{}, fmt.Errorf("trusted station %q: %w", s.Name, err)
+		}
+		p.Stations = append(p.Stations, v)
+	}
+	return p, nil
+}
+
+// OpenIssuer makes the issuer of a configuration that came from Load.
+func (c Config) OpenIssuer(ctx context.Context) (*issuer.Issuer, error) {
+	policy, err := c.policy()
+	if err != nil {
+		return nil, err
+	}
+	registry, err := c.Registry.Open(ctx, c.SKU)
+	if err != nil {
+		return nil, fmt.Errorf("opening the registry: %w", err)
+	}
+	claims, err := c.Issuance.open(ctx, c.SKU, c.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("opening the memory of what was issued: %w", err)
+	}
+	ca, err := issuer.OpenLocalCA(issuer.LocalCAConfig{Dir: c.CA.Dir, PassphraseFile: c.CA.PassphraseFile})
+	if err != nil {
+		return nil, err
+	}
+	return issuer.New(issuer.Config{Policy: policy, Registry: registry, CA: ca, Claims: claims, Roots: []*x509.Certificate{ca.Root()}})
+}
+
+// NewLog makes the daemon's logger; every line has the SKU.
+func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w, "sku", c.SKU) }

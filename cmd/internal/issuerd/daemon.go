@@ -1,0 +1,142 @@
+package issuerd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+
+	"secretfree/cloud/issuer"
+)
+
+// stopLimit is how long requests may take to end when the daemon stops.
+const stopLimit = 4 * time.Second
+
+// maxHeaders is what API Gateway lets pass, in bytes.
+const maxHeaders = 10 << 10
+
+// Daemon serves an issuer over HTTP.
+type Daemon struct {
+	handler *issuer.Handler
+	servers []served
+	log     zerolog.Logger
+}
+
+type served struct {
+	server   *http.Server
+	listener net.Listener
+}
+
+// Open opens the issuer and its addresses. A configuration must come from Load.
+func Open(ctx context.Context, c Config, log zerolog.Logger) (_ *Daemon, err error) {
+	i, err := c.OpenIssuer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{log: log}
+	if d.handler, err = issuer.NewHandler(issuer.HandlerConfig{Issuer: i, Endpoint: c.Endpoint, Log: d.decided}); err != nil {
+		return nil, err
+	}
+	var security *tls.Config
+	if c.TLS.Certificate != "" {
+		certificate, err := tls.LoadX509KeyPair(c.TLS.Certificate, c.TLS.Key)
+		if err != nil {
+			return nil, fmt.Errorf("loading tls.certificate and tls.key of the configuration: %w", err)
+		}
+		security = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+	}
+	if err := d.listen("listen", c.Listen, d.handler, security); err != nil {
+		return nil, err
+	}
+	if c.MetricsListen != "" {
+		if err := d.listen("metrics_listen", c.MetricsListen, d.metrics(), nil); err != nil {
+			return nil, errors.Join(err, d.servers[0].listener.Close())
+		}
+	}
+	return d, nil
+}
+
+func (d *Daemon) listen(key, address string, handler http.Handler, security *tls.Config) error {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("opening the address (%s in the configuration): %w", key, err)
+	}
+	if security != nil {
+		listener = tls.NewListener(listener, security)
+	}
+	d.servers = append(d.servers, served{listener: listener, server: &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
+		WriteTimeout: 45 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaders,
+	}})
+	return nil
+}
+
+// Addr is where requests are taken.
+func (d *Daemon) Addr() string { return d.servers[0].listener.Addr().String() }
+
+// MetricsAddr is where the metrics are; empty if nowhere.
+func (d *Daemon) MetricsAddr() string {
+	if len(d.servers) < 2 {
+		return ""
+	}
+	return d.servers[1].listener.Addr().String()
+}
+
+// Run serves until ctx ends, then lets the requests under way end, for less than 5 s, and returns nil. Another error
+// means that an address could not be served. It runs once.
+func (d *Daemon) Run(ctx context.Context) error {
+	ended := make(chan error, len(d.servers))
+	var serving sync.WaitGroup
+	for _, s := range d.servers {
+		serving.Go(func() { ended <- s.server.Serve(s.listener) })
+	}
+	d.notify(daemon.SdNotifyReady)
+	d.log.Info().Str("address", d.Addr()).Str("metrics", d.MetricsAddr()).Msg("ready")
+	var failed error
+	select {
+	case <-ctx.Done():
+	case err := <-ended:
+		failed = fmt.Errorf("serving: %w", err)
+	}
+	d.notify(daemon.SdNotifyStopping)
+	d.log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopping")
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+	defer cancel()
+	for _, s := range d.servers {
+		if err := s.server.Shutdown(bounded); err != nil {
+			s.server.Close()
+		}
+	}
+	serving.Wait()
+	d.log.Info().Msg("stopped")
+	return failed
+}
+
+// decided logs a request.
+func (d *Daemon) decided(decision issuer.Decision) {
+	level := zerolog.InfoLevel
+	if decision.Outcome == issuer.TryLater {
+		level = zerolog.ErrorLevel
+	}
+	line := d.log.WithLevel(level).Str("id", decision.ID).Str("path", decision.Path).Str("outcome", string(decision.Outcome)).Dur("took_ms", decision.Took)
+	if decision.Device != "" {
+		line = line.Str("device", decision.Device)
+	}
+	if decision.Refusal != "" {
+		line = line.Str("refusal", string(decision.Refusal))
+	}
+	line.AnErr("error", decision.Err).Msg("request")
+}
+
+func (d *Daemon) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		d.log.Warn().Err(err).Msg("telling systemd: " + state)
+	}
+}

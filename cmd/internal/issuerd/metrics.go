@@ -1,0 +1,48 @@
+package issuerd
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"secretfree/cloud/issuer"
+	"secretfree/cmd/internal/cli"
+)
+
+// metrics serves GET /metrics from the handler's snapshot.
+func (d *Daemon) metrics() http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{d.handler})
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 5 * time.Second}))
+	return mux
+}
+
+var (
+	descIssued   = prometheus.NewDesc("issuerd_issued_total", "Requests that were answered with a certificate, repeats included.", nil, nil)
+	descTryLater = prometheus.NewDesc("issuerd_try_later_total", "Requests that could not be decided or fulfilled at the time.", nil, nil)
+	descRefused  = prometheus.NewDesc("issuerd_refused_total", "Requests that were malformed or refused, by the name of the refusal.", []string{"refusal"}, nil)
+	descFailing  = prometheus.NewDesc("issuerd_failing_seconds", "For how long every issuance has failed; 0 if the last one did not.", nil, nil)
+	descBuild    = prometheus.NewDesc("issuerd_build_info", "1; the label says what runs.", []string{"version"}, nil)
+)
+
+type collector struct{ h *issuer.Handler }
+
+func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	stats := c.h.Stats()
+	ch <- prometheus.MustNewConstMetric(descIssued, prometheus.CounterValue, float64(stats.Issued))
+	ch <- prometheus.MustNewConstMetric(descTryLater, prometheus.CounterValue, float64(stats.TryLater))
+	for refusal, n := range stats.Refused {
+		ch <- prometheus.MustNewConstMetric(descRefused, prometheus.CounterValue, float64(n), string(refusal))
+	}
+	failing := 0.0
+	if !stats.Failing.IsZero() {
+		failing = time.Since(stats.Failing).Seconds()
+	}
+	ch <- prometheus.MustNewConstMetric(descFailing, prometheus.GaugeValue, failing)
+	ch <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, cli.Version())
+}

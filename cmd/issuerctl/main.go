@@ -1,0 +1,168 @@
+// Issuerctl makes a CA, and says why an issuer decides as it does.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"secretfree/cloud/issuer"
+	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/issuerd"
+)
+
+type grammar struct {
+	cli.Common
+	CA struct {
+		Init caInit `cmd:"" help:"Make a root and an issuing CA in a folder of their own."`
+	} `cmd:"" name:"ca" help:"The local CA."`
+	Claims struct {
+		Init claimsInit `cmd:"" help:"Make a folder that remembers what was issued."`
+	} `cmd:"" help:"The memory of what was issued."`
+	Explain explain `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
+}
+
+func (grammar) Help() string {
+	return `Examples:
+  openssl rand -base64 33 >ca.pass && chmod 600 ca.pass
+  issuerctl ca init --dir /var/lib/issuerd/ca --name Widgiot --passphrase-file ca.pass
+      Make a CA. root.pem is what the cloud must trust; root.key belongs in a safe, not on this machine.
+  issuerctl claims init /var/lib/issuerd/claims
+      Make the folder in which issuerd remembers what it issued.
+  issuerctl explain --config /etc/secretfree/issuerd.toml board.csr
+      Say why this request is, or is not, answered with a certificate: exit 0, or 1 if it is refused.`
+}
+
+type caInit struct {
+	Dir                string `name:"dir" required:"" placeholder:"DIR" help:"The folder to make; it must not be there, or be empty."`
+	Name               string `name:"name" required:"" help:"Stands in the names of both CAs."`
+	PassphraseFile     string `name:"passphrase-file" required:"" placeholder:"FILE" help:"Holds the passphrase that encrypts the issuing key."`
+	RootPassphraseFile string `name:"root-passphrase-file" placeholder:"FILE" help:"Holds that of the root's key; without it both have the same."`
+	Years              int    `name:"years" default:"20" help:"For how long the issuing CA is valid; the root is for 10 years more (${default})."`
+}
+
+func (c *caInit) Run(out *cli.Output) error {
+	passphrase, err := issuer.ReadPassphrase(c.PassphraseFile)
+	if err != nil {
+		return err
+	}
+	var root []byte
+	if c.RootPassphraseFile != "" {
+		if root, err = issuer.ReadPassphrase(c.RootPassphraseFile); err != nil {
+			return err
+		}
+	}
+	if c.Years < 1 || c.Years > 100 {
+		return fmt.Errorf("%w: --years is %d, want 1 to 100", cli.ErrMisuse, c.Years)
+	}
+	const year = 365 * 24 * time.Hour
+	if err := issuer.InitLocalCA(issuer.LocalCAInit{
+		Dir: c.Dir, Name: c.Name, Passphrase: passphrase, RootPassphrase: root,
+		Validity: time.Duration(c.Years) * year, RootValidity: time.Duration(c.Years+10) * year,
+	}); err != nil {
+		return err
+	}
+	return out.Print(struct {
+		Dir string `json:"dir"`
+	}{c.Dir}, fmt.Sprintf("%s holds a new CA. Trust root.pem; take root.key offline: issuerd does not need it.\n", c.Dir))
+}
+
+type claimsInit struct {
+	Dir string `arg:"" help:"The folder."`
+}
+
+func (c *claimsInit) Run(out *cli.Output) error {
+	if err := issuer.InitClaimsDir(c.Dir); err != nil {
+		return err
+	}
+	return out.Print(struct {
+		Dir string `json:"dir"`
+	}{c.Dir}, fmt.Sprintf("%s is ready to remember what is issued.\n", c.Dir))
+}
+
+type explain struct {
+	Config  string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration (${default})."`
+	Request string `arg:"" help:"A file with the request: PEM, DER, or the value of a device-csr header. - is the standard input."`
+}
+
+func (e *explain) Run(ctx context.Context, out *cli.Output) error {
+	c, err := issuerd.Load(e.Config)
+	if err != nil {
+		return err
+	}
+	data, err := readRequest(e.Request)
+	if err != nil {
+		return err
+	}
+	request, err := parseRequest(data)
+	if err != nil {
+		if refusal, ok := errors.AsType[issuer.Refusal](err); ok {
+			return show(out, []issuer.Verdict{{Rule: refusal, Verdict: "refused", Detail: err.Error()}}, err)
+		}
+		return err
+	}
+	i, err := c.OpenIssuer(ctx)
+	if err != nil {
+		return err
+	}
+	verdicts, err := i.Explain(ctx, request)
+	if verdicts == nil {
+		return err
+	}
+	return show(out, verdicts, err)
+}
+
+func show(out *cli.Output, verdicts []issuer.Verdict, err error) error {
+	for _, v := range verdicts {
+		text := fmt.Sprintf("%-12s %s\n", v.Verdict, v.Rule)
+		if v.Detail != "" {
+			text = fmt.Sprintf("%-12s %s\n", v.Verdict, v.Detail)
+		}
+		if err := out.Print(v, text); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		fmt.Fprintf(out.People, "No certificate: %v\n", err)
+		return cli.ErrShown
+	}
+	fmt.Fprintln(out.People, "A certificate would be issued, or the same one again.")
+	return nil
+}
+
+func readRequest(name string) ([]byte, error) {
+	in := io.Reader(os.Stdin)
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("reading the request: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	data, err := io.ReadAll(io.LimitReader(in, issuer.MaxText+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the request: %w", err)
+	}
+	return data, nil
+}
+
+// parseRequest reads what a device may send, in the body or in the header: base64 of a PEM.
+func parseRequest(data []byte) (issuer.Request, error) {
+	request, err := issuer.ParseRequest(data)
+	if err == nil {
+		return request, nil
+	}
+	if fromHeader, headerErr := issuer.ParseHeader(strings.TrimSpace(string(data))); headerErr == nil {
+		return fromHeader, nil
+	}
+	return issuer.Request{}, err
+}
+
+func main() {
+	os.Exit(cli.Main("issuerctl", "Make a CA for an issuer, and see how it decides.", new(grammar), os.Args[1:]))
+}

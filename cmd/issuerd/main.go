@@ -1,0 +1,58 @@
+// Issuerd turns a factory's records and the requests of its boards into certificates, over HTTP.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/issuerd"
+)
+
+type grammar struct {
+	cli.Common
+	Config string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The configuration (${default})."`
+	Check  bool   `name:"check" help:"Check the configuration, say what it means, and exit."`
+}
+
+func (grammar) Help() string {
+	return `Examples:
+  issuerd --config /etc/secretfree/issuerd.toml
+      Answer POST /new and POST /proto until SIGTERM. Logs go to the standard error.
+  issuerd --check --config new.toml
+      Check a configuration before it is put in place: exit 0, or 1 with file, line and remedy.
+
+A first SIGTERM or SIGINT lets the requests under way end, within 5 seconds; a second one cuts it short. A device
+whose request was cut short asks again and gets the same certificate.`
+}
+
+func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
+	c, err := issuerd.Load(g.Config)
+	if err != nil {
+		return err
+	}
+	if g.Check {
+		return out.Print(struct {
+			OK       bool   `json:"ok"`
+			SKU      string `json:"sku"`
+			CA       string `json:"ca"`
+			Registry string `json:"registry"`
+			Stations int    `json:"trusted_stations"`
+		}{true, c.SKU, c.CA.Kind, c.Registry.Kind, len(c.Stations)},
+			fmt.Sprintf("%s: good; SKU %s, CA of kind %s, registry of kind %s, %d trusted stations\n", g.Config, c.SKU, c.CA.Kind, c.Registry.Kind, len(c.Stations)))
+	}
+	log, err := issuerd.NewLog(out.Err, c)
+	if err != nil {
+		return err
+	}
+	d, err := issuerd.Open(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	return d.Run(ctx)
+}
+
+func main() {
+	os.Exit(cli.Main("issuerd", "Issue certificates to boards that a factory has put on record.", new(grammar), os.Args[1:]))
+}

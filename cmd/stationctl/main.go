@@ -1,0 +1,68 @@
+// Stationctl looks into a station: what its journal holds, what its slots show, and whether both are as they should be.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"secretfree/cloud"
+	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/stationd"
+)
+
+type grammar struct {
+	cli.Common
+	Status   status `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
+	Spool    spools `cmd:"" help:"The journal of a station."`
+	Registry struct {
+		Init registryInit `cmd:"" help:"Make a folder a registry."`
+	} `cmd:"" help:"The registry in a folder."`
+}
+
+func (grammar) Help() string {
+	return `Examples:
+  stationctl status
+      The slots and the backlog of the station on this machine: exit 0, or 1 if its health is red.
+  stationctl spool list --kind refusal
+      The boards that were refused, oldest first.
+  stationctl spool show 4d1f8e27b3c05a9e61f2d47788aabbcc
+      Everything that the journal holds of one board.
+  stationctl spool verify --key station.pub --state-dir /mnt/copy-of-a-station
+      Check a journal with nothing but the station's public key.
+  stationctl registry init /srv/registry
+      Make a folder a registry, for stations with registry.kind = "dir".`
+}
+
+// place says where a station's files are.
+type place struct {
+	Config   string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, which names its state directory (${default})."`
+	StateDir string `name:"state-dir" placeholder:"DIR" help:"The state directory, or a copy of it; no configuration is read then."`
+}
+
+func (p place) dir() (string, error) {
+	if p.StateDir != "" {
+		return p.StateDir, nil
+	}
+	c, err := stationd.Load(p.Config)
+	if err != nil {
+		return "", err
+	}
+	return c.StateDir, nil
+}
+
+type registryInit struct {
+	Dir string `arg:"" help:"The folder; it must not be there, be empty, or be a registry already."`
+}
+
+func (r *registryInit) Run(out *cli.Output) error {
+	if err := cloud.InitDir(r.Dir); err != nil {
+		return err
+	}
+	return out.Print(struct {
+		Dir string `json:"dir"`
+	}{r.Dir}, fmt.Sprintf("%s is a registry.\n", r.Dir))
+}
+
+func main() {
+	os.Exit(cli.Main("stationctl", "Look into a station and look after it.", new(grammar), os.Args[1:]))
+}

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"secretfree/cmd/internal/cli"
+	"secretfree/spool"
+	"secretfree/station/board"
+)
+
+type spools struct {
+	List   spoolList   `cmd:"" help:"List what the journal holds, one line an entry."`
+	Show   spoolShow   `cmd:"" help:"Show an entry, or all that is known of a board."`
+	Verify spoolVerify `cmd:"" help:"Check the whole journal with nothing but the station's public key."`
+}
+
+// listed is an entry of the journal in short.
+type listed struct {
+	Seq         uint64            `json:"seq"`
+	Time        time.Time         `json:"time"`
+	Kind        spool.Kind        `json:"kind"`
+	Device      board.DeviceID    `json:"device,omitzero"`
+	Fingerprint board.Fingerprint `json:"fingerprint,omitzero"`
+	Note        string            `json:"note,omitempty"`
+}
+
+func list(e spool.Entry) (listed, error) {
+	l := listed{Seq: e.Seq, Time: e.Time, Kind: e.Kind}
+	switch e.Kind {
+	case spool.KindRecord:
+		sealed, err := board.ParseEnvelope(e.Record)
+		if err != nil {
+			return l, fmt.Errorf("entry %d: %w", e.Seq, err)
+		}
+		l.Device, l.Fingerprint = sealed.Record.Device, sealed.Record.Fingerprint()
+		if sealed.Record.Proof == nil {
+			l.Note = "without a proof of possession"
+		}
+	case spool.KindRefusal:
+		l.Device, l.Fingerprint, l.Note = e.Refusal.Device, e.Refusal.Fingerprint, e.Refusal.Reason
+	case spool.KindRepeat:
+		l.Device, l.Fingerprint, l.Note = e.Repeat.Device, e.Repeat.Fingerprint, fmt.Sprintf("of entry %d", e.Repeat.Of)
+	case spool.KindSegment:
+		l.Note = e.Segment.Origin
+	}
+	return l, nil
+}
+
+func (l listed) text() string {
+	device := "-"
+	if l.Device.Valid() {
+		device = l.Device.String()
+	}
+	return strings.TrimRight(fmt.Sprintf("%8d  %s  %-8s %-32s %s", l.Seq, l.Time.Format("2006-01-02T15:04:05.000Z"), l.Kind, device, l.Note), " ") + "\n"
+}
+
+type spoolList struct {
+	place
+	Kind string `name:"kind" enum:",record,refusal,repeat,segment" default:"" placeholder:"KIND" help:"Only entries of this kind: record, refusal, repeat or segment."`
+}
+
+func (s *spoolList) Run(out *cli.Output) error {
+	dir, err := s.dir()
+	if err != nil {
+		return err
+	}
+	if err := present(dir); err != nil {
+		return err
+	}
+	for e, err := range spool.Walk(dir) {
+		if err != nil {
+			return err
+		}
+		if s.Kind != "" && string(e.Kind) != s.Kind {
+			continue
+		}
+		l, err := list(e)
+		if err != nil {
+			return err
+		}
+		if err := out.Print(l, l.text()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// present tells a folder without a journal from an empty journal.
+func present(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "journal")); err != nil {
+		return fmt.Errorf("%s holds no journal: %w; --state-dir names the folder that the station's configuration has as state_dir", dir, err)
+	}
+	return nil
+}
+
+type spoolShow struct {
+	place
+	What string `arg:"" help:"The number of an entry, or a device id of 32 hex digits."`
+}
+
+// shown is an entry in full; a record is taken out of its envelope.
+type shown struct {
+	listed
+	Record   json.RawMessage `json:"record,omitempty"`
+	SignedBy string          `json:"signed_by,omitempty"`
+	Envelope json.RawMessage `json:"envelope,omitempty"`
+	Refusal  *spool.Refusal  `json:"refusal,omitempty"`
+	Repeat   *spool.Repeat   `json:"repeat,omitempty"`
+	Segment  *spool.Segment  `json:"segment,omitempty"`
+}
+
+func (s *spoolShow) Run(out *cli.Output) error {
+	wanted, err := selector(s.What)
+	if err != nil {
+		return fmt.Errorf("%w: %v", cli.ErrMisuse, err)
+	}
+	dir, err := s.dir()
+	if err != nil {
+		return err
+	}
+	if err := present(dir); err != nil {
+		return err
+	}
+	found := false
+	for e, err := range spool.Walk(dir) {
+		if err != nil {
+			return err
+		}
+		l, err := list(e)
+		if err != nil {
+			return err
+		}
+		if !wanted(l) {
+			continue
+		}
+		found = true
+		full := shown{listed: l, Refusal: e.Refusal, Repeat: e.Repeat, Segment: e.Segment}
+		if e.Kind == spool.KindRecord {
+			sealed, err := board.ParseEnvelope(e.Record)
+			if err != nil {
+				return err
+			}
+			if full.Record, err = sealed.Record.Encode(); err != nil {
+				return err
+			}
+			full.SignedBy, full.Envelope = sealed.KeyID, e.Record
+		}
+		pretty, err := json.MarshalIndent(full, "", "  ")
+		if err != nil {
+			return fmt.Errorf("showing entry %d: %w", e.Seq, err)
+		}
+		if err := out.Print(full, string(pretty)+"\n"); err != nil {
+			return err
+		}
+	}
+	if !found {
+		return fmt.Errorf("the journal under %s has no %s", dir, s.What)
+	}
+	return nil
+}
+
+func selector(what string) (func(listed) bool, error) {
+	if device, err := board.ParseDeviceID(what); err == nil {
+		return func(l listed) bool { return l.Device == device }, nil
+	}
+	seq, err := strconv.ParseUint(what, 10, 63)
+	if err != nil {
+		return nil, fmt.Errorf("%q is neither the number of an entry nor a device id (32 lower-case hex digits)", what)
+	}
+	return func(l listed) bool { return l.Seq == seq }, nil
+}
+
+type spoolVerify struct {
+	place
+	Key string `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory, which whoever could change the journal could change too."`
+}
+
+const maxKeyFile = 4 << 10
+
+func (s *spoolVerify) Run(out *cli.Output) error {
+	dir, err := s.dir()
+	if err != nil {
+		return err
+	}
+	if err := present(dir); err != nil {
+		return err
+	}
+	path := s.Key
+	if path == "" {
+		path = filepath.Join(dir, "station.pub")
+		fmt.Fprintf(out.People, "The key is the journal's own, %s: this finds damage, not a forger. Use --key with a key from elsewhere.\n", path)
+	}
+	verifier, err := readKey(path)
+	if err != nil {
+		return err
+	}
+	report, err := spool.VerifyDir(dir, verifier)
+	if err != nil {
+		return fmt.Errorf("the journal under %s does not hold: %w", dir, err)
+	}
+	text := fmt.Sprintf("The journal of %s holds: %d entries, of them %d records, %d repeats, %d refusals; %d entries are under a signed checkpoint.\n",
+		verifier.Name(), report.Entries, report.Records, report.Repeats, report.Refusals, report.Signed)
+	if report.NoProof > 0 {
+		text += fmt.Sprintf("%d records have no proof of possession.\n", report.NoProof)
+	}
+	if report.Torn > 0 {
+		text += fmt.Sprintf("%d bytes at the end are a line that is not whole: it is being written, or was cut short.\n", report.Torn)
+	}
+	return out.Print(struct {
+		OK       bool   `json:"ok"`
+		Station  string `json:"station"`
+		Entries  uint64 `json:"entries"`
+		Records  uint64 `json:"records"`
+		Repeats  uint64 `json:"repeats"`
+		Refusals uint64 `json:"refusals"`
+		NoProof  uint64 `json:"no_proof"`
+		Signed   uint64 `json:"signed"`
+		Torn     int64  `json:"torn_bytes"`
+	}{true, verifier.Name(), report.Entries, report.Records, report.Repeats, report.Refusals, report.NoProof, report.Signed, report.Torn}, text)
+}
+
+func readKey(path string) (note.Verifier, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the station's public key: %w", err)
+	}
+	if info.Size() > maxKeyFile {
+		return nil, fmt.Errorf("reading the station's public key: %s is larger than %d bytes", path, maxKeyFile)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the station's public key: %w", err)
+	}
+	verifier, err := note.NewVerifier(strings.TrimSpace(string(data)))
+	if err != nil {
+		return nil, fmt.Errorf("reading the station's public key: %s is not one line as in station.pub: %w", path, err)
+	}
+	return verifier, nil
+}
