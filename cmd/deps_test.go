@@ -1,0 +1,147 @@
+// Package cmd_test holds what is true of all commands and rooms together.
+package cmd_test
+
+import (
+	"encoding/json"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "secretfree/"
+
+// Names of what a room must not reach, as prefixes of import paths.
+const (
+	aws     = "github.com/aws/"
+	bbolt   = "go.etcd.io/bbolt"
+	serial  = "go.bug.st/serial"
+	zerolog = "github.com/rs/zerolog"
+	metrics = "github.com/prometheus/"
+	kong    = "github.com/alecthomas/kong"
+	toml    = "github.com/pelletier/go-toml"
+	netHTTP = "net/http"
+	tests   = "testing"
+	dsse    = "github.com/secure-systems-lab/go-securesystemslib/dsse"
+)
+
+type rule struct {
+	room string
+	// ours are the rooms that it may import.
+	ours []string
+	// never are what it must not reach, by whatever way, and why.
+	never map[string]string
+}
+
+// rules is the table of rooms. Everything outside cmd is also kept from the command line, from configuration
+// files and from metrics: only cmd knows them.
+func rules() []rule {
+	const (
+		reader   = "a reader of boards must build without storage and cloud"
+		logs     = "only cmd and station take a logger; a room returns errors"
+		storage  = "what is on disk is the spool's own business"
+		cloudy   = "a station must work, and be tested, without a cloud"
+		ports    = "only uart knows serial ports"
+		internet = "what is written on disk does not depend on a network"
+	)
+	return []rule{
+		{"station/board", nil, map[string]string{aws: cloudy, bbolt: storage, serial: ports, zerolog: logs, netHTTP: internet}},
+		{"uart", nil, map[string]string{bbolt: reader, aws: reader, zerolog: logs}},
+		{"spool", []string{"station/board"}, map[string]string{serial: ports, aws: cloudy, netHTTP: internet, zerolog: logs}},
+		{"station", []string{"station/board", "uart"}, map[string]string{bbolt: storage, aws: cloudy}},
+		{"cloud", []string{"station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"cloud/issuer", []string{"station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"fixtures", []string{"uart", "station/board"}, map[string]string{aws: cloudy, bbolt: storage, tests: "the demo links it", zerolog: logs}},
+	}
+}
+
+// onlyCmd is what no room but cmd reaches.
+func onlyCmd() map[string]string {
+	return map[string]string{metrics: "rooms offer snapshots", kong: "rooms know no command line", toml: "rooms take checked values"}
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+	Standard   bool
+}
+
+func list(t *testing.T, args ...string) []listed {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Imports,Deps,Standard"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var packages []listed
+	for d := json.NewDecoder(strings.NewReader(string(out))); d.More(); {
+		var p listed
+		if err := d.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+	return packages
+}
+
+func reaches(p listed, prefix string) bool {
+	return slices.ContainsFunc(p.Deps, func(dep string) bool {
+		return dep == prefix || strings.HasPrefix(dep, strings.TrimSuffix(prefix, "/")+"/")
+	})
+}
+
+func TestRooms(t *testing.T) {
+	all := list(t, module+"...")
+	ruled := map[string]bool{}
+	for _, r := range rules() {
+		ruled[module+r.room] = true
+		i := slices.IndexFunc(all, func(p listed) bool { return p.ImportPath == module+r.room })
+		if i < 0 {
+			t.Errorf("there is no room %s", r.room)
+			continue
+		}
+		p := all[i]
+		for _, imported := range p.Imports {
+			if ours, ok := strings.CutPrefix(imported, module); ok && !slices.Contains(r.ours, ours) {
+				t.Errorf("%s imports %s: of ours it may import %v", r.room, ours, r.ours)
+			}
+		}
+		for _, never := range []map[string]string{r.never, onlyCmd()} {
+			for prefix, why := range never {
+				if reaches(p, prefix) {
+					t.Errorf("%s reaches %s: %s", r.room, prefix, why)
+				}
+			}
+		}
+	}
+	for _, p := range all {
+		if !ruled[p.ImportPath] && p.ImportPath != module+"cmd" && !strings.HasPrefix(p.ImportPath, module+"cmd/") {
+			t.Errorf("%s is in no room: give it a row in the table", p.ImportPath)
+		}
+	}
+}
+
+// The shared noun is what everything stands on: it may stand on the standard library and the envelope library alone.
+func TestBoardStandsAlone(t *testing.T) {
+	allowed := map[string]bool{module + "station/board": true}
+	for _, p := range list(t, "-deps", dsse) {
+		allowed[p.ImportPath] = true
+	}
+	for _, p := range list(t, "-deps", module+"station/board") {
+		if !p.Standard && !allowed[p.ImportPath] {
+			t.Errorf("station/board reaches %s", p.ImportPath)
+		}
+	}
+}
+
+// A rule that matches nothing proves nothing: each forbidden thing is reached by the room that owns it.
+func TestTheRulesCanFail(t *testing.T) {
+	all := list(t, module+"...")
+	for room, prefix := range map[string]string{"spool": bbolt, "uart": serial, "cloud": aws, "station": zerolog, "cmd/stationd": metrics,
+		"cmd/stationctl": kong, "cmd/internal/config": toml, "cloud/issuer": netHTTP} {
+		i := slices.IndexFunc(all, func(p listed) bool { return p.ImportPath == module+room })
+		if i < 0 || !reaches(all[i], prefix) {
+			t.Errorf("%s does not reach %s: the name in the rules is wrong", room, prefix)
+		}
+	}
+}
