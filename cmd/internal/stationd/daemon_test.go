@@ -101,10 +101,12 @@ func TestConflictsBothWays(t *testing.T) {
 	unplug := f.plug(f.ports[0], good)
 	d.awaitSlot(0, station.Passed)
 	unplug()
+	d.awaitSlot(0, station.Absent)
 
 	unplug = f.plug(f.ports[0], good)
 	d.awaitSlot(0, station.Passed)
 	unplug()
+	d.awaitSlot(0, station.Absent)
 
 	otherKey := newBoard()
 	otherKey.Device = good.Device
