@@ -2,6 +2,8 @@ module secretfree
 
 go 1.26.0
 
+toolchain go1.26.11
+
 require (
 	filippo.io/nistec v0.0.4
 	github.com/alecthomas/kong v1.17.0

@@ -19,7 +19,7 @@ func smallDisk(t *testing.T, dir string, bytes string) {
 		t.Fatal(err)
 	}
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size="+bytes+",mode=700"); err != nil {
-		if os.Getenv("SECRETFREE_REQUIRE_PEERS") != "" {
+		if os.Getenv("CI") == "true" {
 			t.Fatalf("mounting a small file system: %v", err)
 		}
 		t.Skipf("a full disk needs the right to mount a small one: %v", err)
