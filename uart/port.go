@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"sync"
 	"syscall"
@@ -31,6 +30,7 @@ const (
 type port struct {
 	path string
 	dev  serial.Port
+	held *holding
 
 	mu       sync.Mutex
 	unread   []byte
@@ -44,30 +44,40 @@ type port struct {
 	done      chan struct{} // the reader has ended
 }
 
-// Open opens a serial port exclusively, at 115200 8N1. The path may be a symbolic link, as under
-// /dev/serial. Errors: ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort.
-func Open(ctx context.Context, path string) (Conn, error) {
+// Open opens a serial port exclusively, at 115200 8N1. The address is that of CheckAddress; a path may be a symbolic
+// link, as under /dev/serial. An error is an *OpenError, unless the context has ended.
+func Open(ctx context.Context, address string) (Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
+	path, err := systemPlaces().resolve(address)
+	if err != nil {
+		return nil, explainOpen(address, err)
+	}
+	held, err := hold(path)
+	if err != nil {
+		return nil, explainOpen(path, err)
+	}
 	dev, err := serial.Open(path, &serial.Mode{BaudRate: baudRate, DataBits: 8, Parity: serial.NoParity, StopBits: serial.OneStopBit})
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", path, openError(err))
+		held.release()
+		return nil, explainOpen(path, err)
 	}
 	if err := dev.SetReadTimeout(readSlice); err != nil {
 		dev.Close()
-		return nil, fmt.Errorf("opening %s: %w", path, err)
+		held.release()
+		return nil, explainOpen(path, err)
 	}
-	p := &port{path: path, dev: dev, changed: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{})}
+	p := &port{path: path, dev: dev, held: held, changed: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{})}
 	go p.read()
 	return p, nil
 }
 
 // Wait opens a port as soon as it is there. It returns early only when the context ends, with its
 // cause, or with an error that is not ErrAbsent.
-func Wait(ctx context.Context, path string) (Conn, error) {
+func Wait(ctx context.Context, address string) (Conn, error) {
 	for {
-		c, err := Open(ctx, path)
+		c, err := Open(ctx, address)
 		if !errors.Is(err, ErrAbsent) {
 			return c, err
 		}
@@ -77,30 +87,6 @@ func Wait(ctx context.Context, path string) (Conn, error) {
 		case <-time.After(waitForPort):
 		}
 	}
-}
-
-func openError(err error) error {
-	var portError *serial.PortError
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.EIO):
-		return fmt.Errorf("%w (%v)", ErrAbsent, err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w (%v)", ErrPermission, err)
-	case errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTTY):
-		return fmt.Errorf("%w (%v)", ErrNotAPort, err)
-	case errors.As(err, &portError):
-		switch portError.Code() {
-		case serial.PortBusy:
-			return ErrBusy
-		case serial.PermissionDenied:
-			return ErrPermission
-		case serial.PortNotFound:
-			return ErrAbsent
-		case serial.InvalidSerialPort:
-			return fmt.Errorf("%w (%v)", ErrNotAPort, err)
-		}
-	}
-	return err
 }
 
 // read moves bytes from the device to unread until the device ends or Close is called.
@@ -230,6 +216,7 @@ func (p *port) Close() error {
 		close(p.closing)
 		<-p.done
 		p.closeErr = p.dev.Close()
+		p.held.release()
 	})
 	return p.closeErr
 }

@@ -3,8 +3,10 @@ package uart_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,6 +116,38 @@ func TestPort(t *testing.T) {
 	cancel()
 	if _, err := uart.Wait(ctx, filepath.Join(t.TempDir(), "never")); !errors.Is(err, context.Canceled) {
 		t.Errorf("Wait: %v, want %v", err, context.Canceled)
+	}
+}
+
+// Whoever comes second is told who was first; root is no exception.
+func TestPortIsHeld(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "slot-a")
+	port, err := fixtures.OpenPort(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	first, err := uart.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = uart.Open(t.Context(), path)
+	var refused *uart.OpenError
+	if !errors.Is(err, uart.ErrBusy) || !errors.As(err, &refused) {
+		t.Fatalf("a second one: %v, want %v", err, uart.ErrBusy)
+	}
+	if want := fmt.Sprintf("(process %d)", os.Getpid()); !strings.Contains(refused.Holder, want) || !strings.Contains(err.Error(), want) {
+		t.Errorf("the holder is %q in %q, want %q", refused.Holder, err, want)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := uart.Open(t.Context(), path)
+	if err != nil {
+		t.Fatalf("after the first has closed: %v", err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

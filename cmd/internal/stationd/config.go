@@ -116,8 +116,8 @@ func (c Config) checkSlots(f *config.File) error {
 			return f.Errorf(key("name"), "Write 1 to 32 plain characters, as they stand on the fixture.", "the name of slot %d is %q", i+1, slot.Name)
 		case names[slot.Name] > 0:
 			return f.Errorf(key("name"), "Give each slot its own name.", "slots %d and %d are both named %q", names[slot.Name], i+1, slot.Name)
-		case !filepath.IsAbs(slot.Port):
-			return f.Errorf(key("port"), "Write the absolute path of the serial port; those under /dev/serial/by-path stay the same when ports come and go.",
+		case uart.CheckAddress(slot.Port) != nil:
+			return f.Errorf(key("port"), "Write the absolute path of the serial port (those under /dev/serial/by-path stay the same when ports come and go), or auto:<vid>:<pid> for the one USB probe of that kind.",
 				"the port of slot %q is %q", slot.Name, slot.Port)
 		case ports[filepath.Clean(slot.Port)] > 0:
 			return f.Errorf(key("port"), "Give each slot its own port.", "slots %d and %d both use %s", ports[filepath.Clean(slot.Port)], i+1, slot.Port)

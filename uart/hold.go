@@ -1,0 +1,144 @@
+package uart
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"go.bug.st/serial"
+	"golang.org/x/sys/unix"
+)
+
+// OpenError says why a port cannot be opened, for whoever can mend it.
+type OpenError struct {
+	Path string
+	// Kind is ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort or ErrAmbiguous; nil for any other cause.
+	Kind   error
+	Holder string // of ErrBusy: who holds the port, as "minicom (process 4711)"; empty if it cannot be seen
+	Group  string // of ErrPermission: the group that may use the port; empty if it is not known
+	Cause  error
+}
+
+func (e *OpenError) Error() string {
+	switch {
+	case e.Holder != "":
+		return fmt.Sprintf("opening %s: %v: %s", e.Path, e.Kind, e.Holder)
+	case e.Group != "":
+		return fmt.Sprintf("opening %s: %v: it belongs to the group %s", e.Path, e.Kind, e.Group)
+	}
+	return fmt.Sprintf("opening %s: %v", e.Path, e.Cause)
+}
+
+// Unwrap gives the cause, which wraps the kind.
+func (e *OpenError) Unwrap() error { return e.Cause }
+
+func explainOpen(path string, cause error) *OpenError {
+	e := &OpenError{Path: path, Kind: openKind(cause), Cause: cause}
+	if e.Kind != nil && !errors.Is(cause, e.Kind) {
+		e.Cause = fmt.Errorf("%w (%w)", e.Kind, cause)
+	}
+	switch e.Kind {
+	case ErrBusy:
+		e.Holder = holder(path)
+	case ErrPermission:
+		e.Group = groupOf(path)
+	}
+	return e
+}
+
+func openKind(err error) error {
+	var portError *serial.PortError
+	switch {
+	case errors.Is(err, ErrAmbiguous):
+		return ErrAmbiguous
+	case errors.Is(err, ErrAbsent), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.EIO):
+		return ErrAbsent
+	case errors.Is(err, ErrBusy), errors.Is(err, syscall.EBUSY):
+		return ErrBusy
+	case errors.Is(err, fs.ErrPermission):
+		return ErrPermission
+	case errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTTY):
+		return ErrNotAPort
+	case errors.As(err, &portError):
+		switch portError.Code() {
+		case serial.PortBusy:
+			return ErrBusy
+		case serial.PermissionDenied:
+			return ErrPermission
+		case serial.PortNotFound:
+			return ErrAbsent
+		case serial.InvalidSerialPort:
+			return ErrNotAPort
+		}
+	}
+	return nil
+}
+
+// holding is a lock on a port. The library's own (TIOCEXCL) does not keep root out; this one, an flock on the device
+// as other serial programs take it, does.
+type holding struct{ fd int }
+
+func hold(path string) (*holding, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open", err)
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		unix.Close(fd)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrBusy
+		}
+		return nil, os.NewSyscallError("flock", err)
+	}
+	return &holding{fd}, nil
+}
+
+func (h *holding) release() { unix.Close(h.fd) }
+
+// holder tells which processes have a port open, as far as this one may see.
+func holder(path string) string {
+	var device unix.Stat_t
+	if err := unix.Stat(path, &device); err != nil {
+		return ""
+	}
+	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return ""
+	}
+	var holders []string
+	for _, fd := range fds {
+		var other unix.Stat_t
+		if unix.Stat(fd, &other) != nil || other.Mode&unix.S_IFMT != unix.S_IFCHR || other.Rdev != device.Rdev {
+			continue
+		}
+		process, _, _ := strings.Cut(strings.TrimPrefix(fd, "/proc/"), "/")
+		name, err := os.ReadFile(filepath.Join("/proc", process, "comm"))
+		if err != nil {
+			continue
+		}
+		if text := fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), process); !slices.Contains(holders, text) {
+			holders = append(holders, text)
+		}
+	}
+	return strings.Join(holders, ", ")
+}
+
+func groupOf(path string) string {
+	var device unix.Stat_t
+	if err := unix.Stat(path, &device); err != nil {
+		return ""
+	}
+	id := strconv.FormatUint(uint64(device.Gid), 10)
+	group, err := user.LookupGroupId(id)
+	if err != nil {
+		return id
+	}
+	return group.Name
+}
