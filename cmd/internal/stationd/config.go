@@ -43,23 +43,24 @@ type Policy struct {
 	Algorithms    []board.Algorithm `toml:"algorithms"`
 }
 
-// Transcripts is the table [transcripts].
+// Transcripts is the table [transcripts]: how many files are kept of boards that failed and of boards that passed.
 type Transcripts struct {
-	Keep  string `toml:"keep"`  // "failed", "all" or "none"
-	Limit int    `toml:"limit"` // how many files
+	Failed int `toml:"failed"`
+	Passed int `toml:"passed"`
+	MaxMiB int `toml:"max_mib"` // for all together
 }
 
 const (
-	defaultListen = "127.0.0.1:8080"
-	defaultLimit  = 200
-	maxLimit      = 100_000
+	defaultListen  = "127.0.0.1:8080"
+	maxTranscripts = 100_000 // files of a kind
+	maxShelf       = 100_000 // MiB
 )
 
 // Load reads and checks a configuration file, and fills in what may be left out.
 func Load(name string) (Config, error) {
 	c := Config{
 		Listen:      defaultListen,
-		Transcripts: Transcripts{Keep: "failed", Limit: defaultLimit},
+		Transcripts: Transcripts{Failed: 500, Passed: 50, MaxMiB: 200},
 		Log:         config.Log{Level: zerolog.LevelInfoValue},
 	}
 	file, err := config.Load(name, &c)
@@ -89,13 +90,13 @@ func (c Config) check(f *config.File) error {
 			return f.Errorf("policy.algorithms", fmt.Sprintf("Write some of %q, %q, %q.", board.P256, board.P384, board.RSA), "policy.algorithms has %q", a)
 		}
 	}
-	switch c.Transcripts.Keep {
-	case "failed", "all", "none":
-	default:
-		return f.Errorf("transcripts.keep", `Write "failed", "all" or "none".`, "transcripts.keep is %q", c.Transcripts.Keep)
-	}
-	if c.Transcripts.Limit < 1 || c.Transcripts.Limit > maxLimit {
-		return f.Errorf("transcripts.limit", fmt.Sprintf("Write a number from 1 to %d.", maxLimit), "transcripts.limit is %d", c.Transcripts.Limit)
+	for _, limit := range []struct {
+		key              string
+		value, low, high int
+	}{{"failed", c.Transcripts.Failed, 1, maxTranscripts}, {"passed", c.Transcripts.Passed, 0, maxTranscripts}, {"max_mib", c.Transcripts.MaxMiB, 1, maxShelf}} {
+		if limit.value < limit.low || limit.value > limit.high {
+			return f.Errorf("transcripts."+limit.key, fmt.Sprintf("Write a number from %d to %d.", limit.low, limit.high), "transcripts.%s is %d", limit.key, limit.value)
+		}
 	}
 	if err := c.Log.Check(f); err != nil {
 		return err

@@ -66,13 +66,9 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 }
 
 func (d *Daemon) open(c Config) error {
-	var transcript func(*uart.Transcript) error
-	if c.Transcripts.Keep != "none" {
-		shelf, err := openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts.Keep == "all", c.Transcripts.Limit)
-		if err != nil {
-			return err
-		}
-		transcript = shelf.keep
+	transcripts, err := openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
+	if err != nil {
+		return err
 	}
 	var slots []station.SlotConfig
 	for _, slot := range c.Slots {
@@ -85,12 +81,11 @@ func (d *Daemon) open(c Config) error {
 			Open: func(ctx context.Context) (uart.Conn, error) { return uart.Wait(ctx, slot.Port) },
 		})
 	}
-	var err error
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: d.spool,
 		Policy:  station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms},
 		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health,
-		Transcript: transcript, Hosts: c.Hosts, Log: d.log,
+		Transcript: transcripts.keep, Hosts: c.Hosts, Log: d.log,
 	})
 	if err != nil {
 		return err

@@ -165,7 +165,6 @@ func TestRegistryOutage(t *testing.T) {
 // A board that prints a private key: none of it may be anywhere.
 func TestPrivateKeyLeak(t *testing.T) {
 	f := newFactory(t)
-	f.extra = "[transcripts]\nkeep = \"all\"\n"
 	d := f.start()
 	const secret = "MHcCAQEEIBLeakedLeakedLeakedLeakedLeakedLeaked"
 	leaky := newBoard()
