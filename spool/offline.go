@@ -82,7 +82,7 @@ func VerifyDir(dir string, v note.Verifier) (VerifyReport, error) {
 			r := sealed.Record
 			if r.Proof == nil {
 				report.NoProof++
-			} else if err := r.Proof.Verify(r.Key); err != nil {
+			} else if err := r.Proof.Verify(r.Device, r.Key); err != nil {
 				return fmt.Errorf("entry %d: %w", seq, err)
 			}
 			f := r.Fingerprint()

@@ -47,9 +47,9 @@ func (s *Station) judge(report uart.Report, now time.Time) (board.Record, *failu
 	case report.Proof != nil:
 		record.Proof = &board.Proof{
 			Method: board.ProofMethod(report.Proof.Method), Hash: board.Hash(report.Proof.Hash),
-			Nonces: report.Proof.Nonces, Signatures: report.Proof.Signatures,
+			Nonces: report.Proof.Nonces, Signatures: report.Proof.Signatures, Request: report.Proof.Request,
 		}
-		if err := record.Proof.Verify(key); err != nil {
+		if err := record.Proof.Verify(device, key); err != nil {
 			return refuse(ReasonNoProof, err)
 		}
 	case !s.policy.AllowUnproven:

@@ -63,10 +63,14 @@ type Report struct {
 
 // Proof is the evidence that the board owns the key: it signed nonces that this side chose.
 type Proof struct {
-	Method     string // "sign-msg": each signature covers one nonce
+	// Method: "sign-msg": each signature covers one nonce. "csr": the one nonce is the organizational unit of
+	// the request, the one signature a copy of the request's own. "report": the one signature covers
+	// "secretfree 1 ", the nonce, a space and the device id in hex.
+	Method     string
 	Hash       string // "sha1" or "sha256"
 	Nonces     [][]byte
 	Signatures [][]byte // ECDSA, DER
+	Request    []byte   // of "csr": PKCS #10, DER
 }
 
 // What can be wrong with a port.

@@ -148,7 +148,7 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 		if record.Proof == nil {
 			return unless(policy.AllowNoProof, "the record holds no proof of possession, and the policy asks for one")
 		}
-		return record.Proof.Verify(key)
+		return record.Proof.Verify(device, key)
 	})
 
 	// The state: may it have a certificate today?
