@@ -15,6 +15,8 @@ import (
 const (
 	// maxLine caps a line of a board; the longest good one is a base64 signature of about 120.
 	maxLine = 2048
+	// maxText caps what is looked at as one text: a banner, or a request in PEM with events in it.
+	maxText = 8 << 10
 	// maxDialogue caps what a board may print from one mark to the next.
 	maxDialogue = 256 << 10
 )
@@ -26,7 +28,7 @@ type Line struct {
 	conn  Conn
 	nonce func(n int) string
 
-	in    []byte // arrived, not yet consumed; bounded by maxLine and one read
+	in    []byte // arrived, not yet consumed; bounded by maxText and one read
 	total int    // bytes since the last Mark
 	guard guard
 	// tainted: the board printed a private key. Until Forget, what it says is dropped unseen: more of
@@ -135,9 +137,14 @@ func (l *Line) Heard(ctx context.Context, wait time.Duration) (bool, error) {
 	if len(l.in) > 0 {
 		return true, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, wait, ErrTimeout)
+	return l.more(ctx, wait)
+}
+
+// more is Heard for what comes on top of what is there.
+func (l *Line) more(ctx context.Context, wait time.Duration) (bool, error) {
+	limited, cancel := context.WithTimeoutCause(ctx, wait, ErrTimeout)
 	defer cancel()
-	switch err := l.fill(ctx); {
+	switch err := l.fill(limited); {
 	case err == nil:
 		return true, nil
 	case errors.Is(err, ErrTimeout):
@@ -145,6 +152,49 @@ func (l *Line) Heard(ctx context.Context, wait time.Duration) (bool, error) {
 	default:
 		return false, err
 	}
+}
+
+// ReadPrompt returns what has arrived up to where end says, as soon as it says so: a prompt has no line end
+// to wait for. end gets all that was not consumed, line ends and all, and returns how many bytes of it to consume; negative
+// is not yet.
+func (l *Line) ReadPrompt(ctx context.Context, end func(text string) int) (string, error) {
+	for {
+		if l.err != nil {
+			return "", l.err
+		}
+		if n := end(string(l.in)); n >= 0 {
+			text := string(l.in[:n])
+			l.in = l.in[n:]
+			return text, nil
+		}
+		if len(l.in) > maxText {
+			l.in = nil
+			return "", fmt.Errorf("%w: more than %d bytes and no prompt", ErrGarbled, maxText)
+		}
+		if err := l.fill(ctx); err != nil {
+			return "", err
+		}
+	}
+}
+
+// Gather waits until there was silence for so long, or limit has passed, and returns all that has arrived. It
+// consumes nothing.
+func (l *Line) Gather(ctx context.Context, silence, limit time.Duration) (string, error) {
+	end := time.Now().Add(limit)
+	for len(l.in) <= maxText {
+		left := min(silence, time.Until(end))
+		if left <= 0 {
+			break
+		}
+		more, err := l.more(ctx, left)
+		if err != nil {
+			return "", err
+		}
+		if !more {
+			break
+		}
+	}
+	return string(l.in), nil
 }
 
 // Discard drops what arrives until there was silence for so long, or limit has passed. It returns what it
@@ -166,6 +216,20 @@ func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (strin
 			return dropped.String(), nil
 		}
 	}
+}
+
+// keep drops what has arrived but its last n bytes.
+func (l *Line) keep(n int) { l.in = l.in[max(0, len(l.in)-n):] }
+
+// heard returns all that the recording has of the board since the last Mark.
+func (l *Line) heard() string {
+	var b strings.Builder
+	for _, c := range l.tape.chunks {
+		if c.Direction == received {
+			b.Write(c.Bytes)
+		}
+	}
+	return b.String()
 }
 
 // fill reads once.

@@ -1,6 +1,7 @@
 package uart
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha1"
@@ -115,4 +116,30 @@ func parseSignature(b []byte) (r, s *big.Int, encoding string, err error) {
 		return new(big.Int).SetBytes(b[:32]), new(big.Int).SetBytes(b[32:]), "raw", nil
 	}
 	return nil, nil, "", errors.New("neither DER nor 64 raw bytes")
+}
+
+// p256Prefix makes a SubjectPublicKeyInfo of an uncompressed point (RFC 5480).
+var p256Prefix = []byte("\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00")
+
+// parsePoint reads a P-256 key in any of the documented forms, and returns its SubjectPublicKeyInfo and the name of
+// the form: "point" (65 bytes, X9.63), "xy" (64) or "spki" (91).
+func parsePoint(b []byte) (spki []byte, form string, err error) {
+	switch {
+	case len(b) == 65:
+		form = "point"
+	case len(b) == 64:
+		b, form = append([]byte{4}, b...), "xy"
+	case len(b) == 91 && bytes.HasPrefix(b, p256Prefix):
+		b, form = b[len(p256Prefix):], "spki"
+	default:
+		return nil, "", fmt.Errorf("a key of %d bytes, in none of the documented forms", len(b))
+	}
+	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), b)
+	if err != nil {
+		return nil, "", errors.New("the key is not a point of P-256")
+	}
+	if spki, err = x509.MarshalPKIXPublicKey(key); err != nil {
+		return nil, "", fmt.Errorf("encoding the key: %w", err)
+	}
+	return spki, form, nil
 }

@@ -2,7 +2,9 @@ package uart
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"regexp"
@@ -11,10 +13,11 @@ import (
 	"time"
 )
 
-// TIAT is the dialect of TI's "AT Commands" example for the CC3220 and CC3235, builds 1.1.x. The identity is
+// TIAT is the dialect of TI's "AT Commands" example for the CC3220 and CC3235, in all its builds: 1.1.2, 1.1.1
+// with a prompt before every command, and those whose terminal is in text mode. The identity is
 // the key in index 0 of the network processor. No command prints it, so it is recovered from its signatures
-// over fresh nonces, which proves possession as well. (The command public_key reads index 1, which
-// is never the identity.)
+// over fresh nonces, which proves possession as well. The command public_key reads index 1, which
+// is never the identity; it is noted as the fact "key-1".
 type TIAT struct{}
 
 // Name implements Dialect.
@@ -27,16 +30,17 @@ const (
 	tiPing     = 700 * time.Millisecond // between looks at an empty slot
 	tiAnswer   = 3 * time.Second        // to any command but sign_msg
 	tiSign     = 10 * time.Second
+	tiSettle   = 2  // times to bring a board back to order: its start may fall into the first
 	tiBabble   = 8  // looks at a board that says something, but never OK
-	tiMissed   = 2  // looks without an echo after which a board is gone
 	tiLines    = 64 // lines of one answer, events and all
 	tiNonceLen = 21 // no padding in base64, and not a multiple of 8: the firmware's decoder writes one byte too many there
 	tiNonces   = 3
 )
 
-// Two texts that only a fresh start prints.
 const (
-	tiBanner = "AT Commands Example Ver:"
+	tiBanner = "AT Commands Example Ver:" // only a fresh start prints it
+	tiPrompt = "Enter AT Command:"
+	tiEvent  = "+event"
 	tiFatal  = "+eventfatalerror"
 )
 
@@ -45,6 +49,9 @@ var (
 	tiVersion = regexp.MustCompile(`^0x[0-9a-f]{1,8}(?:,[0-9]{1,5}(?:\.[0-9]{1,5}){0,3}){4}$`)
 	tiMAC     = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2}:){5}0x[0-9a-f]{1,2}$`)
 	tiSigned  = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
+	tiKey1    = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
+	tiBuild   = regexp.MustCompile(`AT Commands Example Ver: ([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
+	tiOK      = regexp.MustCompile(`[\r\n](?:[A-Za-z: ]*)OK([\r\n]+)`)
 	// A prompt that some builds print can stand before an error, on the same line.
 	tiError = regexp.MustCompile(`ERROR: ((?:command not exist|number of parameters|parse parameters|process command|allocate),-?[0-9]{1,6}|length smaller than payload)$`)
 )
@@ -79,28 +86,8 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 }
 
 // Gone implements Dialect.
-func (d TIAT) Gone(ctx context.Context, l *Line) error {
-	for missed := 0; missed < tiMissed; {
-		l.Mark()
-		here, err := d.echoes(ctx, l)
-		if err != nil {
-			return err
-		}
-		if !here {
-			missed++
-			continue
-		}
-		missed = 0
-		said, err := l.Discard(ctx, tiPing-tiEcho, tiFlush)
-		if err != nil {
-			return err
-		}
-		if strings.Contains(said, tiBanner) {
-			break
-		}
-	}
-	l.Forget()
-	return nil
+func (TIAT) Gone(ctx context.Context, l *Line) error {
+	return watch(ctx, l, vigil{probe: "\r", starts: []string{tiBanner}})
 }
 
 // echoes sends a CR and tells whether anything comes back.
@@ -127,13 +114,27 @@ func (d TIAT) Read(ctx context.Context, l *Line) (Report, error) {
 		return report, err
 	}
 	// Once more from the start; nothing of the first try is kept.
-	if err := l.Send(ctx, "\r"); err != nil {
-		return Report{}, err
-	}
-	if err := d.settle(ctx, l); err != nil {
+	if err := d.restore(ctx, l); err != nil {
 		return Report{}, err
 	}
 	return d.read(ctx, l)
+}
+
+// restore ends whatever was typed or asked, and settles. A board that was reset may take its time to start.
+func (d TIAT) restore(ctx context.Context, l *Line) error {
+	for try := 1; ; try++ {
+		// While it prints it does not listen.
+		if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
+			return err
+		}
+		if err := l.Send(ctx, "\r"); err != nil {
+			return err
+		}
+		err := d.settle(ctx, l)
+		if err == nil || try == tiSettle || !(errors.Is(err, ErrTimeout) || errors.Is(err, ErrGarbled)) {
+			return err
+		}
+	}
 }
 
 func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
@@ -166,8 +167,35 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 	if again != device {
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
+	// Whatever signed, it must not be the key that a command can make and take away.
+	if print := sha256.Sum256(spki); facts["key-1"] == hex.EncodeToString(print[:]) {
+		return Report{}, fmt.Errorf("%w: it signs with the key in index 1 instead of 0; its firmware is not TI's, use another route", ErrNoProof)
+	}
 	facts["hash"] = proof.Hash
+	d.met(l.heard(), facts)
 	return Report{Device: device, SPKI: spki, Facts: facts, Proof: proof}, nil
+}
+
+// met notes which of the documented forms the board has.
+func (TIAT) met(heard string, facts map[string]string) {
+	if m := tiBuild.FindAllStringSubmatch(heard, -1); m != nil {
+		facts["build"] = m[len(m)-1][1]
+	}
+	start := max(0, strings.LastIndex(heard, tiBanner))
+	facts["prompt"] = "once"
+	if strings.Count(heard[start:], tiPrompt) > 1 {
+		facts["prompt"] = "every-command"
+	}
+	facts["line-ends"] = "other"
+	for _, m := range tiOK.FindAllStringSubmatch(heard, -1) { // the end of a late OK can be torn
+		if strings.HasPrefix(m[1], "\n\r\r") {
+			facts["line-ends"] = "lf-cr-cr"
+			break
+		}
+		if strings.HasPrefix(m[1], "\n\r") {
+			facts["line-ends"] = "lf-cr"
+		}
+	}
 }
 
 func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
@@ -187,16 +215,31 @@ func (d TIAT) facts(ctx context.Context, l *Line, facts map[string]string) error
 	for _, q := range []struct {
 		command, prefix string
 		grammar         *regexp.Regexp
-		keep            func(value string)
+		keep            func(value string) error
 	}{
-		{"at+get=general,version", "+get:", tiVersion, func(value string) {
+		{"at+get=general,version", "+get:", tiVersion, func(value string) error {
 			for i, name := range []string{"chip", "mac-version", "phy-version", "nwp-version", "rom-version"} {
 				facts[name] = strings.Split(value, ",")[i]
 			}
+			return nil
 		}},
-		{"at+netcfgget=get_mac_addr", "+netcfgget:", tiMAC, func(value string) {
+		{"at+netcfgget=get_mac_addr", "+netcfgget:", tiMAC, func(value string) error {
 			facts["mac"] = fmt.Sprintf("% x", unpadded(value, ":"))
 			facts["mac"] = strings.ReplaceAll(facts["mac"], " ", ":")
+			return nil
+		}},
+		{"at+netutilget=public_key,1", "+netutilget:", tiKey1, func(value string) error {
+			raw, err := counted(tiKey1.FindStringSubmatch(value))
+			if err != nil {
+				return err
+			}
+			spki, _, err := parsePoint(raw)
+			if err != nil {
+				return fmt.Errorf("%w: %v", ErrGarbled, err)
+			}
+			print := sha256.Sum256(spki)
+			facts["key-1"] = hex.EncodeToString(print[:])
+			return nil
 		}},
 	} {
 		value, err := d.ask(ctx, l, q.command, q.prefix, tiAnswer)
@@ -210,7 +253,9 @@ func (d TIAT) facts(ctx context.Context, l *Line, facts map[string]string) error
 		if !q.grammar.MatchString(value) {
 			return fmt.Errorf("asking %s: %w: not of the documented form", q.command, ErrGarbled)
 		}
-		q.keep(value)
+		if err := q.keep(value); err != nil {
+			return fmt.Errorf("asking %s: %w", q.command, err)
+		}
 	}
 	return nil
 }
@@ -223,7 +268,8 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	value, err := d.ask(ctx, l, fmt.Sprintf("at+netutilcmd=sign_msg,0,1,%d,%s", len(text), text), "+netutilcmd:", tiSign)
 	var refused *refusal
 	if errors.As(err, &refused) {
-		return signed{}, "", fmt.Errorf("%w: it refuses to sign with key 0 (%s)", ErrNoProof, refused.text)
+		return signed{}, "", fmt.Errorf("%w: it refuses to sign with key 0 (%s). Update the service pack of its network processor; "+
+			"if it still refuses, this firmware cannot prove the key: use firmware of the dialect report or ti-csr", ErrNoProof, refused.text)
 	}
 	if err != nil {
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w", err)
@@ -232,19 +278,28 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	if m == nil {
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w: not of the documented form", ErrGarbled)
 	}
-	// The number is the length of the text, not of the signature.
-	if n, err := strconv.Atoi(m[1]); err != nil || n != len(m[2]) {
-		return signed{}, "", fmt.Errorf("having a nonce signed: %w: %s characters announced, %d came", ErrGarbled, m[1], len(m[2]))
-	}
-	raw, err := base64.StdEncoding.Strict().DecodeString(m[2])
+	raw, err := counted(m)
 	if err != nil {
-		return signed{}, "", fmt.Errorf("having a nonce signed: %w: not base64", ErrGarbled)
+		return signed{}, "", fmt.Errorf("having a nonce signed: %w", err)
 	}
 	r, s, encoding, err := parseSignature(raw)
 	if err != nil {
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w: %v", ErrGarbled, err)
 	}
 	return signed{message: []byte(nonce), r: r, s: s}, encoding, nil
+}
+
+// counted decodes a length and base64, as a grammar has found them. The number is the length of the text, not of what it
+// stands for.
+func counted(m []string) ([]byte, error) {
+	if n, err := strconv.Atoi(m[1]); err != nil || n != len(m[2]) {
+		return nil, fmt.Errorf("%w: %s characters announced, %d came", ErrGarbled, m[1], len(m[2]))
+	}
+	raw, err := base64.StdEncoding.Strict().DecodeString(m[2])
+	if err != nil {
+		return nil, fmt.Errorf("%w: not base64", ErrGarbled)
+	}
+	return raw, nil
 }
 
 // refusal is an ERROR line of the board. Its words are from the short list of the grammar.
@@ -276,8 +331,13 @@ func (TIAT) ask(ctx context.Context, l *Line, command, prefix string, limit time
 		if err != nil {
 			return "", err
 		}
-		switch {
-		case line == "OK":
+		if strings.Contains(line, tiFatal) {
+			return "", fmt.Errorf("%w: its network processor has stopped; it needs a reset", ErrGarbled)
+		}
+		// After a cut echo an event stands on the same line. What it quotes, a network's name, is anybody's.
+		line, _, _ = strings.Cut(line, tiEvent)
+		switch before, ok := strings.CutSuffix(line, "OK"); {
+		case ok && strings.Contains(tiPrompt, before): // it can come in the middle of a prompt
 			if prefix != "" && !have {
 				return "", fmt.Errorf("%w: OK without an answer", ErrGarbled)
 			}
@@ -290,8 +350,6 @@ func (TIAT) ask(ctx context.Context, l *Line, command, prefix string, limit time
 			have = true
 		case strings.Contains(line, tiBanner):
 			return "", fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
-		case strings.Contains(line, tiFatal):
-			return "", fmt.Errorf("%w: its network processor has stopped; it needs a reset", ErrGarbled)
 		default:
 			if m := tiError.FindStringSubmatch(line); m != nil {
 				return "", &refusal{m[1]}

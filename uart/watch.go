@@ -1,0 +1,78 @@
+package uart
+
+import (
+	"context"
+	"strings"
+	"time"
+)
+
+// vigil is how to see that a board goes.
+type vigil struct {
+	probe  string   // makes any board echo, at least
+	starts []string // texts that only a fresh start prints
+	// patient: the firmware may fall silent for good with the board in its place. Only one that echoed before and does not
+	// any more is gone.
+	patient bool
+}
+
+const (
+	watchEcho   = tiEcho
+	watchLook   = tiPing
+	watchSlow   = 5 * time.Second // between looks at a board that has been there for long
+	watchQuick  = 300             // looks before that: what is typed may fill the firmware's line
+	watchMissed = 2               // looks without an echo after which a board is gone
+	watchTail   = 64              // what is kept of a look: the beginning of a start
+)
+
+// watch blocks until the board on l is gone or another one has started. What that one has printed stays on the
+// line, for its Detect; otherwise nothing stays.
+func watch(ctx context.Context, l *Line, v vigil) error {
+	echoed, missed := false, 0
+	for look := 0; ; look++ {
+		if v.started(string(l.in)) { // quick hands: before anyone looked
+			return nil
+		}
+		l.keep(watchTail)
+		l.Mark()
+		if err := l.Send(ctx, v.probe); err != nil {
+			return err
+		}
+		heard, err := l.more(ctx, watchEcho)
+		if err != nil {
+			return err
+		}
+		if !heard {
+			if missed++; missed >= watchMissed {
+				if echoed || !v.patient {
+					l.Forget()
+					return nil
+				}
+				if _, err := l.more(ctx, watchSlow); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		echoed, missed = true, 0
+		pause := watchLook - watchEcho
+		if look >= watchQuick {
+			pause = watchSlow
+		}
+		said, err := l.Gather(ctx, pause, tiFlush+pause)
+		if err != nil {
+			return err
+		}
+		if v.started(said) {
+			return nil
+		}
+	}
+}
+
+func (v vigil) started(said string) bool {
+	for _, start := range v.starts {
+		if strings.Contains(said, start) {
+			return true
+		}
+	}
+	return false
+}
