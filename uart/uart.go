@@ -31,7 +31,7 @@ type Conn interface {
 type Dialect interface {
 	Name() string
 	// Detect blocks until a board shows itself. A board that is there but makes no sense is
-	// ErrGarbled.
+	// ErrGarbled; one that must start anew before it can be read is ErrNeedsReset.
 	Detect(ctx context.Context, l *Line) error
 	// Read has the dialogue with a board that was just detected. It bounds its own time, and tries
 	// a second time, from the start, where that can help. Besides the above: ErrTimeout,
@@ -46,12 +46,14 @@ func DialectByName(name string) (Dialect, error) {
 	switch name {
 	case "ti-at":
 		return TIAT{}, nil
+	case "ti-csr":
+		return TICSR{}, nil
 	}
 	return nil, fmt.Errorf("unknown dialect %q: this version speaks %s", name, strings.Join(DialectNames(), ", "))
 }
 
 // DialectNames lists what DialectByName knows.
-func DialectNames() []string { return []string{"ti-at"} }
+func DialectNames() []string { return []string{"ti-at", "ti-csr"} }
 
 // Report is what a board said, in the words of the board module.
 type Report struct {
@@ -87,7 +89,9 @@ var (
 var (
 	ErrTimeout = errors.New("the board did not answer in time")
 	ErrGarbled = errors.New("the answer makes no sense")
-	ErrNoProof = errors.New("the board did not prove that it owns its key")
+	// ErrNeedsReset: it cannot be read before it starts anew.
+	ErrNeedsReset = errors.New("the board printed its serial number before anyone listened; reset it")
+	ErrNoProof    = errors.New("the board did not prove that it owns its key")
 	// ErrPrivateKey: the board printed what looks like a private key. None of it is kept.
 	ErrPrivateKey = errors.New("the board printed private key material")
 )
