@@ -48,12 +48,14 @@ func DialectByName(name string) (Dialect, error) {
 		return TIAT{}, nil
 	case "ti-csr":
 		return TICSR{}, nil
+	case "report":
+		return ReportLine{}, nil
 	}
 	return nil, fmt.Errorf("unknown dialect %q: this version speaks %s", name, strings.Join(DialectNames(), ", "))
 }
 
 // DialectNames lists what DialectByName knows.
-func DialectNames() []string { return []string{"ti-at", "ti-csr"} }
+func DialectNames() []string { return []string{"ti-at", "ti-csr", "report"} }
 
 // Report is what a board said, in the words of the board module.
 type Report struct {

@@ -1,0 +1,285 @@
+package uart
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math/big"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ReportLine is the dialect "report": ours, for firmware that a product team writes. It asks once with a fresh nonce and
+// gets one line with the serial number, the key, and a signature over nonce and serial number. README.md
+// specifies it byte for byte.
+type ReportLine struct{}
+
+// Name implements Dialect.
+func (ReportLine) Name() string { return "report" }
+
+const (
+	reportWord   = "secretfree"
+	reportPing   = ";secretfree 1;" // the first ; ends whatever was typed before
+	reportAnswer = 2 * time.Second  // to a ping
+	reportLook   = 500 * time.Millisecond
+	reportBabble = 16 // a start may take its time and tell about it
+	reportNonce  = 21
+	reportLines  = 256 // of a log that goes on, in one answer
+)
+
+var (
+	// What begins like an answer must be one, to its end.
+	reportLine  = regexp.MustCompile(`^secretfree ([0-9]{1,4}) (.*)$`)
+	reportReady = regexp.MustCompile(`^ready ([0-9A-Fa-f]{32})$`)
+	reportFull  = regexp.MustCompile(`^([0-9A-Fa-f]{32}) ([0-9A-Fa-f]{128,182}) ([0-9A-Fa-f]{16,144})$`)
+	reportHere  = regexp.MustCompile(`(?:^|[\r\n])secretfree [0-9]{1,4} [0-9A-Za-z]`)
+)
+
+// errRefused: the firmware answered "error".
+var errRefused = fmt.Errorf("%w: its firmware answers error: it cannot sign with its key", ErrNoProof)
+
+// Detect implements Dialect. Pings are answered without a signature.
+func (d ReportLine) Detect(ctx context.Context, l *Line) error {
+	for babble := 0; ; {
+		l.Mark()
+		_, err := d.ping(ctx, l, reportLook)
+		switch {
+		case err == nil:
+			// Pings that came while it started are still being answered, and it may not listen meanwhile.
+			_, err := l.Discard(ctx, tiSilence, reportAnswer)
+			return err
+		case errors.Is(err, errNothing):
+			babble = 0
+		case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
+			if babble++; babble >= reportBabble {
+				return fmt.Errorf("%w: it says something, but does not answer as firmware of the dialect report does (%v)", ErrGarbled, err)
+			}
+		default:
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// errNothing: not a byte came.
+var errNothing = fmt.Errorf("%w: nothing came", ErrTimeout)
+
+// ping asks whether a board is there, and which. It waits for limit, whatever comes, so that it can be repeated
+// at once.
+func (d ReportLine) ping(ctx context.Context, l *Line, limit time.Duration) (device [16]byte, err error) {
+	if err := l.Send(ctx, reportPing); err != nil {
+		return device, err
+	}
+	heard, err := l.Heard(ctx, limit)
+	if err != nil {
+		return device, err
+	}
+	if !heard {
+		return device, errNothing
+	}
+	text, err := d.answer(ctx, l, limit)
+	if err != nil {
+		return device, err
+	}
+	m := reportReady.FindStringSubmatch(text)
+	if m == nil {
+		return device, fmt.Errorf("%w: not of the specified form", ErrGarbled)
+	}
+	_, err = hex.Decode(device[:], []byte(m[1]))
+	return device, err
+}
+
+// answer waits for a line that is an answer, and returns what is between version and checksum. Other lines are of
+// somebody else: the echo, a log.
+func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
+	defer cancel()
+	for range reportLines {
+		line, err := l.ReadLine(ctx)
+		if err != nil {
+			return "", err
+		}
+		if text, err := openAnswer(line); !errors.Is(err, errNotMine) {
+			return text, err
+		}
+	}
+	return "", fmt.Errorf("%w: %d lines and no answer", ErrGarbled, reportLines)
+}
+
+var errNotMine = errors.New("not an answer")
+
+// openAnswer returns what is between version and checksum of an answer.
+func openAnswer(line string) (string, error) {
+	m := reportLine.FindStringSubmatch(line)
+	if m == nil {
+		return "", errNotMine
+	}
+	if m[1] != "1" {
+		return "", fmt.Errorf("%w: its firmware speaks version %s of the dialect report, this program 1", ErrGarbled, m[1])
+	}
+	i := strings.LastIndexByte(line, ' ')
+	sum, err := strconv.ParseUint(line[i+1:], 16, 32)
+	if err != nil || len(line)-i-1 != 8 || uint32(sum) != crc32.ChecksumIEEE([]byte(line[:i])) {
+		return "", fmt.Errorf("%w: an answer whose checksum is wrong", ErrGarbled)
+	}
+	text := strings.TrimPrefix(line[:i], reportWord+" 1 ")
+	if text == "error" {
+		return "", errRefused
+	}
+	return text, nil
+}
+
+// settle says that a board that was recognised is ready.
+func (d ReportLine) settle(ctx context.Context, l *Line) error {
+	if _, err := l.Discard(ctx, 50*time.Millisecond, reportAnswer); err != nil {
+		return err
+	}
+	_, err := d.ping(ctx, l, reportAnswer)
+	return err
+}
+
+// Read implements Dialect.
+func (d ReportLine) Read(ctx context.Context, l *Line) (Report, error) {
+	report, err := d.read(ctx, l)
+	if err == nil || !(errors.Is(err, ErrTimeout) || errors.Is(err, ErrGarbled) || errors.Is(err, errRefused)) || ctx.Err() != nil {
+		return report, err
+	}
+	// Once more; nothing of the first try is kept. A nonce that was cut on its way is refused as well.
+	if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
+		return Report{}, err
+	}
+	return d.read(ctx, l)
+}
+
+func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
+	nonce := l.Nonce(reportNonce)
+	if err := l.Send(ctx, ";"+reportWord+" 1 "+nonce+";"); err != nil {
+		return Report{}, err
+	}
+	text, err := d.answer(ctx, l, tiSign)
+	for err == nil && reportReady.MatchString(text) { // of a ping, late
+		text, err = d.answer(ctx, l, tiSign)
+	}
+	if err != nil {
+		return Report{}, fmt.Errorf("asking for the report: %w", err)
+	}
+	report, err := parseReport(text, nonce)
+	if err != nil {
+		return Report{}, err
+	}
+	// Boards get swapped: the same answer once more.
+	again, err := d.ping(ctx, l, reportAnswer)
+	if err != nil {
+		return Report{}, fmt.Errorf("asking for the serial number again: %w", err)
+	}
+	if again != report.Device {
+		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
+	}
+	return report, nil
+}
+
+// parseReport checks what a board reports of itself. The signature covers the nonce and the serial number.
+func parseReport(text, nonce string) (Report, error) {
+	m := reportFull.FindStringSubmatch(text)
+	if m == nil {
+		return Report{}, fmt.Errorf("%w: not of the specified form", ErrGarbled)
+	}
+	var parts [3][]byte
+	for i := range parts {
+		b, err := hex.DecodeString(m[i+1])
+		if err != nil {
+			return Report{}, fmt.Errorf("%w: a report with half a byte", ErrGarbled)
+		}
+		parts[i] = b
+	}
+	spki, form, err := parsePoint(parts[1])
+	if err != nil {
+		return Report{}, fmt.Errorf("%w: %v", ErrGarbled, err)
+	}
+	r, s, encoding, err := parseSignature(parts[2])
+	if err != nil {
+		return Report{}, fmt.Errorf("%w: a signature that is %v", ErrGarbled, err)
+	}
+	der, err := asn1.Marshal(struct{ R, S *big.Int }{r, s})
+	if err != nil {
+		return Report{}, fmt.Errorf("%w: a signature out of range", ErrGarbled)
+	}
+	public, err := x509.ParsePKIXPublicKey(spki)
+	key, ok := public.(*ecdsa.PublicKey)
+	if err != nil || !ok || key.Curve != elliptic.P256() {
+		return Report{}, fmt.Errorf("%w: not a P-256 key", ErrGarbled)
+	}
+	message := fmt.Appendf(nil, "secretfree 1 %s %x", nonce, parts[0])
+	for _, hash := range hashes {
+		if ecdsa.VerifyASN1(key, hash.sum(message), der) {
+			return Report{
+				Device: [16]byte(parts[0]), SPKI: spki,
+				Facts: map[string]string{"dialect": "report", "version": "1", "hash": hash.name, "signature": encoding, "key-form": form},
+				Proof: &Proof{Method: "report", Hash: hash.name, Nonces: [][]byte{[]byte(nonce)}, Signatures: [][]byte{der}},
+			}, nil
+		}
+	}
+	return Report{}, fmt.Errorf("%w: the signature in the report does not hold", ErrNoProof)
+}
+
+// Gone implements Dialect. A board with another serial number is another board.
+func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ctx, l, nil) }
+
+// watch is watch for firmware that need not echo.
+func (d ReportLine) watch(ctx context.Context, l *Line, starts []string) error {
+	var first [16]byte
+	for seen, missed := false, 0; missed < watchMissed; {
+		if (vigil{starts: starts}).started(string(l.in)) {
+			return nil
+		}
+		l.keep(0)
+		l.Mark()
+		if err := l.Send(ctx, reportPing); err != nil {
+			return err
+		}
+		heard, err := l.Heard(ctx, tiPing)
+		if err != nil {
+			return err
+		}
+		if !heard {
+			missed++
+			continue
+		}
+		missed = 0
+		said, err := l.Gather(ctx, tiPing, tiFlush+tiPing)
+		if err != nil {
+			return err
+		}
+		if (vigil{starts: starts}).started(said) {
+			return nil
+		}
+		for line := range strings.FieldsFuncSeq(said, func(r rune) bool { return r == '\r' || r == '\n' }) {
+			text, err := openAnswer(line)
+			m := reportReady.FindStringSubmatch(text)
+			if err != nil || m == nil {
+				continue
+			}
+			var device [16]byte
+			if _, err := hex.Decode(device[:], []byte(m[1])); err != nil {
+				continue
+			}
+			if seen && device != first {
+				l.Forget()
+				return nil
+			}
+			seen, first = true, device
+		}
+	}
+	l.Forget()
+	return nil
+}
