@@ -40,8 +40,8 @@ func TestReportLine(t *testing.T) {
 		"refuses key 0":    {fault: func(b *fixtures.Board) { b.RefuseKey0 = -1 }, want: uart.ErrNoProof, words: "answers error"},
 		"signs another":    {fault: func(b *fixtures.Board) { b.WrongSignatures = true }, want: uart.ErrNoProof, words: "does not hold"},
 		"no answer":        {fault: func(b *fixtures.Board) { b.Mute = "sign" }, want: uart.ErrTimeout, words: "report"},
-		"swapped once":     {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{one, one, b.Device} }},
-		"swapped for good": {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{one, one, two, one, two} }, want: uart.ErrGarbled, words: "another one"},
+		"swapped once":     {fault: func(b *fixtures.Board) { b.Boot, b.Serials = 0, [][16]byte{one, one, b.Device} }},
+		"swapped for good": {fault: func(b *fixtures.Board) { b.Boot, b.Serials = 0, [][16]byte{one, one, two, one, two} }, want: uart.ErrGarbled, words: "another one"},
 		"reset in its line": {fault: func(b *fixtures.Board) {
 			b.ResetIn, b.ResetAt = "sign", 100
 		}},
