@@ -139,9 +139,17 @@ func openAnswer(line string) (string, error) {
 	return text, nil
 }
 
-// settle says that a board that was recognised is ready.
+// For auto.
+
+func (ReportLine) probe() string    { return reportPing }
+func (ReportLine) starts() []string { return nil }
+
+func (ReportLine) recognises(text string) bool { return reportHere.MatchString(text) }
+
+func (d ReportLine) leave(ctx context.Context, l *Line, v vigil) error { return d.watch(ctx, l, v) }
+
 func (d ReportLine) settle(ctx context.Context, l *Line) error {
-	if _, err := l.Discard(ctx, 50*time.Millisecond, reportAnswer); err != nil {
+	if _, err := l.Discard(ctx, tiSilence, reportAnswer); err != nil {
 		return err
 	}
 	_, err := d.ping(ctx, l, reportAnswer)
@@ -233,13 +241,13 @@ func parseReport(text, nonce string) (Report, error) {
 }
 
 // Gone implements Dialect. A board with another serial number is another board.
-func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ctx, l, nil) }
+func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ctx, l, vigil{}) }
 
 // watch is watch for firmware that need not echo.
-func (d ReportLine) watch(ctx context.Context, l *Line, starts []string) error {
+func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 	var first [16]byte
 	for seen, missed := false, 0; missed < watchMissed; {
-		if (vigil{starts: starts}).started(string(l.in)) {
+		if v.started(string(l.in)) {
 			return nil
 		}
 		l.keep(0)
@@ -260,7 +268,7 @@ func (d ReportLine) watch(ctx context.Context, l *Line, starts []string) error {
 		if err != nil {
 			return err
 		}
-		if (vigil{starts: starts}).started(said) {
+		if v.started(said) {
 			return nil
 		}
 		for line := range strings.FieldsFuncSeq(said, func(r rune) bool { return r == '\r' || r == '\n' }) {

@@ -52,6 +52,7 @@ var (
 	tiKey1    = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
 	tiBuild   = regexp.MustCompile(`AT Commands Example Ver: ([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
 	tiOK      = regexp.MustCompile(`[\r\n](?:[A-Za-z: ]*)OK([\r\n]+)`)
+	tiSpeaks  = regexp.MustCompile(`[\r\n]OK[\r\n]|ERROR: (?:command not exist|number of parameters|parse parameters),-?[0-9]|\+event[a-z]+:`)
 	// A prompt that some builds print can stand before an error, on the same line.
 	tiError = regexp.MustCompile(`ERROR: ((?:command not exist|number of parameters|parse parameters|process command|allocate),-?[0-9]{1,6}|length smaller than payload)$`)
 )
@@ -69,7 +70,7 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 			return err
 		}
 		if here {
-			switch err := d.settle(ctx, l); {
+			switch err := d.test(ctx, l); {
 			case err == nil:
 				return nil
 			case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
@@ -87,8 +88,19 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 
 // Gone implements Dialect.
 func (TIAT) Gone(ctx context.Context, l *Line) error {
-	return watch(ctx, l, vigil{probe: "\r", starts: []string{tiBanner}})
+	return watch(ctx, l, vigil{probes: []string{"\r"}, starts: []string{tiBanner}})
 }
+
+// For auto.
+
+func (TIAT) probe() string    { return "at+test" }
+func (TIAT) starts() []string { return []string{tiBanner} }
+
+func (TIAT) recognises(text string) bool {
+	return strings.Contains(text, tiBanner) || strings.Contains(text, tiPrompt) || tiSpeaks.MatchString(text)
+}
+
+func (TIAT) leave(ctx context.Context, l *Line, v vigil) error { return watch(ctx, l, v) }
 
 // echoes sends a CR and tells whether anything comes back.
 func (TIAT) echoes(ctx context.Context, l *Line) (bool, error) {
@@ -98,8 +110,13 @@ func (TIAT) echoes(ctx context.Context, l *Line) (bool, error) {
 	return l.Heard(ctx, tiEcho)
 }
 
-// settle brings the board to where it waits for a command.
+// settle brings the board to where it waits for a command, whatever was typed before.
 func (d TIAT) settle(ctx context.Context, l *Line) error {
+	return d.restore(ctx, l)
+}
+
+// test asks for an OK when all is quiet.
+func (d TIAT) test(ctx context.Context, l *Line) error {
 	if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
 		return err
 	}
@@ -120,7 +137,7 @@ func (d TIAT) Read(ctx context.Context, l *Line) (Report, error) {
 	return d.read(ctx, l)
 }
 
-// restore ends whatever was typed or asked, and settles. A board that was reset may take its time to start.
+// restore ends whatever was typed or asked, and tests. A board that was reset may take its time to start.
 func (d TIAT) restore(ctx context.Context, l *Line) error {
 	for try := 1; ; try++ {
 		// While it prints it does not listen.
@@ -130,7 +147,7 @@ func (d TIAT) restore(ctx context.Context, l *Line) error {
 		if err := l.Send(ctx, "\r"); err != nil {
 			return err
 		}
-		err := d.settle(ctx, l)
+		err := d.test(ctx, l)
 		if err == nil || try == tiSettle || !(errors.Is(err, ErrTimeout) || errors.Is(err, ErrGarbled)) {
 			return err
 		}

@@ -320,5 +320,19 @@ func hasOne(request *x509.CertificateRequest, oid, value string) bool {
 // Gone implements Dialect. The board does not end its dialogue by itself, so a letter without a line end shows whether it
 // still echoes; one that has fallen silent is waited for until another one starts or the port is lost.
 func (TICSR) Gone(ctx context.Context, l *Line) error {
-	return watch(ctx, l, vigil{probe: csrProbe, starts: []string{csrSerial}, patient: true})
+	return watch(ctx, l, vigil{probes: []string{csrProbe}, starts: []string{csrSerial}, patient: true})
+}
+
+// For auto.
+
+func (TICSR) probe() string    { return "" }
+func (TICSR) starts() []string { return []string{csrSerial} }
+
+func (TICSR) recognises(text string) bool {
+	return strings.Contains(text, csrSerial) || csrLate.MatchString(text) || csrEvent.MatchString(text)
+}
+
+func (TICSR) leave(ctx context.Context, l *Line, v vigil) error {
+	v.patient = true
+	return watch(ctx, l, v)
 }

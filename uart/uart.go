@@ -3,7 +3,7 @@
 // caller checks it.
 //
 // To add a dialect: write one file with a type that implements Dialect, its tests beside it, and add
-// one line to DialectByName.
+// one line to dialects. If it has the methods of finder as well, auto finds it.
 package uart
 
 import (
@@ -25,8 +25,8 @@ type Conn interface {
 	Close() error
 }
 
-// Dialect is one way to talk to a board. It keeps nothing between boards: one value may serve
-// many ports at once. All three methods return ErrUnplugged when the port is lost, ErrPrivateKey when
+// Dialect is one way to talk to a board. It keeps nothing of a board when it is gone, and one value may serve
+// many ports at once; but see Auto. All three methods return ErrUnplugged when the port is lost, ErrPrivateKey when
 // the board prints private key material, and the context's cause when it ends.
 type Dialect interface {
 	Name() string
@@ -41,21 +41,40 @@ type Dialect interface {
 	Gone(ctx context.Context, l *Line) error
 }
 
-// DialectByName returns the dialect of that name. The error lists the names there are.
+// dialects are the ways to talk to a board that there are, in the order in which auto tries them.
+func dialects() []Dialect {
+	return []Dialect{
+		TIAT{},
+		ReportLine{},
+		TICSR{},
+	}
+}
+
+// DialectByName returns a dialect for one slot: the value for auto has a memory. Besides the names in
+// DialectNames it takes what Auto.Name returns. The error lists the names there are.
 func DialectByName(name string) (Dialect, error) {
-	switch name {
-	case "ti-at":
-		return TIAT{}, nil
-	case "ti-csr":
-		return TICSR{}, nil
-	case "report":
-		return ReportLine{}, nil
+	known := dialects()
+	auto, last, remembers := strings.Cut(name, "/")
+	for _, d := range known {
+		if d.Name() == name {
+			return d, nil
+		}
+		remembers = remembers && d.Name() != last
+	}
+	if auto == autoName && !remembers {
+		return newAuto(last, known), nil
 	}
 	return nil, fmt.Errorf("unknown dialect %q: this version speaks %s", name, strings.Join(DialectNames(), ", "))
 }
 
 // DialectNames lists what DialectByName knows.
-func DialectNames() []string { return []string{"ti-at", "ti-csr", "report"} }
+func DialectNames() []string {
+	names := []string{autoName}
+	for _, d := range dialects() {
+		names = append(names, d.Name())
+	}
+	return names
+}
 
 // Report is what a board said, in the words of the board module.
 type Report struct {

@@ -8,10 +8,10 @@ import (
 
 // vigil is how to see that a board goes.
 type vigil struct {
-	probe  string   // makes any board echo, at least
+	probes []string // in turn; the first makes the board echo, at least
 	starts []string // texts that only a fresh start prints
 	// patient: the firmware may fall silent for good with the board in its place. Only one that echoed before and does not
-	// any more is gone.
+	// any more is gone, and one that speaks after a silence is another one.
 	patient bool
 }
 
@@ -34,7 +34,11 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 		}
 		l.keep(watchTail)
 		l.Mark()
-		if err := l.Send(ctx, v.probe); err != nil {
+		probe := v.probes[0]
+		if !echoed { // a board of another kind may listen to another one
+			probe = v.probes[look%len(v.probes)]
+		}
+		if err := l.Send(ctx, probe); err != nil {
 			return err
 		}
 		heard, err := l.more(ctx, watchEcho)
@@ -47,11 +51,18 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 					l.Forget()
 					return nil
 				}
-				if _, err := l.more(ctx, watchSlow); err != nil {
+				spoke, err := l.more(ctx, watchLook)
+				if err != nil {
 					return err
+				}
+				if spoke {
+					return nil
 				}
 			}
 			continue
+		}
+		if v.patient && !echoed && missed >= watchMissed {
+			return nil
 		}
 		echoed, missed = true, 0
 		pause := watchLook - watchEcho

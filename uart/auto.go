@@ -1,0 +1,232 @@
+package uart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Auto finds out which dialect a board speaks, and then speaks it. It remembers what it met last and tries that
+// first. Unlike the others it has a memory, so each slot needs one of its own; make them with DialectByName.
+//
+// It never sends a line end before it knows the board, but after it has seen its own probe echoed: then
+// the line is not empty, and an Enter does no harm. (An empty answer to the first question of the CSR example
+// ends that firmware.) So a probe has no line end of its own.
+type Auto struct {
+	finders []finder
+
+	mu   sync.Mutex
+	last string // what was met last
+	was  string // what was remembered when the present dialogue began
+
+	current finder // the board that is there; nil if it was not recognised
+}
+
+// finder is a dialect that takes part in auto.
+type finder interface {
+	Dialect
+	// probe makes a board of this dialect speak, without a line end; empty if it speaks for itself at its start.
+	probe() string
+	// starts are texts that only a fresh start of such a board prints.
+	starts() []string
+	// recognises tells whether what has arrived is of a board of this dialect. It sees text that is not complete.
+	recognises(text string) bool
+	// settle brings a board that was recognised to where Read begins, in bounded time. What made it recognised is
+	// still on the line.
+	settle(ctx context.Context, l *Line) error
+	// leave is Gone with probes that no firmware minds, in place of its own: a board of another dialect may take the place.
+	leave(ctx context.Context, l *Line, v vigil) error
+}
+
+const (
+	autoName   = "auto"
+	autoLook   = 400 * time.Millisecond // for one dialect
+	autoQuiet  = 60 * time.Millisecond  // between the bytes of one text
+	autoFlow   = 300 * time.Millisecond // a look goes on for so long after something came
+	autoAnswer = 700 * time.Millisecond // to an Enter after a probe
+	autoWhole  = 5 * time.Second        // a look
+	autoEcho   = 4                      // characters of a probe's echo: an event may have cut it
+	autoProbe  = "x"                    // makes any firmware echo that does
+	autoBabble = 4                      // rounds with a board that nobody knows
+)
+
+func newAuto(last string, dialects []Dialect) *Auto {
+	a := &Auto{last: last, was: last}
+	for _, d := range dialects {
+		if f, ok := d.(finder); ok {
+			a.finders = append(a.finders, f)
+		}
+	}
+	return a
+}
+
+// Name implements Dialect. It is "auto", or "auto/" and the dialect that was remembered when the present dialogue
+// began: DialectByName makes of it an Auto that has the same dialogue again.
+func (a *Auto) Name() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.was == "" {
+		return autoName
+	}
+	return autoName + "/" + a.was
+}
+
+// Detect implements Dialect.
+func (a *Auto) Detect(ctx context.Context, l *Line) error {
+	a.mu.Lock()
+	a.was = a.last
+	order := slices.Clone(a.finders)
+	slices.SortStableFunc(order, func(f, g finder) int {
+		switch a.last {
+		case f.Name():
+			return -1
+		case g.Name():
+			return 1
+		}
+		return 0
+	})
+	a.mu.Unlock()
+	a.current = nil
+	for babble := 0; ; {
+		l.Mark() // a recording holds whole rounds, so that a replay takes the same way
+		found, err := a.round(ctx, l, order)
+		if err != nil {
+			return err
+		}
+		if found == nil && len(l.in) == 0 {
+			babble = 0
+			continue
+		}
+		if found != nil {
+			a.current = found
+			switch err := found.settle(ctx, l); {
+			case err == nil, errors.Is(err, ErrNeedsReset):
+				a.mu.Lock()
+				a.last = found.Name()
+				a.mu.Unlock()
+				return err
+			case errors.Is(err, ErrTimeout) && ctx.Err() == nil, errors.Is(err, ErrGarbled):
+				a.current = nil // gone again, or noise
+			default:
+				return err
+			}
+		}
+		l.keep(0)
+		if babble++; babble >= autoBabble {
+			return fmt.Errorf("%w: it says something, but in none of the dialects %s", ErrGarbled, strings.Join(a.known(), ", "))
+		}
+	}
+}
+
+func (a *Auto) known() (names []string) {
+	for _, f := range a.finders {
+		names = append(names, f.Name())
+	}
+	return names
+}
+
+// round tries one dialect after the other, each for a short time. What came is left on the line.
+func (a *Auto) round(ctx context.Context, l *Line, order []finder) (found finder, err error) {
+	for _, f := range order {
+		if found, err = a.look(ctx, l, f.probe()); found != nil || err != nil {
+			return found, err
+		}
+	}
+	return nil, nil
+}
+
+func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) {
+	begin, before := time.Now(), len(l.in)
+	if f := a.recognise(string(l.in)); f != nil {
+		return f, nil
+	}
+	if probe != "" {
+		if err := l.Send(ctx, probe); err != nil {
+			return nil, err
+		}
+	}
+	end, entered := begin.Add(autoLook), false
+	for len(l.in) <= maxText {
+		text := string(l.in)
+		if f := a.recognise(text); f != nil {
+			return f, nil
+		}
+		more, err := l.more(ctx, autoQuiet)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			// The end of our own probe: somebody listens, and has it in its line.
+			if !entered && probe != "" && strings.HasSuffix(text[before:], probe[len(probe)-autoEcho:]) {
+				if err := l.Send(ctx, "\r"); err != nil {
+					return nil, err
+				}
+				entered, end = true, time.Now().Add(autoAnswer)
+			}
+			left := time.Until(end)
+			if left <= 0 {
+				return nil, nil
+			}
+			if more, err = l.more(ctx, left); err != nil {
+				return nil, err
+			}
+		}
+		if more {
+			end = maxTime(end, time.Now().Add(autoFlow))
+		}
+		if limit := begin.Add(autoWhole); end.After(limit) {
+			end = limit
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
+	return nil, nil
+}
+
+func (a *Auto) recognise(text string) finder {
+	for _, f := range a.finders {
+		if f.recognises(text) {
+			return f
+		}
+	}
+	return nil
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// Read implements Dialect.
+func (a *Auto) Read(ctx context.Context, l *Line) (Report, error) {
+	if a.current == nil {
+		return Report{}, fmt.Errorf("%w: no board was detected", ErrGarbled)
+	}
+	report, err := a.current.Read(ctx, l)
+	if err == nil {
+		report.Facts["found-by"] = autoName
+	}
+	return report, err
+}
+
+// Gone implements Dialect.
+func (a *Auto) Gone(ctx context.Context, l *Line) error {
+	v := vigil{probes: []string{autoProbe}}
+	for _, f := range a.finders {
+		v.starts = append(v.starts, f.starts()...)
+		if probe := f.probe(); probe != "" {
+			v.probes = append(v.probes, probe)
+		}
+	}
+	if a.current == nil {
+		return watch(ctx, l, v)
+	}
+	return a.current.leave(ctx, l, v)
+}
