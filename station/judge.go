@@ -39,6 +39,13 @@ func (s *Station) judge(report uart.Report, now time.Time) (board.Record, *failu
 	if allowed := s.policy.algorithms(); !slices.Contains(allowed, key.Algorithm()) {
 		return refuse(ReasonPolicy, fmt.Errorf("a key of type %s; allowed are %v", key.Algorithm(), allowed))
 	}
+	if s.policy.Lot != nil {
+		if err := s.policy.Lot(device, report.Facts); errors.Is(err, ErrNotInLot) {
+			return refuse(ReasonNotInLot, err)
+		} else if err != nil {
+			return refuse(ReasonLotUnreadable, err)
+		}
+	}
 	record := board.Record{
 		SKU: s.sku, Station: s.name, Device: device, Key: key,
 		ReadAt: now.UTC().Truncate(time.Millisecond), Generation: 1, Facts: report.Facts,
@@ -70,6 +77,8 @@ func boardReason(err error) (reason Reason, ok bool) {
 		return ReasonUnplugged, false
 	case errors.Is(err, uart.ErrNoProof):
 		return ReasonNoProof, true
+	case errors.Is(err, uart.ErrNeedsReset):
+		return ReasonNeedsReset, true
 	case errors.Is(err, uart.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return ReasonTimeout, true
 	case errors.Is(err, uart.ErrGarbled):
@@ -93,17 +102,25 @@ func journalReason(err error) Reason {
 	return ReasonDiskError
 }
 
-// portAdvice says what to do about an error of opening a port; empty if the port is just not there.
-func portAdvice(err error) word {
+// portAdvice says what to do about an error of opening a port, and about whom or what; empty if the port is just not there.
+func portAdvice(err error) (advice word, detail string) {
+	var refused *uart.OpenError
+	errors.As(err, &refused)
 	switch {
 	case errors.Is(err, uart.ErrAbsent), errors.Is(err, uart.ErrUnplugged):
-		return ""
+		return "", ""
+	case errors.Is(err, uart.ErrBusy) && refused != nil && refused.Holder != "":
+		return adviceHeld, refused.Holder
 	case errors.Is(err, uart.ErrBusy):
-		return adviceBusy
+		return adviceBusy, ""
+	case errors.Is(err, uart.ErrPermission) && refused != nil && refused.Group != "":
+		return adviceGroup, refused.Group
 	case errors.Is(err, uart.ErrPermission):
-		return advicePermission
+		return advicePermission, ""
 	case errors.Is(err, uart.ErrNotAPort):
-		return adviceNotAPort
+		return adviceNotAPort, ""
+	case errors.Is(err, uart.ErrAmbiguous):
+		return adviceAmbiguous, ""
 	}
-	return advicePortError
+	return advicePortError, ""
 }

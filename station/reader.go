@@ -33,8 +33,8 @@ func (s *Station) serve(ctx context.Context, i int) {
 		}
 		if err != nil {
 			e := event{kind: portLost}
-			if advice := portAdvice(err); advice != "" {
-				e = event{kind: portTrouble, advice: advice}
+			if advice, detail := portAdvice(err); advice != "" {
+				e = event{kind: portTrouble, advice: advice, detail: detail}
 			}
 			s.apply(i, e, err)
 			sleep(ctx, retryPort)

@@ -27,7 +27,10 @@ const (
 	ReasonKeyConflict    Reason = "key-conflict"     // this key is known under another id
 	ReasonNoProof        Reason = "no-proof"         // the board did not prove that it owns its key
 	ReasonPolicy         Reason = "policy"           // this type of key is not allowed for the SKU
+	ReasonNotInLot       Reason = "not-in-lot"       // the board is not on the list of what is made at present
+	ReasonLotUnreadable  Reason = "lot-unreadable"   // there should be such a list, and it cannot be read
 	ReasonUnplugged      Reason = "unplugged"        // the port was lost in the middle
+	ReasonNeedsReset     Reason = "needs-reset"      // the board said its id before anyone listened
 	ReasonTimeout        Reason = "timeout"          // the board stopped answering
 	ReasonGarbled        Reason = "garbled"          // what the board said makes no sense
 	ReasonPrivateKeyLeak Reason = "private-key-leak" // the board printed private key material
@@ -41,6 +44,7 @@ type slotState struct {
 	device board.DeviceID // of the board that is shown; zero if it is not known
 	reason Reason         // of Failed
 	advice word
+	detail string // that the sentence of the advice has a place for
 	// gone: Failed, but the board is not there any more. The failure stays in sight until another
 	// board or the port appears, since nobody may have looked when it happened.
 	gone  bool
@@ -65,6 +69,7 @@ type event struct {
 	device board.DeviceID // of boardPassed, and of boardFailed if known
 	reason Reason         // of boardFailed
 	advice word           // of portTrouble
+	detail string         // of portTrouble
 	repeat bool           // of boardPassed: it was enrolled before
 }
 
@@ -87,7 +92,7 @@ func (s slotState) next(e event) slotState {
 		case s.lingers():
 			s.gone = true
 		case s.state == Absent:
-			s.advice = adviceAbsent
+			s.advice, s.detail = adviceAbsent, ""
 		default:
 			return absent
 		}
@@ -96,7 +101,7 @@ func (s slotState) next(e event) slotState {
 			if s.state != Absent {
 				s = absent
 			}
-			s.advice = e.advice
+			s.advice, s.detail = e.advice, e.detail
 		}
 	case boardFound:
 		if s.state == Empty || s.gone {
@@ -141,6 +146,6 @@ func (s slotState) lingers() bool {
 
 // Reasons lists all there are.
 func Reasons() []Reason {
-	return []Reason{ReasonDeviceConflict, ReasonKeyConflict, ReasonNoProof, ReasonPolicy, ReasonUnplugged, ReasonTimeout,
-		ReasonGarbled, ReasonPrivateKeyLeak, ReasonDiskFull, ReasonDiskError}
+	return []Reason{ReasonDeviceConflict, ReasonKeyConflict, ReasonNoProof, ReasonPolicy, ReasonNotInLot, ReasonLotUnreadable,
+		ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonDiskFull, ReasonDiskError}
 }

@@ -62,7 +62,13 @@ type SlotConfig struct {
 type Policy struct {
 	AllowUnproven bool              // a board without a proof of possession may pass; a wrong proof never does
 	Algorithms    []board.Algorithm // the allowed types of key; none means P-256 alone
+	// Lot, if not nil, looks a board up on the list of what is made at present: nil if it is there, ErrNotInLot if it is
+	// not, any other error if there is no list to look at. Called by the goroutines of the slots.
+	Lot func(device board.DeviceID, facts map[string]string) error
 }
+
+// ErrNotInLot says that a board is not one of those that are made at present.
+var ErrNotInLot = errors.New("the board is not on the list of the lot")
 
 func (p Policy) algorithms() []board.Algorithm {
 	if len(p.Algorithms) == 0 {

@@ -59,7 +59,7 @@ func (s *Station) snapshot() (Status, <-chan struct{}) {
 	status := Status{Station: s.name, Slots: make([]SlotStatus, len(states)), Backlog: s.backlog()}
 	for i, state := range states {
 		slot := SlotStatus{
-			Name: s.slots[i].Name, State: state.state, Reason: state.reason, Advice: say(state.advice),
+			Name: s.slots[i].Name, State: state.state, Reason: state.reason, Advice: state.sentence(),
 			Since: state.since.UTC().Truncate(time.Millisecond), Port: s.slots[i].Port,
 		}
 		if state.device.Valid() {
@@ -74,6 +74,13 @@ func (s *Station) snapshot() (Status, <-chan struct{}) {
 		status.Cloud = count(n, "cloud-one", "cloud-many")
 	}
 	return status, changed
+}
+
+func (s slotState) sentence() string {
+	if s.detail != "" {
+		return say(s.advice, s.detail)
+	}
+	return say(s.advice)
 }
 
 // notices says what people must know besides the slots, the worst first.

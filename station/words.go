@@ -15,8 +15,11 @@ const (
 	advicePassed     word = "passed"
 	adviceRepeat     word = "repeat"
 	adviceBusy       word = "port-busy"
+	adviceHeld       word = "port-held"
 	advicePermission word = "port-permission"
+	adviceGroup      word = "port-group"
 	adviceNotAPort   word = "port-invalid"
+	adviceAmbiguous  word = "port-ambiguous"
 	advicePortError  word = "port-error"
 )
 
@@ -29,14 +32,20 @@ var sentences = map[word]string{
 	advicePassed:     "Done. Take the board out.",
 	adviceRepeat:     "This board was enrolled before; nothing was added. Take it out.",
 	adviceBusy:       "Call IT: another program holds this port. Close it, and make ModemManager leave the port alone.",
+	adviceHeld:       "Call IT: this port is held by %s. Close it, and make ModemManager leave the port alone.",
 	advicePermission: "Call IT: this station may not open the port. Its user must be in the group that owns the port (often dialout).",
+	adviceGroup:      "Call IT: this station may not open the port. Its user must be in the group %s.",
 	adviceNotAPort:   "Call IT: what is configured for this slot is not a serial port. Correct its port in the configuration.",
+	adviceAmbiguous:  "Call IT: more than one probe fits this slot. Name its port by path in the configuration.",
 	advicePortError:  "Call IT: the port cannot be opened. The log of the station says why.",
 
 	word(ReasonDeviceConflict): "Put the board aside and call quality: its id is known with another key.",
 	word(ReasonKeyConflict):    "Put the board aside and call quality: its key is known under another id.",
 	word(ReasonNoProof):        "Put the board aside and call quality: it did not prove that it owns its key.",
 	word(ReasonPolicy):         "Put the board aside and call quality: its type of key is not allowed for this product.",
+	word(ReasonNotInLot):       "Put the board aside: it does not belong to this lot. Check the work order.",
+	word(ReasonLotUnreadable):  "Stop the line and call IT: the list of this lot cannot be read. Insert the board again after the repair.",
+	word(ReasonNeedsReset):     "Press the reset button of the board, or take it out and insert it again.",
 	word(ReasonUnplugged):      "The board was unplugged before it was done. Plug it in again and wait for PASS.",
 	word(ReasonTimeout):        "The board stopped answering. Take it out, check that it sits well and has power, and insert it again.",
 	word(ReasonGarbled):        "The board's answers make no sense. Take it out and insert it again. If it fails twice, put it aside.",

@@ -41,6 +41,7 @@ type Slot struct {
 type Policy struct {
 	AllowUnproven bool              `toml:"allow_unproven"`
 	Algorithms    []board.Algorithm `toml:"algorithms"`
+	Lot           string            `toml:"lot"` // a file; empty: every board may pass
 }
 
 // Transcripts is the table [transcripts]: how many files are kept of boards that failed and of boards that passed.
@@ -89,6 +90,9 @@ func (c Config) check(f *config.File) error {
 		if a != board.P256 && a != board.P384 && a != board.RSA {
 			return f.Errorf("policy.algorithms", fmt.Sprintf("Write some of %q, %q, %q.", board.P256, board.P384, board.RSA), "policy.algorithms has %q", a)
 		}
+	}
+	if c.Policy.Lot != "" && !filepath.IsAbs(c.Policy.Lot) {
+		return f.Errorf("policy.lot", "Write the absolute path of the file.", "policy.lot is %q", c.Policy.Lot)
 	}
 	for _, limit := range []struct {
 		key              string

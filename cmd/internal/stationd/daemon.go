@@ -81,9 +81,13 @@ func (d *Daemon) open(c Config) error {
 			Open: func(ctx context.Context) (uart.Conn, error) { return uart.Wait(ctx, slot.Port) },
 		})
 	}
+	policy := station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms}
+	if c.Policy.Lot != "" {
+		policy.Lot = (&lot{path: c.Policy.Lot}).check
+	}
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: d.spool,
-		Policy:  station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms},
+		Policy:  policy,
 		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health,
 		Transcript: transcripts.keep, Hosts: c.Hosts, Log: d.log,
 	})
