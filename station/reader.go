@@ -56,7 +56,7 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 	// Ends a Write that hangs; a Read ends by the context itself.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	line := uart.NewLine(conn, uart.LineOptions{})
+	line := uart.NewLine(conn, uart.LineOptions{Nonce: s.slots[i].Nonce})
 	for {
 		if err := s.readBoard(ctx, i, line); err != nil {
 			return err
@@ -78,7 +78,7 @@ func (s *Station) readBoard(ctx context.Context, i int, line *uart.Line) error {
 		return err // lost while there was no board
 	}
 	s.apply(i, e, cause)
-	s.keep(i, line, e)
+	s.keep(i, line, e, cause)
 	return err
 }
 
@@ -168,7 +168,7 @@ func (s *Station) guarded(i int, f func() error) (err error) {
 }
 
 // keep hands over the recording of a dialogue that has its verdict.
-func (s *Station) keep(i int, line *uart.Line, e event) {
+func (s *Station) keep(i int, line *uart.Line, e event, cause error) {
 	if s.transcript == nil {
 		return
 	}
@@ -177,13 +177,21 @@ func (s *Station) keep(i int, line *uart.Line, e event) {
 		"dialect": s.slots[i].Dialect.Name(), "slot": s.slots[i].Name,
 		"recorded": time.Now().UTC().Format(time.RFC3339),
 	}
+	reason := e.reason
 	switch e.kind {
 	case boardPassed:
 		t.Header["expect"] = "passed"
-	case boardFailed:
-		t.Header["expect"] = "failed " + string(e.reason)
+		if e.repeat {
+			t.Header["given"] = GivenRepeat
+		}
 	case portLost:
-		t.Header["expect"] = "failed " + string(ReasonUnplugged)
+		reason = ReasonUnplugged
+		fallthrough
+	case boardFailed:
+		t.Header["expect"] = "failed " + string(reason)
+		if given := given(reason, cause); given != "" {
+			t.Header["given"] = given
+		}
 	}
 	if e.device.Valid() {
 		t.Header["device"] = e.device.String()

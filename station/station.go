@@ -56,6 +56,8 @@ type SlotConfig struct {
 	// Open waits until the port is there and opens it; see uart.Wait.
 	Open    func(ctx context.Context) (uart.Conn, error)
 	Dialect uart.Dialect
+	// Nonce, if not nil, draws the challenges; see uart.LineOptions. Only a replay may choose them.
+	Nonce func(n int) string
 }
 
 // Policy is what a SKU asks of its boards.

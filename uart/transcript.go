@@ -53,8 +53,8 @@ const (
 )
 
 // headerKeys, in their order. expect is "passed", or "failed" and a
-// reason word.
-var headerKeys = []string{"dialect", "expect", "device", "slot", "recorded", "note"}
+// reason word; given is what the verdict rested on besides the dialogue, in the words of package station.
+var headerKeys = []string{"dialect", "expect", "given", "device", "slot", "recorded", "note"}
 
 // HeaderKeys returns the keys that a header may have, in their order.
 func HeaderKeys() []string { return slices.Clone(headerKeys) }

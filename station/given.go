@@ -1,0 +1,121 @@
+package station
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"secretfree/station/board"
+)
+
+// What a verdict may rest on besides the dialogue: the values of a transcript's key "given". GivenKnown
+// is followed by a device id and a key's fingerprint. Without the key, all depends on the dialogue.
+const (
+	GivenKnown   = "known"          // the journal knows this device with this key
+	GivenRepeat  = "repeat"         // the journal knows this very board
+	GivenFull    = "disk-full"      // the journal has no room
+	GivenBroken  = "disk-error"     // the journal cannot be written
+	GivenLot     = "other-lot"      // the board is not on the list of the lot
+	GivenNoLot   = "lot-unreadable" // there should be a list, and it cannot be read
+	GivenNoP256  = "no-p256"        // the policy does not allow P-256
+	givenUnknown = "unknown"
+)
+
+// given is what a failure rested on.
+func given(reason Reason, cause error) string {
+	switch reason {
+	case ReasonDeviceConflict, ReasonKeyConflict:
+		if conflict, ok := errors.AsType[*board.Conflict](cause); ok {
+			return fmt.Sprintf("%s %s %s", GivenKnown, conflict.KnownDevice, conflict.KnownKey)
+		}
+		return givenUnknown
+	case ReasonDiskFull:
+		return GivenFull
+	case ReasonDiskError:
+		return GivenBroken
+	case ReasonNotInLot:
+		return GivenLot
+	case ReasonLotUnreadable:
+		return GivenNoLot
+	case ReasonPolicy:
+		return GivenNoP256
+	}
+	return ""
+}
+
+// Scene is a journal and a policy that make what was given true again, for a replay. It keeps nothing on
+// disk. It may be used by many at once.
+type Scene struct {
+	Policy Policy
+
+	err error // of every Append
+
+	mu      sync.Mutex
+	repeat  bool
+	devices map[board.DeviceID]board.Fingerprint
+	owners  map[board.Fingerprint]board.DeviceID
+	seq     uint64
+}
+
+// NewScene reads the value of a transcript's key "given"; empty is a journal that knows nothing.
+func NewScene(given string) (*Scene, error) {
+	s := &Scene{devices: map[board.DeviceID]board.Fingerprint{}, owners: map[board.Fingerprint]board.DeviceID{}}
+	fields := strings.Fields(given)
+	switch {
+	case given == "":
+	case len(fields) == 3 && fields[0] == GivenKnown:
+		device, err := board.ParseDeviceID(fields[1])
+		if err != nil {
+			return nil, fmt.Errorf("given: %w", err)
+		}
+		key, err := board.ParseFingerprint(fields[2])
+		if err != nil {
+			return nil, fmt.Errorf("given: %w", err)
+		}
+		s.devices[device], s.owners[key] = key, device
+	case given == GivenRepeat:
+		s.repeat = true
+	case given == GivenFull:
+		s.err = syscall.ENOSPC
+	case given == GivenBroken:
+		s.err = syscall.EIO
+	case given == GivenLot:
+		s.Policy.Lot = func(board.DeviceID, map[string]string) error { return ErrNotInLot }
+	case given == GivenNoLot:
+		s.Policy.Lot = func(board.DeviceID, map[string]string) error { return syscall.ENOENT }
+	case given == GivenNoP256:
+		s.Policy.Algorithms = []board.Algorithm{board.P384}
+	default:
+		return nil, fmt.Errorf("given is %q: want %s DEVICE FINGERPRINT, or one of %s", given, GivenKnown,
+			strings.Join([]string{GivenRepeat, GivenFull, GivenBroken, GivenLot, GivenNoLot, GivenNoP256}, ", "))
+	}
+	return s, nil
+}
+
+// Append implements Journal.
+func (s *Scene) Append(_ context.Context, r board.Record) (board.Receipt, error) {
+	if s.err != nil {
+		return board.Receipt{}, fmt.Errorf("as it was given: %w", s.err)
+	}
+	if err := r.Check(); err != nil {
+		return board.Receipt{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fingerprint := r.Fingerprint()
+	known, haveDevice := s.devices[r.Device]
+	owner, haveKey := s.owners[fingerprint]
+	switch {
+	case haveDevice && known != fingerprint:
+		return board.Receipt{}, &board.Conflict{Kind: board.ErrDeviceConflict, Device: r.Device, Key: fingerprint, KnownDevice: r.Device, KnownKey: known}
+	case haveKey && owner != r.Device:
+		return board.Receipt{}, &board.Conflict{Kind: board.ErrKeyConflict, Device: r.Device, Key: fingerprint, KnownDevice: owner, KnownKey: fingerprint}
+	}
+	s.devices[r.Device], s.owners[fingerprint] = fingerprint, r.Device
+	s.seq++
+	return board.Receipt{Seq: s.seq, Time: time.Now().UTC(), Repeat: haveDevice || s.repeat}, nil
+}
