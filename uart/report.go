@@ -210,6 +210,9 @@ func parseReport(text, nonce string) (Report, error) {
 		}
 		parts[i] = b
 	}
+	if err := checkDevice([16]byte(parts[0])); err != nil {
+		return Report{}, err
+	}
 	spki, form, err := parsePoint(parts[1])
 	if err != nil {
 		return Report{}, fmt.Errorf("%w: %v", ErrGarbled, err)

@@ -224,7 +224,7 @@ func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
 		return udid, fmt.Errorf("reading the serial number: %w: not 16 bytes", ErrGarbled)
 	}
 	copy(udid[:], unpadded(value, ","))
-	return udid, nil
+	return udid, checkDevice(udid)
 }
 
 // facts asks for what is good to know; a board that refuses to tell is no worse for it.

@@ -203,7 +203,7 @@ func (TICSR) serial(ctx context.Context, l *Line, facts map[string]string) (devi
 			if _, err := hex.Decode(device[:], []byte(strings.ReplaceAll(m[1], " ", ""))); err != nil {
 				return device, fmt.Errorf("reading the serial number: %w: not hex", ErrGarbled)
 			}
-			return device, nil
+			return device, checkDevice(device)
 		}
 		if m := csrBuild.FindStringSubmatch(line); m != nil {
 			facts["build"] = m[1]

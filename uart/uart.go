@@ -7,6 +7,7 @@
 package uart
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -82,6 +83,16 @@ type Report struct {
 	SPKI   []byte            // SubjectPublicKeyInfo, DER
 	Facts  map[string]string // versions, addresses: for the record only
 	Proof  *Proof            // nil if the dialect had none
+}
+
+// checkDevice refuses what an unprogrammed memory reads as.
+func checkDevice(udid [16]byte) error {
+	for _, nothing := range []byte{0x00, 0xff} {
+		if bytes.Count(udid[:], []byte{nothing}) == len(udid) {
+			return fmt.Errorf("%w: the serial number is nothing but %02x", ErrGarbled, nothing)
+		}
+	}
+	return nil
 }
 
 // Proof is the evidence that the board owns the key: it signed nonces that this side chose.
