@@ -14,6 +14,8 @@ type grammar struct {
 	cli.Common
 	Status   status `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
 	Spool    spools `cmd:"" help:"The journal of a station."`
+	Replay   replay `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
+	Record   record `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
 	Registry struct {
 		Init registryInit `cmd:"" help:"Make a folder a registry."`
 	} `cmd:"" help:"The registry in a folder."`
@@ -29,6 +31,10 @@ func (grammar) Help() string {
       Everything that the journal holds of one board.
   stationctl spool verify --key station.pub --state-dir /mnt/copy-of-a-station
       Check a journal with nothing but the station's public key.
+  stationctl replay fixtures/transcripts
+      Replay recorded boards: exit 0 if each has the verdict that it expects. --junit FILE for build servers.
+  stationctl record --port /dev/serial/by-id/usb-Texas_Instruments_XDS110-if00 --dir boards
+      Record one board, for a bug report or as a test.
   stationctl registry init /srv/registry
       Make a folder a registry, for stations with registry.kind = "dir".`
 }

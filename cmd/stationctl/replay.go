@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"secretfree/cmd/internal/cli"
+	"secretfree/fixtures"
+	"secretfree/station"
+	"secretfree/uart"
+)
+
+type replay struct {
+	Files []string `arg:"" name:"file" help:"Transcripts, or folders of them." type:"path"`
+	Speed float64  `name:"speed" default:"1" help:"Divides the pauses of the recording; 0 leaves them out (${default})."`
+	Jobs  int      `name:"jobs" default:"16" help:"How many are replayed at once (${default})."`
+	JUnit string   `name:"junit" placeholder:"FILE" help:"Write the results as JUnit XML too."`
+}
+
+// replayed is what became of one transcript.
+type replayed struct {
+	File    string  `json:"file"`
+	OK      bool    `json:"ok"`
+	Expect  string  `json:"expect"`
+	Verdict string  `json:"verdict,omitempty"` // empty if there was none
+	Device  string  `json:"device,omitempty"`
+	Problem string  `json:"problem,omitempty"`
+	Seconds float64 `json:"seconds"`
+}
+
+func (r *replay) Run(ctx context.Context, out *cli.Output) error {
+	if r.Speed < 0 || r.Jobs < 1 || r.Jobs > 256 {
+		return fmt.Errorf("%w: --speed is 0 or more, --jobs is 1 to 256", cli.ErrMisuse)
+	}
+	files, err := transcriptFiles(r.Files)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "stationctl-replay-")
+	if err != nil {
+		return fmt.Errorf("making a folder for ports: %w", err)
+	}
+	defer os.RemoveAll(dir)
+
+	results := make([]replayed, len(files))
+	places := make(chan struct{}, r.Jobs)
+	var running sync.WaitGroup
+	for i, file := range files {
+		places <- struct{}{}
+		running.Go(func() {
+			results[i] = r.one(ctx, file, filepath.Join(dir, fmt.Sprintf("port-%d", i)))
+			<-places
+		})
+	}
+	running.Wait()
+
+	bad := 0
+	for _, result := range results {
+		mark, detail := "ok  ", result.Verdict
+		if !result.OK {
+			bad++
+			mark, detail = "FAIL", result.Problem
+		}
+		if err := out.Print(result, fmt.Sprintf("%s  %-40s %s\n", mark, filepath.Base(result.File), detail)); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out.People, "%d of %d transcripts have the verdict that they expect.\n", len(results)-bad, len(results))
+	if r.JUnit != "" {
+		if err := writeJUnit(r.JUnit, results); err != nil {
+			return err
+		}
+	}
+	if bad > 0 {
+		return cli.ErrShown
+	}
+	return nil
+}
+
+// transcriptFiles lists the files, and those of the folders.
+func transcriptFiles(names []string) ([]string, error) {
+	var files []string
+	for _, name := range names {
+		info, err := os.Stat(name)
+		if err != nil {
+			return nil, fmt.Errorf("looking for transcripts: %w", err)
+		}
+		if !info.IsDir() {
+			files = append(files, name)
+			continue
+		}
+		before := len(files)
+		if err := filepath.WalkDir(name, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() && filepath.Ext(path) == ".uart" {
+				files = append(files, path)
+			}
+			return err
+		}); err != nil {
+			return nil, fmt.Errorf("looking for transcripts: %w", err)
+		}
+		if len(files) == before {
+			return nil, fmt.Errorf("%s holds no transcript (.uart)", name)
+		}
+	}
+	slices.Sort(files)
+	return slices.Compact(files), nil
+}
+
+// one replays a file on a port of its own.
+func (r *replay) one(ctx context.Context, file, path string) replayed {
+	start := time.Now()
+	result := replayed{File: file}
+	t, err := loadTranscript(file)
+	if err == nil {
+		result.Expect = t.Header["expect"]
+		err = r.judge(ctx, t, path, &result)
+	}
+	if err != nil {
+		result.Problem = err.Error()
+	}
+	result.OK, result.Seconds = err == nil, time.Since(start).Seconds()
+	return result
+}
+
+func loadTranscript(file string) (*uart.Transcript, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading a transcript: %w", err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || info.Size() > uart.MaxTranscript {
+		return nil, fmt.Errorf("%s is larger than %d bytes, or cannot be read", file, uart.MaxTranscript)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading a transcript: %w", err)
+	}
+	t, err := uart.ParseTranscript(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	for _, key := range []string{"dialect", "expect"} {
+		if t.Header[key] == "" {
+			return nil, fmt.Errorf("%s: the header does not say %q: it cannot be replayed", file, key)
+		}
+	}
+	return t, nil
+}
+
+// judge is nil if the verdict of the daemon's code is the one that the transcript expects.
+func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, result *replayed) error {
+	dialect, err := uart.DialectByName(t.Header["dialect"])
+	if err != nil {
+		return err
+	}
+	scene, err := station.NewScene(t.Header["given"])
+	if err != nil {
+		return err
+	}
+	port, err := fixtures.OpenPort(path)
+	if err != nil {
+		return err
+	}
+	var length time.Duration
+	if n := len(t.Chunks); n > 0 {
+		length = t.Chunks[n-1].At
+	}
+	ctx, end := context.WithTimeoutCause(ctx, length+patience, errors.New("there is no verdict: the recording may not hold the whole dialogue"))
+	defer end()
+	playing, stop := context.WithCancelCause(ctx)
+	opened := make(chan struct{})
+	var once sync.Once
+	var played sync.WaitGroup
+	played.Go(func() {
+		select {
+		case <-opened: // what a board says before is lost, as on a real port
+		case <-playing.Done():
+			return
+		}
+		if err := port.Replay(playing, t, fixtures.ReplayOptions{Speed: r.Speed}); errors.Is(err, fixtures.ErrDeparts) {
+			stop(err)
+		}
+	})
+	err = bench{
+		dialect: dialect, nonce: fixtures.ReplayNonces(t), scene: scene,
+		open: func(ctx context.Context) (uart.Conn, error) {
+			conn, err := uart.Wait(ctx, path)
+			if err == nil {
+				once.Do(func() { close(opened) })
+			}
+			return conn, err
+		},
+	}.run(playing, func(got *uart.Transcript) error {
+		result.Verdict, result.Device = got.Header["expect"], got.Header["device"]
+		return errEnough
+	})
+	stop(nil)
+	port.Close() // ends what still listens; it may be closed already
+	played.Wait()
+	switch {
+	case err != nil:
+		return err
+	case result.Verdict != t.Header["expect"]:
+		return fmt.Errorf("the verdict is %q, expected is %q", result.Verdict, t.Header["expect"])
+	case t.Header["device"] != "" && result.Device != t.Header["device"]:
+		return fmt.Errorf("the device is %s, expected is %s", result.Device, t.Header["device"])
+	}
+	return nil
+}
+
+// The JUnit XML that build servers read.
+type junitSuite struct {
+	XMLName  xml.Name    `xml:"testsuite"`
+	Name     string      `xml:"name,attr"`
+	Tests    int         `xml:"tests,attr"`
+	Failures int         `xml:"failures,attr"`
+	Cases    []junitCase `xml:"testcase"`
+}
+
+type junitCase struct {
+	Name    string        `xml:"name,attr"`
+	Class   string        `xml:"classname,attr"`
+	Seconds float64       `xml:"time,attr"`
+	Failure *junitFailure `xml:"failure,omitempty"`
+}
+
+type junitFailure struct {
+	Message string `xml:"message,attr"`
+}
+
+func writeJUnit(name string, results []replayed) error {
+	suite := junitSuite{Name: "stationctl replay", Tests: len(results)}
+	for _, r := range results {
+		c := junitCase{Name: filepath.Base(r.File), Class: "transcripts", Seconds: r.Seconds}
+		if !r.OK {
+			suite.Failures++
+			c.Failure = &junitFailure{Message: r.Problem}
+		}
+		suite.Cases = append(suite.Cases, c)
+	}
+	text, err := xml.MarshalIndent(suite, "", "  ")
+	if err != nil {
+		return fmt.Errorf("writing the results as JUnit XML: %w", err)
+	}
+	if err := os.WriteFile(name, append([]byte(xml.Header), append(text, '\n')...), 0o644); err != nil {
+		return fmt.Errorf("writing the results as JUnit XML: %w", err)
+	}
+	return nil
+}
