@@ -12,10 +12,11 @@ import (
 )
 
 const (
-	retryPort = 2 * time.Second        // after a port could not be opened
-	retryLost = 250 * time.Millisecond // after a port was lost
-	retryGone = time.Second            // after a dialect failed to watch a board; doubles
-	maxRetry  = time.Minute
+	lookForPort = 5 * time.Second        // then a port that is not there is shown to be absent, whatever was wrong before
+	retryPort   = 2 * time.Second        // after a port could not be opened
+	retryLost   = 250 * time.Millisecond // after a port was lost, or was not there
+	retryGone   = time.Second            // after a dialect failed to watch a board; doubles
+	maxRetry    = time.Minute
 )
 
 // errPanic says that a dialect panicked. The value of the panic is not told: it may quote the board.
@@ -24,7 +25,9 @@ var errPanic = errors.New("a bug in the dialect")
 // serve owns the port of slot i until ctx ends.
 func (s *Station) serve(ctx context.Context, i int) {
 	for ctx.Err() == nil {
-		conn, err := s.slots[i].Open(ctx)
+		opening, cancel := context.WithTimeoutCause(ctx, lookForPort, uart.ErrAbsent)
+		conn, err := s.slots[i].Open(opening)
+		cancel()
 		if ctx.Err() != nil {
 			if err == nil {
 				conn.Close()
@@ -32,12 +35,11 @@ func (s *Station) serve(ctx context.Context, i int) {
 			return
 		}
 		if err != nil {
-			e := event{kind: portLost}
 			if advice, detail := portAdvice(err); advice != "" {
-				e = event{kind: portTrouble, advice: advice, detail: detail}
+				e, pause = event{kind: portTrouble, advice: advice, detail: detail}, retryPort
 			}
 			s.apply(i, e, err)
-			sleep(ctx, retryPort)
+			sleep(ctx, pause)
 			continue
 		}
 		s.apply(i, event{kind: portOpened}, nil)

@@ -53,7 +53,8 @@ type Config struct {
 type SlotConfig struct {
 	Name string // 1 to 32 printable ASCII characters, different for each slot
 	Port string // for people
-	// Open waits until the port is there and opens it; see uart.Wait.
+	// Open waits until the port is there and opens it; see uart.Wait. The context bounds the waiting alone:
+	// Open is called again and again.
 	Open    func(ctx context.Context) (uart.Conn, error)
 	Dialect uart.Dialect
 	// Nonce, if not nil, draws the challenges; see uart.LineOptions. Only a replay may choose them.
