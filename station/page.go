@@ -154,7 +154,8 @@ func (s *Station) serveEvents(w http.ResponseWriter, r *http.Request) {
 			s.log.Error().Err(err).Msg("encoding the status")
 			return
 		}
-		if !bytes.Equal(data, last) || time.Since(sent) >= heartbeat {
+		// At the next tick it could be too late.
+		if !bytes.Equal(data, last) || time.Since(sent)+tick > heartbeat {
 			if err := control.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 				return
 			}
