@@ -48,7 +48,7 @@ type slotState struct {
 	// gone: Failed, but the board is not there any more. The failure stays in sight until another
 	// board or the port appears, since nobody may have looked when it happened.
 	gone  bool
-	since time.Time // when state became what it is
+	since time.Time // when state became what it is, or a new verdict took the place of an old one
 }
 
 type eventKind string
