@@ -1,0 +1,303 @@
+package station
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"secretfree/fixtures"
+	"secretfree/station/board"
+)
+
+func TestGoodBoard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1, nil).run()
+		c := b.cables[0]
+		good := newBoard()
+		b.await(0, Empty)
+		c.plug(good)
+		slot := b.await(0, Passed)
+		if slot.Device != good.ID() || slot.Advice != sentences[advicePassed] || slot.Reason != "" {
+			t.Errorf("the slot shows %+v", slot)
+		}
+		if r := b.ledger.records[good.Device]; string(r.Key.SPKI()) != string(good.SPKI()) || r.Facts["chip"] != "0x31000019" || r.Proof == nil {
+			t.Errorf("the journal holds %+v", r)
+		}
+		// Nothing is read again while it stays: carriage returns are all that it hears.
+		asked := c.asked("at+")
+		time.Sleep(10 * time.Minute)
+		if n := c.asked("at+"); n != asked || c.asked("\r") < asked+100 {
+			t.Errorf("after PASS the board was asked %d more questions, and looked at %d times", n-asked, c.asked("\r")-n)
+		}
+		c.unplug()
+		b.await(0, Empty)
+
+		// The same board again, and one that says the same of itself in other words.
+		good.RawSignatures = true
+		c.plug(good)
+		if slot := b.await(0, Passed); slot.Advice != sentences[adviceRepeat] || slot.Device != good.ID() {
+			t.Errorf("a repeat shows %+v", slot)
+		}
+		if first, repeats := b.ledger.given(); first != 1 || repeats != 1 {
+			t.Errorf("%d receipts and %d for repeats", first, repeats)
+		}
+		if s := b.Stats(); s.Passed != 2 || s.Repeated != 1 {
+			t.Errorf("counted %+v", s)
+		}
+		want := []string{"empty", "reading", "passed", "empty", "reading", "passed"}
+		if got := b.showed(0); !slices.Equal(got, want) {
+			t.Errorf("showed %v, want %v", got, want)
+		}
+	})
+}
+
+// A board that is in the place of another one before that was missed is read: a PASS is of one board.
+func TestQuickHands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1, nil).run()
+		first, second := newBoard(), newBoard()
+		first.Boot, second.Boot = 100*time.Millisecond, 100*time.Millisecond
+		b.cables[0].plug(first)
+		b.await(0, Passed)
+		time.Sleep(5 * time.Second)
+		b.cables[0].unplug()
+		b.cables[0].plug(second)
+		b.awaitThat(0, "the second board", func(s SlotStatus) bool { return s.State == Passed && s.Device == second.ID() })
+	})
+}
+
+func TestBoardVerdicts(t *testing.T) {
+	const event = "+eventnetapp:ipv4_acquired,192.0.2.7,192.0.2.1,192.0.2.1"
+	for name, c := range map[string]struct {
+		fault  func(*fixtures.Board)
+		reason Reason
+		words  string // in the log
+	}{
+		"attached late":       {fault: func(b *fixtures.Board) { b.Quiet = true }},
+		"event in the echo":   {fault: func(b *fixtures.Board) { b.Event, b.EventAt = event, 8 }},
+		"refuses key 0":       {func(b *fixtures.Board) { b.RefuseKey0 = -12290 }, ReasonNoProof, "-12290"},
+		"wrong signatures":    {func(b *fixtures.Board) { b.WrongSignatures = true }, ReasonNoProof, "one key"},
+		"silent":              {func(b *fixtures.Board) { b.Mute = "udid" }, ReasonTimeout, "serial number"},
+		"silent at the proof": {func(b *fixtures.Board) { b.Mute = "sign_msg" }, ReasonTimeout, "signed"},
+		"never says OK":       {func(b *fixtures.Board) { b.Mute = "test" }, ReasonGarbled, "at+test"},
+		"garbled":             {func(b *fixtures.Board) { b.Print = map[string]string{"udid": "+get:0x4d,0x8re\n\rOK\n\r"} }, ReasonGarbled, "16 bytes"},
+		"no serial number": {func(b *fixtures.Board) {
+			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x0,", 15) + "0x0\n\rOK\n\r"}
+		}, ReasonGarbled, "not a device id"},
+		"swapped twice": {func(b *fixtures.Board) {
+			one, two := fixtures.NewDevice(), fixtures.NewDevice()
+			b.Serials = [][16]byte{one, two, one, two}
+		}, ReasonGarbled, "another one at the end"},
+		"private key":         {func(b *fixtures.Board) { b.Print = map[string]string{"version": leaked} }, ReasonPrivateKeyLeak, ""},
+		"private key at once": {func(b *fixtures.Board) { b.Print = map[string]string{"test": leaked} }, ReasonPrivateKeyLeak, ""},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 1, nil).run()
+			bad := newBoard()
+			c.fault(bad)
+			b.cables[0].plug(bad)
+			expect := "passed"
+			if c.reason == "" {
+				if slot := b.await(0, Passed); slot.Device != bad.ID() {
+					t.Errorf("the slot shows %+v", slot)
+				}
+			} else {
+				b.awaitFailed(0, c.reason)
+				expect = "failed " + string(c.reason)
+				if b.ledger.appends() != 0 {
+					t.Error("the journal was asked")
+				}
+			}
+			synctest.Wait()
+			if kept := b.transcripts(); len(kept) != 1 || kept[0].Header["expect"] != expect || kept[0].Header["slot"] != "A" || kept[0].Header["dialect"] != "ti-at" {
+				t.Errorf("transcripts %+v, want one that expects %q", kept, expect)
+			}
+			log := b.logged()
+			if !strings.Contains(log, c.words) {
+				t.Errorf("the log does not say %q:\n%s", c.words, log)
+			}
+			b.mustNotLeak()
+
+			// The verdict is of this board alone.
+			b.cables[0].unplug()
+			time.Sleep(time.Minute)
+			good := newBoard()
+			b.cables[0].plug(good)
+			b.awaitThat(0, "the next board", func(s SlotStatus) bool { return s.State == Passed && s.Device == good.ID() })
+		})
+	}
+}
+
+const leaked = "-----BEGIN EC PRIVATE KEY-----\n\rMHcCAQEEIBLeakedLeakedLeaked\n\r-----END EC PRIVATE KEY-----\n\rOK\n\r"
+
+// mustNotLeak searches all that leaves the station for the key in leaked.
+func (b *bench) mustNotLeak() {
+	b.t.Helper()
+	written := b.logged() + fmt.Sprint(b.Status())
+	for _, transcript := range b.transcripts() {
+		text, err := transcript.Encode()
+		if err != nil {
+			b.t.Error(err)
+		}
+		written += string(text)
+	}
+	for _, part := range []string{"MHcCAQ", "BEGIN EC", "Leaked"} {
+		if strings.Contains(written, part) {
+			b.t.Errorf("%q was kept:\n%s", part, written)
+		}
+	}
+}
+
+// A board that prints a private key when it has its verdict fails after all, in its own name.
+func TestLeakAfterVerdict(t *testing.T) {
+	for name, mute := range map[string]string{"after PASS": "", "after a failure": "udid"} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 1, nil).run()
+			leaky := newBoard()
+			leaky.Mute = mute
+			b.cables[0].plug(leaky)
+			before := b.awaitThat(0, "judged", func(s SlotStatus) bool { return s.State == Passed || s.State == Failed })
+			time.Sleep(10 * time.Second)
+			b.cables[0].say([]byte(leaked))
+			slot := b.awaitThat(0, "a leak", func(s SlotStatus) bool { return s.Reason == ReasonPrivateKeyLeak })
+			if slot.State != Failed || slot.Device != before.Device || slot.Advice != sentences["private-key-leak"] {
+				t.Errorf("before the leak %+v, after it %+v", before, slot)
+			}
+			b.cables[0].say([]byte(leaked))
+			time.Sleep(10 * time.Minute) // it stays, and so does the verdict
+			if now := b.Status().Slots[0]; now != slot {
+				t.Errorf("the leak became %+v", now)
+			}
+			b.mustNotLeak()
+			b.cables[0].unplug()
+			b.await(0, Empty)
+		})
+	}
+}
+
+func TestConflicts(t *testing.T) {
+	for name, c := range map[string]struct {
+		second func(first, second *fixtures.Board)
+		reason Reason
+	}{
+		"another key": {func(first, second *fixtures.Board) { second.Device = first.Device }, ReasonDeviceConflict},
+		"another id":  {func(first, second *fixtures.Board) { second.Key = first.Key }, ReasonKeyConflict},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 2, nil).run()
+			first, second := newBoard(), newBoard()
+			c.second(first, second)
+			b.cables[0].plug(first)
+			b.await(0, Passed)
+			b.cables[1].plug(second)
+			if slot := b.awaitFailed(1, c.reason); slot.Device != second.ID() {
+				t.Errorf("the slot shows %+v, the board is %s", slot, second.ID())
+			}
+			if slot := b.Status().Slots[0]; slot.State != Passed {
+				t.Errorf("the first board shows %+v", slot)
+			}
+			if first, _ := b.ledger.given(); first != 1 {
+				t.Errorf("%d receipts", first)
+			}
+		})
+	}
+}
+
+// The dialogue is cut after every byte. Only a whole one passes; whatever was in the middle is seen to
+// have failed until the next board comes.
+func TestUnpluggedAtEveryByte(t *testing.T) {
+	steady := newBoard() // says as many bytes each time
+	steady.RawSignatures = true
+	whole := 0
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1, nil)
+		slow := make(chan struct{})
+		b.ledger.set(nil, slow)
+		b.run()
+		good := plugLater(b, steady, 0)
+		time.Sleep(2 * time.Minute) // the journal is asked, and the board is not any more
+		whole, _ = good.Spent()
+		close(slow)
+		b.await(0, Passed)
+	})
+	if whole < 1000 {
+		t.Fatalf("a dialogue of %d bytes", whole)
+	}
+	step := 1
+	if testing.Short() {
+		step = 41
+	}
+	for name, usb := range map[string]bool{"the port goes too": true, "the port stays": false} {
+		t.Run(name, func(t *testing.T) {
+			want := "failed timeout"
+			if usb {
+				want = "failed unplugged"
+			}
+			verdicts := map[string]int{}
+			for cut := 1; cut < whole-1; cut += step {
+				synctest.Test(t, func(t *testing.T) {
+					verdict := cutAt(t, steady, cut, usb, cut%50 == 0)
+					if verdict != want && verdict != "" {
+						t.Errorf("cut after %d bytes of %d it was %q", cut, whole, verdict)
+					}
+					verdicts[verdict]++
+				})
+			}
+			// A board that was never asked anything has no verdict; the banner is not a third of the dialogue.
+			if verdicts[""] == 0 || verdicts[want] < 2*verdicts[""] {
+				t.Errorf("the verdicts are %v", verdicts)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				if last := cutAt(t, steady, whole, usb, true); last != "passed" {
+					t.Errorf("cut after the last of %d bytes: %s", whole, last)
+				}
+			})
+		})
+	}
+}
+
+// plugLater plugs in a copy of a board between two looks at the empty slot, so that it hears the same each time.
+func plugLater(b *bench, like *fixtures.Board, cut int) *fixtures.Board {
+	b.await(0, Empty)
+	time.Sleep(100 * time.Millisecond)
+	fresh := &fixtures.Board{Device: like.Device, Key: like.Key, RawSignatures: true, Boot: like.Boot, Think: like.Think, Sign: like.Sign, CutAfter: cut}
+	b.cables[0].plug(fresh)
+	return fresh
+}
+
+// cutAt returns the verdict over a board that is gone after so many bytes; empty if it was gone before it was
+// noticed.
+func cutAt(t *testing.T, like *fixtures.Board, cut int, usb, next bool) string {
+	b := newBench(t, 1, nil)
+	c := b.cables[0]
+	c.usb = usb
+	b.run()
+	bad := plugLater(b, like, cut)
+	time.Sleep(2 * time.Minute)
+	verdict := ""
+	for _, step := range b.showed(0) {
+		if strings.HasPrefix(step, "failed") || step == "passed" {
+			if verdict != "" {
+				t.Errorf("two verdicts: %v", b.showed(0))
+			}
+			verdict = step
+		}
+	}
+	slot := b.Status().Slots[0]
+	if strings.HasPrefix(verdict, "failed") && string(slot.State+" ")+string(slot.Reason) != verdict {
+		t.Errorf("cut after %d bytes it was %s; two minutes later the slot shows %+v", cut, verdict, slot)
+	}
+	if b.ledger.holds(board.DeviceID(bad.Device)) != (verdict == "passed") {
+		t.Errorf("cut after %d bytes it was %s, and the journal does not agree", cut, verdict)
+	}
+	if next {
+		c.set(true, nil)
+		good := newBoard()
+		c.plug(good)
+		b.awaitThat(0, "the next board", func(s SlotStatus) bool { return s.State == Passed && s.Device == good.ID() })
+	}
+	return verdict
+}

@@ -1,0 +1,412 @@
+package station
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"secretfree/station/board"
+	"secretfree/uart"
+)
+
+// What keeps a port from being opened is shown with its remedy, and holds back no other slot.
+func TestPortTrouble(t *testing.T) {
+	for name, c := range map[string]struct {
+		err    error
+		advice word
+	}{
+		"absent":        {uart.ErrAbsent, adviceAbsent},
+		"unplugged":     {uart.ErrUnplugged, adviceAbsent},
+		"busy":          {uart.ErrBusy, adviceBusy},
+		"permission":    {uart.ErrPermission, advicePermission},
+		"not a port":    {uart.ErrNotAPort, adviceNotAPort},
+		"anything else": {fs.ErrInvalid, advicePortError},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 2, nil)
+			b.cables[0].set(true, fmt.Errorf("opening /dev/port-0: %w", c.err))
+			b.run()
+			has := func(advice word) func(SlotStatus) bool {
+				return func(s SlotStatus) bool { return s.State == Absent && s.Advice == sentences[advice] }
+			}
+			b.awaitThat(0, "absent with advice", has(c.advice))
+			good := newBoard()
+			b.cables[1].plug(good)
+			b.await(1, Passed)
+			time.Sleep(time.Minute)
+			if n := strings.Count(b.logged(), "opening /dev/port-0"); n > 1 {
+				t.Errorf("the log says %d times the same", n)
+			}
+			if slot := b.Status().Slots[0]; !has(c.advice)(slot) {
+				t.Errorf("a minute later the slot shows %+v", slot)
+			}
+			// The trouble goes with the port, and does not come back with it.
+			b.cables[0].set(false, nil)
+			b.awaitThat(0, "absent", has(adviceAbsent))
+			b.cables[0].set(true, nil)
+			b.await(0, Empty)
+			b.cables[0].plug(newBoard())
+			b.await(0, Passed)
+		})
+	}
+}
+
+// A port that goes takes its board along, whatever the slot shows; when it comes again, so does the slot.
+func TestPortLost(t *testing.T) {
+	for name, c := range map[string]struct {
+		bring func(b *bench)
+		want  State
+	}{
+		"empty":   {func(b *bench) { b.await(0, Empty) }, Absent},
+		"reading": {func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Reading) }, Failed},
+		"passed":  {func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Passed) }, Absent},
+		"failed": {func(b *bench) {
+			bad := newBoard()
+			bad.RefuseKey0 = -12290
+			b.cables[0].plug(bad)
+			b.awaitFailed(0, ReasonNoProof)
+		}, Absent},
+		"timed out": {func(b *bench) {
+			bad := newBoard()
+			bad.Mute = "udid"
+			b.cables[0].plug(bad)
+			b.awaitFailed(0, ReasonTimeout)
+		}, Failed},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 1, nil).run()
+			c.bring(b)
+			b.cables[0].set(false, nil)
+			time.Sleep(time.Minute)
+			if slot := b.Status().Slots[0]; slot.State != c.want {
+				t.Errorf("a minute later the slot shows %+v, want %s", slot, c.want)
+			}
+			b.cables[0].unplug()
+			b.cables[0].set(true, nil)
+			b.await(0, Empty)
+			b.cables[0].plug(newBoard())
+			b.await(0, Passed)
+		})
+	}
+}
+
+// Run ends at once in whatever state a slot is, and the bubble sees that nothing of it stays.
+func TestRunEnds(t *testing.T) {
+	for name, bring := range map[string]func(b *bench){
+		"before its first step": func(b *bench) {},
+		"absent":                func(b *bench) { b.cables[0].set(false, nil); time.Sleep(time.Minute) },
+		"after port trouble":    func(b *bench) { b.cables[0].set(true, uart.ErrBusy); time.Sleep(time.Minute + retryPort/2) },
+		"just lost":             func(b *bench) { b.await(0, Empty); b.cables[0].set(false, nil); time.Sleep(retryLost / 2) },
+		"empty":                 func(b *bench) { b.await(0, Empty); time.Sleep(time.Minute) },
+		"reading":               func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Reading); time.Sleep(50 * time.Millisecond) },
+		"at the journal": func(b *bench) {
+			b.ledger.set(nil, make(chan struct{}))
+			b.cables[0].plug(newBoard())
+			b.await(0, Reading)
+			time.Sleep(time.Minute)
+		},
+		"passed": func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Passed); time.Sleep(time.Minute) },
+		"failed": func(b *bench) {
+			bad := newBoard()
+			bad.Mute = "udid"
+			b.cables[0].plug(bad)
+			b.await(0, Failed)
+			time.Sleep(time.Minute)
+		},
+		"after a leak": func(b *bench) {
+			b.cables[0].plug(newBoard())
+			b.await(0, Passed)
+			b.cables[0].say([]byte(leaked))
+			b.await(0, Failed) // and a pause
+		},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 2, nil).run()
+			bring(b)
+			before := b.Status().Slots[0]
+			if took := b.stop(); took > 0 {
+				t.Errorf("Run took %v to end", took)
+			}
+			after := b.Status().Slots[0]
+			if after.State != before.State && (after.State == Passed || after.State == Failed) {
+				t.Errorf("the end was taken for a verdict: before %+v, after %+v", before, after)
+			}
+			if kept := b.transcripts(); len(kept) > 0 && kept[len(kept)-1].Header["expect"] == "" {
+				t.Error("a dialogue without a verdict was kept")
+			}
+		})
+	}
+}
+
+// A line that takes no more bytes does not hold up the end: the port is closed under it.
+func TestRunEndsHangingWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe() // nobody reads
+		defer theirs.Close()
+		b := newBench(t, 1, func(c *Config) {
+			c.Slots[0].Open = func(context.Context) (uart.Conn, error) { return ours, nil }
+		}).run()
+		b.await(0, Empty)
+		time.Sleep(time.Minute)
+		if took := b.stop(); took > 0 {
+			t.Errorf("Run took %v to end", took)
+		}
+	})
+}
+
+func TestRunOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1, nil).run()
+		b.await(0, Empty)
+		if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "it ran before") {
+			t.Errorf("Run while it runs: %v", err)
+		}
+		b.stop()
+		if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "it ran before") {
+			t.Errorf("Run after it ran: %v", err)
+		}
+	})
+}
+
+// A context that has ended closes the port that Open brings all the same.
+func TestOpenedTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var opened *closer
+		b := newBench(t, 1, func(c *Config) {
+			open := c.Slots[0].Open
+			c.Slots[0].Open = func(ctx context.Context) (uart.Conn, error) {
+				conn, err := open(context.WithoutCancel(ctx))
+				time.Sleep(time.Second)
+				opened = &closer{Conn: conn}
+				return opened, err
+			}
+		}).run()
+		time.Sleep(time.Second / 2)
+		b.stop()
+		if opened == nil || !opened.closed {
+			t.Error("the port stays open")
+		}
+	})
+}
+
+type closer struct {
+	uart.Conn
+	closed bool
+}
+
+func (c *closer) Close() error {
+	c.closed = true
+	return c.Conn.Close()
+}
+
+// A bug in a dialect fails one board. Neither the other slots nor the next board notice, and what the panic
+// says, which can quote the board, is not repeated.
+func TestDialectPanics(t *testing.T) {
+	const quoted = "0x4d,0x1f of the board"
+	once := func() func() error {
+		done := false
+		return func() error {
+			if !done {
+				done = true
+				panic(errors.New(quoted))
+			}
+			return nil
+		}
+	}
+	for name, c := range map[string]struct {
+		set  func(d *script)
+		want []string
+	}{
+		"in Detect": {func(d *script) { d.detect = once() }, []string{"empty", "failed garbled", "empty"}},
+		"in Read":   {func(d *script) { d.read = once() }, []string{"empty", "reading", "failed garbled", "empty"}},
+		// The verdict stands: the board was read, and has its receipt.
+		"in Gone": {func(d *script) { d.away = once() }, []string{"empty", "reading", "passed", "empty"}},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			good := newBoard()
+			d := newScript(newReport(good))
+			c.set(d)
+			b := newBench(t, 2, func(config *Config) { config.Slots[0].Dialect = d }).run()
+			d.come <- struct{}{}
+			b.awaitThat(0, "judged", func(s SlotStatus) bool { return s.State == Failed || s.State == Passed })
+			b.cables[1].plug(newBoard())
+			b.await(1, Passed)
+			d.gone <- struct{}{}
+			b.await(0, Empty)
+			if got := b.showed(0); fmt.Sprint(got) != fmt.Sprint(c.want) {
+				t.Errorf("showed %v, want %v", got, c.want)
+			}
+			d.come <- struct{}{}
+			if slot := b.await(0, Passed); slot.Device != good.ID() {
+				t.Errorf("the next board shows %+v", slot)
+			}
+			log := b.logged()
+			if strings.Contains(log, quoted) || strings.Contains(log, "0x4d") {
+				t.Errorf("the log quotes the panic:\n%s", log)
+			}
+			for _, want := range []string{`"slot":"A"`, `"dialect":"script"`, `"panic":"*errors.errorString"`, "TestDialectPanics", "the dialect panicked"} {
+				if !strings.Contains(log, want) {
+					t.Errorf("the log does not say %s:\n%s", want, log)
+				}
+			}
+		})
+	}
+}
+
+// A dialect that cannot watch a board is asked again, more and more slowly, and the verdict stays.
+func TestGoneFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newScript(newReport(newBoard()))
+		asked := 0
+		d.away = func() error {
+			if asked++; asked < 20 {
+				return uart.ErrGarbled
+			}
+			return nil
+		}
+		b := newBench(t, 1, func(config *Config) { config.Slots[0].Dialect = d }).run()
+		d.come <- struct{}{}
+		slot := b.await(0, Passed)
+		start := time.Now()
+		d.gone <- struct{}{}
+		b.await(0, Empty)
+		// 1, 2, 4, 8, 16, 32 s, and then a minute each.
+		if took := time.Since(start); took != 63*time.Second+13*time.Minute {
+			t.Errorf("20 looks in %v", took)
+		}
+		if got := b.showed(0); fmt.Sprint(got) != fmt.Sprint([]string{"empty", "reading", "passed", "empty"}) {
+			t.Errorf("showed %v; before %+v", got, slot)
+		}
+	})
+}
+
+// ReadLimit bounds a board whose dialect sets no limit of its own.
+func TestReadLimit(t *testing.T) {
+	for name, c := range map[string]struct{ set, want time.Duration }{"default": {0, 2 * time.Minute}, "set": {7 * time.Second, 7 * time.Second}} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 1, func(config *Config) {
+				config.ReadLimit = c.set
+				config.Slots[0].Dialect = endless{}
+			}).run()
+			b.await(0, Reading)
+			start := time.Now()
+			b.awaitFailed(0, ReasonTimeout)
+			if took := time.Since(start); took != c.want {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
+// endless reads until it is told to stop.
+type endless struct{}
+
+func (endless) Name() string                                 { return "endless" }
+func (endless) Detect(context.Context, *uart.Line) error     { return nil }
+func (endless) Gone(ctx context.Context, _ *uart.Line) error { <-ctx.Done(); return context.Cause(ctx) }
+func (endless) Read(ctx context.Context, _ *uart.Line) (uart.Report, error) {
+	<-ctx.Done()
+	return uart.Report{}, fmt.Errorf("reading: %w", context.Cause(ctx))
+}
+
+// A slot that is stuck is told by name, to the watchdog and to people; one that waits for a board is not stuck.
+func TestAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		outside := error(nil)
+		b := newBench(t, 3, func(c *Config) { c.Health = func() error { return outside } })
+		slow := make(chan struct{})
+		b.ledger.set(nil, slow)
+		b.cables[2].set(true, uart.ErrBusy)
+		b.run()
+		b.cables[1].plug(newBoard())
+		b.await(1, Reading)
+		limit := b.readLimit + journalLimit
+		time.Sleep(limit - time.Second)
+		if err := b.Alive(); err != nil {
+			t.Errorf("Alive too early: %v", err)
+		}
+		time.Sleep(2 * time.Second)
+		const stuck = "slot B has been reading one board for 2 min"
+		if err := b.Alive(); err == nil || err.Error() != stuck {
+			t.Errorf("Alive: %v, want %q", err, stuck)
+		}
+		if notices := b.Status().Notices; len(notices) != 1 || notices[0] != (Notice{Urgent: true, Text: "Call IT: " + stuck}) {
+			t.Errorf("the page says %+v", notices)
+		}
+		close(slow)
+		b.await(1, Passed)
+		if err := b.Health(); err != nil {
+			t.Errorf("Health: %v", err)
+		}
+		outside = errors.New("the registry has been away for 3 days")
+		if err := b.Health(); !errors.Is(err, outside) {
+			t.Errorf("Health: %v", err)
+		}
+		if err := b.Alive(); err != nil {
+			t.Errorf("what is outside counts for the watchdog: %v", err)
+		}
+	})
+}
+
+// A transcript that cannot be kept changes no verdict.
+func TestTranscriptNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1, func(c *Config) {
+			c.Transcript = func(*uart.Transcript) error { return errors.New("no room for transcripts") }
+		}).run()
+		b.cables[0].plug(newBoard())
+		b.await(0, Passed)
+		if !strings.Contains(b.logged(), "no room for transcripts") {
+			t.Errorf("the log does not say so:\n%s", b.logged())
+		}
+	})
+}
+
+func TestNewRefusals(t *testing.T) {
+	slot := func(name string) SlotConfig {
+		return SlotConfig{Name: name, Open: (&cable{t: t}).open, Dialect: uart.TIAT{}}
+	}
+	good := Config{
+		SKU: "widgiot", Station: "line3-a", Journal: &ledger{}, Backlog: func() Backlog { return Backlog{} },
+		Confirmed: func(board.DeviceID) bool { return false }, Slots: []SlotConfig{slot("A"), slot("B")},
+	}
+	if _, err := New(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"a SKU that is no name":     {func(c *Config) { c.SKU = "Widgiot" }, `"Widgiot" is not a name`},
+		"a station that is no name": {func(c *Config) { c.Station = "" }, `"" is not a name`},
+		"no journal":                {func(c *Config) { c.Journal = nil }, "no Journal"},
+		"no backlog":                {func(c *Config) { c.Backlog = nil }, "Backlog and Confirmed"},
+		"no confirmation":           {func(c *Config) { c.Confirmed = nil }, "Backlog and Confirmed"},
+		"no slots":                  {func(c *Config) { c.Slots = nil }, "0 slots, want 1 to 64"},
+		"too many slots":            {func(c *Config) { c.Slots = make([]SlotConfig, 65) }, "65 slots, want 1 to 64"},
+		"a limit below zero":        {func(c *Config) { c.ReadLimit = -1 }, "ReadLimit"},
+		"a slot without a name":     {func(c *Config) { c.Slots[1].Name = "" }, "slot 2"},
+		"a long name":               {func(c *Config) { c.Slots[1].Name = strings.Repeat("x", 33) }, "slot 2"},
+		"a name with a blank":       {func(c *Config) { c.Slots[1].Name = " B" }, "slot 2"},
+		"a name with a control":     {func(c *Config) { c.Slots[1].Name = "B\n2" }, "slot 2"},
+		"a name that is not ASCII":  {func(c *Config) { c.Slots[1].Name = "Bö" }, "slot 2"},
+		"the same name twice":       {func(c *Config) { c.Slots[1].Name = "A" }, `two slots are named "A"`},
+		"no way to open":            {func(c *Config) { c.Slots[0].Open = nil }, `slot "A" has no Open`},
+		"no dialect":                {func(c *Config) { c.Slots[0].Dialect = nil }, `slot "A" has no Open or no Dialect`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad := good
+			bad.Slots = append([]SlotConfig(nil), good.Slots...)
+			c.change(&bad)
+			if _, err := New(bad); err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "making a station: ") {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
