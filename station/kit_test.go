@@ -283,7 +283,7 @@ func (l *ledger) inspect(r board.Record) {
 	}
 	switch {
 	case r.Proof != nil:
-		if err := r.Proof.Verify(r.Key); err != nil {
+		if err := r.Proof.Verify(r.Device, r.Key); err != nil {
 			l.t.Errorf("the journal got a false proof: %v", err)
 		}
 	case !l.policy.AllowUnproven:

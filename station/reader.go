@@ -35,6 +35,7 @@ func (s *Station) serve(ctx context.Context, i int) {
 			return
 		}
 		if err != nil {
+			e, pause := event{kind: portLost}, retryLost
 			if advice, detail := portAdvice(err); advice != "" {
 				e, pause = event{kind: portTrouble, advice: advice, detail: detail}, retryPort
 			}

@@ -86,7 +86,7 @@ func TestBoardVerdicts(t *testing.T) {
 		"garbled":             {func(b *fixtures.Board) { b.Print = map[string]string{"udid": "+get:0x4d,0x8re\n\rOK\n\r"} }, ReasonGarbled, "16 bytes"},
 		"no serial number": {func(b *fixtures.Board) {
 			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x0,", 15) + "0x0\n\rOK\n\r"}
-		}, ReasonGarbled, "not a device id"},
+		}, ReasonGarbled, "nothing but 00"},
 		"swapped twice": {func(b *fixtures.Board) {
 			one, two := fixtures.NewDevice(), fixtures.NewDevice()
 			b.Serials = [][16]byte{one, two, one, two}

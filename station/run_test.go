@@ -20,22 +20,27 @@ func TestPortTrouble(t *testing.T) {
 	for name, c := range map[string]struct {
 		err    error
 		advice word
+		detail string
 	}{
-		"absent":        {uart.ErrAbsent, adviceAbsent},
-		"unplugged":     {uart.ErrUnplugged, adviceAbsent},
-		"busy":          {uart.ErrBusy, adviceBusy},
-		"permission":    {uart.ErrPermission, advicePermission},
-		"not a port":    {uart.ErrNotAPort, adviceNotAPort},
-		"anything else": {fs.ErrInvalid, advicePortError},
+		"absent":        {uart.ErrAbsent, adviceAbsent, ""},
+		"unplugged":     {uart.ErrUnplugged, adviceAbsent, ""},
+		"busy":          {uart.ErrBusy, adviceBusy, ""},
+		"held":          {&uart.OpenError{Kind: uart.ErrBusy, Holder: "minicom (process 7)", Cause: uart.ErrBusy}, adviceHeld, "minicom (process 7)"},
+		"permission":    {uart.ErrPermission, advicePermission, ""},
+		"group":         {&uart.OpenError{Kind: uart.ErrPermission, Group: "dialout", Cause: uart.ErrPermission}, adviceGroup, "dialout"},
+		"not a port":    {uart.ErrNotAPort, adviceNotAPort, ""},
+		"ambiguous":     {uart.ErrAmbiguous, adviceAmbiguous, ""},
+		"anything else": {fs.ErrInvalid, advicePortError, ""},
 	} {
 		bubble(t, name, func(t *testing.T) {
 			b := newBench(t, 2, nil)
 			b.cables[0].set(true, fmt.Errorf("opening /dev/port-0: %w", c.err))
 			b.run()
-			has := func(advice word) func(SlotStatus) bool {
-				return func(s SlotStatus) bool { return s.State == Absent && s.Advice == sentences[advice] }
+			has := func(advice word, detail string) func(SlotStatus) bool {
+				want := strings.ReplaceAll(sentences[advice], "%s", detail)
+				return func(s SlotStatus) bool { return s.State == Absent && s.Advice == want }
 			}
-			b.awaitThat(0, "absent with advice", has(c.advice))
+			b.awaitThat(0, "absent with advice", has(c.advice, c.detail))
 			good := newBoard()
 			b.cables[1].plug(good)
 			b.await(1, Passed)
@@ -43,12 +48,12 @@ func TestPortTrouble(t *testing.T) {
 			if n := strings.Count(b.logged(), "opening /dev/port-0"); n > 1 {
 				t.Errorf("the log says %d times the same", n)
 			}
-			if slot := b.Status().Slots[0]; !has(c.advice)(slot) {
+			if slot := b.Status().Slots[0]; !has(c.advice, c.detail)(slot) {
 				t.Errorf("a minute later the slot shows %+v", slot)
 			}
 			// The trouble goes with the port, and does not come back with it.
 			b.cables[0].set(false, nil)
-			b.awaitThat(0, "absent", has(adviceAbsent))
+			b.awaitThat(0, "absent", has(adviceAbsent, ""))
 			b.cables[0].set(true, nil)
 			b.await(0, Empty)
 			b.cables[0].plug(newBoard())
