@@ -89,9 +89,11 @@ func NewKey(public crypto.PublicKey, spki []byte) (Key, error) {
 
 // ParseKeyPEM reads one PUBLIC KEY block of PEM with nothing but white space around it.
 func ParseKeyPEM(text []byte) (Key, error) {
+	text = bytes.TrimSpace(text)
 	block, rest := pem.Decode(text)
-	if block == nil || block.Type != "PUBLIC KEY" || len(block.Headers) > 0 ||
-		len(bytes.TrimSpace(rest)) > 0 || !bytes.HasPrefix(bytes.TrimSpace(text), []byte("-----BEGIN PUBLIC KEY-----")) {
+	// The decoder steps over what it cannot read and takes the next block.
+	if block == nil || block.Type != "PUBLIC KEY" || len(block.Headers) > 0 || len(rest) > 0 ||
+		!bytes.HasPrefix(text, []byte("-----BEGIN ")) || bytes.Count(text, []byte("-----BEGIN ")) != 1 {
 		return Key{}, fmt.Errorf("%w: not one PEM block PUBLIC KEY", ErrKey)
 	}
 	return ParseKey(block.Bytes)
