@@ -68,6 +68,9 @@ func NewKey(public crypto.PublicKey, spki []byte) (Key, error) {
 		}
 	case *rsa.PublicKey:
 		algorithm = RSA
+		if public.N.Sign() <= 0 {
+			return Key{}, fmt.Errorf("%w: the RSA modulus is not a positive number", ErrKey)
+		}
 		if bits := public.N.BitLen(); bits < 2048 || bits > 8192 {
 			return Key{}, fmt.Errorf("%w: RSA of %d bits, want 2048 to 8192", ErrKey, bits)
 		}
