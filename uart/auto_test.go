@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -301,4 +302,57 @@ func TestAutoUnknown(t *testing.T) {
 		}
 		stop()
 	})
+}
+
+// The same on a real port, in real time.
+func TestAutoOnAPort(t *testing.T) {
+	port, err := fixtures.OpenPort(filepath.Join(t.TempDir(), "slot-a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := uart.Open(ctx, port.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	l := uart.NewLine(conn, uart.LineOptions{})
+	d := mustDialect(t, "auto")
+	for _, dialect := range []string{fixtures.DialectCSR, fixtures.DialectAT} {
+		b := newBoard()
+		b.Dialect, b.Baud, b.Boot, b.Sign = dialect, 115200, 50*time.Millisecond, 20*time.Millisecond
+		serving, remove := context.WithCancel(ctx)
+		served := make(chan error, 1)
+		go func() { served <- port.Serve(serving, b) }()
+		if err := d.Detect(ctx, l); err != nil {
+			t.Fatalf("%s: Detect: %v", dialect, err)
+		}
+		report, err := d.Read(ctx, l)
+		if err != nil || report.Device != b.Device {
+			t.Fatalf("%s: Read: %v", dialect, err)
+		}
+		if dialect == fixtures.DialectCSR {
+			noBareEnter(t, b)
+		}
+		before, _ := b.Spent()
+		gone := make(chan error, 1)
+		go func() { gone <- d.Gone(ctx, l) }()
+		for looks := time.NewTicker(5 * time.Millisecond); ; <-looks.C { // until it has looked once
+			if now, _ := b.Spent(); now > before {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Fatal("it does not look")
+			}
+		}
+		remove()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if err := <-gone; err != nil {
+			t.Errorf("%s: Gone: %v", dialect, err)
+		}
+	}
 }
