@@ -12,10 +12,11 @@ import (
 
 type grammar struct {
 	cli.Common
-	Status   status `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
-	Spool    spools `cmd:"" help:"The journal of a station."`
-	Replay   replay `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
-	Record   record `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
+	Status   status   `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
+	Spool    spools   `cmd:"" help:"The journal of a station."`
+	Replay   replay   `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
+	Record   record   `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
+	Simulate simulate `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
 	Registry struct {
 		Init registryInit `cmd:"" help:"Make a folder a registry."`
 	} `cmd:"" help:"The registry in a folder."`
@@ -35,6 +36,8 @@ func (grammar) Help() string {
       Replay recorded boards: exit 0 if each has the verdict that it expects. --junit FILE for build servers.
   stationctl record --port /dev/serial/by-id/usb-Texas_Instruments_XDS110-if00 --dir boards
       Record one board, for a bug report or as a test.
+  stationctl simulate --port /tmp/port-a
+      A simulated board on a port of its own. In another terminal, a station with port = "/tmp/port-a" reads it.
   stationctl registry init /srv/registry
       Make a folder a registry, for stations with registry.kind = "dir".`
 }

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"secretfree/cmd/internal/cli"
+	"secretfree/fixtures"
+)
+
+type simulate struct {
+	Port        string        `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is such a link."`
+	Description string        `name:"description" placeholder:"FILE" type:"path" xor:"what" help:"A description of the board (JSON); see fixtures/README.md."`
+	Transcript  string        `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
+	Dialect     string        `name:"dialect" default:"ti-at" enum:"ti-at,ti-csr,report" help:"Without a description: how the board talks (${default}): ti-at, ti-csr or report."`
+	Device      string        `name:"device" placeholder:"ID" help:"Without a description: the device id, 32 hex digits; a new one if left out."`
+	Speed       float64       `name:"speed" default:"1" help:"Of a transcript: divides its pauses (${default})."`
+	Boards      int           `name:"boards" default:"1" help:"How many boards come one after the other, each a new one where the description leaves that open; 0 is for ever (${default})."`
+	Stay        time.Duration `name:"stay" placeholder:"TIME" help:"How long each board stays in, such as 10s; without it the last stays until Ctrl-C."`
+	Gap         time.Duration `name:"gap" default:"3s" help:"How long the socket is empty between two boards (${default})."`
+}
+
+// plugged tells which board is in.
+type plugged struct {
+	Port   string `json:"port"`
+	Device string `json:"device,omitempty"` // of a simulated board
+	Key    string `json:"fingerprint,omitempty"`
+}
+
+func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
+	switch {
+	case s.Speed < 0:
+		return fmt.Errorf("%w: --speed is %v, want 0 or more", cli.ErrMisuse, s.Speed)
+	case s.Boards < 0 || s.Stay < 0 || s.Gap < 0:
+		return fmt.Errorf("%w: --boards, --stay and --gap are not negative", cli.ErrMisuse)
+	case s.Boards != 1 && s.Stay == 0:
+		return fmt.Errorf("%w: --boards other than 1 needs --stay: how long each stays in", cli.ErrMisuse)
+	case s.Transcript != "" && s.Boards != 1:
+		return fmt.Errorf("%w: a transcript is one board", cli.ErrMisuse)
+	}
+	description, err := s.describe()
+	if err != nil {
+		return err
+	}
+	if info, err := os.Lstat(s.Port); err == nil && info.Mode().Type() != os.ModeSymlink {
+		return fmt.Errorf("%w: %s is there already, and is no link that a simulation left", cli.ErrMisuse, s.Port)
+	}
+	port, err := fixtures.OpenPort(s.Port)
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	if s.Transcript != "" {
+		return stopped(s.replay(ctx, port, out))
+	}
+	for n := 1; ; n++ {
+		b, err := description.Board()
+		if err != nil {
+			return err
+		}
+		if err := out.Print(plugged{s.Port, b.ID(), b.Fingerprint()}, fmt.Sprintf("%s  board %s, key %s\n", s.Port, b.ID(), b.Fingerprint())); err != nil {
+			return err
+		}
+		if err := s.serve(ctx, port, b); err != nil {
+			return stopped(err)
+		}
+		if n == s.Boards {
+			return nil
+		}
+		if err := bounded(ctx, s.Gap, port.Empty); err != nil {
+			return stopped(err)
+		}
+	}
+}
+
+func (s *simulate) describe() (fixtures.Description, error) {
+	if s.Description == "" {
+		d := fixtures.Description{Dialect: s.Dialect, Device: s.Device, Baud: 115200,
+			Boot: fixtures.Duration(500 * time.Millisecond), Think: fixtures.Duration(2 * time.Millisecond), Sign: fixtures.Duration(60 * time.Millisecond)}
+		if err := d.Validate(); err != nil {
+			return d, fmt.Errorf("%w: %v", cli.ErrMisuse, err)
+		}
+		return d, nil
+	}
+	text, err := os.ReadFile(s.Description)
+	if err != nil {
+		return fixtures.Description{}, fmt.Errorf("reading the description: %w", err)
+	}
+	d, err := fixtures.ParseDescription(text)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", s.Description, err)
+	}
+	return d, nil
+}
+
+// serve has a board in the socket until it ends by itself or by its time.
+func (s *simulate) serve(ctx context.Context, port *fixtures.Port, b *fixtures.Board) error {
+	serve := func(ctx context.Context) error { return port.Serve(ctx, b) }
+	if s.Stay > 0 {
+		return bounded(ctx, s.Stay, serve)
+	}
+	if err := serve(ctx); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// bounded runs something for a time; an error is its own, or that of an outer context.
+func bounded(ctx context.Context, d time.Duration, run func(context.Context) error) error {
+	inner, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	if err := run(inner); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+func (s *simulate) replay(ctx context.Context, port *fixtures.Port, out *cli.Output) error {
+	t, err := loadTranscript(s.Transcript)
+	if err != nil {
+		return err
+	}
+	if err := out.Print(plugged{Port: s.Port, Device: t.Header["device"]}, fmt.Sprintf("%s  %s\n", s.Port, words(t))); err != nil {
+		return err
+	}
+	// The reader draws its own nonces, so a recorded board proves nothing to it, unless it is a replay.
+	fmt.Fprintln(out.Err, "A recorded board answers what it was asked then: another nonce is where its dialogue departs.")
+	if err := port.Replay(ctx, t, fixtures.ReplayOptions{Speed: s.Speed}); err != nil {
+		return err
+	}
+	if fixtures.Unplugs(t) {
+		return nil
+	}
+	if s.Stay > 0 {
+		return bounded(ctx, s.Stay, port.Empty)
+	}
+	if err := port.Empty(ctx); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// stopped takes a signal for the end that it is.
+func stopped(err error) error {
+	if errors.Is(err, cli.ErrStopped) {
+		return nil
+	}
+	return err
+}
