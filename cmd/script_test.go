@@ -41,10 +41,15 @@ func TestScripts(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
+	recorded, err := filepath.Abs(transcripts)
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+			e.Setenv("TRANSCRIPTS", recorded)
 			for _, name := range []string{"LISTEN", "ISSUER", "METRICS"} {
 				address, err := freeAddress()
 				if err != nil {
