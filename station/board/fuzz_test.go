@@ -85,6 +85,11 @@ func addRecords(f *testing.F, add func([]byte)) {
 	add(bytes.Replace(good, []byte(`"sku"`), []byte(`"SKU"`), 1))
 	add(bytes.Replace(good, []byte(`widgiot`), []byte(`\u0077idgiot`), 1))
 	add(bytes.Replace(good, []byte(`.040Z`), []byte(`,040Z`), 1))
+	r.Proof = fixedDevice(f).requestProof(f, r.Device, fixedNonce)
+	add(encode(f, r))
+	add(bytes.Replace(encode(f, r), []byte(`"request":"`), []byte(`"request":"\n`), 1))
+	r.Proof = fixedDevice(f).reportProof(f, r.Device, fixedNonce)
+	add(encode(f, r))
 	r.Facts, r.Proof = nil, nil
 	add(encode(f, r))
 	key, err := board.NewKey(rsaKey(f, 2048, 65537), nil)
@@ -110,7 +115,7 @@ func FuzzParseRecord(f *testing.F) {
 			t.Errorf("parsed %d bytes", len(data))
 		}
 		if r.Proof != nil {
-			_ = r.Proof.Verify(r.Key) // whatever it says, it comes back
+			_ = r.Proof.Verify(r.Device, r.Key) // whatever it says, it comes back
 		}
 	})
 }

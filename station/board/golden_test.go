@@ -31,7 +31,7 @@ func TestGolden(t *testing.T) {
 	if !reflect.DeepEqual(sealed.Record, r) {
 		t.Errorf("the envelope holds %+v, the record is %+v", sealed.Record, r)
 	}
-	must(t, r.Proof.Verify(r.Key))
+	must(t, r.Proof.Verify(r.Device, r.Key))
 	for _, c := range [][2]string{
 		{r.Device.String(), "4d1f000ab3c05a9e61f2d47788aabbcc"},
 		{r.Fingerprint().String(), "9f4a8dacca77d0d13b1bdd883a8c107160032cf1255b7e2dc82b65faa2c19f28"},

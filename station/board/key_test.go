@@ -231,6 +231,7 @@ func shiftLeft(b []byte) []byte {
 // What somebody parsed elsewhere is checked all the same.
 func TestNewKeyRefusals(t *testing.T) {
 	d, other := fixedDevice(t), newDevice(t, elliptic.P256())
+	//lint:ignore SA1019 no other way leads to a point that is none
 	at := func(x, y *big.Int) *ecdsa.PublicKey { return &ecdsa.PublicKey{Curve: elliptic.P256(), X: x, Y: y} }
 	large := rsaKey(t, 2048, 65537)
 	for name, c := range map[string]struct {

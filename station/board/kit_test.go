@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	_ "crypto/sha1"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"testing"
 	"time"
@@ -72,6 +73,31 @@ func (d device) proof(t testing.TB, hash board.Hash, nonces ...string) *board.Pr
 		p.Nonces = append(p.Nonces, []byte(nonce))
 		p.Signatures = append(p.Signatures, signature)
 	}
+	return p
+}
+
+// fixedNonce is what fixedDevice signs where there is one nonce.
+const fixedNonce = "Zx81kPq0aaBcDeFgHiJkL"
+
+// requestProof is that of a board whose firmware makes requests.
+func (d device) requestProof(t testing.TB, id board.DeviceID, nonce string) *board.Proof {
+	t.Helper()
+	name := pkix.Name{CommonName: id.String(), OrganizationalUnit: []string{nonce}}
+	der, err := x509.CreateCertificateRequest(nil, &x509.CertificateRequest{Subject: name, SignatureAlgorithm: x509.ECDSAWithSHA1}, d.PrivateKey)
+	must(t, err)
+	request, err := x509.ParseCertificateRequest(der)
+	must(t, err)
+	return &board.Proof{
+		Method: board.ProofCSR, Hash: board.SHA1, Nonces: [][]byte{[]byte(nonce)},
+		Signatures: [][]byte{request.Signature}, Request: der,
+	}
+}
+
+// reportProof is that of a board whose firmware reports by itself.
+func (d device) reportProof(t testing.TB, id board.DeviceID, nonce string) *board.Proof {
+	t.Helper()
+	p := d.proof(t, board.SHA256, string(board.ReportMessage(id, []byte(nonce))))
+	p.Method, p.Nonces = board.ProofReport, [][]byte{[]byte(nonce)}
 	return p
 }
 

@@ -12,6 +12,7 @@ import (
 )
 
 func TestProof(t *testing.T) {
+	id := fixedRecord(t).Device
 	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384()} {
 		d := newDevice(t, curve)
 		for _, hash := range []board.Hash{board.SHA1, board.SHA256} {
@@ -20,7 +21,7 @@ func TestProof(t *testing.T) {
 				for i := range n {
 					nonces = append(nonces, fmt.Sprintf("nonce number %d", i))
 				}
-				if err := d.proof(t, hash, nonces...).Verify(d.key(t)); err != nil {
+				if err := d.proof(t, hash, nonces...).Verify(id, d.key(t)); err != nil {
 					t.Errorf("%s, %s, %d nonces: %v", curve.Params().Name, hash, n, err)
 				}
 			}
@@ -29,6 +30,7 @@ func TestProof(t *testing.T) {
 }
 
 func TestProofRefusals(t *testing.T) {
+	id := fixedRecord(t).Device
 	d, other := fixedDevice(t), newDevice(t, elliptic.P256())
 	rsa, err := board.NewKey(rsaKey(t, 2048, 65537), nil)
 	must(t, err)
@@ -46,7 +48,7 @@ func TestProofRefusals(t *testing.T) {
 	}{
 		"the zero value":              {change: func(p *board.Proof) { *p = board.Proof{} }, form: true, want: `unknown method ""`},
 		"no method":                   {change: func(p *board.Proof) { p.Method = "" }, form: true, want: `unknown method ""`},
-		"an unknown method":           {change: func(p *board.Proof) { p.Method = "csr" }, form: true, want: `unknown method "csr"`},
+		"an unknown method":           {change: func(p *board.Proof) { p.Method = "say-so" }, form: true, want: `unknown method "say-so"`},
 		"no hash":                     {change: func(p *board.Proof) { p.Hash = "" }, form: true, want: `unknown hash ""`},
 		"an unknown hash":             {change: func(p *board.Proof) { p.Hash = "SHA1" }, form: true, want: `unknown hash "SHA1"`},
 		"nothing signed":              {change: func(p *board.Proof) { p.Nonces, p.Signatures = nil, nil }, form: true, want: "0 nonces and 0 signatures, want 2 to 8"},
@@ -84,7 +86,7 @@ func TestProofRefusals(t *testing.T) {
 			if key == (board.Key{}) {
 				key = d.key(t)
 			}
-			if err := p.Verify(key); !errors.Is(err, board.ErrProof) || !strings.Contains(err.Error(), c.want) {
+			if err := p.Verify(id, key); !errors.Is(err, board.ErrProof) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %v with %q", err, board.ErrProof, c.want)
 			}
 			r := fixedRecord(t)
@@ -94,7 +96,7 @@ func TestProofRefusals(t *testing.T) {
 			}
 		})
 	}
-	if err := d.proof(t, board.SHA1, one, two).Verify(board.Key{}); !errors.Is(err, board.ErrProof) {
+	if err := d.proof(t, board.SHA1, one, two).Verify(id, board.Key{}); !errors.Is(err, board.ErrProof) {
 		t.Errorf("no key: %v", err)
 	}
 }

@@ -16,14 +16,16 @@ import (
 // random makes valid values, small and large.
 type random struct {
 	*rand.Rand
-	keys []board.Key
+	t      testing.TB
+	keys   []board.Key
+	signer device
 }
 
 func newRandom(t testing.TB) *random {
 	t.Helper()
 	seed := rand.Uint64()
 	t.Logf("seed %#x", seed)
-	r := &random{Rand: rand.New(rand.NewPCG(seed, 0))}
+	r := &random{Rand: rand.New(rand.NewPCG(seed, 0)), t: t, signer: fixedDevice(t)}
 	for _, d := range []device{newDevice(t, elliptic.P256()), newDevice(t, elliptic.P256()), newDevice(t, elliptic.P384())} {
 		r.keys = append(r.keys, d.key(t))
 	}
@@ -74,7 +76,13 @@ func (r *random) record() board.Record {
 	for range r.IntN(17) {
 		out.Facts[r.text(1, 32, small+".-")] = r.text(0, 256, printable.String())
 	}
-	if r.IntN(4) > 0 {
+	switch r.IntN(5) {
+	case 0: // none
+	case 1:
+		out.Proof = r.signer.requestProof(r.t, out.Device, r.text(12, 64, small))
+	case 2:
+		out.Proof = r.signer.reportProof(r.t, out.Device, r.text(12, 128, small))
+	default:
 		out.Proof = &board.Proof{Method: board.ProofSignMsg, Hash: []board.Hash{board.SHA1, board.SHA256}[r.IntN(2)]}
 		for range 2 + r.IntN(3) {
 			out.Proof.Nonces = append(out.Proof.Nonces, r.bytes(12, 128)) // two alike are not to be expected

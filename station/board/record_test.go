@@ -56,8 +56,10 @@ func TestRecordLimits(t *testing.T) {
 		"long nonces": func(r *board.Record) {
 			r.Proof = d.proof(t, board.SHA1, strings.Repeat("a", 128), strings.Repeat("b", 128))
 		},
-		"a long signature": func(r *board.Record) { r.Proof.Signatures[1] = make([]byte, 1024) },
-		"a large key":      func(r *board.Record) { r.Key, _ = board.NewKey(rsaKey(t, 8192, 65537), nil) },
+		"one nonce, by a request": func(r *board.Record) { r.Proof = d.requestProof(t, r.Device, fixedNonce) },
+		"one nonce, by a report":  func(r *board.Record) { r.Proof = d.reportProof(t, r.Device, strings.Repeat("9", 128)) },
+		"a long signature":        func(r *board.Record) { r.Proof.Signatures[1] = make([]byte, 1024) },
+		"a large key":             func(r *board.Record) { r.Key, _ = board.NewKey(rsaKey(t, 8192, 65537), nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := fixedRecord(t)
@@ -200,7 +202,19 @@ func join(fields []field) string {
 
 // Each field must be there, once, in its place, under its name and of its type; and so in the proof.
 func TestParseRecordFields(t *testing.T) {
-	good := string(encode(t, fixedRecord(t)))
+	r, d := fixedRecord(t), fixedDevice(t)
+	for name, proof := range map[string]*board.Proof{
+		"sign-msg": r.Proof, "csr": d.requestProof(t, r.Device, fixedNonce), "report": d.reportProof(t, r.Device, fixedNonce),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := r
+			r.Proof = proof
+			spoilFields(t, string(encode(t, r)))
+		})
+	}
+}
+
+func spoilFields(t *testing.T, good string) {
 	top := fields(t, good)
 	if join(top) != good || len(top) != 10 {
 		t.Fatalf("the record was taken apart wrongly: %v", top)
@@ -322,6 +336,9 @@ func TestParseRecordRefusals(t *testing.T) {
 		"a nonce less":              {`"` + nonce + `",`, "", "2 nonces and 3 signatures"},
 		"a nonce that is null":      {`"` + nonce + `"`, "null", "a nonce of 0 bytes"},
 		"a nonce with a line break": {nonce, nonce[:4] + `\n` + nonce[4:], encoding},
+		"a request where none is":   {`]}}`, `],"request":"MAA="}}`, "has no request"},
+		"an empty request":          {`]}}`, `],"request":""}}`, "has no request"},
+		"a request that is null":    {`]}}`, `],"request":null}}`, encoding},
 		"nonces as text":            {`"nonces":[`, `"nonces":"","x":[`, ""},
 
 		"a space before":       {`{"version"`, ` {"version"`, encoding},
