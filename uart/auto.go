@@ -150,7 +150,7 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 		}
 	}
 	end, entered := begin.Add(autoLook), false
-	for len(l.in) <= maxText {
+	for len(l.in) <= maxText && time.Since(begin) < autoWhole {
 		text := string(l.in)
 		if f := a.recognise(text); f != nil {
 			return f, nil

@@ -60,7 +60,7 @@ func TestAuto(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				for _, late := range []bool{false, true} {
-					for boot := time.Duration(0); boot < 2500*time.Millisecond; boot += 410 * time.Millisecond {
+					for boot := time.Duration(0); boot < 2500*time.Millisecond; boot += 630 * time.Millisecond {
 						for _, memory := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report"} {
 							b := newBoard()
 							b.Boot, b.Quiet = boot, late

@@ -111,7 +111,7 @@ func TestCorruption(t *testing.T) {
 				if !passed || len(said) < 400 {
 					t.Fatalf("the good dialogue fails: %d bytes", len(said))
 				}
-				step := 11
+				step := 41
 				if *exhaustive {
 					step = 1
 				}

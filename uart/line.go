@@ -86,6 +86,13 @@ func (l *Line) Forget() {
 	l.Mark()
 }
 
+// excuse is Forget for a board that has gone unseen, and another one has begun to speak: what that one has said stays.
+func (l *Line) excuse() {
+	if l.tainted { // then nothing of it was kept
+		l.Forget()
+	}
+}
+
 // Nonce draws a fresh challenge of n letters and digits, and notes it in the recording, so that a replay
 // can use the same.
 func (l *Line) Nonce(n int) string {

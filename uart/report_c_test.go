@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"os/exec"
@@ -76,6 +77,10 @@ func TestReportC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	example := regexp.MustCompile(`(?m)^ +(secretfree 1 ready [0-9a-f]{32}) ([0-9a-f]{8})$`).FindSubmatch(text)
+	if example == nil || fmt.Sprintf("%08x", crc32.ChecksumIEEE(example[1])) != string(example[2]) {
+		t.Errorf("the example of an answer in README.md: %q", example)
+	}
 	m := regexp.MustCompile("(?s)```c\n(.*?)```").FindAllSubmatch(text, -1)
 	if len(m) != 1 {
 		t.Fatalf("README.md has %d blocks of C, want 1", len(m))
@@ -121,6 +126,15 @@ func TestReportC(t *testing.T) {
 				}
 				proven(t, report)
 			}
+			if c.cut != 0 { // once is enough
+				gone := make(chan error, 1)
+				go func() { gone <- d.Gone(ctx, line) }()
+				stop()
+				if err := <-gone; err != nil {
+					t.Error(err)
+				}
+				return
+			}
 			// What is not a command has no answer; what is not a nonce has the answer "error".
 			for typed, want := range map[string]string{
 				"at+test\r": "", "secretfree 11;": "", "secretfree;": "", ";;\r\n;": "", "xsecretfree 1;": "",
@@ -139,12 +153,6 @@ func TestReportC(t *testing.T) {
 				if err != nil || !strings.HasPrefix(got, want) || (want == "") != (got == "") {
 					t.Errorf("%.40q is answered with %q, want %q (%v)", typed, got, want, err)
 				}
-			}
-			gone := make(chan error, 1)
-			go func() { gone <- d.Gone(ctx, line) }()
-			stop()
-			if err := <-gone; err != nil {
-				t.Error(err)
 			}
 		})
 	}

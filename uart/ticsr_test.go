@@ -366,3 +366,62 @@ func TestTICSRSilentBoardStays(t *testing.T) {
 		<-served
 	})
 }
+
+// After a board that leaked its key the line is usable again, whether that board was seen to go or fell silent.
+func TestTICSRAfterALeak(t *testing.T) {
+	for _, dialect := range []string{"ti-csr", "auto"} {
+		for _, silent := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				ours, theirs := net.Pipe()
+				defer ours.Close()
+				defer theirs.Close()
+				l := uart.NewLine(ours, uart.LineOptions{})
+				d := mustDialect(t, dialect)
+				b := newCSRBoard()
+				b.Leak = "request"
+				remove := serve(t, b, theirs)
+				if err := d.Detect(t.Context(), l); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := d.Read(t.Context(), l); !errors.Is(err, uart.ErrPrivateKey) {
+					t.Fatal(err)
+				}
+				stop := func() {}
+				if silent { // from now on
+					remove()
+					stop = swallow(theirs)
+				}
+				gone := make(chan error, 1)
+				go func() { gone <- d.Gone(t.Context(), l) }()
+				time.Sleep(10 * time.Second)
+				if !silent {
+					remove()
+					stop = swallow(theirs)
+					if err := <-gone; err != nil {
+						t.Fatal(err)
+					}
+				}
+				stop()
+				b = newCSRBoard()
+				b.Boot = 2 * time.Second
+				remove = serve(t, b, theirs)
+				if silent {
+					if err := <-gone; err != nil {
+						t.Fatal(err)
+					}
+				}
+				// The start of a board that ends a silence is not kept after a leak: it must start once more.
+				if err := d.Detect(t.Context(), l); silent && errors.Is(err, uart.ErrNeedsReset) {
+					remove()
+					return
+				} else if err != nil {
+					t.Fatalf("%s, silent %t: Detect: %v", dialect, silent, err)
+				}
+				if report, err := d.Read(t.Context(), l); err != nil || report.Device != b.Device {
+					t.Fatalf("%s, silent %t: Read: %v", dialect, silent, err)
+				}
+				remove()
+			})
+		}
+	}
+}

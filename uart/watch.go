@@ -56,12 +56,14 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 					return err
 				}
 				if spoke {
+					l.excuse()
 					return nil
 				}
 			}
 			continue
 		}
 		if v.patient && !echoed && missed >= watchMissed {
+			l.excuse()
 			return nil
 		}
 		echoed, missed = true, 0
