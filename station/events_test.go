@@ -90,6 +90,7 @@ func (s *site) events() *stream {
 // next returns the next event, and how long it took to come; io.EOF at an orderly end.
 func (s *stream) next() (Status, time.Duration, error) {
 	start := time.Now()
+	s.conn.SetReadDeadline(start.Add(time.Minute))
 	var lines []string
 	for {
 		line, err := s.body.ReadString('\n')
@@ -216,6 +217,7 @@ func TestEventsHeartbeatUneven(t *testing.T) {
 func TestEventsTooMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1, nil).run()
+		b.await(0, Empty)
 		site := b.site()
 		var open []*stream
 		for range maxStreams {
@@ -253,7 +255,7 @@ func TestEventsSlowClient(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				(&stream{t: t, body: bufio.NewReader(answer.Body)}).want(0, "the first event", slotIs(0, Empty))
+				(&stream{t: t, conn: slow, body: bufio.NewReader(answer.Body)}).want(0, "the first event", slotIs(0, Empty))
 			}
 			quick := site.events()
 			quick.want(0, "the first event", slotIs(0, Empty))
@@ -269,6 +271,7 @@ func TestEventsSlowClient(t *testing.T) {
 			if n := len(b.streams); n != 1 {
 				t.Errorf("%d streams, the slow one should be dropped", n)
 			}
+			slow.SetReadDeadline(time.Now().Add(time.Minute))
 			if n, err := io.Copy(io.Discard, slow); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("the line of the slow client: %d bytes, %v", n, err)
 			}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,7 +58,7 @@ func newBench(t *testing.T, slots int, change func(*Config)) *bench {
 	for i := range slots {
 		cable := &cable{t: t, there: true, changed: make(chan struct{})}
 		b.cables = append(b.cables, cable)
-		c.Slots = append(c.Slots, SlotConfig{Name: string(rune('A' + i)), Port: fmt.Sprintf("/dev/port-%d", i), Open: cable.open, Dialect: uart.TIAT{}})
+		c.Slots = append(c.Slots, SlotConfig{Name: string(rune('A' + i)), Port: fmt.Sprintf("/dev/port-%d", i), Open: cable.await, Dialect: uart.TIAT{}})
 	}
 	if change != nil {
 		change(&c)
@@ -95,6 +96,9 @@ func (b *bench) stop() time.Duration {
 	took := time.Since(start)
 	for _, c := range b.cables {
 		c.unplug()
+		if c.open != nil && !c.open.closed.Load() {
+			b.t.Error("Run has ended and left a port open")
+		}
 	}
 	return took
 }
@@ -326,15 +330,27 @@ type cable struct {
 	there   bool  // the port
 	refusal error // of opening it
 	changed chan struct{}
-	far     net.Conn // the other end of the open port
+	open    *port    // as the station has it
+	far     net.Conn // its other end
 	out     chan []byte
 	heard   strings.Builder
 	board   net.Conn // the cable's end of the line to the board
 	remove  func()
 }
 
-// open is SlotConfig.Open.
-func (c *cable) open(ctx context.Context) (uart.Conn, error) {
+// port is an open port that knows whether it was closed.
+type port struct {
+	uart.Conn
+	closed atomic.Bool
+}
+
+func (p *port) Close() error {
+	p.closed.Store(true)
+	return p.Conn.Close()
+}
+
+// await is SlotConfig.Open.
+func (c *cable) await(ctx context.Context) (uart.Conn, error) {
 	for {
 		c.mu.Lock()
 		changed := c.changed
@@ -344,7 +360,7 @@ func (c *cable) open(ctx context.Context) (uart.Conn, error) {
 			return nil, c.refusal
 		case c.there:
 			defer c.mu.Unlock()
-			if c.far != nil {
+			if c.open != nil && !c.open.closed.Load() {
 				c.t.Error("the port was opened while it was open")
 			}
 			ours, theirs := net.Pipe()
@@ -356,7 +372,8 @@ func (c *cable) open(ctx context.Context) (uart.Conn, error) {
 					theirs.Write(text) // nobody listens on a port that was closed
 				}
 			}()
-			return ours, nil
+			c.open = &port{Conn: ours}
+			return c.open, nil
 		}
 		c.mu.Unlock()
 		select {

@@ -1,6 +1,7 @@
 package station
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -240,7 +241,9 @@ func TestPageHeaders(t *testing.T) {
 	}
 }
 
-func TestPageMethods(t *testing.T) {
+func TestPageMethods(t *testing.T) { synctest.Test(t, testPageMethods) }
+
+func testPageMethods(t *testing.T) {
 	b := shown(t, nil, slotState{state: Empty, advice: adviceEmpty})
 	h := b.Handler()
 	for _, path := range []string{"/", "/status", "/healthz", "/events", "/nothing"} {
@@ -253,8 +256,12 @@ func TestPageMethods(t *testing.T) {
 	}
 	// HEAD is GET without the body; the server leaves that out.
 	for path, code := range map[string]int{"/": 200, "/status": 200, "/healthz": 200, "/events": 200, "/nothing": 404, "/index.html": 404} {
-		if w := ask(h, http.MethodHead, path); w.Code != code {
-			t.Errorf("HEAD %s: %d, want %d", path, w.Code, code)
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		w := ask(h, http.MethodHead, path, func(r *http.Request) { *r = *r.WithContext(ctx) })
+		cancel()
+		if took := time.Since(start); w.Code != code || took > 0 {
+			t.Errorf("HEAD %s: %d after %v, want %d", path, w.Code, took, code)
 		}
 	}
 	if n := len(b.streams); n != 0 {

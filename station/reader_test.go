@@ -10,6 +10,7 @@ import (
 
 	"secretfree/fixtures"
 	"secretfree/station/board"
+	"secretfree/uart"
 )
 
 func TestGoodBoard(t *testing.T) {
@@ -176,6 +177,18 @@ func TestLeakAfterVerdict(t *testing.T) {
 			b.await(0, Empty)
 		})
 	}
+}
+
+// Of a leak nothing is repeated, not even the words of a dialect.
+func TestLeakQuoted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newScript(newReport(newBoard()))
+		d.read = func() error { return fmt.Errorf("after %q: %w", leaked, uart.ErrPrivateKey) }
+		b := newBench(t, 1, func(c *Config) { c.Slots[0].Dialect = d }).run()
+		d.come <- struct{}{}
+		b.awaitFailed(0, ReasonPrivateKeyLeak)
+		b.mustNotLeak()
+	})
 }
 
 func TestConflicts(t *testing.T) {
