@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -49,6 +50,11 @@ type Stats struct {
 	LastTry     time.Time
 	LastSuccess time.Time
 	Broken      string // why the disk is not trusted; empty if it is
+	// Damaged is how many entries of the journal cannot be read; Damage has the places. They are quarantined until Repair.
+	Damaged  uint64
+	Signed   uint64 // entries under the newest checkpoint
+	Unsigned string // why no checkpoint is signed; empty if they are
+	Clock    string // what is wrong with the machine's clock; empty if nothing is
 }
 
 // Stats returns a snapshot.
@@ -58,6 +64,13 @@ func (s *Spool) Stats() Stats {
 	out := Stats{
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
+		Signed: s.signed, Clock: s.clock.fault,
+	}
+	for _, d := range s.damage {
+		out.Damaged += d.Entries()
+	}
+	if s.tree.blind {
+		out.Unsigned = unprovable
 	}
 	if s.broken != nil {
 		out.Broken = s.broken.Error()
@@ -65,13 +78,20 @@ func (s *Spool) Stats() Stats {
 	if s.pending > 0 && s.db != nil {
 		s.db.View(func(tx *bolt.Tx) error {
 			var q queued
-			if _, value := tx.Bucket(bucketQueue).Cursor().First(); value != nil && decodeBinary(value, &q) == nil {
+			if _, value := tx.Bucket(bucketQueue).Cursor().First(); value != nil && q.decode(value) == nil {
 				out.Oldest = time.UnixMilli(q.At).UTC()
 			}
 			return nil
 		})
 	}
 	return out
+}
+
+// Damage lists the places of the journal that are quarantined.
+func (s *Spool) Damage() []Damage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.damage)
 }
 
 // DeadLetters lists what the registry will never take.
@@ -112,9 +132,9 @@ func (s *Spool) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return s.checkpoint()
+			return s.Checkpoint()
 		case <-seal.C:
-			if err := s.checkpoint(); err != nil {
+			if err := s.Checkpoint(); err != nil {
 				s.cfg.Notify(err.Error())
 			}
 			continue
@@ -183,7 +203,9 @@ func (s *Spool) pass(ctx context.Context, after *uint64) (more, failed, progress
 		default:
 			s.failure(fmt.Errorf("record %d, device %s: %w", q.seq, q.dev, err))
 			failed = true
-			row++
+			if q.err == nil {
+				row++
+			}
 		}
 		*after = q.seq + 1
 	}
@@ -216,14 +238,27 @@ type item struct {
 func (s *Spool) batch(after uint64) (items []item, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.usable(); err != nil {
-		return nil, err
+	for range 2 {
+		if err := s.usable(); err != nil {
+			return nil, err
+		}
+		if items, err = s.readQueue(after); err != nil || s.broken == nil {
+			return items, err
+		}
 	}
+	return items, nil
+}
+
+func (s *Spool) readQueue(after uint64) (items []item, err error) {
 	err = s.db.View(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucketQueue).Cursor()
-		for key, value := c.Seek(encodeBinary(after)); key != nil && len(items) < passRecords; key, value = c.Next() {
+		for key, value := c.Seek(encodeSeq(after)); key != nil && len(items) < passRecords; key, value = c.Next() {
 			var it item
-			if err := errors.Join(decodeBinary(key, &it.seq), decodeBinary(value, &it.at)); err != nil {
+			var err error
+			if it.seq, err = decodeSeq(key); err == nil {
+				err = it.at.decode(value)
+			}
+			if err != nil {
 				return err
 			}
 			items = append(items, it)
@@ -234,21 +269,40 @@ func (s *Spool) batch(after uint64) (items []item, err error) {
 		return nil, fmt.Errorf("reading the queue: %w", err)
 	}
 	for i := range items {
-		e, err := s.readEntry(position{items[i].at.Segment, items[i].at.Offset})
-		if err == nil && (e.Seq != items[i].seq || e.Kind != KindRecord) {
-			err = errors.New("another entry is there")
-		}
-		if err == nil {
-			items[i].sealed, err = board.ParseEnvelope(e.Record)
-		}
-		if err != nil {
-			// The journal is the truth and was good when it was opened: this is the disk, not the record.
-			items[i].err = fmt.Errorf("reading entry %d back from the journal: %v", items[i].seq, err)
+		it := &items[i]
+		if it.sealed, err = s.readRecord(it.seq, position{it.at.Segment, it.at.Offset}); err != nil {
+			// The record was good when its receipt was given. What became of it, a new look at its segment tells, which
+			// quarantines what is damaged and takes it from the queue.
+			s.suspect(it.at.Segment, err)
+			it.err = fmt.Errorf("reading entry %d back from the journal: %v", it.seq, err)
 			continue
 		}
-		items[i].dev = items[i].sealed.Record.Device
+		it.dev = it.sealed.Record.Device
 	}
 	return items, nil
+}
+
+// readRecord reads a record from the journal. The caller holds mu.
+func (s *Spool) readRecord(seq uint64, at position) (board.Sealed, error) {
+	e, err := s.readEntry(at)
+	if err != nil {
+		return board.Sealed{}, err
+	}
+	if e.Seq != seq || e.Kind != KindRecord {
+		return board.Sealed{}, fmt.Errorf("%w: another entry is there", ErrEntry)
+	}
+	return board.ParseEnvelope(e.Record)
+}
+
+// suspect has a segment read anew by the next who needs the files. The caller holds mu.
+func (s *Spool) suspect(segment uint64, why error) {
+	if s.broken != nil {
+		return
+	}
+	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(segment)) }); err != nil {
+		why = errors.Join(why, err)
+	}
+	s.broken = fmt.Errorf("reading the journal: %w", why)
 }
 
 func (s *Spool) deliver(ctx context.Context, it item) error {
@@ -280,23 +334,24 @@ func (s *Spool) settle(settled []outcome) error {
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		dead = 0
 		for _, o := range settled {
-			if err := tx.Bucket(bucketQueue).Delete(encodeBinary(o.seq)); err != nil {
+			if err := tx.Bucket(bucketQueue).Delete(encodeSeq(o.seq)); err != nil {
 				return err
 			}
 			if o.dead != nil {
 				dead++
-				if err := putDead(tx, DeadLetter{Seq: o.seq, Device: o.dev, Time: now(), Reason: o.dead.Error(), Segment: o.at.Segment, Offset: o.at.Offset}); err != nil {
+				if err := putDead(tx, DeadLetter{Seq: o.seq, Device: o.dev, Time: milliseconds(time.Now()), Reason: o.dead.Error(), Segment: o.at.Segment, Offset: o.at.Offset}); err != nil {
 					return err
 				}
 				continue
 			}
-			var known pointer
 			devices := tx.Bucket(bucketDevices)
-			if err := decodeBinary(devices.Get(o.dev[:]), &known); err != nil {
-				return err
+			data := devices.Get(o.dev[:])
+			var known pointer
+			if data == nil || known.decode(data) != nil || known.Seq != o.seq {
+				continue // the device has a newer record
 			}
 			known.Delivered = 1
-			if err := devices.Put(o.dev[:], encodeBinary(known)); err != nil {
+			if err := devices.Put(o.dev[:], known.encode()); err != nil {
 				return err
 			}
 		}

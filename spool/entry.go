@@ -2,12 +2,13 @@ package spool
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
-	"strconv"
 	"time"
 
 	"secretfree/station/board"
@@ -25,6 +26,7 @@ const (
 	KindRecord  Kind = "record"  // a board was enrolled
 	KindRefusal Kind = "refusal" // a board was refused: it contradicts what is known
 	KindRepeat  Kind = "repeat"  // a board was read that is enrolled already
+	KindLost    Kind = "lost"    // Repair could not have an entry back, and no checkpoint had been signed over it
 )
 
 // Entry is one line of the journal. One of the bodies is set, as Kind says.
@@ -36,6 +38,7 @@ type Entry struct {
 	Record  []byte // the DSSE envelope, as board.Seal made it
 	Refusal *Refusal
 	Repeat  *Repeat
+	Lost    *Lost
 }
 
 // Segment opens a segment, so that each file says what it is.
@@ -61,6 +64,11 @@ type Repeat struct {
 	Of          uint64            `json:"of"` // the seq of the record
 }
 
+// Lost stands where an entry was that is lost.
+type Lost struct {
+	Reason string `json:"reason"` // what was found in its place
+}
+
 const timeLayout = "2006-01-02T15:04:05.000Z"
 
 // maxEntryLine caps a line of the journal, with its checksum.
@@ -77,6 +85,7 @@ type wireEntry struct {
 	Record  json.RawMessage `json:"record,omitempty"`
 	Refusal *Refusal        `json:"refusal,omitempty"`
 	Repeat  *Repeat         `json:"repeat,omitempty"`
+	Lost    *Lost           `json:"lost,omitempty"`
 }
 
 // Encode returns the entry's JSON, which is also its leaf in the Merkle tree.
@@ -87,7 +96,7 @@ func (e *Entry) Encode() ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	w := wireEntry{e.Seq, e.Time.Format(timeLayout), e.Kind, e.Segment, e.Record, e.Refusal, e.Repeat}
+	w := wireEntry{e.Seq, e.Time.Format(timeLayout), e.Kind, e.Segment, e.Record, e.Refusal, e.Repeat, e.Lost}
 	if err := enc.Encode(w); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrEntry, err)
 	}
@@ -95,7 +104,7 @@ func (e *Entry) Encode() ([]byte, error) {
 }
 
 func (e *Entry) check() error {
-	bodies := map[Kind]bool{KindSegment: e.Segment != nil, KindRecord: len(e.Record) > 0, KindRefusal: e.Refusal != nil, KindRepeat: e.Repeat != nil}
+	bodies := map[Kind]bool{KindSegment: e.Segment != nil, KindRecord: len(e.Record) > 0, KindRefusal: e.Refusal != nil, KindRepeat: e.Repeat != nil, KindLost: e.Lost != nil}
 	for kind, set := range bodies {
 		if set != (kind == e.Kind) {
 			return fmt.Errorf("%w: kind %.20q with the body of another, or none", ErrEntry, e.Kind)
@@ -148,7 +157,7 @@ func ParseEntry(data []byte) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("%w: time: %v", ErrEntry, err)
 	}
-	e := Entry{Seq: w.Seq, Time: at.UTC(), Kind: w.Kind, Segment: w.Segment, Record: w.Record, Refusal: w.Refusal, Repeat: w.Repeat}
+	e := Entry{Seq: w.Seq, Time: at.UTC(), Kind: w.Kind, Segment: w.Segment, Record: w.Record, Refusal: w.Refusal, Repeat: w.Repeat, Lost: w.Lost}
 	again, err := e.Encode()
 	if err != nil {
 		return Entry{}, err
@@ -167,15 +176,14 @@ func encodeLine(data []byte) []byte {
 }
 
 // checkLine takes a line without its line feed apart and checks the sum.
-func checkLine(line []byte) (data []byte, sum uint32, err error) {
+func checkLine(line []byte) (data []byte, err error) {
 	i := len(line) - 9
 	if i < 1 || line[i] != ' ' {
-		return nil, 0, fmt.Errorf("%w: no checksum", ErrEntry)
+		return nil, fmt.Errorf("%w: no checksum", ErrEntry)
 	}
-	want, err := strconv.ParseUint(string(line[i+1:]), 16, 32)
-	sum = crc32.Checksum(line[:i], castagnoli)
-	if err != nil || uint32(want) != sum || fmt.Sprintf("%08x", sum) != string(line[i+1:]) {
-		return nil, 0, fmt.Errorf("%w: the checksum does not match", ErrEntry)
+	var want [4]byte
+	if _, err := hex.Decode(want[:], line[i+1:]); err != nil || bytes.ContainsAny(line[i+1:], "ABCDEF") || binary.BigEndian.Uint32(want[:]) != crc32.Checksum(line[:i], castagnoli) {
+		return nil, fmt.Errorf("%w: the checksum does not match", ErrEntry)
 	}
-	return line[:i], sum, nil
+	return line[:i], nil
 }

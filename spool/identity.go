@@ -66,39 +66,11 @@ func makeIdentity(dir, origin string) (Identity, error) {
 		return Identity{}, fmt.Errorf("making the station's key: %w", err)
 	}
 	// The public half first: a key file is there only when its public half is.
-	if err := writeDurably(filepath.Join(dir, "station.pub"), []byte(key+"\n"), 0o644); err != nil {
+	if err := writeDurably(osDisk{}, filepath.Join(dir, "station.pub"), []byte(key+"\n"), 0o644); err != nil {
 		return Identity{}, fmt.Errorf("writing the station's public key: %w", err)
 	}
-	if err := writeDurably(filepath.Join(dir, "station.key"), []byte(secret+"\n"), 0o600); err != nil {
+	if err := writeDurably(osDisk{}, filepath.Join(dir, "station.key"), []byte(secret+"\n"), 0o600); err != nil {
 		return Identity{}, fmt.Errorf("writing the station's key: %w", err)
 	}
 	return LoadIdentity(dir, origin)
-}
-
-// writeDurably replaces a file: when it returns nil, the new content is on disk, and at no time was there a part of it.
-func writeDurably(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return err
-	}
-	if err := errors.Join(f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

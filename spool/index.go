@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -13,26 +14,42 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/station/board"
 )
 
 // indexFormat is raised when the buckets change; any other is rebuilt from the journal.
-const indexFormat = 1
+const indexFormat = 2
 
 // The index's buckets. All of it follows from the journal, but for what was delivered and what is dead, which
-// delivering again finds out again.
+// delivering again finds out again, and for the hashes of leaves, which a sealed segment has beside it.
+//
+// How it is synced. An entry is written to the journal and synced, then it is committed here, with a sync, then the receipt is given: the index must never
+// be ahead of the journal, because that is how a lost journal is known. A commit that is lost would be made good from the journal
+// at the next start, so it looks as if it need not be synced. It is, for three reasons: bbolt without a sync can come back from a
+// power failure torn in ways that it does not notice itself; what was delivered stands only here, and to find it out again costs the
+// delivery of everything; and where the index ends is how a write that was cut short is told from damage. What is delivered
+// is committed many at once and with a sync too: bbolt has one file. Only a rebuild goes without, into a file of
+// another name, which is synced before it gets its name.
+//
+// The list of free pages is kept in the file (NoFreelistSync is off): without it bbolt walks all pages when it opens the file, in a
+// goroutine of its own, where a panic over a damaged page would end the process instead of starting a rebuild.
 var (
-	bucketMeta    = []byte("meta")
-	bucketDevices = []byte("devices") // device id → pointer
-	bucketKeys    = []byte("keys")    // fingerprint → device id
-	bucketQueue   = []byte("queue")   // seq → position and time
-	bucketDead    = []byte("dead")    // seq → DeadLetter
-	buckets       = [][]byte{bucketMeta, bucketDevices, bucketKeys, bucketQueue, bucketDead}
+	bucketMeta     = []byte("meta")
+	bucketDevices  = []byte("devices")  // device id → pointer
+	bucketKeys     = []byte("keys")     // fingerprint → device id
+	bucketQueue    = []byte("queue")    // seq → queued
+	bucketDead     = []byte("dead")     // seq → DeadLetter
+	bucketSegments = []byte("segments") // first seq → sealedSegment
+	bucketLeaves   = []byte("leaves")   // seq → leaf hash, of the segment that is written
+	bucketDamage   = []byte("damage")   // offset in the journal → Damage
+	bucketArchive  = []byte("archive")  // name → what was offered
+	buckets        = [][]byte{bucketMeta, bucketDevices, bucketKeys, bucketQueue, bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive}
 
 	keyFormat = []byte("format")
 	keyOrigin = []byte("origin")
-	keyNext   = []byte("next") // the seq up to which the journal is in here, and the checksum of the entry before it
+	keyNext   = []byte("next") // progress
 )
 
 // pointer is what the index knows of a device.
@@ -41,19 +58,6 @@ type pointer struct {
 	Seq       uint64
 	At        int64 // of the entry, Unix milliseconds
 	Delivered byte
-}
-
-func encodeBinary(v any) []byte {
-	var b bytes.Buffer
-	binary.Write(&b, binary.BigEndian, v) // fixed sizes into memory: cannot fail
-	return b.Bytes()
-}
-
-func decodeBinary(data []byte, v any) error {
-	if n, err := binary.Decode(data, binary.BigEndian, v); err != nil || n != len(data) {
-		return errors.New("an entry of the index has a wrong size")
-	}
-	return nil
 }
 
 // queued is where a record waits.
@@ -66,102 +70,201 @@ type queued struct {
 // progress is the index's place in the journal.
 type progress struct {
 	Next uint64
-	Sum  uint32 // of entry Next-1; 0 if Next is 0
+	Leaf tlog.Hash // of entry Next-1; zero if Next is 0
 }
 
-// errIndexUnusable: it is not an index of this journal. It will be rebuilt.
-var errIndexUnusable = errors.New("the index cannot be used")
+// sealedSegment is a segment that is not written any more, so that it need not be read at each start.
+type sealedSegment struct {
+	Next  uint64      `json:"next"` // the seq of the next segment's first entry
+	Size  int64       `json:"size"`
+	Edge  []tlog.Hash `json:"edge"` // of the tree at Next
+	Blind bool        `json:"blind,omitempty"`
+}
+
+func encodeSeq(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }
+
+func decodeSeq(data []byte) (uint64, error) {
+	if len(data) != 8 {
+		return 0, errIndexEntry
+	}
+	return binary.BigEndian.Uint64(data), nil
+}
+
+func (p *pointer) encode() []byte {
+	b := append(make([]byte, 0, 49), p.Key[:]...)
+	b = binary.BigEndian.AppendUint64(b, p.Seq)
+	b = binary.BigEndian.AppendUint64(b, uint64(p.At))
+	return append(b, p.Delivered)
+}
+
+func (p *pointer) decode(b []byte) error {
+	if len(b) != 49 {
+		return errIndexEntry
+	}
+	copy(p.Key[:], b)
+	p.Seq, p.At, p.Delivered = binary.BigEndian.Uint64(b[32:]), int64(binary.BigEndian.Uint64(b[40:])), b[48]
+	return nil
+}
+
+func (q *queued) encode() []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 24), q.Segment)
+	b = binary.BigEndian.AppendUint64(b, uint64(q.Offset))
+	return binary.BigEndian.AppendUint64(b, uint64(q.At))
+}
+
+func (q *queued) decode(b []byte) error {
+	if len(b) != 24 {
+		return errIndexEntry
+	}
+	q.Segment, q.Offset, q.At = binary.BigEndian.Uint64(b), int64(binary.BigEndian.Uint64(b[8:])), int64(binary.BigEndian.Uint64(b[16:]))
+	return nil
+}
+
+func (p *progress) encode() []byte { return append(encodeSeq(p.Next), p.Leaf[:]...) }
+
+func (p *progress) decode(b []byte) error {
+	if len(b) != 8+len(p.Leaf) {
+		return errIndexEntry
+	}
+	p.Next = binary.BigEndian.Uint64(b)
+	copy(p.Leaf[:], b[8:])
+	return nil
+}
+
+var (
+	errIndexEntry = errors.New("an entry of the index has a wrong size")
+	// errIndexUnusable: it is not an index of this journal. It will be rebuilt.
+	errIndexUnusable = errors.New("the index cannot be used")
+)
 
 // ErrIndexAhead says that the index knows entries which the journal does not have: the journal lost its end.
 var ErrIndexAhead = errors.New("the journal lost entries that the index knows")
 
 func indexPath(dir string) string { return filepath.Join(dir, "index.bbolt") }
 
-// openIndex opens or makes the file. A file that is no index of this origin is errIndexUnusable.
-func openIndex(dir, origin string) (db *bolt.DB, p progress, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // the file is mapped, and may be shorter than it says
+// guarded runs what reads a file of bbolt's that may be damaged: the file is mapped, and may be shorter than it says, and bbolt
+// panics on some kinds of damage.
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if r := recover(); r != nil { // bbolt panics on some kinds of damage
+		if r := recover(); r != nil {
 			err = fmt.Errorf("%w: %v", errIndexUnusable, r)
 		}
-		if err != nil && db != nil {
-			db.Close()
-			db = nil
-		}
 	}()
-	fresh := false
-	if _, statErr := os.Stat(indexPath(dir)); errors.Is(statErr, os.ErrNotExist) {
-		fresh = true
+	return f()
+}
+
+// makeIndex makes an empty one.
+func makeIndex(path, origin string, options bolt.Options) (*bolt.DB, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("making the index: %w", err)
 	}
-	db, err = bolt.Open(indexPath(dir), 0o600, &bolt.Options{Timeout: time.Second})
+	db, err := bolt.Open(path, 0o600, &options)
 	if err != nil {
-		if errors.Is(err, bolterrors.ErrTimeout) {
-			return nil, p, fmt.Errorf("%w: it has %s open", ErrLocked, indexPath(dir))
-		}
-		if errors.Is(err, os.ErrPermission) {
-			return nil, p, fmt.Errorf("opening the index: %w", err)
-		}
-		return nil, p, fmt.Errorf("%w: %w", errIndexUnusable, err)
+		return nil, fmt.Errorf("making the index: %w", err)
 	}
-	if fresh {
-		err = db.Update(func(tx *bolt.Tx) error {
-			for _, name := range buckets {
-				if _, err := tx.CreateBucket(name); err != nil {
-					return err
-				}
-			}
-			meta := tx.Bucket(bucketMeta)
-			return errors.Join(meta.Put(keyFormat, []byte{indexFormat}), meta.Put(keyOrigin, []byte(origin)), putProgress(tx, progress{}))
-		})
-		if err == nil {
-			err = syncDir(dir)
-		}
-		if err != nil {
-			return db, p, fmt.Errorf("making the index: %w", err)
-		}
-		return db, p, nil
-	}
-	err = db.View(func(tx *bolt.Tx) error {
+	err = db.Update(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
-			if tx.Bucket(name) == nil {
-				return fmt.Errorf("%w: it is not whole", errIndexUnusable)
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
 			}
 		}
 		meta := tx.Bucket(bucketMeta)
-		if format := meta.Get(keyFormat); !bytes.Equal(format, []byte{indexFormat}) {
-			return fmt.Errorf("%w: format %x, want %d", errIndexUnusable, format, indexFormat)
-		}
-		if of := meta.Get(keyOrigin); string(of) != origin {
-			return fmt.Errorf("%w: it is of %.130q", errIndexUnusable, of)
-		}
-		if err := decodeBinary(meta.Get(keyNext), &p); err != nil {
-			return fmt.Errorf("%w: %v", errIndexUnusable, err)
-		}
-		return walkIndex(tx)
+		return errors.Join(meta.Put(keyFormat, []byte{indexFormat}), meta.Put(keyOrigin, []byte(origin)), putProgress(tx, progress{}))
 	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making the index: %w", err), db.Close())
+	}
+	return db, nil
+}
+
+// errNoIndex: there is none.
+var errNoIndex = errors.New("there is no index")
+
+// openIndex opens the file and looks at all of it. What cannot be an index of this origin is errIndexUnusable.
+func openIndex(dir, origin string) (db *bolt.DB, p progress, err error) {
+	if _, err := os.Stat(indexPath(dir)); errors.Is(err, os.ErrNotExist) {
+		return nil, p, errNoIndex
+	}
+	err = guarded(func() (err error) {
+		db, err = bolt.Open(indexPath(dir), 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
+		switch {
+		case errors.Is(err, bolterrors.ErrTimeout):
+			return fmt.Errorf("%w: it has %s open", ErrLocked, indexPath(dir))
+		case errors.Is(err, os.ErrPermission):
+			return fmt.Errorf("opening the index: %w", err)
+		case err != nil:
+			return fmt.Errorf("%w: %w", errIndexUnusable, err)
+		}
+		return db.View(func(tx *bolt.Tx) error {
+			for _, name := range buckets {
+				if tx.Bucket(name) == nil {
+					return fmt.Errorf("%w: it is not whole, or of another format", errIndexUnusable)
+				}
+			}
+			meta := tx.Bucket(bucketMeta)
+			if format := meta.Get(keyFormat); !bytes.Equal(format, []byte{indexFormat}) {
+				return fmt.Errorf("%w: format %x, want %d", errIndexUnusable, format, indexFormat)
+			}
+			if of := meta.Get(keyOrigin); string(of) != origin {
+				return fmt.Errorf("%w: it is of %.130q", errIndexUnusable, of)
+			}
+			if err := p.decode(meta.Get(keyNext)); err != nil {
+				return fmt.Errorf("%w: %v", errIndexUnusable, err)
+			}
+			return walkIndex(tx)
+		})
+	})
+	if err != nil && db != nil {
+		guarded(db.Close)
+		db = nil
+	}
 	return db, p, err
 }
 
 // walkIndex looks at every entry once, so that a damaged page is met here and not in the middle of a shift. (bbolt's own
 // check runs in a goroutine of its own, where a panic over a damaged page would end the process.)
 func walkIndex(tx *bolt.Tx) error {
-	devices := tx.Bucket(bucketDevices)
-	err := tx.Bucket(bucketKeys).ForEach(func(key, device []byte) error {
+	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
+	// Keys and devices are one another's inverse: if so, these sums are equal. To look up each would take long.
+	var inDevices, inKeys uint32
+	pair := func(device, key []byte) uint32 {
+		return crc32.Update(crc32.Checksum(device, castagnoli), castagnoli, key)
+	}
+	err := devices.ForEach(func(device, value []byte) error {
 		var known pointer
-		if err := decodeBinary(devices.Get(device), &known); err != nil {
+		if len(device) != len(board.DeviceID{}) {
+			return errIndexEntry
+		}
+		if err := known.decode(value); err != nil {
 			return err
 		}
-		if !bytes.Equal(known.Key[:], key) {
-			return errors.New("a key and its device disagree")
-		}
+		inDevices += pair(device, known.Key[:])
 		return nil
 	})
 	if err == nil {
-		err = tx.Bucket(bucketQueue).ForEach(func(key, value []byte) error {
-			var seq uint64
-			var q queued
-			return errors.Join(decodeBinary(key, &seq), decodeBinary(value, &q))
+		err = keys.ForEach(func(key, device []byte) error {
+			if len(key) != len(board.Fingerprint{}) || len(device) != len(board.DeviceID{}) {
+				return errIndexEntry
+			}
+			inKeys += pair(device, key)
+			return nil
 		})
+	}
+	if err == nil && inDevices != inKeys {
+		err = errors.New("a key and its device disagree")
+	}
+	if err == nil {
+		err = tx.Bucket(bucketQueue).ForEach(func(key, value []byte) error {
+			var q queued
+			_, err := decodeSeq(key)
+			return errors.Join(err, q.decode(value))
+		})
+	}
+	for _, name := range [][]byte{bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive} {
+		if err == nil {
+			err = tx.Bucket(name).ForEach(func(_, _ []byte) error { return nil })
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %v", errIndexUnusable, err)
@@ -170,37 +273,150 @@ func walkIndex(tx *bolt.Tx) error {
 }
 
 func putProgress(tx *bolt.Tx, p progress) error {
-	return tx.Bucket(bucketMeta).Put(keyNext, encodeBinary(p))
+	return tx.Bucket(bucketMeta).Put(keyNext, p.encode())
 }
 
-// apply brings one entry of the journal into the index. The same code runs for a new entry and for a rebuild.
-func apply(tx *bolt.Tx, e *Entry, at position, sum uint32, sealed *board.Sealed) error {
-	if sealed != nil {
-		r := &sealed.Record
-		f := r.Fingerprint()
-		seq := encodeBinary(e.Seq)
-		if err := errors.Join(
-			tx.Bucket(bucketDevices).Put(r.Device[:], encodeBinary(pointer{Key: f, Seq: e.Seq, At: e.Time.UnixMilli()})),
-			tx.Bucket(bucketKeys).Put(f[:], r.Device[:]),
-			tx.Bucket(bucketQueue).Put(seq, encodeBinary(queued{at.segment, at.offset, e.Time.UnixMilli()})),
-		); err != nil {
+// indexed is what the index holds of a record.
+type indexed struct {
+	device board.DeviceID
+	key    board.Fingerprint
+	seq    uint64
+	at     position
+	time   int64 // Unix milliseconds
+}
+
+// apply brings a record into the index and the queue. Another key that this device had, or device that this key had, is
+// forgotten here: the journal has it, and VerifyDir says so.
+func apply(tx *bolt.Tx, r *indexed) error {
+	q := queued{r.at.segment, r.at.offset, r.time}
+	if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.seq), q.encode()); err != nil {
+		return err
+	}
+	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
+	var known pointer
+	if data := devices.Get(r.device[:]); data != nil {
+		if err := known.decode(data); err != nil {
+			return err
+		}
+		if known.Seq > r.seq {
+			return nil
+		}
+		if known.Key != r.key {
+			if err := keys.Delete(known.Key[:]); err != nil {
+				return err
+			}
+		}
+	}
+	if owner := keys.Get(r.key[:]); owner != nil && !bytes.Equal(owner, r.device[:]) {
+		if err := devices.Delete(bytes.Clone(owner)); err != nil {
 			return err
 		}
 	}
-	return putProgress(tx, progress{Next: e.Seq + 1, Sum: sum})
+	p := pointer{Key: r.key, Seq: r.seq, At: r.time}
+	return errors.Join(devices.Put(r.device[:], p.encode()), keys.Put(r.key[:], r.device[:]))
 }
 
 // lookup finds what is known of a device and of a key.
 func lookup(tx *bolt.Tx, device board.DeviceID, key board.Fingerprint) (known pointer, haveDevice bool, owner board.DeviceID, haveKey bool, err error) {
 	if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
 		haveDevice = true
-		err = decodeBinary(data, &known)
+		err = known.decode(data)
 	}
 	if data := tx.Bucket(bucketKeys).Get(key[:]); data != nil {
 		haveKey = true
-		err = errors.Join(err, decodeBinary(data, &owner))
+		if copy(owner[:], data) != len(owner) {
+			err = errIndexEntry
+		}
 	}
 	return
+}
+
+func putJSON(b *bolt.Bucket, key []byte, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return b.Put(key, data)
+}
+
+// putSealed remembers a segment that is not written any more.
+func putSealed(tx *bolt.Tx, first uint64, s sealedSegment) error {
+	return putJSON(tx.Bucket(bucketSegments), encodeSeq(first), s)
+}
+
+func readSealed(db *bolt.DB) (map[uint64]sealedSegment, error) {
+	out := map[uint64]sealedSegment{}
+	err := db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketSegments).ForEach(func(key, value []byte) error {
+			first, err := decodeSeq(key)
+			if err != nil {
+				return err
+			}
+			var s sealedSegment
+			if err := json.Unmarshal(value, &s); err != nil {
+				return err
+			}
+			out[first] = s
+			return nil
+		})
+	})
+	return out, err
+}
+
+// putDamage replaces what is known of damage from a segment on.
+func putDamage(tx *bolt.Tx, from uint64, found []Damage) error {
+	b := tx.Bucket(bucketDamage)
+	var old [][]byte // a cursor must not delete under itself
+	c := b.Cursor()
+	for key, _ := c.Seek(encodeSeq(from)); key != nil; key, _ = c.Next() {
+		old = append(old, key)
+	}
+	for _, key := range old {
+		if err := b.Delete(key); err != nil {
+			return err
+		}
+	}
+	for _, d := range found {
+		if err := putJSON(b, append(encodeSeq(d.Segment), encodeSeq(uint64(d.Offset))...), d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readDamage(db *bolt.DB) ([]Damage, error) {
+	var out []Damage
+	err := db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketDamage).ForEach(func(_, value []byte) error {
+			var d Damage
+			if err := json.Unmarshal(value, &d); err != nil {
+				return err
+			}
+			out = append(out, d)
+			return nil
+		})
+	})
+	return out, err
+}
+
+// putLeaves notes hashes of the segment that is written; fresh drops those of the segment before it.
+func putLeaves(tx *bolt.Tx, first uint64, hashes []tlog.Hash, fresh bool) error {
+	if fresh {
+		if err := tx.DeleteBucket(bucketLeaves); err != nil {
+			return err
+		}
+		if _, err := tx.CreateBucket(bucketLeaves); err != nil {
+			return err
+		}
+	}
+	b := tx.Bucket(bucketLeaves)
+	b.FillPercent = 1 // they come in order
+	for i, h := range hashes {
+		if err := b.Put(encodeSeq(first+uint64(i)), h[:]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DeadLetter is a record that the registry will never take.
@@ -215,9 +431,5 @@ type DeadLetter struct {
 }
 
 func putDead(tx *bolt.Tx, d DeadLetter) error {
-	data, err := json.Marshal(d)
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucketDead).Put(encodeBinary(d.Seq), data)
+	return putJSON(tx.Bucket(bucketDead), encodeSeq(d.Seq), d)
 }

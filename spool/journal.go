@@ -3,23 +3,17 @@ package spool
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"math"
 	"os"
-	"path/filepath"
-	"regexp"
-	"slices"
 	"strconv"
-
-	"golang.org/x/mod/sumdb/tlog"
-	"golang.org/x/sys/unix"
 )
 
-// DamageError says that the journal is damaged where it cannot be a write cut short by a power failure. Nothing is skipped and
-// nothing is repaired: the station does not start.
+// DamageError says that the journal is damaged where it cannot be a write cut short by a power failure. Open
+// quarantines what can be told apart from the good lines around it, and goes on; what Open returns as this error stops the
+// station, with nothing changed.
 type DamageError struct {
 	Path   string
 	Line   int
@@ -32,104 +26,175 @@ func (e *DamageError) Error() string {
 
 func (e *DamageError) Unwrap() error { return e.Reason }
 
+// Damage is a place of the journal that cannot be read. Entries First up to but not including Next are missing; if
+// the two are equal, nothing is: there are bytes that do not belong there.
+type Damage struct {
+	Segment uint64 `json:"segment"` // the first seq of the segment, its file's name
+	First   uint64 `json:"first"`
+	Next    uint64 `json:"next"`
+	Line    int    `json:"line"`   // where it begins in the file, from 1; 0 if the file is missing
+	Offset  int64  `json:"offset"` // of the bad bytes
+	Bytes   int64  `json:"bytes"`
+	Reason  string `json:"reason"`
+}
+
+// Entries is how many entries are missing.
+func (d Damage) Entries() uint64 { return d.Next - d.First }
+
+func (d Damage) String() string {
+	what := fmt.Sprintf("entries %d to %d cannot be read", d.First, d.Next-1)
+	switch d.Entries() {
+	case 0:
+		what = "no entry is missing"
+	case 1:
+		what = fmt.Sprintf("entry %d cannot be read", d.First)
+	}
+	if d.Line == 0 {
+		return fmt.Sprintf("%020d.jsonl: %s: %s", d.Segment, what, d.Reason)
+	}
+	return fmt.Sprintf("%020d.jsonl, line %d, %d bytes: %s: %s", d.Segment, d.Line, d.Bytes, what, d.Reason)
+}
+
+func (d Damage) fault(dir string) *DamageError {
+	return &DamageError{Path: segmentPath(dir, d.Segment), Line: d.Line, Reason: fmt.Errorf("%w: %s", ErrEntry, d)}
+}
+
 // position is where an entry stands.
 type position struct {
 	segment uint64 // its first seq, which is its file's name
 	offset  int64
 }
 
-// scanned is what scan found.
-type scanned struct {
+// maxGroup is how many entries one write holds at the most.
+const maxGroup = 64
+
+// maxHole is how many entries may be missing in one place. More than a few segments hold is no damage, but another file.
+const maxHole = 1 << 24
+
+// scan reads segments in order. Every line that has its checksum and its place in the sequence is visited; every
+// other place is damage, but for what was cut short at the end of the last segment.
+type scan struct {
+	dir  string
+	disk disk
+	// sure is the entry from which on there was no receipt yet, as the index knows. One write may hold several lines,
+	// and a power failure may tear it anywhere: good lines behind a bad one are part of the same write if all of
+	// them are from sure on and fewer than maxGroup. Without an index it is as high as can be, and such lines are damage.
+	sure uint64
+	// data is valid during the call.
+	visit   func(at position, seq uint64, data []byte) error
+	damaged func(d Damage) error
+	done    func(s segmentFile, next uint64) error // after each segment that another follows; may be nil
+	// sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
+	sealed func(first uint64) (next uint64, ok bool)
+
 	next     uint64   // the seq of the next entry
 	end      position // where it goes
-	segments int
-	torn     int64 // bytes after end that are no entry: a write cut short
-	tornPath string
+	torn     int64    // bytes after end that are no entry: a write cut short
+	tornGood bool     // there are good lines among them
 }
 
-var segmentName = regexp.MustCompile(`^([0-9]{20})\.jsonl$`)
-
-func segmentPath(dir string, first uint64) string {
-	return filepath.Join(dir, "journal", fmt.Sprintf("%020d.jsonl", first))
+// newScan is one for reading, by whoever holds no lock and has no index.
+func newScan(dir string) *scan {
+	return &scan{dir: dir, disk: osDisk{}, sure: math.MaxUint64, damaged: func(Damage) error { return nil }, sealed: sealedEnd(dir)}
 }
 
-// scan reads all segments in order and calls visit for each entry that has its checksum and its place in the
-// sequence. data and sum are valid during the call.
-func scan(dir string, visit func(at position, seq uint64, data []byte, sum uint32) error) (scanned, error) {
-	var s scanned
-	names, err := os.ReadDir(filepath.Join(dir, "journal"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return s, fmt.Errorf("reading the journal: %w", err)
+func sealedEnd(dir string) func(uint64) (uint64, bool) {
+	return func(first uint64) (uint64, bool) {
+		l, err := readLeaves(dir, first)
+		return l.next(), err == nil
 	}
-	var firsts []uint64
-	for _, name := range names {
-		if m := segmentName.FindStringSubmatch(name.Name()); m != nil {
-			first, err := strconv.ParseUint(m[1], 10, 64)
-			if err != nil {
-				return s, &DamageError{Path: name.Name(), Reason: err}
+}
+
+func (s *scan) run(segments []segmentFile) error {
+	for i, segment := range segments {
+		limit := uint64(math.MaxUint64)
+		if i+1 < len(segments) {
+			limit = segments[i+1].first
+		}
+		if segment.first < s.next {
+			return &DamageError{Path: segmentPath(s.dir, segment.first), Line: 1, Reason: fmt.Errorf("%w: the segment before it has this entry too, up to %d", ErrEntry, s.next-1)}
+		}
+		if segment.first-s.next > maxHole {
+			return &DamageError{Path: segmentPath(s.dir, segment.first), Reason: fmt.Errorf("%w: the entries before it, from %d on, are missing", ErrEntry, s.next)}
+		}
+		for segment.first > s.next {
+			next := segment.first
+			if sealed, ok := s.sealed(s.next); ok && sealed > s.next {
+				next = min(next, sealed)
 			}
-			firsts = append(firsts, first)
+			if err := s.damaged(Damage{Segment: s.next, First: s.next, Next: next, Reason: "the file is missing"}); err != nil {
+				return err
+			}
+			s.next = next
+		}
+		if err := s.segment(segment.first, limit); err != nil {
+			return err
+		}
+		if i+1 < len(segments) && s.done != nil {
+			if err := s.done(segment, s.next); err != nil {
+				return err
+			}
 		}
 	}
-	slices.Sort(firsts)
-	for i, first := range firsts {
-		path := segmentPath(dir, first)
-		if first != s.next {
-			return s, &DamageError{Path: path, Line: 1, Reason: fmt.Errorf("the segment before it ends at %d: entries are missing", s.next)}
-		}
-		if err := s.segment(path, first, i == len(firsts)-1, visit); err != nil {
-			return s, err
-		}
-		s.segments++
-	}
-	return s, nil
+	return nil
 }
 
-func (s *scanned) segment(path string, first uint64, last bool, visit func(position, uint64, []byte, uint32) error) error {
-	f, err := os.Open(path)
+func (s *scan) segment(first, limit uint64) error {
+	path := segmentPath(s.dir, first)
+	f, err := s.disk.open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return fmt.Errorf("reading the journal: %w", err)
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, maxEntryLine)
+	last := limit == math.MaxUint64
+	r := bufio.NewReaderSize(&tolerant{f: f}, maxEntryLine)
+	var bad *Damage // the bad bytes before the offset
+	offset := int64(0)
 	s.end = position{segment: first}
+	lines := 0
 	for number := 1; ; number++ {
+		lines = number
 		line, err := r.ReadSlice('\n')
-		if err == io.EOF && len(line) == 0 {
-			return nil
-		}
 		if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
 			return fmt.Errorf("reading %s: %w", path, err)
 		}
-		var data []byte
-		var sum uint32
-		bad, whole := error(nil), false
-		if err != nil {
-			bad = fmt.Errorf("%w: no line end", ErrEntry)
-		} else if data, sum, bad = checkLine(bytes.TrimSuffix(line, []byte("\n"))); bad == nil && !bytes.HasPrefix(data, fmt.Appendf(nil, `{"seq":%d,`, s.next)) {
-			bad, whole = fmt.Errorf("%w: entry %d is missing", ErrEntry, s.next), true
+		if err == io.EOF && len(line) == 0 {
+			break
+		}
+		at := position{first, offset}
+		offset += int64(len(line))
+		data, seq, wrong := readLine(line)
+		if wrong == nil && (seq < s.next || seq >= limit || seq-s.next > maxHole) {
+			wrong = fmt.Errorf("%w: entry %d stands where %d should", ErrEntry, seq, s.next)
+		}
+		if wrong != nil {
+			if bad == nil {
+				bad = &Damage{Segment: first, First: s.next, Line: number, Offset: at.offset, Reason: wrong.Error()}
+				if last {
+					torn, good, err := s.isTorn(f, offset)
+					if err != nil {
+						return fmt.Errorf("reading %s: %w", path, err)
+					}
+					if torn {
+						size, err := fileSize(f, offset)
+						s.torn, s.tornGood = size-at.offset, good
+						return err
+					}
+				}
+			}
+			continue
+		}
+		if bad == nil && seq > s.next {
+			bad = &Damage{Segment: first, First: s.next, Line: number, Offset: at.offset, Reason: "the line is missing"}
 		}
 		if bad != nil {
-			damage := &DamageError{Path: path, Line: number, Reason: bad}
-			// A power failure tears the end of the last file. If anything good follows, it was something else.
-			if !last || whole {
-				return damage
+			bad.Next, bad.Bytes = seq, at.offset-bad.Offset
+			if err := s.damaged(*bad); err != nil {
+				return err
 			}
-			followed, err := goodFollows(r)
-			if err != nil {
-				return fmt.Errorf("reading %s: %w", path, err)
-			}
-			info, err := f.Stat()
-			if err != nil {
-				return fmt.Errorf("reading %s: %w", path, err)
-			}
-			if followed {
-				return damage
-			}
-			s.torn, s.tornPath = info.Size()-s.end.offset, path
-			return nil
+			bad, s.next = nil, seq
 		}
-		if err := visit(s.end, s.next, data, sum); err != nil {
+		if err := s.visit(at, seq, data); err != nil {
 			var damage *DamageError
 			if errors.As(err, &damage) {
 				damage.Path, damage.Line = path, number
@@ -137,80 +202,81 @@ func (s *scanned) segment(path string, first uint64, last bool, visit func(posit
 			return err
 		}
 		s.next++
-		s.end.offset += int64(len(line))
+		s.end.offset = offset
 	}
+	if last {
+		return nil // its bad tail was torn, or followed by something good
+	}
+	if s.next < limit {
+		if sealed, ok := s.sealed(first); ok && sealed >= s.next {
+			limit = min(limit, sealed)
+		}
+	}
+	if bad == nil && s.next < limit {
+		bad = &Damage{Segment: first, First: s.next, Offset: offset, Line: lines, Reason: "the end of the file is missing"}
+	}
+	if bad != nil {
+		bad.Next, bad.Bytes = limit, offset-bad.Offset
+		if err := s.damaged(*bad); err != nil {
+			return err
+		}
+	}
+	s.next = limit
+	return nil
 }
 
-// goodFollows tells whether any whole line with a good checksum follows.
-func goodFollows(r *bufio.Reader) (bool, error) {
+// isTorn tells whether a bad line, which ends before an offset, begins a write that was cut short: nothing good follows it, or
+// only lines that were in the same write.
+func (s *scan) isTorn(f io.ReaderAt, offset int64) (torn, good bool, err error) {
+	r := bufio.NewReaderSize(&tolerant{f: f, offset: offset}, maxEntryLine)
 	for {
 		line, err := r.ReadSlice('\n')
-		if err == nil {
-			if _, _, bad := checkLine(bytes.TrimSuffix(line, []byte("\n"))); bad == nil {
-				return true, nil
-			}
-			continue
-		}
 		if err == io.EOF {
-			return false, nil
+			return true, good, nil
 		}
-		if err != bufio.ErrBufferFull {
-			return false, err
+		if err != nil && err != bufio.ErrBufferFull {
+			return false, good, err
 		}
-	}
-}
-
-// file is what the spool does to a segment; tests make each of it fail.
-type file interface {
-	io.ReaderAt
-	io.WriterAt
-	Sync() error
-	Truncate(size int64) error
-	Close() error
-}
-
-type osFile struct{ *os.File }
-
-// Sync is fdatasync: the length counts as data, the time of the last change does not.
-func (f osFile) Sync() error {
-	for {
-		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
-			return os.NewSyscallError("fdatasync", err)
+		if _, seq, wrong := readLine(line); wrong == nil && seq >= s.next && seq-s.next <= maxHole {
+			good = true
+			if s.next < s.sure || seq-s.sure >= maxGroup {
+				return false, good, nil
+			}
 		}
 	}
 }
 
-func openOS(path string, flag int) (file, error) {
-	f, err := os.OpenFile(path, flag, 0o600)
+// fileSize finds the end of a file from some offset in it.
+func fileSize(f io.ReaderAt, from int64) (int64, error) {
+	n, err := io.Copy(io.Discard, &tolerant{f: f, offset: from})
+	return from + n, err
+}
+
+// readLine takes a line apart: the entry's JSON and its seq.
+func readLine(line []byte) (data []byte, seq uint64, err error) {
+	line, whole := bytes.CutSuffix(line, []byte("\n"))
+	if !whole {
+		return nil, 0, fmt.Errorf("%w: no line end", ErrEntry)
+	}
+	if data, err = checkLine(line); err != nil {
+		return nil, 0, err
+	}
+	if seq, err = seqOf(data); err != nil {
+		return nil, 0, err
+	}
+	return data, seq, nil
+}
+
+// seqOf reads the first field of an entry.
+func seqOf(data []byte) (uint64, error) {
+	rest, ok := bytes.CutPrefix(data, []byte(`{"seq":`))
+	end := bytes.IndexByte(rest, ',')
+	if !ok || end < 1 || end > 20 || rest[0] == '0' && end > 1 {
+		return 0, fmt.Errorf("%w: it does not begin with its seq", ErrEntry)
+	}
+	seq, err := strconv.ParseUint(string(rest[:end]), 10, 63)
 	if err != nil {
-		return nil, err
+		return 0, fmt.Errorf("%w: seq: %v", ErrEntry, err)
 	}
-	return osFile{f}, nil
-}
-
-// tree is the right edge of the Merkle tree (RFC 6962, 2.1): the roots of its full subtrees, the largest first.
-type tree struct {
-	n    uint64
-	edge []tlog.Hash
-}
-
-func (t *tree) add(leaf []byte) {
-	h := tlog.RecordHash(leaf)
-	for n := t.n; n&1 == 1; n >>= 1 {
-		h = tlog.NodeHash(t.edge[len(t.edge)-1], h)
-		t.edge = t.edge[:len(t.edge)-1]
-	}
-	t.edge = append(t.edge, h)
-	t.n++
-}
-
-func (t *tree) root() tlog.Hash {
-	if t.n == 0 {
-		return sha256.Sum256(nil)
-	}
-	h := t.edge[len(t.edge)-1]
-	for i := len(t.edge) - 2; i >= 0; i-- {
-		h = tlog.NodeHash(t.edge[i], h)
-	}
-	return h
+	return seq, nil
 }

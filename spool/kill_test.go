@@ -3,11 +3,13 @@ package spool
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,35 +25,50 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child appends records and prints a line for each receipt, until it is killed.
+// child appends records from several goroutines, in small segments, and prints a line for each receipt, until it is killed.
 func child(dir string) {
+	var out sync.Mutex
+	say := func(line ...any) {
+		out.Lock()
+		defer out.Unlock()
+		fmt.Println(line...)
+	}
 	fail := func(err error) {
-		fmt.Println("error", err)
+		say("error", err)
 		os.Exit(1)
 	}
 	id, err := LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		fail(err)
 	}
-	s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
+	s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink(), SegmentSize: 8 << 10, Notify: func(notice string) {
+		if strings.Contains(notice, "damaged") || strings.Contains(notice, "rebuilt") {
+			fail(errors.New(notice))
+		}
+	}})
 	if err != nil {
 		fail(err)
 	}
 	go s.Run(context.Background())
-	for {
-		var t testing.B
-		r := newRecord(&t)
-		receipt, err := s.Append(context.Background(), r)
-		if err != nil {
-			fail(err)
-		}
-		fmt.Println(r.Device, receipt.Seq)
+	for range 3 {
+		go func() {
+			for {
+				var t testing.B
+				r := newRecord(&t)
+				receipt, err := s.Append(context.Background(), r)
+				if err != nil {
+					fail(err)
+				}
+				say(r.Device, receipt.Seq)
+			}
+		}()
 	}
+	select {}
 }
 
 // A station is killed in the middle of its work, again and again: every receipt that it gave is in the journal.
 func TestKill(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	id, err := LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +89,7 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		lines := bufio.NewScanner(out)
-		until := 1 + rand.IntN(20)
+		until := 1 + rand.IntN(60)
 		timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		for n := 0; lines.Scan(); n++ {
 			var text string

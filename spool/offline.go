@@ -6,28 +6,38 @@ import (
 	"iter"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/station/board"
 )
 
 // Walk yields the entries of the journal under dir in order. It takes no lock: a daemon may be writing, and a line that is
-// not whole yet ends the walk. Every other fault is yielded as the last error.
+// not whole yet ends the walk. A damaged place is yielded as a *DamageError, and the walk goes on behind it; every other fault
+// is yielded as the last error.
 func Walk(dir string) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		stop := errors.New("stop")
-		_, err := scan(dir, func(_ position, _ uint64, data []byte, _ uint32) error {
-			e, err := ParseEntry(data)
-			if errors.Is(err, board.ErrNewer) {
-				return err
+		s := newScan(dir)
+		s.damaged = func(d Damage) error {
+			if !yield(Entry{}, d.fault(dir)) {
+				return stop
 			}
+			return nil
+		}
+		s.visit = func(_ position, _ uint64, data []byte) error {
+			e, err := ParseEntry(data)
 			if err != nil {
-				return &DamageError{Reason: err}
+				return broke(err)
 			}
 			if !yield(e, nil) {
 				return stop
 			}
 			return nil
-		})
+		}
+		segments, err := listSegments(dir)
+		if err == nil {
+			err = s.run(segments)
+		}
 		if err != nil && err != stop {
 			yield(Entry{}, err)
 		}
@@ -37,75 +47,145 @@ func Walk(dir string) iter.Seq2[Entry, error] {
 // VerifyReport says what VerifyDir looked at.
 type VerifyReport struct {
 	Entries, Records, Refusals, Repeats uint64
-	NoProof                             uint64 // records without a proof of possession
-	Signed                              uint64 // entries under the newest checkpoint
-	Torn                                int64  // bytes of a line that is not whole: being written, or cut short
+	NoProof                             uint64   // records without a proof of possession
+	Lost                                uint64   // entries that Repair gave up
+	Signed                              uint64   // entries under the newest checkpoint
+	Torn                                int64    // bytes of a line that is not whole: being written, or cut short
+	Damage                              []Damage // what cannot be read
 }
 
 // VerifyDir checks a journal with nothing but the station's public key: every line's checksum and sequence, every record's
 // signature and proof of possession, that no device has two keys and no key two devices, and that the journal
-// is the one which the checkpoint signed. It takes no lock.
+// is the one which the checkpoints signed, also the one beside each sealed segment. It takes no lock.
+//
+// Damage is no end: all else is checked, with the hashes beside the sealed segments in the place of what cannot be read, and the first of it
+// is returned as a *DamageError. Everything else that is wrong is returned when it is met.
 func VerifyDir(dir string, v note.Verifier) (VerifyReport, error) {
-	var report VerifyReport
-	signed, haveSigned, err := readCheckpoint(dir, v)
+	check := verification{dir: dir, v: v, devices: map[board.DeviceID]board.Fingerprint{}, keys: map[board.Fingerprint]board.DeviceID{}}
+	err := check.run()
+	return check.report, err
+}
+
+type verification struct {
+	dir     string
+	v       note.Verifier
+	report  VerifyReport
+	tree    tree
+	signed  []checkpoint // in order of size
+	shelf   *shelf
+	devices map[board.DeviceID]board.Fingerprint
+	keys    map[board.Fingerprint]board.DeviceID
+}
+
+func (c *verification) run() error {
+	segments, err := listSegments(c.dir)
 	if err != nil {
-		return report, err
+		return err
 	}
-	var t tree
-	devices, keys := map[board.DeviceID]board.Fingerprint{}, map[board.Fingerprint]board.DeviceID{}
-	found, err := scan(dir, func(at position, seq uint64, data []byte, _ uint32) error {
-		e, err := ParseEntry(data)
-		if errors.Is(err, board.ErrNewer) {
+	if c.shelf, err = openShelf(c.dir); err != nil {
+		return err
+	}
+	for _, segment := range segments {
+		signed, have, err := readCheckpointFile(sealPath(c.dir, segment.first), c.v)
+		if err != nil {
 			return err
 		}
-		if err != nil {
-			return &DamageError{Reason: err}
+		if have {
+			c.signed = append(c.signed, signed)
 		}
-		if (at.offset == 0) != (e.Kind == KindSegment) {
-			return &DamageError{Reason: fmt.Errorf("%w: kind %s out of place", ErrEntry, e.Kind)}
-		}
-		switch e.Kind {
-		case KindSegment:
-			if e.Segment.Origin != v.Name() {
-				return fmt.Errorf("%w: it says %s, the key is of %s", ErrForeign, e.Segment.Origin, v.Name())
-			}
-		case KindRefusal:
-			report.Refusals++
-		case KindRepeat:
-			report.Repeats++
-		case KindRecord:
-			report.Records++
-			sealed, err := board.OpenEnvelope(e.Record, v)
-			if err != nil {
-				return fmt.Errorf("entry %d: %w", seq, err)
-			}
-			r := sealed.Record
-			if r.Proof == nil {
-				report.NoProof++
-			} else if err := r.Proof.Verify(r.Device, r.Key); err != nil {
-				return fmt.Errorf("entry %d: %w", seq, err)
-			}
-			f := r.Fingerprint()
-			if known, ok := devices[r.Device]; ok && known != f {
-				return fmt.Errorf("entry %d: %w", seq, &board.Conflict{Kind: board.ErrDeviceConflict, Device: r.Device, Key: f, KnownDevice: r.Device, KnownKey: known})
-			}
-			if owner, ok := keys[f]; ok && owner != r.Device {
-				return fmt.Errorf("entry %d: %w", seq, &board.Conflict{Kind: board.ErrKeyConflict, Device: r.Device, Key: f, KnownDevice: owner, KnownKey: f})
-			}
-			devices[r.Device], keys[f] = f, r.Device
-		}
-		t.add(data)
-		if haveSigned && t.n == signed.size && t.root() != signed.root {
-			return fmt.Errorf("%w: at entry %d its root is another", ErrTampered, seq)
-		}
-		return nil
-	})
-	report.Entries, report.Torn, report.Signed = found.next, found.torn, signed.size
+	}
+	newest, have, err := readCheckpoint(c.dir, c.v)
 	if err != nil {
-		return report, err
+		return err
 	}
-	if found.next < signed.size {
-		return report, fmt.Errorf("%w: it has %d entries, the checkpoint says %d", ErrTampered, found.next, signed.size)
+	if have {
+		c.report.Signed = newest.size
+		c.signed = append(c.signed, newest)
 	}
-	return report, nil
+	s := newScan(c.dir)
+	s.visit, s.damaged = c.visit, c.damaged
+	err = s.run(segments)
+	c.report.Entries, c.report.Torn = s.next, s.torn
+	if err != nil {
+		return err
+	}
+	for _, signed := range c.signed {
+		if s.next < signed.size {
+			return fmt.Errorf("%w: it has %d entries, a checkpoint says %d", ErrTampered, s.next, signed.size)
+		}
+	}
+	if len(c.report.Damage) > 0 {
+		return c.report.Damage[0].fault(c.dir)
+	}
+	return nil
+}
+
+func (c *verification) damaged(d Damage) error {
+	c.report.Damage = append(c.report.Damage, d)
+	for seq := d.First; seq < d.Next; seq++ {
+		if err := c.grow(c.shelf.hash(seq)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *verification) grow(h tlog.Hash) error {
+	c.tree.add(h)
+	for _, signed := range c.signed {
+		if c.tree.n == signed.size && !c.tree.blind && c.tree.root() != signed.root {
+			return fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.size)
+		}
+	}
+	return nil
+}
+
+func (c *verification) visit(at position, seq uint64, data []byte) error {
+	e, err := ParseEntry(data)
+	if err != nil {
+		return broke(err)
+	}
+	if (at.offset == 0) != (e.Kind == KindSegment) && e.Kind != KindLost {
+		return &DamageError{Reason: fmt.Errorf("%w: kind %s out of place", ErrEntry, e.Kind)}
+	}
+	switch e.Kind {
+	case KindSegment:
+		if e.Segment.Origin != c.v.Name() {
+			return fmt.Errorf("%w: it says %s, the key is of %s", ErrForeign, e.Segment.Origin, c.v.Name())
+		}
+	case KindRefusal:
+		c.report.Refusals++
+	case KindRepeat:
+		c.report.Repeats++
+	case KindLost:
+		c.report.Lost++
+	case KindRecord:
+		c.report.Records++
+		if err := c.record(&e); err != nil {
+			return fmt.Errorf("entry %d: %w", seq, err)
+		}
+	}
+	return c.grow(tlog.RecordHash(data))
+}
+
+func (c *verification) record(e *Entry) error {
+	sealed, err := board.OpenEnvelope(e.Record, c.v)
+	if err != nil {
+		return err
+	}
+	r := sealed.Record
+	if r.Proof == nil {
+		c.report.NoProof++
+	} else if err := r.Proof.Verify(r.Device, r.Key); err != nil {
+		return err
+	}
+	f := r.Fingerprint()
+	if known, ok := c.devices[r.Device]; ok && known != f {
+		return &board.Conflict{Kind: board.ErrDeviceConflict, Device: r.Device, Key: f, KnownDevice: r.Device, KnownKey: known}
+	}
+	if owner, ok := c.keys[f]; ok && owner != r.Device {
+		return &board.Conflict{Kind: board.ErrKeyConflict, Device: r.Device, Key: f, KnownDevice: owner, KnownKey: f}
+	}
+	c.devices[r.Device], c.keys[f] = f, r.Device
+	return nil
 }

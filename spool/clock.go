@@ -1,0 +1,42 @@
+package spool
+
+import (
+	"fmt"
+	"time"
+)
+
+// clock watches the machine's clock, whose time goes into records that are kept for ever.
+type clock struct {
+	last  time.Time // of the last look, with its monotonic reading; at first that of the newest entry, without one
+	fault string    // what is wrong with it; empty if nothing is
+}
+
+const (
+	clockStep = time.Minute // a change that a clock makes by itself is smaller
+	// clockYear is past. A machine without a battery, and without a network, starts in 1970.
+	clockYear = 2025
+)
+
+// look takes the time. It tells of a clock that was set or that cannot be right; the latter once, and again only after it was right.
+func (c *clock) look(notify func(string)) time.Time {
+	now := time.Now()
+	text := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+	fault := ""
+	wall, real := now.Round(0).Sub(c.last.Round(0)), now.Sub(c.last)
+	switch {
+	case now.UTC().Year() < clockYear:
+		fault = fmt.Sprintf("the clock says %s: set it, or let the machine set it from the network", text(now))
+	case c.last.IsZero():
+	case wall < -clockStep:
+		notify(fmt.Sprintf("the clock was set back: it says %s, the time before was %s; records are kept in the order in which they came", text(now), text(c.last)))
+	case wall-real > clockStep:
+		notify(fmt.Sprintf("the clock was set forward by %v, to %s", (wall - real).Round(time.Second), text(now)))
+	}
+	if fault != "" && c.fault == "" {
+		notify(fault)
+	}
+	c.last, c.fault = now, fault
+	return milliseconds(now)
+}
+
+func milliseconds(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

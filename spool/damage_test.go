@@ -1,0 +1,326 @@
+package spool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"secretfree/station/board"
+)
+
+// smallKit is a kit whose segments hold a few records each, with some of them sealed.
+func smallKit(t *testing.T, records int) (*kit, []board.Record) {
+	t.Helper()
+	k := newKit(t)
+	k.spool.Close()
+	k.size = 4 << 10
+	k.mustOpen()
+	var all []board.Record
+	for range records {
+		all = append(all, k.mustAppend())
+	}
+	return k, all
+}
+
+func (k *kit) segments() []segmentFile {
+	k.t.Helper()
+	segments, err := listSegments(k.dir)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return segments
+}
+
+// deliver makes passes over the queue until there is nothing that goes out.
+func (k *kit) deliver() {
+	k.t.Helper()
+	var after uint64
+	for range 20 {
+		if _, _, progressed := k.spool.pass(k.t.Context(), &after); !progressed && after == 0 {
+			return
+		}
+	}
+}
+
+func TestRotation(t *testing.T) {
+	k, _ := smallKit(t, 30)
+	segments := k.segments()
+	if len(segments) < 5 {
+		t.Fatalf("%d segments, want more", len(segments))
+	}
+	for _, s := range segments[:len(segments)-1] {
+		info, err := os.Stat(segmentPath(k.dir, s.first))
+		if err != nil || info.Mode().Perm() != 0o400 {
+			t.Errorf("sealed segment %d: %v, %v", s.first, info.Mode(), err)
+		}
+		l, err := readLeaves(k.dir, s.first)
+		if err != nil || l.Origin != "widgiot/line3-a" {
+			t.Errorf("leaves of %d: %+v, %v", s.first, l, err)
+		}
+		if c, have, err := readCheckpointFile(sealPath(k.dir, s.first), k.id.Verifier); err != nil || !have || c.size != l.next() {
+			t.Errorf("checkpoint of %d: %+v, %v, %v", s.first, c, have, err)
+		}
+	}
+	before := k.spool.tree.clone()
+	k.reopen()
+	if len(k.notices) > 0 {
+		t.Errorf("a clean start says %q", k.notices)
+	}
+	if k.spool.tree.root() != before.root() || k.spool.tree.n != before.n {
+		t.Error("the tree is another after a start that reads the last segment only")
+	}
+	os.Remove(indexPath(k.dir))
+	k.reopen()
+	if k.spool.tree.root() != before.root() {
+		t.Error("the tree is another after a start that reads all")
+	}
+}
+
+// What a crash can leave out of sealing is made good, and the seal says the same.
+func TestSealingIsRepeated(t *testing.T) {
+	k, _ := smallKit(t, 12)
+	first := k.segments()[0].first
+	want := map[string][]byte{}
+	for _, path := range []string{leavesPath(k.dir, first), sealPath(k.dir, first)} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want[path] = data
+		os.Remove(path)
+	}
+	os.Remove(indexPath(k.dir))
+	k.reopen()
+	for path, data := range want {
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+	}
+}
+
+// ways are how a segment can be damaged.
+var ways = map[string]struct {
+	spoil      func(b []byte) []byte // nil removes the file
+	sealedOnly bool
+}{
+	"a byte":         {func(b []byte) []byte { b[len(b)/2]++; return b }, false},
+	"a line missing": {func(b []byte) []byte { return dropLine(b, 2) }, false},
+	"bytes added": {func(b []byte) []byte {
+		lines := bytes.SplitAfter(b, []byte("\n"))
+		return bytes.Join(append(lines[:2:2], append([][]byte{[]byte("noise\n")}, lines[2:]...)...), nil)
+	}, false},
+	"a line twice": {func(b []byte) []byte {
+		lines := bytes.SplitAfter(b, []byte("\n"))
+		return bytes.Join(append(lines[:3:3], lines[1:]...), nil)
+	}, false},
+	"zeros":          {func(b []byte) []byte { clear(b[1000:2000]); return b }, false},
+	"the first line": {func(b []byte) []byte { b[3]++; return b }, false},
+	"cut short":      {func(b []byte) []byte { return b[:len(b)/2] }, true},
+	"empty":          {func(b []byte) []byte { return nil }, true},
+	"missing":        {nil, true},
+}
+
+func dropLine(b []byte, n int) []byte {
+	lines := bytes.SplitAfter(b, []byte("\n"))
+	return bytes.Join(append(lines[:n:n], lines[n+1:]...), nil)
+}
+
+func spoilSegment(t *testing.T, dir string, first uint64, spoil func([]byte) []byte) {
+	t.Helper()
+	path := segmentPath(dir, first)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(path)
+	if spoil != nil {
+		if err := os.WriteFile(path, spoil(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Damage in the middle never stops the line, is never passed over in silence, and no checkpoint is signed over a root that is not known.
+func TestQuarantine(t *testing.T) {
+	for name, way := range ways {
+		for _, where := range []string{"sealed", "written"} {
+			for _, index := range []string{"kept", "lost"} {
+				if where == "written" && way.sealedOnly {
+					continue
+				}
+				if name == "the first line" && where == "sealed" && index == "kept" {
+					continue // nobody but VerifyDir reads it
+				}
+				t.Run(name+", "+where+", index "+index, func(t *testing.T) {
+					k, all := smallKit(t, 14)
+					k.damaged = true
+					for i := 0; k.spool.end.offset < 3<<10; i++ {
+						all = append(all, k.mustAppend())
+					}
+					if err := k.spool.Checkpoint(); err != nil {
+						t.Fatal(err)
+					}
+					entries := k.spool.next
+					k.spool.Close()
+					segments := k.segments()
+					victim := segments[1].first
+					if where == "written" {
+						victim = segments[len(segments)-1].first
+					}
+					spoilSegment(t, k.dir, victim, way.spoil)
+					if index == "lost" {
+						os.Remove(indexPath(k.dir))
+					}
+					k.notices = nil
+					k.mustOpen()
+					k.deliver() // what the start does not look at, this finds
+					checkQuarantined(t, k, all, victim, entries, name)
+					if blind := where == "written" && index == "lost" && k.spool.Stats().Damaged > 0; blind {
+						if k.spool.Stats().Unsigned == "" || k.spool.Stats().Signed != entries {
+							t.Errorf("a hash is not known, and the stats are %+v", k.spool.Stats())
+						}
+						return
+					}
+					if k.spool.Stats().Unsigned != "" || k.spool.Stats().Signed != k.spool.next {
+						t.Errorf("stats %+v, %d entries", k.spool.Stats(), k.spool.next)
+					}
+					report, err := VerifyDir(k.dir, k.id.Verifier)
+					var damage *DamageError
+					if !errors.As(err, &damage) || report.Signed != report.Entries || report.Entries <= entries {
+						t.Errorf("VerifyDir: %+v, %v", report, err)
+					}
+				})
+			}
+		}
+	}
+}
+
+func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries uint64, name string) {
+	t.Helper()
+	lost := map[board.DeviceID]bool{}
+	have := map[board.DeviceID]bool{}
+	for e, err := range Walk(k.dir) {
+		if err == nil && e.Kind == KindRecord {
+			sealed, err := board.ParseEnvelope(e.Record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			have[sealed.Record.Device] = true
+		}
+	}
+	for _, r := range all {
+		if !have[r.Device] {
+			lost[r.Device] = true
+		}
+	}
+	stats := k.spool.Stats()
+	adds := name == "bytes added" || name == "a line twice"
+	if adds != (stats.Damaged == 0) || len(k.spool.Damage()) == 0 {
+		t.Fatalf("stats %+v, damage %v", stats, k.spool.Damage())
+	}
+	if !strings.Contains(strings.Join(k.notices, "\n"), fmt.Sprintf("%020d.jsonl", k.spool.Damage()[0].Segment)) || k.spool.Damage()[0].Segment != victim {
+		t.Errorf("notices %q, damage %v, want segment %d", k.notices, k.spool.Damage(), victim)
+	}
+	if stats.Pending != 0 || len(k.sink.have) != len(have) {
+		t.Errorf("%d pending, %d delivered, want 0 and %d", stats.Pending, len(k.sink.have), len(have))
+	}
+	// A board whose record is lost is enrolled again, and is not passed as known.
+	for _, r := range all {
+		receipt, err := k.spool.Append(t.Context(), r)
+		if err != nil || receipt.Repeat == lost[r.Device] || lost[r.Device] && receipt.Seq < entries {
+			t.Fatalf("a board again, lost %v: %+v, %v", lost[r.Device], receipt, err)
+		}
+	}
+	k.mustAppend()
+	if err := k.spool.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	damage := k.spool.Damage()
+	signed := k.spool.Stats().Signed
+	// All of it is still known after a start that does not read the damaged file again.
+	k.reopen()
+	if got := k.spool.Damage(); fmt.Sprint(got) != fmt.Sprint(damage) || len(k.notices) == 0 || k.spool.Stats().Signed != signed {
+		t.Errorf("after a restart: %v, %q, want %v", got, k.notices, damage)
+	}
+}
+
+// tearGroup writes three lines in one write, of which a power failure tore the first.
+func tearGroup(t *testing.T, k *kit) (clean []byte) {
+	t.Helper()
+	next := k.spool.next
+	k.spool.Close()
+	path := segmentPath(k.dir, 0)
+	clean, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	torn := bytes.Clone(clean)
+	for i := range uint64(3) {
+		e := Entry{Seq: next + i, Time: now(), Kind: KindRepeat, Repeat: &Repeat{Device: board.DeviceID{1}, Of: 1}}
+		data, err := e.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := encodeLine(data)
+		if i == 0 {
+			clear(line[:50])
+		}
+		torn = append(torn, line...)
+	}
+	if err := os.WriteFile(path, torn, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return clean
+}
+
+// A write of several lines can be torn in its middle. The index tells it from damage; what is cut off is kept.
+func TestTornGroup(t *testing.T) {
+	k := newKit(t)
+	k.mustAppend()
+	clean := tearGroup(t, k)
+	k.notices = nil
+	k.mustOpen()
+	if len(k.notices) != 1 || !strings.Contains(k.notices[0], "whole lines") {
+		t.Errorf("notices %q", k.notices)
+	}
+	if after, _ := os.ReadFile(segment(k)); !bytes.Equal(after, clean) {
+		t.Error("the torn group was not cut off")
+	}
+	kept, err := filepath.Glob(asidePath(k.dir, "*.torn"))
+	if err != nil || len(kept) != 1 {
+		t.Errorf("kept %v, %v", kept, err)
+	}
+	k.mustAppend()
+}
+
+// Without the index nobody knows whether there were receipts for such lines: nothing is cut.
+func TestTornGroupWithoutIndex(t *testing.T) {
+	k := newKit(t)
+	k.damaged = true
+	k.mustAppend()
+	tearGroup(t, k)
+	os.Remove(indexPath(k.dir))
+	k.mustOpen()
+	if stats := k.spool.Stats(); stats.Damaged != 1 || stats.Unsigned == "" {
+		t.Errorf("stats %+v", stats)
+	}
+	k.mustAppend()
+}
+
+// A disk that cannot read a sector has damaged the lines in it, and no others.
+func TestBadSector(t *testing.T) {
+	k, _ := smallKit(t, 14)
+	k.damaged = true
+	k.spool.Close()
+	os.Remove(indexPath(k.dir))
+	k.disk = badSector{path: segmentPath(k.dir, 0)}
+	k.mustOpen()
+	if stats := k.spool.Stats(); stats.Damaged == 0 || stats.Damaged > 8 || stats.Unsigned != "" {
+		t.Errorf("stats %+v", stats)
+	}
+	k.mustAppend()
+}

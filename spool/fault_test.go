@@ -1,0 +1,252 @@
+package spool
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"secretfree/station/board"
+	"syscall"
+	"testing"
+)
+
+// faulty is a disk on which one call of one kind fails.
+type faulty struct {
+	osDisk
+	plan *faultPlan
+}
+
+type faultyFile struct {
+	file
+	plan *faultPlan
+}
+
+type faultPlan struct {
+	op    string // open, write, short, sync, truncate, rename, syncdir
+	after int    // good ones before it
+	also  string // fails from then on, if set
+	err   error
+	fired bool
+}
+
+func (p *faultPlan) hit(op string) bool {
+	if p == nil || p.err == nil {
+		return false
+	}
+	if p.fired && op == p.also {
+		return true
+	}
+	if op != p.op || p.fired {
+		return false
+	}
+	if p.after--; p.after >= 0 {
+		return false
+	}
+	p.fired = true
+	return true
+}
+
+func (f faultyFile) WriteAt(b []byte, at int64) (int, error) {
+	if f.plan.hit("write") {
+		return 0, f.plan.err
+	}
+	if f.plan.hit("short") {
+		n, _ := f.file.WriteAt(b[:len(b)/2], at)
+		return n, f.plan.err
+	}
+	return f.file.WriteAt(b, at)
+}
+
+func (f faultyFile) Sync() error {
+	if f.plan.hit("sync") {
+		return f.plan.err
+	}
+	return f.file.Sync()
+}
+
+func (f faultyFile) Truncate(n int64) error {
+	if f.plan.hit("truncate") {
+		return f.plan.err
+	}
+	return f.file.Truncate(n)
+}
+
+func (d faulty) open(path string, flag int, mode fs.FileMode) (file, error) {
+	if d.plan.hit("open") {
+		return nil, d.plan.err
+	}
+	f, err := d.osDisk.open(path, flag, mode)
+	return faultyFile{f, d.plan}, err
+}
+
+func (d faulty) rename(from, to string) error {
+	if d.plan.hit("rename") {
+		return d.plan.err
+	}
+	return d.osDisk.rename(from, to)
+}
+
+func (d faulty) syncDir(dir string) error {
+	if d.plan.hit("syncdir") {
+		return d.plan.err
+	}
+	return d.osDisk.syncDir(dir)
+}
+
+// Each call on the journal's file fails once: no receipt is given, and reading the board again settles it.
+func TestAppendFaults(t *testing.T) {
+	for _, c := range []faultPlan{
+		{op: "write", err: syscall.ENOSPC},
+		{op: "write", err: syscall.EIO},
+		{op: "write", err: syscall.EROFS},
+		{op: "short", err: syscall.ENOSPC},
+		{op: "short", err: syscall.ENOSPC, also: "truncate"},
+		{op: "short", err: syscall.ENOSPC, also: "sync"},
+		{op: "sync", err: syscall.EIO},
+		{op: "sync", err: syscall.ENOSPC},
+	} {
+		t.Run(fmt.Sprintf("%s %v %s", c.op, c.err, c.also), func(t *testing.T) {
+			k := newKit(t)
+			k.spool.Close()
+			var plan faultPlan
+			k.disk = faulty{plan: &plan}
+			k.mustOpen()
+			k.mustAppend()
+			plan = c
+			r := newRecord(t)
+			receipt, err := k.append(r)
+			if !errors.Is(err, c.err) {
+				t.Fatalf("Append: %+v, %v, want %v", receipt, err, c.err)
+			}
+			if !plan.fired {
+				t.Fatal("the fault was not reached")
+			}
+			plan = faultPlan{}
+			if _, err := k.append(r); err != nil {
+				t.Fatalf("once more: %v", err)
+			}
+			k.mustAppend()
+			k.reopen()
+			if receipt, err := k.append(r); err != nil || !receipt.Repeat {
+				t.Errorf("after a restart: %+v, %v", receipt, err)
+			}
+		})
+	}
+}
+
+// A full disk: the slot is told, nothing half-written is trusted, and when there is room again all goes on.
+func TestFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		skip(t, "mounting a small file system needs root")
+	}
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"); err != nil {
+		skip(t, fmt.Sprintf("mounting a small file system: %v", err))
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+	k := &kit{t: t, dir: dir, sink: newMemorySink(), receipts: map[board.DeviceID]board.Receipt{}}
+	var err error
+	if k.id, err = LoadIdentity(dir, "widgiot/line3-a"); err != nil {
+		t.Fatal(err)
+	}
+	k.mustOpen()
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var refused board.Record
+	for range 2000 {
+		refused = newRecord(t)
+		if _, err = k.append(refused); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("on a full disk: %v, want %v", err, syscall.ENOSPC)
+	}
+	if _, err := k.append(refused); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("once more: %v, want %v", err, syscall.ENOSPC)
+	}
+	os.Remove(ballast)
+	if _, err := k.append(refused); err != nil {
+		t.Fatalf("with room again: %v", err)
+	}
+	k.mustAppend()
+	k.reopen()
+	k.spool.Close()
+	checkInvariants(t, dir, k.id, k.receipts)
+}
+
+// badSector is a disk that cannot read the first sector of a file.
+type badSector struct {
+	osDisk
+	path string
+}
+
+type badFile struct{ file }
+
+func (d badSector) open(path string, flag int, mode fs.FileMode) (file, error) {
+	f, err := d.osDisk.open(path, flag, mode)
+	if path == d.path {
+		return badFile{f}, err
+	}
+	return f, err
+}
+
+func (f badFile) ReadAt(p []byte, at int64) (int, error) {
+	if at < sector {
+		return 0, syscall.EIO
+	}
+	return f.file.ReadAt(p, at)
+}
+
+// Each call on the disk fails once, whichever it is, while records are appended, segments sealed and checkpoints signed: no receipt
+// is given that does not hold, and reading the board again settles it.
+func TestEachCallFails(t *testing.T) {
+	for _, op := range []string{"open", "write", "short", "sync", "rename", "syncdir"} {
+		t.Run(op, func(t *testing.T) {
+			fired := true
+			for after := 0; fired; after++ {
+				if testing.Short() && after%5 > 0 {
+					continue
+				}
+				t.Run(fmt.Sprint(after), func(t *testing.T) {
+					k := newKit(t)
+					k.spool.Close()
+					k.size = 2 << 10
+					plan := faultPlan{op: op, after: after, err: syscall.EIO}
+					k.disk = faulty{plan: &plan}
+					s, err := Open(k.config())
+					if err != nil {
+						if s, err = Open(k.config()); err != nil {
+							t.Fatalf("Open, once more: %v", err)
+						}
+					}
+					k.spool = s
+					for range 6 {
+						r := newRecord(t)
+						if _, err := k.append(r); err != nil {
+							if !errors.Is(err, syscall.EIO) {
+								t.Fatal(err)
+							}
+							if _, err := k.append(r); err != nil {
+								t.Fatalf("once more: %v", err)
+							}
+						}
+						if err := k.spool.Checkpoint(); err != nil && !errors.Is(err, syscall.EIO) {
+							t.Fatal(err)
+						}
+					}
+					if err := k.spool.Checkpoint(); err != nil {
+						t.Error(err)
+					}
+					if s := k.spool.Stats(); s.Broken != "" || s.Signed != s.Entries || s.Damaged > 0 {
+						t.Errorf("stats %+v", s)
+					}
+					fired = plan.fired
+				})
+			}
+		})
+	}
+}

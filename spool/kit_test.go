@@ -1,0 +1,206 @@
+package spool
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"os"
+	"secretfree/station/board"
+	"sync"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// kit is one station on a folder of its own. Everything that a test is promised is kept, and checked at its end.
+type kit struct {
+	t       *testing.T
+	dir     string
+	id      Identity
+	sink    *memorySink
+	spool   *Spool
+	disk    disk
+	size    int64 // of a segment
+	notices []string
+	damaged bool // the test leaves damage behind
+
+	mu       sync.Mutex
+	receipts map[board.DeviceID]board.Receipt
+}
+
+func newKit(t *testing.T) *kit {
+	t.Helper()
+	k := &kit{t: t, dir: tempDir(t), sink: newMemorySink(), receipts: map[board.DeviceID]board.Receipt{}}
+	id, err := LoadIdentity(k.dir, "widgiot/line3-a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.id = id
+	k.mustOpen()
+	t.Cleanup(func() {
+		k.spool.Close()
+		if !k.damaged {
+			checkInvariants(t, k.dir, k.id, k.receipts)
+		}
+	})
+	return k
+}
+
+// tempDir is a folder in memory where there is one: what is synced there is as good to a process that is killed.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "spool-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func now() time.Time { return milliseconds(time.Now()) }
+
+func (k *kit) config() Config {
+	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: func(n string) { k.notices = append(k.notices, n) }, SegmentSize: k.size, disk: k.disk}
+}
+
+func (k *kit) mustOpen() {
+	k.t.Helper()
+	s, err := Open(k.config())
+	if err != nil {
+		k.t.Fatalf("Open: %v", err)
+	}
+	k.spool = s
+}
+
+func (k *kit) reopen() {
+	k.t.Helper()
+	if err := k.spool.Close(); err != nil {
+		k.t.Fatalf("Close: %v", err)
+	}
+	k.notices = nil
+	k.mustOpen()
+}
+
+func newRecord(t testing.TB) board.Record {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := board.NewKey(private.Public(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var device board.DeviceID
+	rand.Read(device[:])
+	return board.Record{SKU: "widgiot", Station: "line3-a", Device: device, Key: key, ReadAt: now(), Generation: 1, Facts: map[string]string{"dialect": "ti-at"}}
+}
+
+func (k *kit) append(r board.Record) (board.Receipt, error) {
+	receipt, err := k.spool.Append(context.Background(), r)
+	if err == nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.receipts[r.Device] = receipt
+	}
+	return receipt, err
+}
+
+func (k *kit) mustAppend() board.Record {
+	k.t.Helper()
+	r := newRecord(k.t)
+	receipt, err := k.append(r)
+	if err != nil || receipt.Repeat {
+		k.t.Fatalf("Append: %+v, %v", receipt, err)
+	}
+	return r
+}
+
+// checkInvariants opens what a test left behind: the journal verifies, holds every record for which a receipt was given, and the
+// index says the same as the journal.
+func checkInvariants(t *testing.T, dir string, id Identity, receipts map[board.DeviceID]board.Receipt) {
+	t.Helper()
+	if _, err := VerifyDir(dir, id.Verifier); err != nil {
+		t.Errorf("invariant: the journal does not verify: %v", err)
+		return
+	}
+	keys := map[board.DeviceID]board.Fingerprint{}
+	seqs := map[board.DeviceID]uint64{}
+	next := uint64(0)
+	for e, err := range Walk(dir) {
+		if err != nil {
+			t.Errorf("invariant: %v", err)
+			return
+		}
+		next = e.Seq + 1
+		if e.Kind != KindRecord {
+			continue
+		}
+		sealed, err := board.OpenEnvelope(e.Record, id.Verifier)
+		if err != nil {
+			t.Errorf("invariant: entry %d: %v", e.Seq, err)
+			continue
+		}
+		if _, twice := keys[sealed.Record.Device]; twice {
+			t.Errorf("invariant: device %s has two records", sealed.Record.Device)
+		}
+		keys[sealed.Record.Device], seqs[sealed.Record.Device] = sealed.Record.Fingerprint(), e.Seq
+	}
+	for device, receipt := range receipts {
+		if seq, ok := seqs[device]; !ok || seq != receipt.Seq {
+			t.Errorf("invariant: a receipt for %s says entry %d, the journal has %d (%v)", device, receipt.Seq, seq, ok)
+		}
+	}
+	db, err := bolt.Open(indexPath(dir), 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		t.Errorf("invariant: %v", err)
+		return
+	}
+	defer db.Close()
+	db.View(func(tx *bolt.Tx) error {
+		var p progress
+		if err := p.decode(tx.Bucket(bucketMeta).Get(keyNext)); err != nil || p.Next > next {
+			t.Errorf("invariant: the index is at %d, the journal at %d (%v)", p.Next, next, err)
+		}
+		for device, key := range keys {
+			var known pointer
+			if seqs[device] >= p.Next {
+				continue // a failed commit, settled at the next start
+			}
+			if err := known.decode(tx.Bucket(bucketDevices).Get(device[:])); err != nil || known.Key != key || known.Seq != seqs[device] {
+				t.Errorf("invariant: device %s: the index has %+v (%v)", device, known, err)
+			}
+			if owner := tx.Bucket(bucketKeys).Get(key[:]); !bytes.Equal(owner, device[:]) {
+				t.Errorf("invariant: key %s is of %x in the index", key, owner)
+			}
+			inQueue := tx.Bucket(bucketQueue).Get(encodeSeq(seqs[device])) != nil
+			dead := tx.Bucket(bucketDead).Get(encodeSeq(seqs[device])) != nil
+			if n := btoi(inQueue) + btoi(dead) + int(known.Delivered); n != 1 {
+				t.Errorf("invariant: device %s: queued %v, dead %v, delivered %d", device, inQueue, dead, known.Delivered)
+			}
+		}
+		if n := tx.Bucket(bucketDevices).Stats().KeyN; n > len(keys) {
+			t.Errorf("invariant: the index has %d devices, the journal %d", n, len(keys))
+		}
+		return nil
+	})
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// skip passes over a test whose surroundings are missing; in CI they must be there.
+func skip(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}

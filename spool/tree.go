@@ -1,0 +1,178 @@
+package spool
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// tree is the right edge of the Merkle tree (RFC 6962, 2.1): the roots of its full subtrees, the largest first.
+type tree struct {
+	n    uint64
+	edge []tlog.Hash
+	// blind is set when the hash of a leaf is not known, because its line is damaged. There is no root any more.
+	blind bool
+}
+
+// add takes the hash of the next leaf. The zero hash, which no leaf has, stands for one that is not known.
+func (t *tree) add(h tlog.Hash) {
+	if t.blind || h == (tlog.Hash{}) {
+		t.blind = true
+		t.n++
+		return
+	}
+	for n := t.n; n&1 == 1; n >>= 1 {
+		h = tlog.NodeHash(t.edge[len(t.edge)-1], h)
+		t.edge = t.edge[:len(t.edge)-1]
+	}
+	t.edge = append(t.edge, h)
+	t.n++
+}
+
+// root is that of a tree which is not blind.
+func (t *tree) root() tlog.Hash {
+	if t.n == 0 {
+		return sha256.Sum256(nil)
+	}
+	h := t.edge[len(t.edge)-1]
+	for i := len(t.edge) - 2; i >= 0; i-- {
+		h = tlog.NodeHash(t.edge[i], h)
+	}
+	return h
+}
+
+func (t *tree) clone() tree { return tree{t.n, slices.Clone(t.edge), t.blind} }
+
+// leaves are the hashes of a sealed segment's entries, kept beside it: with them the root can be computed although a line
+// cannot be read, and a line that is had back can be told from a wrong one.
+type leaves struct {
+	Origin string
+	First  uint64
+	Hashes []tlog.Hash // the zero hash is one that was not known
+}
+
+func (l *leaves) next() uint64 { return l.First + uint64(len(l.Hashes)) }
+
+// ErrLeaves says that something is not a file of leaf hashes.
+var ErrLeaves = errors.New("not a file of leaf hashes")
+
+const leavesHeader = "secretfree leaves 1"
+
+func (l *leaves) encode() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s\n%s\n%d %d\n", leavesHeader, l.Origin, l.First, l.next())
+	for _, h := range l.Hashes {
+		if h == (tlog.Hash{}) {
+			b.WriteString("-\n")
+		} else {
+			b.WriteString(base64.StdEncoding.EncodeToString(h[:]) + "\n")
+		}
+	}
+	fmt.Fprintf(&b, "%08x\n", crc32.Checksum(b.Bytes(), castagnoli))
+	return b.Bytes()
+}
+
+// parseLeaves reads what encode writes: what parses encodes to the same bytes.
+func parseLeaves(data []byte) (leaves, error) {
+	var l leaves
+	lines := strings.Split(string(data), "\n")
+	if len(lines) < 5 || lines[0] != leavesHeader {
+		return l, fmt.Errorf("%w: no header", ErrLeaves)
+	}
+	l.Origin = lines[1]
+	var next uint64
+	if n, err := fmt.Sscanf(lines[2], "%d %d", &l.First, &next); n != 2 || err != nil {
+		return l, fmt.Errorf("%w: no range", ErrLeaves)
+	}
+	for _, line := range lines[3 : len(lines)-2] {
+		var h tlog.Hash
+		if line != "-" {
+			sum, err := base64.StdEncoding.Strict().DecodeString(line)
+			if err != nil || len(sum) != len(h) || tlog.Hash(sum) == h {
+				return l, fmt.Errorf("%w: a line is no hash", ErrLeaves)
+			}
+			copy(h[:], sum)
+		}
+		l.Hashes = append(l.Hashes, h)
+	}
+	if next != l.next() || !bytes.Equal(l.encode(), data) {
+		return l, fmt.Errorf("%w: the checksum or the number of hashes does not match", ErrLeaves)
+	}
+	return l, nil
+}
+
+func readLeaves(dir string, first uint64) (leaves, error) {
+	data, err := os.ReadFile(leavesPath(dir, first))
+	if err != nil {
+		return leaves{}, err
+	}
+	l, err := parseLeaves(data)
+	if err == nil && l.First != first {
+		err = fmt.Errorf("%w: it is of another segment", ErrLeaves)
+	}
+	if err != nil {
+		return leaves{}, fmt.Errorf("%s: %w", leavesPath(dir, first), err)
+	}
+	return l, nil
+}
+
+var leavesName = regexp.MustCompile(`^([0-9]{20})\.leaves$`)
+
+// shelf finds the hash of a leaf in the files beside the segments.
+type shelf struct {
+	dir    string
+	firsts []uint64
+	now    leaves // the file that was read last
+}
+
+func openShelf(dir string) (*shelf, error) {
+	s := &shelf{dir: dir}
+	names, err := os.ReadDir(journalDir(dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading the journal: %w", err)
+	}
+	for _, name := range names {
+		if m := leavesName.FindStringSubmatch(name.Name()); m != nil {
+			if first, err := strconv.ParseUint(m[1], 10, 64); err == nil {
+				s.firsts = append(s.firsts, first)
+			}
+		}
+	}
+	slices.Sort(s.firsts)
+	return s, nil
+}
+
+// hash returns the zero hash if it is not known. A file that cannot be read knows nothing: it is written anew when
+// its segment is read.
+func (s *shelf) hash(seq uint64) tlog.Hash {
+	if seq < s.now.First || seq >= s.now.next() {
+		i, found := slices.BinarySearchFunc(s.firsts, seq, cmp.Compare)
+		if !found {
+			i--
+		}
+		if i < 0 {
+			return tlog.Hash{}
+		}
+		l, err := readLeaves(s.dir, s.firsts[i])
+		if err != nil {
+			s.firsts = slices.Delete(s.firsts, i, i+1)
+			return tlog.Hash{}
+		}
+		if s.now = l; seq >= l.next() {
+			return tlog.Hash{}
+		}
+	}
+	return s.now.Hashes[seq-s.now.First]
+}
