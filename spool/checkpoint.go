@@ -31,15 +31,31 @@ func (c checkpoint) encode(s note.Signer) ([]byte, error) {
 	return note.Sign(&note.Note{Text: text}, s)
 }
 
+// parseCheckpoint reads a checkpoint that one station signed. Witnesses may have signed it too.
 func parseCheckpoint(text []byte, v note.Verifier) (checkpoint, error) {
-	var c checkpoint
 	n, err := note.Open(text, note.VerifierList(v))
 	if err != nil {
-		return c, fmt.Errorf("%w: the checkpoint is not signed by %s", ErrTampered, v.Name())
+		return checkpoint{}, fmt.Errorf("%w: the checkpoint is not signed by %s", ErrTampered, v.Name())
 	}
-	lines := strings.Split(n.Text, "\n")
-	if len(lines) != 4 || lines[0] != v.Name() || lines[3] != "" {
-		return c, fmt.Errorf("%w: the checkpoint is not one of %s", ErrTampered, v.Name())
+	c, err := parseCheckpointText(n.Text, v.Name())
+	if err != nil {
+		return checkpoint{}, err
+	}
+	return c, nil
+}
+
+// checkpointOf reads a checkpoint without looking at its signature.
+func checkpointOf(text []byte) (checkpoint, error) {
+	body, _, _ := strings.Cut(string(text), "\n\n")
+	origin, _, _ := strings.Cut(body, "\n")
+	return parseCheckpointText(body+"\n", origin)
+}
+
+func parseCheckpointText(text, origin string) (checkpoint, error) {
+	var c checkpoint
+	lines := strings.Split(text, "\n")
+	if len(lines) != 4 || lines[0] != origin || lines[3] != "" {
+		return c, fmt.Errorf("%w: the checkpoint is not one of %s", ErrTampered, origin)
 	}
 	size, err := strconv.ParseUint(lines[1], 10, 63)
 	root, err2 := base64.StdEncoding.Strict().DecodeString(lines[2])
