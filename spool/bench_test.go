@@ -1,8 +1,16 @@
 package spool
 
 import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,9 +20,16 @@ import (
 	"secretfree/station/board"
 )
 
-// BenchmarkAppend sets Append against the least that it must do: write the same bytes, fdatasync, and commit the same three
-// pointers to bbolt. Both run in turn, on files beside each other.
+// BenchmarkAppend sets Append, by so many at once, against the least that it must do for one record: write the same bytes, fdatasync, and
+// commit the same pointers to bbolt. Both run in turn, on files beside each other. of-bare is how many records Append
+// takes in the time in which the bare calls take one.
 func BenchmarkAppend(b *testing.B) {
+	for _, appenders := range []int{1, 4, 16} {
+		b.Run(fmt.Sprint(appenders), func(b *testing.B) { benchmarkAppend(b, appenders) })
+	}
+}
+
+func benchmarkAppend(b *testing.B, appenders int) {
 	dir := b.TempDir()
 	id, err := LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
@@ -30,7 +45,7 @@ func BenchmarkAppend(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer f.Close()
-	db, err := bolt.Open(filepath.Join(dir, "bare.bbolt"), 0o600, nil)
+	db, err := bolt.Open(filepath.Join(dir, "bare.bbolt"), 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -44,7 +59,7 @@ func BenchmarkAppend(b *testing.B) {
 		}
 		key := r.Fingerprint()
 		if err := db.Update(func(tx *bolt.Tx) error {
-			for name, pair := range map[string][2][]byte{"devices": {r.Device[:], make([]byte, 49)}, "keys": {key[:], r.Device[:]}, "queue": {r.Device[:8], make([]byte, 24)}} {
+			for name, pair := range map[string][2][]byte{"devices": {r.Device[:], make([]byte, 49)}, "keys": {key[:], r.Device[:]}, "queue": {r.Device[:8], make([]byte, 24)}, "leaves": {r.Device[:8], make([]byte, 32)}, "meta": {[]byte("next"), make([]byte, 40)}} {
 				bucket, err := tx.CreateBucketIfNotExists([]byte(name))
 				if err != nil {
 					return err
@@ -58,22 +73,148 @@ func BenchmarkAppend(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	const rounds = 4 // of each appender in an iteration
 	var ours, least time.Duration
 	for b.Loop() {
 		b.StopTimer()
-		r := newRecord(b)
+		records := make([]board.Record, appenders*rounds)
+		for i := range records {
+			records[i] = newRecord(b)
+		}
 		b.StartTimer()
 		before := s.end.offset
 		start := time.Now()
-		if _, err := s.Append(b.Context(), r); err != nil {
-			b.Fatal(err)
+		var wg sync.WaitGroup
+		for i := range appenders {
+			wg.Go(func() {
+				for _, r := range records[i*rounds : (i+1)*rounds] {
+					if _, err := s.Append(b.Context(), r); err != nil {
+						b.Error(err)
+					}
+				}
+			})
 		}
+		wg.Wait()
 		ours += time.Since(start)
-		line := make([]byte, s.end.offset-before)
+		line := make([]byte, (s.end.offset-before)/int64(len(records)))
 		start = time.Now()
-		bare(r, line)
+		for _, r := range records {
+			bare(r, line)
+		}
 		least += time.Since(start)
 	}
 	b.ReportMetric(float64(least)/float64(ours), "of-bare")
-	b.ReportMetric(float64(ours.Microseconds())/float64(b.N), "append-µs")
+	b.ReportMetric(float64(ours.Microseconds())/float64(b.N*appenders*rounds), "µs/record")
+}
+
+// fillJournal writes a journal of so many records as fast as the disk takes them. Its signatures are none, which only VerifyDir sees.
+func fillJournal(tb testing.TB, dir string, id Identity, records int) {
+	tb.Helper()
+	if err := os.MkdirAll(journalDir(dir), 0o700); err != nil {
+		tb.Fatal(err)
+	}
+	const format = `{"version":1,"sku":"widgiot","station":"line3-a","device":"%x","key":"%s","fingerprint":"%x","read_at":"2026-01-02T03:04:05.006Z","generation":1,"facts":{"dialect":"ti-at"},"proof":{"method":"ecdsa-sha256","nonce":"%s"}}`
+	spki := base64.StdEncoding.EncodeToString(make([]byte, 91))
+	signature := base64.StdEncoding.EncodeToString(make([]byte, 64))
+	nonces := strings.Repeat("0", 200)
+	seq := uint64(0)
+	line := func(w *bufio.Writer, body string) int {
+		data := fmt.Appendf(nil, `{"seq":%d,"time":"2026-01-02T03:04:05.006Z",%s}`, seq, body)
+		n, err := w.Write(encodeLine(data))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		seq++
+		return n
+	}
+	for done := 0; done < records; {
+		f, err := os.Create(segmentPath(dir, seq))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		w := bufio.NewWriterSize(f, 1<<20)
+		size := line(w, fmt.Sprintf(`"kind":"segment","segment":{"format":1,"origin":"widgiot/line3-a","key":%q}`, id.Key))
+		for ; done < records && size < segmentSize; done++ {
+			key := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(done)))
+			device := sha256.Sum256(key[:])
+			payload := fmt.Appendf(nil, format, device[:16], spki, key, nonces)
+			size += line(w, fmt.Sprintf(`"kind":"record","record":{"payloadType":%q,"payload":%q,"signatures":[{"keyid":"widgiot/line3-a+00000000","sig":%q}]}`, board.PayloadType, base64.StdEncoding.EncodeToString(payload), signature))
+		}
+		if err := errors.Join(w.Flush(), f.Close()); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRebuild reports how many records a second come into an index that was lost.
+func BenchmarkRebuild(b *testing.B) {
+	const records = 200_000
+	dir := b.TempDir()
+	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	if err != nil {
+		b.Fatal(err)
+	}
+	fillJournal(b, dir, id, records)
+	s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if n := s.Stats().Pending; n != records {
+		b.Fatalf("%d records in the index, want %d", n, records)
+	}
+	s.Close()
+	for b.Loop() {
+		b.StopTimer()
+		os.Remove(indexPath(dir))
+		b.StartTimer()
+		s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		s.Close()
+		b.StartTimer()
+	}
+	b.ReportMetric(records*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+}
+
+// BenchmarkOpen starts on a million records: with its index, and as a ratio to reading the same journal's bytes once.
+func BenchmarkOpen(b *testing.B) {
+	if testing.Short() {
+		b.Skip("it writes a journal of a million records")
+	}
+	const records = 1_000_000
+	dir := b.TempDir()
+	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	if err != nil {
+		b.Fatal(err)
+	}
+	fillJournal(b, dir, id, records)
+	start := time.Now()
+	s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(records/time.Since(start).Seconds(), "rebuilt-records/s")
+	s.Checkpoint()
+	s.Close()
+	start = time.Now()
+	segments, err := listSegments(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, segment := range segments {
+		if _, err := os.ReadFile(segmentPath(dir, segment.first)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	read := time.Since(start)
+	for b.Loop() {
+		s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.Close()
+	}
+	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/read.Seconds(), "of-reading-once")
 }

@@ -31,7 +31,7 @@ type opening struct {
 	records  []indexed // which the index does not have yet
 	places   []place   // of what is in the queue and moved
 	seals    []seal    // segments that are not written any more, and that the index does not know as sealed
-	newest   time.Time // entry that was read
+	newest   []byte    // the front of the entry that was read last
 }
 
 type place struct {
@@ -87,7 +87,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 		return err
 	}
 	if s.clock.last.IsZero() {
-		s.clock.last = o.newest
+		s.clock.last, _ = timeOf(o.newest) // an entry without a time has been refused
 	}
 	// From here on files are changed.
 	if err := o.openSegment(len(segments)); err != nil {
@@ -164,6 +164,13 @@ func (o *opening) read(segments []segmentFile, sealed map[uint64]sealedSegment) 
 		o.damage = append(o.damage, o.known[0])
 		o.known = o.known[1:]
 	}
+	if o.unusable != nil {
+		bytes := int64(0)
+		for _, segment := range segments {
+			bytes += segment.size
+		}
+		o.records = make([]indexed, 0, bytes/1000) // about as many; growing would copy them all
+	}
 	o.same = o.progress.Next == 0
 	sure := uint64(math.MaxUint64)
 	if o.unusable == nil {
@@ -203,9 +210,7 @@ func (o *opening) visit(at position, seq uint64, data []byte) error {
 			return err
 		}
 	}
-	if t, err := timeOf(data); err == nil {
-		o.newest = t
-	}
+	o.newest = append(o.newest[:0], data[:min(len(data), 64)]...)
 	return o.grow(h)
 }
 

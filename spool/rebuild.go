@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -70,8 +71,8 @@ func glance(data []byte) (r indexed, kind Kind, ok bool) {
 	if !ok {
 		return r, "", false
 	}
-	payload := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
-	n, err := base64.StdEncoding.Decode(payload, text)
+	var payload [768]byte // its first fields, in which all is that is wanted here
+	n, err := base64.StdEncoding.Decode(payload[:], text[:min(len(text), len(payload)/3*4)])
 	if err != nil {
 		return r, "", false
 	}
@@ -143,48 +144,53 @@ func load(db *bolt.DB, records []indexed, empty bool) error {
 		}
 		return nil
 	}
-	if err := put(db, bucketQueue, 1, records, func(b *bolt.Bucket, r *indexed) error {
+	// The records stay where they are, and are put in order by pointers.
+	order := make([]*indexed, len(records))
+	for i := range records {
+		order[i] = &records[i]
+	}
+	if err := put(db, bucketQueue, 1, order, func(b *bolt.Bucket, r *indexed) error {
 		q := queued{r.at.segment, r.at.offset, r.time}
 		return b.Put(encodeSeq(r.seq), q.encode())
 	}); err != nil {
 		return err
 	}
-	// The newest record of a device counts, and of those the newest of a key, as with apply.
-	records = newest(records, func(r *indexed) []byte { return r.key[:] })
-	records = newest(records, func(r *indexed) []byte { return r.device[:] })
-	if err := put(db, bucketDevices, 0.8, records, func(b *bolt.Bucket, r *indexed) error {
+	// The newest record of a key counts, and of those the newest of a device, as with apply.
+	order = newest(order, func(a, b *indexed) int { return bytes.Compare(a.key[:], b.key[:]) })
+	byKey := order
+	order = newest(slices.Clone(order), func(a, b *indexed) int { return bytes.Compare(a.device[:], b.device[:]) })
+	if err := put(db, bucketDevices, 0.8, order, func(b *bolt.Bucket, r *indexed) error {
 		p := pointer{Key: r.key, Seq: r.seq, At: r.time}
 		return b.Put(r.device[:], p.encode())
 	}); err != nil {
 		return err
 	}
-	slices.SortFunc(records, func(a, b indexed) int { return bytes.Compare(a.key[:], b.key[:]) })
-	return put(db, bucketKeys, 0.8, records, func(b *bolt.Bucket, r *indexed) error {
+	if len(byKey) != len(order) { // a device had two keys
+		byKey = newest(order, func(a, b *indexed) int { return bytes.Compare(a.key[:], b.key[:]) })
+	}
+	return put(db, bucketKeys, 0.8, byKey, func(b *bolt.Bucket, r *indexed) error {
 		return b.Put(r.key[:], r.device[:])
 	})
 }
 
 // newest sorts by a name and keeps the record with the highest seq of each.
-func newest(records []indexed, name func(*indexed) []byte) []indexed {
-	slices.SortFunc(records, func(a, b indexed) int {
-		if c := bytes.Compare(name(&a), name(&b)); c != 0 {
+func newest(order []*indexed, compare func(a, b *indexed) int) []*indexed {
+	slices.SortFunc(order, func(a, b *indexed) int {
+		if c := compare(a, b); c != 0 {
 			return c
 		}
-		if a.seq > b.seq {
-			return -1
-		}
-		return 1
+		return cmp.Compare(b.seq, a.seq)
 	})
-	return slices.CompactFunc(records, func(a, b indexed) bool { return bytes.Equal(name(&a), name(&b)) })
+	return slices.CompactFunc(order, func(a, b *indexed) bool { return compare(a, b) == 0 })
 }
 
-func put(db *bolt.DB, bucket []byte, fill float64, records []indexed, f func(*bolt.Bucket, *indexed) error) error {
-	for batch := range slices.Chunk(records, loadBatch) {
+func put(db *bolt.DB, bucket []byte, fill float64, order []*indexed, f func(*bolt.Bucket, *indexed) error) error {
+	for batch := range slices.Chunk(order, loadBatch) {
 		if err := db.Update(func(tx *bolt.Tx) error {
 			b := tx.Bucket(bucket)
 			b.FillPercent = fill
-			for i := range batch {
-				if err := f(b, &batch[i]); err != nil {
+			for _, r := range batch {
+				if err := f(b, r); err != nil {
 					return err
 				}
 			}
