@@ -145,7 +145,7 @@ func (c *verification) visit(at position, seq uint64, data []byte) error {
 	if err != nil {
 		return broke(err)
 	}
-	if (at.offset == 0) != (e.Kind == KindSegment) && e.Kind != KindLost {
+	if (seq == at.segment) != (e.Kind == KindSegment) && e.Kind != KindLost {
 		return &DamageError{Reason: fmt.Errorf("%w: kind %s out of place", ErrEntry, e.Kind)}
 	}
 	switch e.Kind {

@@ -187,7 +187,7 @@ func (o *opening) read(segments []segmentFile, sealed map[uint64]sealedSegment) 
 }
 
 func (o *opening) visit(at position, seq uint64, data []byte) error {
-	if at.offset == 0 {
+	if seq == at.segment {
 		if err := o.checkSegment(data, at.segment); err != nil {
 			return err
 		}

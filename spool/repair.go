@@ -1,0 +1,541 @@
+package spool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"slices"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"secretfree/station/board"
+)
+
+// Sources are where Repair looks for what is damaged. Those that are nil are not asked. What they return is not trusted: an
+// entry is taken if it has the hash that was signed, or at least its station's signature.
+type Sources struct {
+	// Segment returns a copy of the file of the segment that begins at this entry, or fs.ErrNotExist.
+	Segment func(first uint64) ([]byte, error)
+	// Record returns the envelope that the registry holds of a device, or board.ErrNotEnrolled.
+	Record func(device board.DeviceID) ([]byte, error)
+}
+
+// From says where an entry is had back from.
+type From string
+
+// Where entries are had back from.
+const (
+	FromCopy     From = "copy"     // of the segment
+	FromRegistry From = "registry" // the record; its time is found by the hash
+	FromJournal  From = "journal"  // the first entry of a segment, which the others imply
+	FromNowhere  From = "nowhere"  // it stays damaged; Reason says why
+	FromLost     From = "lost"     // an entry of kind lost takes its place: nothing was signed over it
+	FromNoise    From = "noise"    // no entry is missing; the bytes that do not belong there are dropped
+)
+
+// Fix is what becomes of one damaged entry.
+type Fix struct {
+	Segment uint64
+	Seq     uint64
+	From    From
+	Device  board.DeviceID // of the record, if the index knows it
+	Reason  string         // why it is not had back; empty if it is
+
+	data   []byte // the entry's JSON
+	proven bool   // its hash is the one that is known
+}
+
+// RepairReport is what Repair did, or would do.
+type RepairReport struct {
+	Damage []Damage
+	Fixes  []Fix
+	Left   int      // entries that stay damaged
+	Aside  []string // where the damaged files were put
+}
+
+// Repair has damaged entries back from what sources hold. With dryRun it only says what it would do, and changes nothing. The
+// station must be stopped: Repair takes its lock, or returns ErrLocked.
+//
+// A damaged file is kept as it was in the folder journal/quarantine before the repaired one takes its place, durably. A record that was had back
+// is delivered when the station starts. An entry that stays damaged stays quarantined, and Repair can be called again with other
+// sources.
+func Repair(dir string, v note.Verifier, sources Sources, dryRun bool) (RepairReport, error) {
+	lock, _, err := takeLock(dir)
+	if err != nil {
+		return RepairReport{}, err
+	}
+	defer lock.Close()
+	r := &repair{dir: dir, v: v, sources: sources, devices: map[uint64]board.DeviceID{}}
+	if err := r.examine(); err != nil {
+		return r.report, err
+	}
+	defer r.close()
+	for i := range r.holes {
+		r.plan(&r.holes[i])
+	}
+	r.confirm()
+	for _, f := range r.report.Fixes {
+		if f.From == FromNowhere {
+			r.report.Left++
+		}
+	}
+	if dryRun {
+		return r.report, nil
+	}
+	return r.report, r.apply()
+}
+
+type repair struct {
+	dir     string
+	v       note.Verifier
+	sources Sources
+	report  RepairReport
+
+	db      *bolt.DB // nil if the index is of no use
+	devices map[uint64]board.DeviceID
+	signed  []checkpoint
+	newest  uint64 // entries under any checkpoint
+	key     string // the station's, from the first segment that can be read
+	holes   []hole
+	hashes  []tlog.Hash // of all entries; zero where it is not known
+	scan    *scan
+	last    uint64 // the segment that was written last
+}
+
+// hole is a damaged place with the times of the entries around it.
+type hole struct {
+	Damage
+	before, after time.Time // zero if there is none
+}
+
+func (r *repair) close() {
+	if r.db != nil {
+		r.db.Close()
+		r.db = nil
+	}
+}
+
+// examine reads the whole journal and what is beside it.
+func (r *repair) examine() (err error) {
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
+	segments, err := listSegments(r.dir)
+	if err != nil || len(segments) == 0 {
+		return err
+	}
+	r.last = segments[len(segments)-1].first
+	paths := []string{checkpointPath(r.dir)}
+	for _, s := range segments {
+		paths = append(paths, sealPath(r.dir, s.first))
+	}
+	for _, path := range paths {
+		c, have, err := readCheckpointFile(path, r.v)
+		if err != nil {
+			return err
+		}
+		if have {
+			r.signed = append(r.signed, c)
+			r.newest = max(r.newest, c.size)
+		}
+	}
+	sure := uint64(math.MaxUint64)
+	var p progress
+	if r.db, p, err = openIndex(r.dir, r.v.Name()); err == nil {
+		sure = p.Next
+	} else if !errors.Is(err, errIndexUnusable) && err != errNoIndex {
+		return err
+	}
+	beside, err := openShelf(r.dir)
+	if err != nil {
+		return err
+	}
+	var newest time.Time
+	open := 0 // the first hole that waits for what comes after it
+	r.scan = newScan(r.dir)
+	r.scan.sure = sure
+	r.scan.visit = func(at position, seq uint64, data []byte) error {
+		t, err := timeOf(data)
+		if err != nil {
+			return broke(err)
+		}
+		if seq == at.segment && r.key == "" {
+			if e, err := ParseEntry(data); err == nil && e.Segment != nil {
+				r.key = e.Segment.Key
+			}
+		}
+		newest = t
+		for ; open < len(r.holes); open++ {
+			r.holes[open].after = t
+		}
+		r.hashes = append(r.hashes, tlog.RecordHash(data))
+		return nil
+	}
+	r.scan.damaged = func(d Damage) error {
+		r.report.Damage = append(r.report.Damage, d)
+		r.holes = append(r.holes, hole{Damage: d, before: newest})
+		for seq := d.First; seq < d.Next; seq++ {
+			r.hashes = append(r.hashes, r.hashOf(beside, p, seq))
+		}
+		return nil
+	}
+	if err := r.scan.run(segments); err != nil {
+		return err
+	}
+	return r.findDevices()
+}
+
+func (r *repair) hashOf(beside *shelf, p progress, seq uint64) tlog.Hash {
+	h := beside.hash(seq)
+	if h != (tlog.Hash{}) || r.db == nil {
+		return h
+	}
+	if seq+1 == p.Next {
+		return p.Leaf
+	}
+	r.db.View(func(tx *bolt.Tx) error {
+		if data := tx.Bucket(bucketLeaves).Get(encodeSeq(seq)); len(data) == len(h) {
+			copy(h[:], data)
+		}
+		return nil
+	})
+	return h
+}
+
+// findDevices asks the index whose records the damaged entries were.
+func (r *repair) findDevices() error {
+	if r.db == nil || len(r.holes) == 0 {
+		return nil
+	}
+	return r.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketDevices).ForEach(func(device, value []byte) error {
+			var known pointer
+			if err := known.decode(value); err != nil {
+				return err
+			}
+			if covers(r.report.Damage, known.Seq) {
+				r.devices[known.Seq] = board.DeviceID(device)
+			}
+			return nil
+		})
+	})
+}
+
+// plan finds a fix for each entry of a hole.
+func (r *repair) plan(h *hole) {
+	if h.Entries() == 0 {
+		r.report.Fixes = append(r.report.Fixes, Fix{Segment: h.Segment, Seq: h.First, From: FromNoise})
+		return
+	}
+	copies, why := r.copies(h.Segment)
+	before := h.before
+	for seq := h.First; seq < h.Next; seq++ {
+		f := Fix{Segment: h.Segment, Seq: seq, From: FromNowhere, Device: r.devices[seq]}
+		for _, try := range []func(){
+			func() { r.fromCopy(&f, copies, why) },
+			func() { r.fromJournal(&f, before, h.after) },
+			func() { r.fromRegistry(&f, before, h.after) },
+			func() { r.giveUp(&f, h, before) },
+		} {
+			if try(); f.From != FromNowhere {
+				f.Reason = ""
+				break
+			}
+		}
+		if f.data != nil {
+			if t, err := timeOf(f.data); err == nil {
+				before = t
+			}
+		}
+		r.report.Fixes = append(r.report.Fixes, f)
+	}
+}
+
+// copies reads the good lines of a copy of a segment.
+func (r *repair) copies(first uint64) (map[uint64][]byte, string) {
+	if r.sources.Segment == nil {
+		return nil, "there is no copy of the segment"
+	}
+	text, err := r.sources.Segment(first)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "there is no copy of the segment"
+	}
+	if err != nil {
+		return nil, fmt.Sprintf("the copy of the segment cannot be read: %v", err)
+	}
+	lines := map[uint64][]byte{}
+	for _, line := range bytes.SplitAfter(text, []byte("\n")) {
+		if data, seq, err := readLine(line); err == nil {
+			lines[seq] = data
+		}
+	}
+	return lines, "the copy of the segment does not have it"
+}
+
+// accept takes an entry if it is the one that was signed or, where that is not known, one that nobody else can have written.
+func (r *repair) accept(f *Fix, from From, data []byte) bool {
+	if known := r.hashes[f.Seq]; known != (tlog.Hash{}) {
+		if tlog.RecordHash(data) != known {
+			return false
+		}
+		f.From, f.data, f.proven = from, data, true
+		return true
+	}
+	e, err := ParseEntry(data)
+	if err != nil || e.Seq != f.Seq {
+		return false
+	}
+	if e.Kind == KindRecord {
+		if _, err := board.OpenEnvelope(e.Record, r.v); err != nil {
+			return false
+		}
+	}
+	f.From, f.data = from, data
+	return true
+}
+
+func (r *repair) fromCopy(f *Fix, copies map[uint64][]byte, why string) {
+	f.Reason = why
+	if data, ok := copies[f.Seq]; ok && !r.accept(f, FromCopy, data) {
+		f.Reason = "the copy of the segment has another entry in its place"
+	}
+}
+
+// howLong bounds the search for an entry's time, of which the hash knows each millisecond.
+const howLong = 10 * time.Minute
+
+// search finds the time with which an entry has the hash that is known.
+func (r *repair) search(f *Fix, from From, e Entry, after, before time.Time) bool {
+	known := r.hashes[f.Seq]
+	if known == (tlog.Hash{}) {
+		return false
+	}
+	data, err := e.Encode()
+	if err != nil {
+		return false
+	}
+	text := []byte(e.Time.Format(timeLayout))
+	i := bytes.Index(data, text)
+	for t := milliseconds(after); !t.After(before); t = t.Add(time.Millisecond) {
+		text = t.AppendFormat(text[:0], timeLayout)
+		copy(data[i:], text)
+		if tlog.RecordHash(data) == known {
+			return r.accept(f, from, data)
+		}
+	}
+	return false
+}
+
+// fromJournal has the first entry of a segment back: all of it is known but the time, and that is shortly before the next one's.
+func (r *repair) fromJournal(f *Fix, before, after time.Time) {
+	if f.Seq != f.Segment || r.key == "" {
+		return
+	}
+	e := Entry{Seq: f.Seq, Time: milliseconds(after), Kind: KindSegment, Segment: &Segment{Format: Format, Origin: r.v.Name(), Key: r.key}}
+	if r.hashes[f.Seq] == (tlog.Hash{}) {
+		if f.Seq >= r.newest { // nothing was signed over it: the time may be another
+			if data, err := e.Encode(); err == nil {
+				r.accept(f, FromJournal, data)
+			}
+		}
+		return
+	}
+	if !after.IsZero() && r.search(f, FromJournal, e, later(before, after.Add(-howLong)), after) || before.IsZero() {
+		return
+	}
+	r.search(f, FromJournal, e, before, before.Add(howLong))
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// fromRegistry has a record back. The registry has the envelope; the entry's time is shortly after that of reading the board.
+func (r *repair) fromRegistry(f *Fix, before, after time.Time) {
+	if r.sources.Record == nil || f.Device == (board.DeviceID{}) {
+		return
+	}
+	envelope, err := r.sources.Record(f.Device)
+	if errors.Is(err, board.ErrNotEnrolled) {
+		f.Reason += "; the registry does not have the device"
+		return
+	}
+	if err != nil {
+		f.Reason += fmt.Sprintf("; asking the registry: %v", err)
+		return
+	}
+	sealed, err := board.OpenEnvelope(envelope, r.v)
+	if err != nil || sealed.Record.Device != f.Device {
+		f.Reason += "; the registry has another record of the device"
+		return
+	}
+	read := sealed.Record.ReadAt
+	e := Entry{Seq: f.Seq, Time: read, Kind: KindRecord, Record: envelope}
+	if r.hashes[f.Seq] == (tlog.Hash{}) {
+		if f.Seq >= r.newest {
+			if data, err := e.Encode(); err == nil {
+				r.accept(f, FromRegistry, data)
+			}
+		}
+		return
+	}
+	if !r.search(f, FromRegistry, e, read.Add(-time.Minute), read.Add(howLong)) {
+		f.Reason += "; the registry's record does not have the hash that was signed"
+	}
+}
+
+// giveUp writes down that an entry is lost, if nothing was signed over it. Otherwise its place must stay as it is: the
+// journal would be another than the one that was signed.
+func (r *repair) giveUp(f *Fix, h *hole, before time.Time) {
+	if r.hashes[f.Seq] != (tlog.Hash{}) {
+		return // nothing depends on it: with its hash the root can be computed
+	}
+	if f.Seq < r.newest {
+		f.Reason += "; its hash is not known and a checkpoint was signed over it"
+		return
+	}
+	at := milliseconds(before)
+	if at.IsZero() {
+		at = milliseconds(h.after)
+	}
+	e := Entry{Seq: f.Seq, Time: at, Kind: KindLost, Lost: &Lost{Reason: h.Reason}}
+	if data, err := e.Encode(); err == nil {
+		f.From, f.data = FromLost, data
+	}
+}
+
+// confirm takes back what is not proven if with it the journal would not be the one that was signed.
+func (r *repair) confirm() {
+	with := slices.Clone(r.hashes)
+	for _, f := range r.report.Fixes {
+		if f.data != nil {
+			with[f.Seq] = tlog.RecordHash(f.data)
+		}
+	}
+	var t tree
+	for _, h := range with {
+		t.add(h)
+		for _, c := range r.signed {
+			if c.size != t.n || t.blind || t.root() == c.root {
+				continue
+			}
+			for i := range r.report.Fixes {
+				if f := &r.report.Fixes[i]; f.data != nil && !f.proven && f.Seq < c.size {
+					f.From, f.data, f.Reason = FromNowhere, nil, "with what was found the journal would not have the root that was signed"
+				}
+			}
+		}
+	}
+}
+
+// apply writes the segments anew that have something to fix.
+func (r *repair) apply() error {
+	fixes := map[uint64][]Fix{}
+	lowest := uint64(math.MaxUint64)
+	for _, f := range r.report.Fixes {
+		if f.From != FromNowhere {
+			fixes[f.Segment] = append(fixes[f.Segment], f)
+			lowest = min(lowest, f.Segment)
+		}
+	}
+	if len(fixes) == 0 {
+		return nil
+	}
+	// First the index is told to read them again: a start in between finds the damage as it is.
+	if r.db != nil {
+		if err := r.db.Update(func(tx *bolt.Tx) error {
+			b := tx.Bucket(bucketSegments)
+			var stale [][]byte
+			c := b.Cursor()
+			for key, _ := c.Seek(encodeSeq(lowest)); key != nil; key, _ = c.Next() {
+				stale = append(stale, key)
+			}
+			for _, key := range stale {
+				if err := b.Delete(key); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return fmt.Errorf("writing the index: %w", err)
+		}
+	}
+	for first, fix := range fixes {
+		if err := r.rewrite(first, fix); err != nil {
+			return fmt.Errorf("repairing %s: %w", segmentPath(r.dir, first), err)
+		}
+	}
+	return nil
+}
+
+// rewrite puts a repaired file in the place of a damaged one, which is kept.
+func (r *repair) rewrite(first uint64, fixes []Fix) error {
+	path := segmentPath(r.dir, first)
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	lines := map[uint64][]byte{}
+	for _, f := range fixes {
+		if f.data != nil {
+			lines[f.Seq] = encodeLine(f.data)
+		}
+	}
+	damaged := func(offset int64) bool {
+		return slices.ContainsFunc(r.report.Damage, func(d Damage) bool {
+			return d.Segment == first && d.Offset <= offset && offset < d.Offset+d.Bytes
+		})
+	}
+	offset := int64(0)
+	tail := []byte(nil)
+	for _, line := range bytes.SplitAfter(old, []byte("\n")) {
+		at := offset
+		offset += int64(len(line))
+		_, seq, wrong := readLine(line)
+		switch {
+		case first == r.last && at >= r.scan.end.offset:
+			tail = append(tail, line...) // a write cut short is for the start to cut
+		case wrong == nil && !damaged(at):
+			lines[seq] = line
+		}
+	}
+	var order []uint64
+	for seq := range lines {
+		order = append(order, seq)
+	}
+	slices.Sort(order)
+	var data []byte
+	for _, seq := range order {
+		data = append(data, lines[seq]...)
+	}
+	data = append(data, tail...)
+	mode := fs.FileMode(0o400)
+	if first == r.last {
+		mode = 0o600
+	}
+	if old != nil {
+		aside := ""
+		for n := 1; aside == ""; n++ {
+			candidate := asidePath(r.dir, fmt.Sprintf("%020d-%d.jsonl", first, n))
+			if _, err := os.Lstat(candidate); errors.Is(err, fs.ErrNotExist) {
+				aside = candidate
+			}
+		}
+		if err := keepAside(osDisk{}, aside, old); err != nil {
+			return err
+		}
+		r.report.Aside = append(r.report.Aside, aside)
+	}
+	return writeDurably(osDisk{}, path, data, mode)
+}
