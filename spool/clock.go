@@ -20,23 +20,31 @@ const (
 // look takes the time. It tells of a clock that was set or that cannot be right; the latter once, and again only after it was right.
 func (c *clock) look(notify func(string)) time.Time {
 	now := time.Now()
+	c.judge(now, now.Sub(c.last), notify)
+	return milliseconds(now)
+}
+
+// judge compares what the clock says with how much time has passed since the last look, as far as that is known: of two times of one process,
+// Sub knows it.
+func (c *clock) judge(now time.Time, passed time.Duration, notify func(string)) {
 	text := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	fault := ""
-	wall, real := now.Round(0).Sub(c.last.Round(0)), now.Sub(c.last)
+	wall := now.Round(0).Sub(c.last.Round(0))
 	switch {
 	case now.UTC().Year() < clockYear:
 		fault = fmt.Sprintf("the clock says %s: set it, or let the machine set it from the network", text(now))
 	case c.last.IsZero():
 	case wall < -clockStep:
 		notify(fmt.Sprintf("the clock was set back: it says %s, the time before was %s; records are kept in the order in which they came", text(now), text(c.last)))
-	case wall-real > clockStep:
-		notify(fmt.Sprintf("the clock was set forward by %v, to %s", (wall - real).Round(time.Second), text(now)))
+	case wall-passed > clockStep:
+		notify(fmt.Sprintf("the clock was set forward by %v, to %s", (wall - passed).Round(time.Second), text(now)))
+	case passed-wall > clockStep:
+		notify(fmt.Sprintf("the clock was set back by %v, to %s", (passed - wall).Round(time.Second), text(now)))
 	}
 	if fault != "" && c.fault == "" {
 		notify(fault)
 	}
 	c.last, c.fault = now, fault
-	return milliseconds(now)
 }
 
 func milliseconds(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

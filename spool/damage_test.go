@@ -248,6 +248,33 @@ func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries 
 	}
 }
 
+// If the hashes beside a segment are lost with its lines, the index still knows what they came to.
+func TestQuarantineWithoutLeaves(t *testing.T) {
+	k, _ := smallKit(t, 14)
+	k.damaged = true
+	k.spool.Close()
+	spoilSegment(t, k.dir, 0, func(b []byte) []byte { return b[:len(b)/2] })
+	os.Remove(leavesPath(k.dir, 0))
+	k.mustOpen()
+	if err := k.spool.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if s := k.spool.Stats(); s.Damaged == 0 || s.Unsigned != "" || s.Signed != s.Entries {
+		t.Errorf("stats %+v", s)
+	}
+	k.spool.Close()
+	os.Remove(indexPath(k.dir))
+	k.mustOpen()
+	signed := k.spool.Stats().Signed
+	k.mustAppend()
+	if err := k.spool.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if s := k.spool.Stats(); s.Damaged == 0 || s.Unsigned == "" || s.Signed != signed {
+		t.Errorf("without the index too: stats %+v", s)
+	}
+}
+
 // tearGroup writes three lines in one write, of which a power failure tore the first.
 func tearGroup(t *testing.T, k *kit) (clean []byte) {
 	t.Helper()

@@ -3,6 +3,8 @@ package spool
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"os"
 	"secretfree/station/board"
 	"strings"
 	"testing"
@@ -66,5 +68,90 @@ func TestEntryRefusals(t *testing.T) {
 	}
 	if _, err := ParseEntry(make([]byte, maxEntryLine+1)); !errors.Is(err, ErrEntry) {
 		t.Errorf("too long: %v", err)
+	}
+}
+
+// A line reads as it was written, and nothing else does.
+func FuzzLine(f *testing.F) {
+	f.Add(encodeLine([]byte(`{"seq":7,"time":"2026-01-02T03:04:05.006Z"}`)))
+	f.Add(encodeLine([]byte(`{"seq":07,`)))
+	f.Add([]byte("x 00000000\n"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		data, seq, err := readLine(line)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(encodeLine(data), line) {
+			t.Errorf("%q reads as %q", line, data)
+		}
+		if got, err := seqOf(fmt.Appendf(nil, `{"seq":%d,`, seq)); err != nil || got != seq {
+			t.Errorf("seq %d reads as %d (%v)", seq, got, err)
+		}
+	})
+}
+
+// What the index needs of an entry is the same, however it is read.
+func FuzzGlance(f *testing.F) {
+	id, err := LoadIdentity(f.TempDir(), "widgiot/line3-a")
+	if err != nil {
+		f.Fatal(err)
+	}
+	sealed, err := board.Seal(newRecord(f), id.Signer)
+	if err != nil {
+		f.Fatal(err)
+	}
+	t0 := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
+	for _, e := range []Entry{
+		{Seq: 7, Time: t0, Kind: KindRecord, Record: sealed.Envelope},
+		{Seq: 9, Time: t0, Kind: KindRepeat, Repeat: &Repeat{Device: board.DeviceID{1}, Of: 7}},
+		{Seq: 9, Time: t0, Kind: KindLost, Lost: &Lost{Reason: `a "reason"`}},
+	} {
+		data, err := e.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		e, err := ParseEntry(data)
+		if err != nil {
+			return
+		}
+		var want *indexed
+		if e.Kind == KindRecord {
+			sealed, err := board.ParseEnvelope(e.Record)
+			if err != nil {
+				return
+			}
+			want = &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), e.Seq, position{}, e.Time.UnixMilli()}
+		}
+		got, err := indexedOf(position{}, e.Seq, data)
+		if err != nil || (got == nil) != (want == nil) || got != nil && *got != *want {
+			t.Errorf("%q: %+v, %v, want %+v", data, got, err, want)
+		}
+		if r, kind, ok := glance(data); ok && (kind != e.Kind || want != nil && r.device != want.device) {
+			t.Errorf("%q: a glance says %+v, %s", data, r, kind)
+		}
+		if at, err := timeOf(data); err != nil || !at.Equal(e.Time) {
+			t.Errorf("%q: time %v, %v", data, at, err)
+		}
+	})
+}
+
+// An ordinary record is read at a glance: otherwise a rebuild is slow.
+func TestGlance(t *testing.T) {
+	k := newKit(t)
+	r := k.mustAppend()
+	text, err := os.ReadFile(segment(k))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, _, err := readLine(bytes.SplitAfter(text, []byte("\n"))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, kind, ok := glance(data)
+	if !ok || kind != KindRecord || got.device != r.Device || got.key != r.Fingerprint() || got.time == 0 {
+		t.Errorf("%+v, %s, %v", got, kind, ok)
 	}
 }

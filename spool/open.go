@@ -20,10 +20,11 @@ type opening struct {
 	signed   checkpoint
 	haveSign bool
 	shelf    *shelf
-	unusable error    // why the index is of no use; nil if it is
-	progress progress // of the index; zero if it is of no use
-	same     bool     // the index is of this journal
-	known    []Damage // which the index knows of; in what is read anew it may have been repaired
+	unusable error                    // why the index is of no use; nil if it is
+	progress progress                 // of the index; zero if it is of no use
+	same     bool                     // the index is of this journal
+	sealed   map[uint64]sealedSegment // as the index has them
+	known    []Damage                 // which the index knows of; in what is read anew it may have been repaired
 	scan     *scan
 	from     uint64    // the first entry that was read
 	hashesOf uint64    // the entry whose hash is the first of leaves
@@ -76,11 +77,10 @@ func (s *Spool) openOver(unusable error) (err error) {
 		return err
 	}
 	s.tree, s.leaves, s.damage, s.signed = tree{}, nil, nil, o.signed.size
-	sealed, err := o.useIndex()
-	if err != nil {
+	if err := o.useIndex(); err != nil {
 		return err
 	}
-	if err := o.read(segments, sealed); err != nil {
+	if err := o.read(segments); err != nil {
 		return err
 	}
 	if err := o.check(segments); err != nil {
@@ -119,35 +119,34 @@ func (s *Spool) openOver(unusable error) (err error) {
 const unprovable = "no checkpoint is signed until the journal is repaired: a damaged entry's hash is not known, so neither is the root"
 
 // useIndex opens the index and takes from it what need not be read.
-func (o *opening) useIndex() (map[uint64]sealedSegment, error) {
+func (o *opening) useIndex() error {
 	if o.unusable != nil {
-		return nil, nil
+		return nil
 	}
 	db, p, err := openIndex(o.cfg.Dir, o.origin)
 	if errors.Is(err, errIndexUnusable) || err == errNoIndex {
 		o.unusable = err
-		return nil, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	o.db, o.progress = db, p
-	if o.known, err = readDamage(db); err != nil {
-		return nil, fmt.Errorf("%w: %v", errIndexUnusable, err)
+	if o.known, err = readDamage(db); err == nil {
+		o.sealed, err = readSealed(db)
 	}
-	sealed, err := readSealed(db)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %v", errIndexUnusable, err)
+		return fmt.Errorf("%w: %v", errIndexUnusable, err)
 	}
-	return sealed, nil
+	return nil
 }
 
 // read reads the journal from the first segment on that the index does not know to be sealed and as long as it was.
-func (o *opening) read(segments []segmentFile, sealed map[uint64]sealedSegment) error {
+func (o *opening) read(segments []segmentFile) error {
 	skip := 0
 	var before tree
 	for ; skip+1 < len(segments); skip++ {
-		known, ok := sealed[segments[skip].first]
+		known, ok := o.sealed[segments[skip].first]
 		if !ok || segments[skip].first != before.n || known.Size != segments[skip].size || known.Next != segments[skip+1].first {
 			break
 		}
@@ -275,6 +274,9 @@ func (o *opening) meet() error {
 // done takes note of a segment that another follows.
 func (o *opening) done(f segmentFile, next uint64) error {
 	o.forget(f.first)
+	if known, ok := o.sealed[f.first]; ok && o.tree.blind && known.Next == next && !known.Blind {
+		o.tree = tree{n: next, edge: slices.Clone(known.Edge)} // the index knows what the leaves came to
+	}
 	o.seals = append(o.seals, seal{f.first, sealedSegment{next, f.size, slices.Clone(o.tree.edge), o.tree.blind}, o.leaves})
 	o.leaves, o.hashesOf = nil, next
 	return nil
