@@ -109,6 +109,7 @@ func (s *Spool) checkpoint() error {
 		return fmt.Errorf("writing a checkpoint: %w", err)
 	}
 	s.signed = s.tree.n
+	s.nudgeArchive()
 	return nil
 }
 

@@ -1,12 +1,13 @@
 package spool
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -22,11 +23,19 @@ type Sink interface {
 	Put(ctx context.Context, s board.Sealed) error
 }
 
+// BatchSink is a Sink that takes many records at once.
+type BatchSink interface {
+	Sink
+	// PutBatch is Put for up to 64 records, in the order in which they were read: it returns an error for each, nil where the
+	// registry has confirmed it. Put and PutBatch are not called at once.
+	PutBatch(ctx context.Context, records []board.Sealed) []error
+}
+
 const (
-	putLimit        = time.Minute // one Put
+	putLimit        = time.Minute // one Put, or one PutBatch
 	backoffFirst    = time.Second
 	backoffMax      = time.Minute
-	outageAfter     = 3  // failures in a row, after which the registry itself is taken to be away
+	outageAfter     = 3  // failures in a row, after which some other record tells whether the registry itself is away
 	passRecords     = 64 // between two commits of the index
 	checkpointEvery = time.Minute
 )
@@ -55,6 +64,9 @@ type Stats struct {
 	Signed   uint64 // entries under the newest checkpoint
 	Unsigned string // why no checkpoint is signed; empty if they are
 	Clock    string // what is wrong with the machine's clock; empty if nothing is
+	// Unarchived is how many sealed segments the archive does not have, ArchiveError why not; empty if it takes them.
+	Unarchived   int
+	ArchiveError string
 }
 
 // Stats returns a snapshot.
@@ -65,6 +77,7 @@ func (s *Spool) Stats() Stats {
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
 		Signed: s.signed, Clock: s.clock.fault,
+		Unarchived: s.archive.segments, ArchiveError: s.archive.lastError,
 	}
 	for _, d := range s.damage {
 		out.Damaged += d.Entries()
@@ -94,70 +107,55 @@ func (s *Spool) Damage() []Damage {
 	return slices.Clone(s.damage)
 }
 
-// DeadLetters lists what the registry will never take.
-func (s *Spool) DeadLetters() ([]DeadLetter, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.db == nil {
-		return nil, ErrClosed
+// Run delivers what is queued, offers what is sealed to the archive, and signs checkpoints, until the context ends; then it signs a last one. A
+// registry that is away is tried again for ever, ever more slowly up to once a minute. It returns nil when the context ended
+// it. It runs once.
+func (s *Spool) Run(ctx context.Context) error {
+	var archive sync.WaitGroup
+	if s.cfg.Archive != nil {
+		archive.Go(func() { s.runArchive(ctx) })
 	}
-	var out []DeadLetter
-	err := s.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketDead).ForEach(func(_, value []byte) error {
-			var d DeadLetter
-			if err := json.Unmarshal(value, &d); err != nil {
-				return fmt.Errorf("reading a dead letter: %w", err)
-			}
-			out = append(out, d)
-			return nil
-		})
-	})
-	return out, err
+	s.runDelivery(ctx)
+	archive.Wait()
+	return s.Checkpoint()
 }
 
-// Run delivers what is queued and signs checkpoints until the context ends, then signs a last one. A registry that is
-// away is tried again for ever, ever more slowly up to once a minute. It returns nil when the context ended it.
-func (s *Spool) Run(ctx context.Context) error {
-	var after uint64 // the seq after which the next pass begins
+func (s *Spool) runDelivery(ctx context.Context) {
 	var backoff time.Duration
 	again := time.NewTimer(0)
 	defer again.Stop()
 	seal := time.NewTicker(checkpointEvery)
 	defer seal.Stop()
-	waiting := true // for again
+	wake := (<-chan struct{})(nil)
 	for {
-		wake := s.wake
-		if waiting {
-			wake = nil // a new record is no reason to hammer a registry that is away
-		}
 		select {
 		case <-ctx.Done():
-			return s.Checkpoint()
+			return
 		case <-seal.C:
 			if err := s.Checkpoint(); err != nil {
 				s.cfg.Notify(err.Error())
 			}
 			continue
 		case <-again.C:
-			waiting = false
 		case <-wake:
 		}
-		more, failed, progressed := s.pass(ctx, &after)
-		switch {
-		case failed:
-			if progressed {
+		wake = s.wake
+		wait := time.Duration(0)
+		switch next := s.pass(ctx); {
+		case next.away:
+			if next.progress {
 				backoff = 0
 			}
 			backoff = min(max(backoffFirst, 2*backoff), backoffMax)
-			again.Reset(backoff/2 + rand.N(backoff/2))
-			waiting = true
-		case more:
+			wait = backoff/2 + rand.N(backoff/2)
+			wake = nil // a new record is no reason to hammer a registry that is away
+		case next.more:
 			backoff = 0
-			again.Reset(0)
-			waiting = true
 		default:
 			backoff = 0
+			wait = next.wait
 		}
+		again.Reset(wait)
 	}
 }
 
@@ -169,58 +167,183 @@ type outcome struct {
 	dead error
 }
 
-// pass tries a batch of the queue in order, from where the last one stopped, so that a record which always fails does
-// not keep the others waiting.
-func (s *Spool) pass(ctx context.Context, after *uint64) (more, failed, progressed bool) {
-	batch, err := s.batch(*after)
-	if err == nil && len(batch) == 0 && *after > 0 {
-		*after = 0
-		batch, err = s.batch(0)
-	}
+// passed says what is to be done after a pass.
+type passed struct {
+	away     bool          // the registry, or the disk: wait before anything is tried
+	progress bool          // something was settled
+	more     bool          // there is more to try at once
+	wait     time.Duration // until something that failed is due again
+}
+
+// pass tries a batch of the queue, the oldest first. What fails is due again later, by itself, so that it does not keep the others
+// waiting: only if others fail too is it the registry that is away, and then nothing is held against the records, so that they still
+// go out in order when it is back.
+func (s *Spool) pass(ctx context.Context) passed {
+	batch, wait, err := s.batch()
 	if err != nil {
 		s.failure(err)
-		return false, true, false
+		return passed{away: true}
 	}
 	if len(batch) == 0 {
-		return false, false, false
-	}
-	var settled []outcome
-	row := 0
-	for _, q := range batch {
-		if ctx.Err() != nil || row >= outageAfter {
-			break
+		if wait == 0 {
+			s.failure(nil)
+			wait = never
 		}
-		err := s.deliver(ctx, q)
+		return passed{wait: wait}
+	}
+	s.put(ctx, batch)
+	if ctx.Err() != nil {
+		s.settle(batch)
+		return passed{wait: never}
+	}
+	good, failed := 0, 0 // of those that the registry was asked for
+	for _, it := range batch {
 		switch {
-		case err == nil:
-			row = 0
-			settled = append(settled, q.outcome)
-		case permanent(err):
-			row = 0
-			q.dead = err
-			settled = append(settled, q.outcome)
-		case ctx.Err() != nil:
+		case !it.tried:
+		case it.err == nil || it.dead != nil:
+			good++
 		default:
-			s.failure(fmt.Errorf("record %d, device %s: %w", q.seq, q.dev, err))
-			failed = true
-			if q.err == nil {
-				row++
+			if !it.local {
+				failed++
+				s.failing[it.seq] = true
 			}
-		}
-		*after = q.seq + 1
-	}
-	if len(settled) > 0 {
-		if err := s.settle(settled); err != nil {
-			s.failure(err)
-			return false, true, false
+			s.failure(fmt.Errorf("record %d, device %s: %w", it.seq, it.dev, it.err))
 		}
 	}
-	if !failed && ctx.Err() == nil {
-		s.mu.Lock()
-		s.stats.lastError = ""
-		s.mu.Unlock()
+	if good > 0 {
+		clear(s.failing)
 	}
-	return true, failed, len(settled) > 0
+	away := good == 0 && failed > 0 && len(s.failing) >= outageAfter
+	s.later(batch, away)
+	if err := s.settle(batch); err != nil {
+		s.failure(err)
+		return passed{away: true}
+	}
+	return passed{away: away, progress: good > 0, more: true}
+}
+
+// never is as good as for ever to a timer.
+const never = 1000 * time.Hour
+
+// put delivers a batch, all at once or one after the other.
+func (s *Spool) put(ctx context.Context, batch []*item) {
+	sink, many := s.cfg.Sink.(BatchSink)
+	if !many {
+		s.putEach(ctx, batch)
+		return
+	}
+	var records []board.Sealed
+	var items []*item
+	for _, it := range batch {
+		if it.tried = true; !it.local {
+			records, items = append(records, it.sealed), append(items, it)
+		}
+	}
+	if len(records) == 0 {
+		return
+	}
+	s.trying()
+	bounded, cancel := context.WithTimeout(ctx, putLimit)
+	defer cancel()
+	errs := sink.PutBatch(bounded, records)
+	for i, it := range items {
+		if len(errs) != len(items) {
+			it.err = fmt.Errorf("the registry answered for %d of %d records", len(errs), len(items))
+			continue
+		}
+		it.judge(errs[i])
+	}
+}
+
+// putEach stops when a row of failures, and then some record out of the row, say that the registry is away.
+func (s *Spool) putEach(ctx context.Context, batch []*item) {
+	row, good := 0, false
+	for i := 0; i < len(batch) && ctx.Err() == nil; i++ {
+		it := batch[i]
+		if it.tried {
+			continue
+		}
+		if row == outageAfter && !good {
+			it = batch[i+rand.N(len(batch)-i)]
+		}
+		if it.tried = true; !it.local {
+			s.trying()
+			bounded, cancel := context.WithTimeout(ctx, putLimit)
+			it.judge(s.cfg.Sink.Put(bounded, it.sealed))
+			cancel()
+		}
+		switch {
+		case it.err == nil || it.dead != nil:
+			row, good = 0, true
+		case !it.local:
+			row++
+		}
+		if row > outageAfter || row == outageAfter && i == len(batch)-1 {
+			return
+		}
+		if it != batch[i] {
+			i-- // that was a probe
+		}
+	}
+}
+
+// judge takes an answer of the registry.
+func (it *item) judge(err error) {
+	if it.err = err; permanent(err) {
+		it.dead = err
+	}
+}
+
+func (s *Spool) trying() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.lastTry = time.Now()
+}
+
+// retry is a record that failed, and when it is due again.
+type retry struct {
+	device board.DeviceID
+	at     time.Time
+	delay  time.Duration
+	why    string
+}
+
+// later holds back what failed; if the registry is away, nothing.
+func (s *Spool) later(batch []*item, away bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if away {
+		clear(s.retries)
+		return
+	}
+	for _, it := range batch {
+		if !it.tried || it.err == nil || it.dead != nil {
+			continue
+		}
+		delay := min(max(backoffFirst, 2*s.retries[it.seq].delay), backoffMax)
+		s.retries[it.seq] = retry{it.dev, time.Now().Add(delay/2 + rand.N(delay/2)), delay, it.err.Error()}
+	}
+}
+
+// Deferred is a record that could not be delivered and is tried again later.
+type Deferred struct {
+	Seq    uint64
+	Device board.DeviceID
+	Next   time.Time // when it is due again
+	Reason string
+}
+
+// Deferred lists what is tried again later by itself, the oldest first. While the registry is away it is not the records that
+// are held back, and Stats says why.
+func (s *Spool) Deferred() []Deferred {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Deferred
+	for seq, r := range s.retries {
+		out = append(out, Deferred{seq, r.device, r.at, r.why})
+	}
+	slices.SortFunc(out, func(a, b Deferred) int { return cmp.Compare(a.Seq, b.Seq) })
+	return out
 }
 
 func permanent(err error) bool {
@@ -231,29 +354,32 @@ func permanent(err error) bool {
 type item struct {
 	outcome
 	sealed board.Sealed
+	local  bool // it could not be read: err says so
+	tried  bool
 	err    error
 }
 
-// batch reads the next records of the queue, from a seq on.
-func (s *Spool) batch(after uint64) (items []item, err error) {
+// batch reads the oldest records of the queue that are due; if there are none, after how long one is, or 0 if none waits.
+func (s *Spool) batch() (items []*item, wait time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range 2 {
 		if err := s.usable(); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
-		if items, err = s.readQueue(after); err != nil || s.broken == nil {
-			return items, err
+		if items, wait, err = s.readQueue(); err != nil || s.broken == nil {
+			return items, wait, err
 		}
 	}
-	return items, nil
+	return items, wait, nil
 }
 
-func (s *Spool) readQueue(after uint64) (items []item, err error) {
+func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
+	now := time.Now()
 	err = s.db.View(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucketQueue).Cursor()
-		for key, value := c.Seek(encodeSeq(after)); key != nil && len(items) < passRecords; key, value = c.Next() {
-			var it item
+		for key, value := c.First(); key != nil && len(items) < passRecords; key, value = c.Next() {
+			it := &item{}
 			var err error
 			if it.seq, err = decodeSeq(key); err == nil {
 				err = it.at.decode(value)
@@ -261,25 +387,30 @@ func (s *Spool) readQueue(after uint64) (items []item, err error) {
 			if err != nil {
 				return err
 			}
+			if r, ok := s.retries[it.seq]; ok && r.at.After(now) {
+				if due := r.at.Sub(now); wait == 0 || due < wait {
+					wait = due
+				}
+				continue
+			}
 			items = append(items, it)
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading the queue: %w", err)
+		return nil, 0, fmt.Errorf("reading the queue: %w", err)
 	}
-	for i := range items {
-		it := &items[i]
+	for _, it := range items {
 		if it.sealed, err = s.readRecord(it.seq, position{it.at.Segment, it.at.Offset}); err != nil {
 			// The record was good when its receipt was given. What became of it, a new look at its segment tells, which
 			// quarantines what is damaged and takes it from the queue.
 			s.suspect(it.at.Segment, err)
-			it.err = fmt.Errorf("reading entry %d back from the journal: %v", it.seq, err)
+			it.local, it.err = true, fmt.Errorf("reading entry %d back from the journal: %v", it.seq, err)
 			continue
 		}
 		it.dev = it.sealed.Record.Device
 	}
-	return items, nil
+	return items, wait, nil
 }
 
 // readRecord reads a record from the journal. The caller holds mu.
@@ -305,53 +436,56 @@ func (s *Spool) suspect(segment uint64, why error) {
 	s.broken = fmt.Errorf("reading the journal: %w", why)
 }
 
-func (s *Spool) deliver(ctx context.Context, it item) error {
-	s.mu.Lock()
-	s.stats.lastTry = time.Now()
-	s.mu.Unlock()
-	if it.err != nil {
-		return it.err
-	}
-	ctx, cancel := context.WithTimeout(ctx, putLimit)
-	defer cancel()
-	return s.cfg.Sink.Put(ctx, it.sealed)
-}
-
+// failure says why delivery does not go on; nil that it does.
 func (s *Spool) failure(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stats.lastError = err.Error()
+	s.stats.lastError = ""
+	if err != nil {
+		s.stats.lastError = err.Error()
+	}
 }
 
 // settle takes records from the queue: those that were confirmed, and those that are dead.
-func (s *Spool) settle(settled []outcome) error {
+func (s *Spool) settle(batch []*item) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.broken != nil {
+	var settled []*item
+	for _, it := range batch {
+		if it.tried && (it.err == nil || it.dead != nil) {
+			settled = append(settled, it)
+		}
+	}
+	if len(settled) == 0 || s.closed || s.broken != nil {
 		return nil // they are delivered again later
 	}
-	dead := 0
+	confirmed, dead := 0, 0
 	err := s.db.Update(func(tx *bolt.Tx) error {
-		dead = 0
-		for _, o := range settled {
-			if err := tx.Bucket(bucketQueue).Delete(encodeSeq(o.seq)); err != nil {
+		confirmed, dead = 0, 0
+		queue, devices := tx.Bucket(bucketQueue), tx.Bucket(bucketDevices)
+		for _, it := range settled {
+			key := encodeSeq(it.seq)
+			if queue.Get(key) == nil {
+				continue // it was quarantined meanwhile
+			}
+			if err := queue.Delete(key); err != nil {
 				return err
 			}
-			if o.dead != nil {
+			if it.dead != nil {
 				dead++
-				if err := putDead(tx, DeadLetter{Seq: o.seq, Device: o.dev, Time: milliseconds(time.Now()), Reason: o.dead.Error(), Segment: o.at.Segment, Offset: o.at.Offset}); err != nil {
+				if err := putDead(tx, it.letter()); err != nil {
 					return err
 				}
 				continue
 			}
-			devices := tx.Bucket(bucketDevices)
-			data := devices.Get(o.dev[:])
+			confirmed++
+			data := devices.Get(it.dev[:])
 			var known pointer
-			if data == nil || known.decode(data) != nil || known.Seq != o.seq {
+			if data == nil || known.decode(data) != nil || known.Seq != it.seq {
 				continue // the device has a newer record
 			}
 			known.Delivered = 1
-			if err := devices.Put(o.dev[:], known.encode()); err != nil {
+			if err := devices.Put(it.dev[:], known.encode()); err != nil {
 				return err
 			}
 		}
@@ -361,9 +495,15 @@ func (s *Spool) settle(settled []outcome) error {
 		s.broken = fmt.Errorf("writing the index: %w", err)
 		return s.broken
 	}
-	s.pending -= len(settled)
+	for _, it := range settled {
+		delete(s.retries, it.seq)
+	}
+	s.pending -= confirmed + dead
 	s.dead += dead
-	s.stats.delivered += uint64(len(settled) - dead)
+	s.stats.delivered += uint64(confirmed)
 	s.stats.lastSuccess = time.Now()
+	if len(s.retries) == 0 && len(settled) == len(batch) {
+		s.stats.lastError = ""
+	}
 	return nil
 }

@@ -3,6 +3,8 @@ package spool
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -251,4 +253,218 @@ type hanging struct{}
 func (hanging) Put(ctx context.Context, _ board.Sealed) error {
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+// batchSink is a memorySink that takes many at once.
+type batchSink struct {
+	*memorySink
+	sizes []int
+	short bool
+}
+
+func (b *batchSink) PutBatch(ctx context.Context, records []board.Sealed) []error {
+	b.sizes = append(b.sizes, len(records))
+	var errs []error
+	for _, r := range records {
+		errs = append(errs, b.Put(ctx, r))
+	}
+	if b.short {
+		return errs[1:]
+	}
+	return errs
+}
+
+// A registry that takes batches gets them, in order, and answers for each record.
+func TestBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t)
+		sink := &batchSink{memorySink: k.sink}
+		k.spool.cfg.Sink = sink
+		var want []board.DeviceID
+		for range 150 {
+			want = append(want, k.mustAppend().Device)
+		}
+		bad, dead := want[3], want[5]
+		k.sink.set(func(s board.Sealed, _ int) (bool, error) {
+			switch s.Record.Device {
+			case bad:
+				return false, errAway
+			case dead:
+				return false, board.ErrUntrusted
+			}
+			return true, nil
+		})
+		stop := k.run()
+		time.Sleep(10 * time.Second)
+		if s := k.spool.Stats(); s.Pending != 1 || s.Dead != 1 || s.Delivered != 148 || !strings.Contains(s.LastError, bad.String()) {
+			t.Errorf("stats %+v", s)
+		}
+		if len(sink.sizes) < 3 || sink.sizes[0] != 64 || sink.sizes[1] != 64 {
+			t.Errorf("batches of %v", sink.sizes)
+		}
+		waiting := k.spool.Deferred()
+		if len(waiting) != 1 || waiting[0].Device != bad || waiting[0].Seq != 4 || waiting[0].Reason == "" || !waiting[0].Next.After(time.Now()) {
+			t.Errorf("deferred: %+v", waiting)
+		}
+		k.sink.set(nil)
+		time.Sleep(2 * time.Minute)
+		stop()
+		if s := k.spool.Stats(); s.Pending != 0 || s.LastError != "" || len(k.spool.Deferred()) != 0 {
+			t.Errorf("at the end: %+v", s)
+		}
+		for i, device := range slices.DeleteFunc(slices.Clone(want), func(d board.DeviceID) bool { return d == bad || d == dead }) {
+			if k.sink.order[i] != device {
+				t.Fatalf("number %d is out of order", i)
+			}
+		}
+	})
+}
+
+// A registry that does not answer for each record has confirmed none.
+func TestBatchAnswersShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t)
+		k.spool.cfg.Sink = &batchSink{memorySink: k.sink, short: true}
+		for range 10 {
+			k.mustAppend()
+		}
+		stop := k.run()
+		time.Sleep(time.Minute)
+		stop()
+		if s := k.spool.Stats(); s.Pending != 10 || !strings.Contains(s.LastError, "9 of 10") {
+			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+// As many bad records as there may be in a row: the others go out all the same.
+func TestManyBadRecords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t)
+		bad := map[board.DeviceID]bool{}
+		for range 2 * outageAfter {
+			bad[k.mustAppend().Device] = true
+		}
+		for range 100 {
+			k.mustAppend()
+		}
+		k.sink.set(func(s board.Sealed, _ int) (bool, error) {
+			if bad[s.Record.Device] {
+				return false, errAway
+			}
+			return true, nil
+		})
+		stop := k.run()
+		time.Sleep(5 * time.Second)
+		if s := k.spool.Stats(); s.Pending != len(bad) || s.Dead != 0 {
+			t.Errorf("stats %+v", s)
+		}
+		time.Sleep(2 * time.Hour)
+		k.mustAppend()
+		time.Sleep(2 * time.Minute)
+		stop()
+		if s := k.spool.Stats(); s.Pending != len(bad) {
+			t.Errorf("a record that came later: %+v", s)
+		}
+	})
+}
+
+// After an outage records go out in the order in which they came.
+func TestOrderAfterOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t)
+		k.sink.set(func(board.Sealed, int) (bool, error) { return false, errAway })
+		stop := k.run()
+		var want []board.DeviceID
+		for range 30 {
+			want = append(want, k.mustAppend().Device)
+			time.Sleep(time.Second)
+		}
+		time.Sleep(5 * time.Minute)
+		k.sink.set(nil)
+		time.Sleep(2 * time.Minute)
+		stop()
+		if !slices.Equal(k.sink.order, want) {
+			t.Errorf("%d of %d delivered, not in order", len(k.sink.order), len(want))
+		}
+	})
+}
+
+// Someone acts on a dead letter: it is exported with its evidence, and delivered once more.
+func TestRequeue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t)
+		r := k.mustAppend()
+		other := newRecord(t)
+		verdict := &board.Conflict{Kind: board.ErrKeyConflict, Device: r.Device, Key: r.Fingerprint(), KnownDevice: other.Device, KnownKey: r.Fingerprint(), KnownBy: "widgiot/line9"}
+		k.sink.set(func(board.Sealed, int) (bool, error) { return false, verdict })
+		stop := k.run()
+		synctest.Wait()
+		letters, err := k.spool.DeadLetters()
+		if err != nil || len(letters) != 1 {
+			t.Fatalf("%v, %v", letters, err)
+		}
+		known := Known{other.Device.String(), r.Fingerprint().String(), "widgiot/line9"}
+		if letters[0].Known == nil || *letters[0].Known != known {
+			t.Errorf("known %+v, want %+v", letters[0].Known, known)
+		}
+		evidence, err := k.spool.Export(letters[0].Seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := ParseEntry(evidence.Entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sealed, err := board.OpenEnvelope(e.Record, k.id.Verifier); err != nil || sealed.Record.Device != r.Device {
+			t.Errorf("the evidence holds %+v, %v", sealed.Record, err)
+		}
+		if err := k.spool.Requeue(letters[0].Seq); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := k.spool.Stats(); s.Pending != 0 || s.Dead != 1 {
+			t.Errorf("with the same verdict: %+v", s)
+		}
+		k.sink.set(nil)
+		if err := k.spool.Requeue(letters[0].Seq); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		stop()
+		if s := k.spool.Stats(); s.Pending != 0 || s.Dead != 0 || s.Delivered != 1 {
+			t.Errorf("with another: %+v", s)
+		}
+		if err := k.spool.Requeue(letters[0].Seq); !errors.Is(err, ErrNoDeadLetter) {
+			t.Errorf("once more: %v", err)
+		}
+		if _, err := k.spool.Export(99); !errors.Is(err, ErrNoDeadLetter) {
+			t.Errorf("an unknown one: %v", err)
+		}
+	})
+}
+
+// A dead letter whose entry moved in its file is found, and one whose entry is damaged is not delivered.
+func TestRequeueOverDamage(t *testing.T) {
+	k, _ := smallKit(t, 4)
+	k.damaged = true
+	k.sink.set(func(board.Sealed, int) (bool, error) { return false, board.ErrUntrusted })
+	k.deliver()
+	for range 10 {
+		k.mustAppend()
+	}
+	k.spool.Close()
+	spoilSegment(t, k.dir, 0, func(b []byte) []byte { return dropLine(b, 2) })
+	k.mustOpen()
+	if err := k.spool.Requeue(2); err == nil || !strings.Contains(err.Error(), "repair") {
+		t.Errorf("a damaged one: %v", err)
+	}
+	if err := k.spool.Requeue(3); err != nil {
+		t.Errorf("one that moved: %v", err)
+	}
+	k.sink.set(nil)
+	k.deliver()
+	if s := k.spool.Stats(); s.Pending != 0 || s.Dead != 3 {
+		t.Errorf("stats %+v", s)
+	}
 }

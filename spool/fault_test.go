@@ -156,17 +156,21 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	var refused board.Record
+	full := 0
 	for range 2000 {
 		refused = newRecord(t)
-		if _, err = k.append(refused); err != nil {
+		if _, err = k.append(refused); err == nil {
+			continue // where one record does not fit, a shorter write may
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("on a full disk: %v, want %v", err, syscall.ENOSPC)
+		}
+		if full++; full == 5 {
 			break
 		}
 	}
-	if !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("on a full disk: %v, want %v", err, syscall.ENOSPC)
-	}
-	if _, err := k.append(refused); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("once more: %v, want %v", err, syscall.ENOSPC)
+	if full < 5 {
+		t.Fatal("the disk does not get full")
 	}
 	os.Remove(ballast)
 	if _, err := k.append(refused); err != nil {

@@ -418,18 +418,3 @@ func putLeaves(tx *bolt.Tx, first uint64, hashes []tlog.Hash, fresh bool) error 
 	}
 	return nil
 }
-
-// DeadLetter is a record that the registry will never take.
-type DeadLetter struct {
-	Seq    uint64         `json:"seq"`
-	Device board.DeviceID `json:"device"`
-	Time   time.Time      `json:"time"` // of the verdict
-	Reason string         `json:"reason"`
-	// Position of the record in the journal, which stays the evidence.
-	Segment uint64 `json:"segment"`
-	Offset  int64  `json:"offset"`
-}
-
-func putDead(tx *bolt.Tx, d DeadLetter) error {
-	return putJSON(tx.Bucket(bucketDead), encodeSeq(d.Seq), d)
-}

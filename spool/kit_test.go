@@ -23,6 +23,7 @@ type kit struct {
 	sink    *memorySink
 	spool   *Spool
 	disk    disk
+	archive Archive
 	size    int64 // of a segment
 	notices []string
 	damaged bool // the test leaves damage behind
@@ -63,7 +64,7 @@ func tempDir(t *testing.T) string {
 func now() time.Time { return milliseconds(time.Now()) }
 
 func (k *kit) config() Config {
-	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: func(n string) { k.notices = append(k.notices, n) }, SegmentSize: k.size, disk: k.disk}
+	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: func(n string) { k.notices = append(k.notices, n) }, Archive: k.archive, SegmentSize: k.size, disk: k.disk}
 }
 
 func (k *kit) mustOpen() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -96,6 +97,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 	if err := o.bringUp(); err != nil {
 		return err
 	}
+	maps.DeleteFunc(s.retries, func(seq uint64, _ retry) bool { return covers(s.damage, seq) })
 	for _, d := range s.damage {
 		s.cfg.Notify("the journal is damaged, and the damage is quarantined: " + d.String() + "; repair it when the station is stopped")
 	}

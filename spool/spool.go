@@ -19,7 +19,8 @@ import (
 type Config struct {
 	Dir      string   // made if it is not there; nobody else may write in it
 	Identity Identity // whose journal this is
-	Sink     Sink     // where records go
+	Sink     Sink     // where records go; many at once if it is a BatchSink
+	Archive  Archive  // where sealed segments and checkpoints go; nil if nowhere
 	// Notify, if set, is told what an operator should know: a torn tail was cut, the index was rebuilt, the journal is
 	// damaged, the clock was set. It must not call the spool.
 	Notify func(notice string)
@@ -47,6 +48,9 @@ type Spool struct {
 	origin string
 	lock   *os.File
 	wake   chan struct{} // a record was queued; holds one
+	sealed chan struct{} // something is there for the archive; holds one
+	// failing are the records that failed since one was confirmed. Only Run's goroutine looks at it.
+	failing map[uint64]bool
 
 	groupMu sync.Mutex // guards the next two; taken after mu where both are
 	waiting []*request // for the next write
@@ -67,7 +71,9 @@ type Spool struct {
 	pending int
 	dead    int
 	clock   clock
+	retries map[uint64]retry // what failed, by seq
 	stats   deliveryStats
+	archive archiveStats
 }
 
 // Open takes the lock and reads what it must of the journal: all of it if the index is of no use, otherwise only what is not
@@ -98,7 +104,7 @@ func Open(cfg Config) (*Spool, error) {
 	if notice, moved := before.elsewhere(); moved {
 		cfg.Notify(notice)
 	}
-	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1)}
+	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, failing: map[uint64]bool{}}
 	if err := s.open(); err != nil {
 		lock.Close()
 		return nil, err

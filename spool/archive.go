@@ -1,0 +1,248 @@
+package spool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Archive keeps copies of the journal elsewhere, so that a lost disk is not a lost journal.
+type Archive interface {
+	// PutSegment returns nil when the segment and its checkpoint are stored, for the first time or again: it is idempotent. If
+	// others are stored under their names it returns ErrFork, wrapped. Every other error means: not now. One call at a time; Sink may be called
+	// meanwhile.
+	PutSegment(ctx context.Context, s ArchivedSegment) error
+	// PutCheckpoint stores the newest checkpoint, a signed note, in the same way.
+	PutCheckpoint(ctx context.Context, checkpoint []byte) error
+}
+
+// ArchivedSegment is a sealed segment.
+type ArchivedSegment struct {
+	Origin      string // <sku>/<station>
+	First, Last uint64 // the seqs of its entries
+	Lines       []byte // the file
+	Checkpoint  []byte // over all entries up to Last, a signed note
+}
+
+const (
+	archiveLimit = 5 * time.Minute // one call
+	archiveMax   = 10 * time.Minute
+)
+
+type archiveStats struct {
+	segments  int // that the archive does not have yet
+	offered   uint64
+	lastError string
+}
+
+// keyOffered is the size of the newest checkpoint that the archive has. The other keys of its bucket are the first seqs of the segments
+// that it has.
+var keyOffered = []byte("checkpoint")
+
+// runArchive offers what is sealed until the context ends. It has its own pace: an archive that is slow or away does not hold back records.
+func (s *Spool) runArchive(ctx context.Context) {
+	var backoff time.Duration
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	sealed := (<-chan struct{})(nil)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-sealed:
+		}
+		more, err := s.archiveNext(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		s.mu.Lock()
+		s.archive.lastError = ""
+		if err != nil {
+			s.archive.lastError = err.Error()
+		}
+		s.mu.Unlock()
+		switch {
+		case err != nil:
+			if errors.Is(err, ErrFork) && backoff == 0 {
+				s.cfg.Notify(err.Error())
+			}
+			backoff = min(max(backoffFirst, 2*backoff), archiveMax)
+			timer.Reset(backoff/2 + rand.N(backoff/2))
+			sealed = nil
+		case more:
+			backoff = 0
+			timer.Reset(0)
+		default:
+			backoff, sealed = 0, s.sealed
+			timer.Reset(archiveMax)
+		}
+	}
+}
+
+// archiveNext offers one thing, and tells whether it did.
+func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
+	first, sealed, ok, err := s.unarchived()
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, archiveLimit)
+	defer cancel()
+	if ok {
+		segment, err := s.readSegment(first, sealed)
+		if err != nil {
+			return false, err
+		}
+		if err := s.cfg.Archive.PutSegment(ctx, segment); err != nil {
+			return false, fmt.Errorf("archiving segment %d: %w", first, err)
+		}
+		return true, s.archived(encodeSeq(first), encodeSeq(sealed.Next))
+	}
+	text, have, err := s.newCheckpoint()
+	if err != nil || !have {
+		return false, err
+	}
+	c, err := parseCheckpoint(text, s.cfg.Identity.Verifier)
+	if err != nil {
+		return false, err
+	}
+	if err := s.cfg.Archive.PutCheckpoint(ctx, text); err != nil {
+		return false, fmt.Errorf("archiving a checkpoint: %w", err)
+	}
+	s.mu.Lock()
+	s.archive.offered = c.size
+	s.mu.Unlock()
+	return true, s.archived(keyOffered, encodeSeq(c.size))
+}
+
+// unarchived finds the oldest sealed segment that the archive does not have. One that is damaged is not offered before it is repaired.
+func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return 0, sealed, false, err
+	}
+	all, err := readSealed(s.db)
+	if err != nil {
+		return 0, sealed, false, fmt.Errorf("reading the index: %w", err)
+	}
+	s.archive.segments = 0
+	err = s.db.View(func(tx *bolt.Tx) error {
+		b := tx.Bucket(bucketArchive)
+		if data := b.Get(keyOffered); len(data) == 8 {
+			s.archive.offered, _ = decodeSeq(data)
+		}
+		for at, segment := range all {
+			if bytes.Equal(b.Get(encodeSeq(at)), encodeSeq(segment.Next)) {
+				continue
+			}
+			s.archive.segments++
+			if segment.Blind || s.damagedIn(at, segment.Next) {
+				continue
+			}
+			if !ok || at < first {
+				first, sealed, ok = at, segment, true
+			}
+		}
+		return nil
+	})
+	return first, sealed, ok, err
+}
+
+func (s *Spool) damagedIn(first, next uint64) bool {
+	for _, d := range s.damage {
+		if d.Segment == first || d.First < next && first < d.Next {
+			return true
+		}
+	}
+	return false
+}
+
+// readSegment reads a sealed segment and compares it with what it was: no copy is made of damage.
+func (s *Spool) readSegment(first uint64, sealed sealedSegment) (ArchivedSegment, error) {
+	dir := s.cfg.Dir
+	a := ArchivedSegment{Origin: s.origin, First: first, Last: sealed.Next - 1}
+	l, err := readLeaves(dir, first)
+	if err == nil {
+		a.Lines, err = os.ReadFile(segmentPath(dir, first))
+	}
+	if err == nil {
+		err = sameLeaves(a.Lines, l)
+	}
+	if err != nil {
+		s.mu.Lock()
+		s.suspect(first, err)
+		s.mu.Unlock()
+		return a, fmt.Errorf("reading %s: %w", segmentPath(dir, first), err)
+	}
+	if a.Checkpoint, err = os.ReadFile(sealPath(dir, first)); err != nil {
+		return a, fmt.Errorf("reading a checkpoint: %w", err)
+	}
+	return a, nil
+}
+
+func sameLeaves(lines []byte, l leaves) error {
+	seq := l.First
+	for len(lines) > 0 {
+		end := bytes.IndexByte(lines, '\n') + 1
+		if end == 0 {
+			end = len(lines)
+		}
+		data, got, err := readLine(lines[:end])
+		if err != nil {
+			return err
+		}
+		if got != seq || seq >= l.next() || tlog.RecordHash(data) != l.Hashes[seq-l.First] {
+			return fmt.Errorf("%w: entry %d is not the one that was sealed", ErrEntry, seq)
+		}
+		lines = lines[end:]
+		seq++
+	}
+	if seq != l.next() {
+		return fmt.Errorf("%w: it ends at entry %d", ErrEntry, seq)
+	}
+	return nil
+}
+
+// newCheckpoint returns the newest checkpoint if the archive does not have it.
+func (s *Spool) newCheckpoint() ([]byte, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.signed <= s.archive.offered {
+		return nil, false, nil
+	}
+	text, err := os.ReadFile(checkpointPath(s.cfg.Dir))
+	if err != nil {
+		return nil, false, fmt.Errorf("reading the checkpoint: %w", err)
+	}
+	return text, true, nil
+}
+
+// archived remembers what the archive has.
+func (s *Spool) archived(key, value []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.broken != nil {
+		return nil // it is offered again
+	}
+	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketArchive).Put(key, value) }); err != nil {
+		s.broken = fmt.Errorf("writing the index: %w", err)
+		return s.broken
+	}
+	return nil
+}
+
+// nudgeArchive wakes runArchive.
+func (s *Spool) nudgeArchive() {
+	select {
+	case s.sealed <- struct{}{}:
+	default:
+	}
+}

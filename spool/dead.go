@@ -1,0 +1,178 @@
+package spool
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"secretfree/station/board"
+)
+
+// DeadLetter is a record that the registry will never take. It is kept until someone acts: Requeue, once what was wrong in the
+// registry is put right.
+type DeadLetter struct {
+	Seq    uint64         `json:"seq"`
+	Device board.DeviceID `json:"device"`
+	Time   time.Time      `json:"time"` // of the verdict
+	Reason string         `json:"reason"`
+	// Known is what the registry has, if the verdict is a conflict.
+	Known *Known `json:"known,omitempty"`
+	// Position of the record in the journal when it was refused; the journal stays the evidence.
+	Segment uint64 `json:"segment"`
+	Offset  int64  `json:"offset"`
+}
+
+// Known is what a record contradicts, as the registry told it; what it did not tell is empty.
+type Known struct {
+	Device string `json:"device,omitempty"`
+	Key    string `json:"key,omitempty"` // its fingerprint
+	By     string `json:"by,omitempty"`  // the origin of the station that enrolled it
+}
+
+// ErrNoDeadLetter: no dead letter has this seq.
+var ErrNoDeadLetter = errors.New("there is no such dead letter")
+
+func putDead(tx *bolt.Tx, d DeadLetter) error {
+	return putJSON(tx.Bucket(bucketDead), encodeSeq(d.Seq), d)
+}
+
+// letter makes a dead letter of what was refused.
+func (it *item) letter() DeadLetter {
+	d := DeadLetter{Seq: it.seq, Device: it.dev, Time: milliseconds(time.Now()), Reason: it.dead.Error(), Segment: it.at.Segment, Offset: it.at.Offset}
+	var conflict *board.Conflict
+	if errors.As(it.dead, &conflict) {
+		d.Known = &Known{By: conflict.KnownBy}
+		if conflict.KnownDevice.Valid() {
+			d.Known.Device = conflict.KnownDevice.String()
+		}
+		if conflict.KnownKey != (board.Fingerprint{}) {
+			d.Known.Key = conflict.KnownKey.String()
+		}
+	}
+	return d
+}
+
+// DeadLetters lists what the registry will never take.
+func (s *Spool) DeadLetters() ([]DeadLetter, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.db == nil {
+		return nil, ErrClosed
+	}
+	var out []DeadLetter
+	err := s.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketDead).ForEach(func(_, value []byte) error {
+			var d DeadLetter
+			if err := json.Unmarshal(value, &d); err != nil {
+				return fmt.Errorf("reading a dead letter: %w", err)
+			}
+			out = append(out, d)
+			return nil
+		})
+	})
+	return out, err
+}
+
+// Requeue has a dead letter delivered once more. If the verdict is the same it is a dead letter again.
+func (s *Spool) Requeue(seq uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	d, err := s.deadLetter(seq)
+	if err != nil {
+		return err
+	}
+	if covers(s.damage, seq) {
+		return fmt.Errorf("requeueing entry %d: it is damaged; repair the journal first", seq)
+	}
+	e, at, err := s.find(d)
+	if err != nil {
+		return fmt.Errorf("requeueing entry %d: %w", seq, err)
+	}
+	if err := s.db.Update(func(tx *bolt.Tx) error {
+		q := queued{at.segment, at.offset, e.Time.UnixMilli()}
+		return errors.Join(tx.Bucket(bucketDead).Delete(encodeSeq(seq)), tx.Bucket(bucketQueue).Put(encodeSeq(seq), q.encode()))
+	}); err != nil {
+		s.broken = fmt.Errorf("writing the index: %w", err)
+		return s.broken
+	}
+	s.pending++
+	s.dead--
+	s.nudge()
+	return nil
+}
+
+// Evidence is a dead letter with the journal's entry, whose envelope anyone can check.
+type Evidence struct {
+	Letter DeadLetter      `json:"letter"`
+	Entry  json.RawMessage `json:"entry"`
+}
+
+// Export returns a dead letter with all that there is about it.
+func (s *Spool) Export(seq uint64) (Evidence, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return Evidence{}, err
+	}
+	d, err := s.deadLetter(seq)
+	if err != nil {
+		return Evidence{}, err
+	}
+	e, _, err := s.find(d)
+	if err != nil {
+		return Evidence{}, fmt.Errorf("exporting entry %d: %w", seq, err)
+	}
+	data, err := e.Encode()
+	return Evidence{d, data}, err
+}
+
+// deadLetter reads one. The caller holds mu.
+func (s *Spool) deadLetter(seq uint64) (d DeadLetter, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		data := tx.Bucket(bucketDead).Get(encodeSeq(seq))
+		if data == nil {
+			return fmt.Errorf("%w: %d", ErrNoDeadLetter, seq)
+		}
+		return json.Unmarshal(data, &d)
+	})
+	return d, err
+}
+
+// find reads the entry of a dead letter, which may have moved if its file was damaged or repaired since. The caller holds mu.
+func (s *Spool) find(d DeadLetter) (Entry, position, error) {
+	at := position{d.Segment, d.Offset}
+	if e, err := s.readEntry(at); err == nil && e.Seq == d.Seq {
+		return e, at, nil
+	}
+	segments, err := listSegments(s.cfg.Dir)
+	if err != nil {
+		return Entry{}, at, err
+	}
+	found := errors.New("found")
+	var entry Entry
+	scan := newScan(s.cfg.Dir)
+	scan.next = d.Segment
+	scan.visit = func(place position, seq uint64, data []byte) (err error) {
+		if seq != d.Seq {
+			return nil
+		}
+		if entry, err = ParseEntry(data); err != nil {
+			return err
+		}
+		at = place
+		return found
+	}
+	for len(segments) > 0 && segments[0].first < d.Segment {
+		segments = segments[1:]
+	}
+	if err := scan.run(segments); err != found {
+		return Entry{}, at, errors.Join(fmt.Errorf("%w: entry %d cannot be found", ErrEntry, d.Seq), err)
+	}
+	return entry, at, nil
+}
