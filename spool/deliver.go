@@ -255,34 +255,30 @@ func (s *Spool) put(ctx context.Context, batch []*item) {
 	}
 }
 
-// putEach stops when a row of failures, and then some record out of the row, say that the registry is away.
+// putEach stops when a row of failures, and then the newest record and any other, say that the registry is away.
 func (s *Spool) putEach(ctx context.Context, batch []*item) {
 	row, good := 0, false
-	for i := 0; i < len(batch) && ctx.Err() == nil; i++ {
-		it := batch[i]
-		if it.tried {
+	rest := slices.Clone(batch)
+	for len(rest) > 0 && row < outageAfter+2 && ctx.Err() == nil {
+		i := 0
+		if !good && row == outageAfter {
+			i = len(rest) - 1
+		} else if !good && row > outageAfter {
+			i = rand.N(len(rest))
+		}
+		it := rest[i]
+		rest = slices.Delete(rest, i, i+1)
+		if it.tried = true; it.local {
 			continue
 		}
-		if row == outageAfter && !good {
-			it = batch[i+rand.N(len(batch)-i)]
-		}
-		if it.tried = true; !it.local {
-			s.trying()
-			bounded, cancel := context.WithTimeout(ctx, putLimit)
-			it.judge(s.cfg.Sink.Put(bounded, it.sealed))
-			cancel()
-		}
-		switch {
-		case it.err == nil || it.dead != nil:
+		s.trying()
+		bounded, cancel := context.WithTimeout(ctx, putLimit)
+		it.judge(s.cfg.Sink.Put(bounded, it.sealed))
+		cancel()
+		if it.err == nil || it.dead != nil {
 			row, good = 0, true
-		case !it.local:
+		} else {
 			row++
-		}
-		if row > outageAfter || row == outageAfter && i == len(batch)-1 {
-			return
-		}
-		if it != batch[i] {
-			i-- // that was a probe
 		}
 	}
 }

@@ -153,8 +153,8 @@ func TestOutage(t *testing.T) {
 		if s.Pending != 480 || s.Dead != 0 || s.LastError == "" || time.Since(s.Oldest) < 7*time.Hour {
 			t.Errorf("stats %+v", s)
 		}
-		// Once a minute at the most, in bursts of three.
-		if k.sink.tries < 8*60 || k.sink.tries > 3*8*60*2+60 {
+		// Every half a minute at the most, in bursts of five.
+		if k.sink.tries < 8*60 || k.sink.tries > 5*8*60*2+60 {
 			t.Errorf("%d tries in 8 hours", k.sink.tries)
 		}
 		k.sink.set(nil)

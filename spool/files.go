@@ -61,8 +61,8 @@ func (f osFile) Sync() error {
 	}
 }
 
-// writeDurably replaces a file: when it returns nil, the new content is on disk, and at no time was there a part of it. Only the
-// holder of the lock may call it, as the name of the file that it is made from is always the same.
+// writeDurably replaces a file: when it returns nil, the new content is on disk, and at no time was there a part of it. It is made
+// from a file of a fixed name, so that what a crash leaves is gone with the next write: one process at a time may call it for a path.
 func writeDurably(d disk, path string, data []byte, mode fs.FileMode) error {
 	temporary := path + ".tmp"
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
