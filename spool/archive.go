@@ -40,6 +40,7 @@ type archiveStats struct {
 	segments  int // that the archive does not have yet
 	offered   uint64
 	lastError string
+	forked    bool // lastError is ErrFork
 }
 
 // keyOffered is the size of the newest checkpoint that the archive has. The other keys of its bucket are the first seqs of the segments
@@ -64,7 +65,7 @@ func (s *Spool) runArchive(ctx context.Context) {
 			return
 		}
 		s.mu.Lock()
-		s.archive.lastError = ""
+		s.archive.lastError, s.archive.forked = "", errors.Is(err, ErrFork)
 		if err != nil {
 			s.archive.lastError = err.Error()
 		}

@@ -165,7 +165,7 @@ func TestArchiveFork(t *testing.T) {
 				told++
 			}
 		}
-		if told != 1 || k.spool.Stats().ArchiveError == "" {
+		if told != 1 || k.spool.Stats().ArchiveError == "" || !k.spool.Stats().Forked {
 			t.Errorf("told %d times: %q", told, k.notices)
 		}
 	})

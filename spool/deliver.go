@@ -67,6 +67,7 @@ type Stats struct {
 	// Unarchived is how many sealed segments the archive does not have, ArchiveError why not; empty if it takes them.
 	Unarchived   int
 	ArchiveError string
+	Forked       bool // ArchiveError says that another journal is there under this station's name
 }
 
 // Stats returns a snapshot.
@@ -77,7 +78,7 @@ func (s *Spool) Stats() Stats {
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
 		Signed: s.signed, Clock: s.clock.fault,
-		Unarchived: s.archive.segments, ArchiveError: s.archive.lastError,
+		Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked,
 	}
 	for _, d := range s.damage {
 		out.Damaged += d.Entries()

@@ -60,6 +60,22 @@ func LoadIdentity(dir, origin string) (Identity, error) {
 	return Identity{Signer: signer, Verifier: verifier, Key: key}, nil
 }
 
+// OpenIdentity reads the identity that is in dir, whosever it is. It makes none.
+func OpenIdentity(dir string) (Identity, error) {
+	pub, err := os.ReadFile(filepath.Join(dir, "station.pub"))
+	if err != nil {
+		return Identity{}, fmt.Errorf("reading the station's public key: %w", err)
+	}
+	verifier, err := note.NewVerifier(strings.TrimSpace(string(pub)))
+	if err != nil {
+		return Identity{}, fmt.Errorf("%w: %s is not a key in the form that stationd writes; restore it from a backup", ErrIdentity, filepath.Join(dir, "station.pub"))
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "station.key")); err != nil {
+		return Identity{}, fmt.Errorf("reading the station's key: %w", err)
+	}
+	return LoadIdentity(dir, verifier.Name())
+}
+
 func makeIdentity(dir, origin string) (Identity, error) {
 	secret, key, err := note.GenerateKey(rand.Reader, origin)
 	if err != nil {

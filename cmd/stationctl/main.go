@@ -14,6 +14,8 @@ type grammar struct {
 	cli.Common
 	Status   status   `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
 	Spool    spools   `cmd:"" help:"The journal of a station."`
+	Proof    proof    `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
+	Verify   verify   `cmd:"" help:"Check proofs with nothing but the station's public key."`
 	Replay   replay   `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
 	Record   record   `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
 	Simulate simulate `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
@@ -38,6 +40,13 @@ func (grammar) Help() string {
       Record one board, for a bug report or as a test.
   stationctl simulate --port /tmp/port-a
       A simulated board on a port of its own. In another terminal, a station with port = "/tmp/port-a" reads it.
+  stationctl spool dead
+      The records that the registry refused for good, with the reason. See also spool export, spool requeue.
+  stationctl spool repair --from /mnt/backup/stationd
+      What of a damaged journal could be had back; --apply does it.
+  stationctl proof 4d1f8e27b3c05a9e61f2d47788aabbcc --out board.proof
+  stationctl verify --key station.pub board.proof
+      Prove, to anyone and offline, which station read which key and when.
   stationctl registry init /srv/registry
       Make a folder a registry, for stations with registry.kind = "dir".`
 }

@@ -17,9 +17,13 @@ import (
 )
 
 type spools struct {
-	List   spoolList   `cmd:"" help:"List what the journal holds, one line an entry."`
-	Show   spoolShow   `cmd:"" help:"Show an entry, or all that is known of a board."`
-	Verify spoolVerify `cmd:"" help:"Check the whole journal with nothing but the station's public key."`
+	List    spoolList    `cmd:"" help:"List what the journal holds, one line an entry."`
+	Show    spoolShow    `cmd:"" help:"Show an entry, or all that is known of a board."`
+	Verify  spoolVerify  `cmd:"" help:"Check the whole journal with nothing but the station's public key."`
+	Dead    spoolDead    `cmd:"" help:"List the records that the registry refused for good."`
+	Export  spoolExport  `cmd:"" help:"Show such a record with all the evidence."`
+	Requeue spoolRequeue `cmd:"" help:"Have such a record delivered once more, when the registry was put right."`
+	Repair  spoolRepair  `cmd:"" help:"Have damaged entries back, from copies and from the registry."`
 }
 
 // listed is an entry of the journal in short.

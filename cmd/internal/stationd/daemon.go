@@ -37,6 +37,9 @@ type Daemon struct {
 	listener net.Listener
 	server   *http.Server
 	log      zerolog.Logger
+
+	controlListener net.Listener
+	controlServer   *http.Server
 }
 
 // Open takes the state directory and the page's address. A configuration must come from Load.
@@ -97,6 +100,10 @@ func (d *Daemon) open(c Config) error {
 	if d.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return fmt.Errorf("opening the page's address (listen in the configuration): %w", err)
 	}
+	if d.controlListener, err = listenControl(c.StateDir); err != nil {
+		return errors.Join(err, d.listener.Close())
+	}
+	d.controlServer = &http.Server{Handler: d.control(), ReadTimeout: 10 * time.Second, WriteTimeout: controlLimit, MaxHeaderBytes: 16 << 10}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", d.metrics())
 	mux.Handle("/", d.station.Handler())
@@ -128,6 +135,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	go func() { delivery <- d.spool.Run(spoolCtx) }()
 	go func() { slots <- d.station.Run(slotsCtx) }()
 	go func() { page <- d.server.Serve(d.listener) }()
+	control := make(chan error, 1)
+	go func() { control <- d.controlServer.Serve(d.controlListener) }()
 	watch := make(chan struct{})
 	go func() {
 		defer close(watch)
@@ -156,6 +165,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.server.Shutdown(bounded); err != nil {
 		d.server.Close()
 	}
+	d.controlServer.Close()
+	<-control
 	d.drain()
 	stopSpool()
 	settled = waitFor(delivery, spoolLimit) && settled
@@ -212,17 +223,31 @@ func (d *Daemon) confirmed(device board.DeviceID) bool {
 
 func (d *Daemon) health() error {
 	stats := d.spool.Stats()
+	var red []error
+	add := func(format string, args ...any) { red = append(red, fmt.Errorf(format, args...)) }
 	if stats.Broken != "" {
-		return fmt.Errorf("the disk is not trusted: %s", stats.Broken)
+		add("the disk is not trusted: %s", stats.Broken)
+	}
+	if stats.Damaged > 0 {
+		add("%d entries of the journal cannot be read and are kept aside: stationctl spool repair", stats.Damaged)
+	}
+	if stats.Unsigned != "" {
+		add("the journal is not signed: %s", stats.Unsigned)
+	}
+	if stats.Clock != "" {
+		add("the clock: %s", stats.Clock)
+	}
+	if stats.Forked {
+		add("another machine writes under the name of this station: %s", stats.ArchiveError)
 	}
 	since := stats.Oldest
 	if stats.LastSuccess.After(since) {
 		since = stats.LastSuccess
 	}
 	if stats.Pending > 0 && time.Since(since) > stalled {
-		return fmt.Errorf("%d records wait for the registry and none was confirmed in the last %s", stats.Pending, stalled)
+		add("%d records wait for the registry and none was confirmed in the last %s", stats.Pending, stalled)
 	}
-	return nil
+	return errors.Join(red...)
 }
 
 func (d *Daemon) notify(state string) {
