@@ -289,7 +289,7 @@ func cutAt(t *testing.T, like *fixtures.Board, cut int, usb, next bool) string {
 	c.usb = usb
 	b.run()
 	bad := plugLater(b, like, cut)
-	time.Sleep(2 * time.Minute)
+	time.Sleep(30 * time.Second) // the longest wait for an answer is 10 s, and one try more
 	verdict := ""
 	for _, step := range b.showed(0) {
 		if strings.HasPrefix(step, "failed") || step == "passed" {
@@ -301,7 +301,7 @@ func cutAt(t *testing.T, like *fixtures.Board, cut int, usb, next bool) string {
 	}
 	slot := b.Status().Slots[0]
 	if strings.HasPrefix(verdict, "failed") && string(slot.State+" ")+string(slot.Reason) != verdict {
-		t.Errorf("cut after %d bytes it was %s; two minutes later the slot shows %+v", cut, verdict, slot)
+		t.Errorf("cut after %d bytes it was %s; later the slot shows %+v", cut, verdict, slot)
 	}
 	if b.ledger.holds(board.DeviceID(bad.Device)) != (verdict == "passed") {
 		t.Errorf("cut after %d bytes it was %s, and the journal does not agree", cut, verdict)

@@ -89,8 +89,12 @@ func run(ctx context.Context, name, description string, grammar interface{ commo
 	var chosen *kong.Context
 	func() {
 		defer func() {
-			if c, ok := recover().(exited); ok { // --help or --version
-				code, err = int(c), nil
+			switch r := recover().(type) {
+			case nil:
+			case exited: // --help or --version
+				code, err = int(r), nil
+			default:
+				panic(r)
 			}
 		}()
 		chosen, err = parser.Parse(longFlags(parser.Model, args))
