@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -20,8 +23,11 @@ import (
 const (
 	callAttempts  = 3
 	callTimeout   = 10 * time.Second // of one attempt
-	putTimeout    = 60 * time.Second // of a whole Put
+	putTimeout    = 60 * time.Second // of a whole Put or PutBatch
 	lookupTimeout = 25 * time.Second
+
+	atOnce    = 8 // calls of one PutBatch
+	awayAfter = 3 // faults in one PutBatch
 )
 
 // AWSConfig says where the registry is. Credentials come from the SDK's usual places, and are looked for again when
@@ -43,6 +49,7 @@ type AWS struct {
 	s3     *s3.Client
 	dynamo *dynamodb.Client
 	config AWSConfig // with the region that is used
+	group  int       // devices of a transaction
 }
 
 // NewAWS makes the clients. It makes no call to S3 or DynamoDB, so that an outage does not keep a station from
@@ -69,7 +76,7 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	}
 	c.Region = loaded.Region
 	return &AWS{
-		config: c,
+		config: c, group: transactionDevices,
 		s3: s3.NewFromConfig(loaded, func(o *s3.Options) {
 			if c.S3Endpoint != "" {
 				o.BaseEndpoint = aws.String(c.S3Endpoint)
@@ -90,15 +97,66 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 //
 // A refused Put may leave its public key in the bucket; only the items count.
 func (a *AWS) Put(ctx context.Context, s board.Sealed) error {
-	if err := checkSealed(s); err != nil {
-		return fmt.Errorf("enrolling device %s: %w", s.Record.Device, err)
-	}
+	return a.PutBatch(ctx, []board.Sealed{s})[0]
+}
+
+// PutBatch is Put of any number of records, with a result for each: objects are written side by side, and a transaction holds the items of many
+// devices. One that is refused, or fails, does not keep the others from being enrolled. When AWS itself seems to be away, the rest
+// is not tried.
+func (a *AWS) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, putTimeout)
 	defer cancel()
-	if err := a.putObject(ctx, &s.Record); err != nil {
-		return err
+	results := make([]error, len(records))
+	waves(records, checkAll(records, results), results, func(wave []int) {
+		a.each(wave, records, results, func(i int) error { return a.putObject(ctx, &records[i].Record) })
+		w := itemWrites{AWS: a, records: records, results: results}
+		for group := range slices.Chunk(without(results, wave), a.group) {
+			w.put(ctx, group)
+		}
+	})
+	return results
+}
+
+// each calls do for some records at once and notes the results. After a few faults that are not of one record alone,
+// the rest is not tried.
+func (a *AWS) each(todo []int, records []board.Sealed, results []error, do func(i int) error) {
+	var (
+		group sync.WaitGroup
+
+		mu     sync.Mutex // covers all below
+		next   int        // in todo
+		faults int
+		away   error // the last of them
+	)
+	take := func() (i int, ok bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if next == len(todo) || faults >= awayAfter {
+			return 0, false
+		}
+		next++
+		return todo[next-1], true
 	}
-	return a.putItems(ctx, s)
+	for range min(atOnce, len(todo)) {
+		group.Go(func() {
+			for i, ok := take(); ok; i, ok = take() {
+				results[i] = do(i)
+				if f, ok := errors.AsType[*fault](results[i]); ok && status(f.err) != http.StatusConflict {
+					mu.Lock()
+					faults, away = faults+1, f
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	group.Wait()
+	for _, i := range todo[next:] {
+		results[i] = notTried(records[i].Record.Device, away)
+	}
+}
+
+func notTried(device board.DeviceID, why error) error {
+	return fmt.Errorf("device %s was not tried, because it failed for others: %w", device, why)
 }
 
 // Lookup returns what is held under a device id, read consistently. The envelope is not verified. An error that wraps

@@ -11,12 +11,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +32,7 @@ import (
 // registry is what a caller asks of a back end.
 type registry interface {
 	Put(context.Context, board.Sealed) error
+	PutBatch(context.Context, []board.Sealed) []error
 	Lookup(context.Context, board.DeviceID) (board.Enrolment, error)
 }
 
@@ -72,7 +70,7 @@ func onEveryAWS(t *testing.T, test func(t *testing.T, b *awsStore)) {
 	})
 }
 
-func serve(t *testing.T, h http.Handler) string {
+func serve(t testing.TB, h http.Handler) string {
 	s := httptest.NewServer(h)
 	t.Cleanup(s.Close)
 	return s.URL
@@ -177,7 +175,7 @@ func check(t *testing.T, b backend) {
 
 type dirStore struct{ path string }
 
-func newDirStore(t *testing.T) *dirStore {
+func newDirStore(t testing.TB) *dirStore {
 	b := &dirStore{filepath.Join(t.TempDir(), "registry")}
 	must(t, InitDir(b.path))
 	return b
@@ -271,7 +269,7 @@ type awsStore struct {
 	s3     *proxy
 }
 
-func newAWSStore(t *testing.T, dynamoURL, s3URL string) *awsStore {
+func newAWSStore(t testing.TB, dynamoURL, s3URL string) *awsStore {
 	t.Helper()
 	setAWSEnv(t)
 	b := &awsStore{dynamo: newProxy(t, dynamoURL), s3: newProxy(t, s3URL)}
@@ -293,7 +291,7 @@ func newAWSStore(t *testing.T, dynamoURL, s3URL string) *awsStore {
 }
 
 // setAWSEnv keeps the SDK from whatever this machine has to say about AWS, bar the credentials of the peers.
-func setAWSEnv(t *testing.T) {
+func setAWSEnv(t testing.TB) {
 	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -387,78 +385,4 @@ func (b *awsStore) setObject(t *testing.T, name, content string) {
 	t.Helper()
 	_, err := b.raw.s3.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &b.config.Bucket, Key: &name, Body: strings.NewReader(content)})
 	must(t, err)
-}
-
-// proxy passes requests on, and fails them as it is told.
-type proxy struct {
-	url string
-
-	mu   sync.Mutex // covers all below
-	seen map[string]int
-	fail func(operation string) lossKind
-}
-
-type lossKind int
-
-const (
-	noLoss     lossKind = iota
-	notApplied          // the connection closes before the request is passed on
-	lostAnswer          // it is passed on and done, and then the connection closes
-)
-
-func newProxy(t *testing.T, target string) *proxy {
-	u, err := url.Parse(target)
-	must(t, err)
-	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(u)
-		r.Out.Host = r.In.Host // it is signed
-	}}
-	p := &proxy{seen: map[string]int{}}
-	p.url = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch p.take(operation(r)) {
-		case notApplied:
-			panic(http.ErrAbortHandler)
-		case lostAnswer:
-			forward.ServeHTTP(httptest.NewRecorder(), r)
-			panic(http.ErrAbortHandler)
-		}
-		forward.ServeHTTP(w, r)
-	}))
-	return p
-}
-
-func operation(r *http.Request) string {
-	if _, target, ok := strings.Cut(r.Header.Get("X-Amz-Target"), "."); ok {
-		return target
-	}
-	return r.Method
-}
-
-func (p *proxy) take(operation string) lossKind {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.seen[operation]++
-	if p.fail == nil {
-		return noLoss
-	}
-	return p.fail(operation)
-}
-
-// lose makes the next n requests of an operation fail; negative: all, until it is called again.
-func (p *proxy) lose(operation string, kind lossKind, n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.fail = func(got string) lossKind {
-		if got != operation || n == 0 {
-			return noLoss
-		}
-		n--
-		return kind
-	}
-}
-
-func (p *proxy) count(operation string) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.seen[operation]
 }

@@ -43,6 +43,11 @@ func TestConformance(t *testing.T) {
 		{"race for a device", testRaceDevice},
 		{"race for a key", testRaceKey},
 		{"race of the same", testRaceSame},
+		{"batch", testBatch},
+		{"batch with every verdict", testBatchVerdicts},
+		{"batch with duplicates", testBatchDuplicates},
+		{"batch as a row of puts", testBatchModel},
+		{"race of two stations", testRaceStations},
 	} {
 		t.Run(test.name, func(t *testing.T) { onEveryBackend(t, test.run) })
 	}

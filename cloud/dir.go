@@ -12,6 +12,9 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,8 +27,8 @@ import (
 //	pubkeys/<device>/<key>.pem      public keys
 //	items/<device>.json             device items
 //	guards/<key>.json               guard items: whose key is it
-//	pending.json                    while a Put is under way: its device item
-//	.new                            in any folder: a file on its way to its name; nobody reads one that a crash left
+//	pending.json                    while a Put is under way: its device items, one after another
+//	.new, .new1, …                  in any folder: files on their way to their names; nobody reads one that a crash left
 const (
 	marker        = "registry.json"
 	markerKind    = "secretfree registry"
@@ -33,6 +36,8 @@ const (
 	pendingName   = "pending.json"
 	newName       = ".new"
 	maxFile       = 128 << 10
+	maxPending    = pendingItems * maxFile
+	pendingItems  = 50
 	lockTimeout   = 30 * time.Second
 )
 
@@ -134,13 +139,30 @@ func OpenDir(c DirConfig) (*Dir, error) {
 // record or by an earlier one, which then stays as it is; files and folders are synced. The errors are those of
 // the package comment.
 func (d *Dir) Put(ctx context.Context, s board.Sealed) error {
-	if err := checkSealed(s); err != nil {
-		return fmt.Errorf("enrolling device %s: %w", s.Record.Device, err)
-	}
+	return d.PutBatch(ctx, []board.Sealed{s})[0]
+}
+
+// PutBatch is Put of any number of records, with a result for each: the lock is taken once, and files and folders are synced
+// together. One that is refused does not keep the others from being enrolled.
+func (d *Dir) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	err := d.locked(ctx, func(w *writing) error { return w.put(s, d.config.PubkeyFormat) })
-	return d.explain("enrolling device "+s.Record.Device.String(), err)
+	results := make([]error, len(records))
+	good := checkAll(records, results)
+	if len(good) == 0 {
+		return results
+	}
+	err := d.locked(ctx, func(w *writing) error {
+		waves(records, good, results, func(wave []int) { w.put(records, wave, results, d.config.PubkeyFormat) })
+		return nil
+	})
+	for _, i := range good {
+		if err != nil {
+			results[i] = err
+		}
+		results[i] = d.explain("enrolling device "+records[i].Record.Device.String(), results[i])
+	}
+	return results
 }
 
 // Lookup returns what is held under a device id. The envelope is not verified. An error that wraps board.ErrNotEnrolled says for sure that
@@ -187,7 +209,7 @@ func (d *Dir) open() (*os.Root, error) {
 }
 
 func checkMarker(root *os.Root) error {
-	data, err := readFile(root, marker)
+	data, err := readFile(root, marker, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ErrNoRegistry
 	}
@@ -270,7 +292,7 @@ func (d *Dir) explain(doing string, err error) error {
 // writing is one holder of the lock at work.
 type writing struct {
 	root *os.Root
-	cut  func(step string) error
+	cut  func(step string) error // called by one goroutine
 }
 
 func (w *writing) step(name string) error {
@@ -284,24 +306,49 @@ func itemName(device board.DeviceID) string  { return "items/" + device.String()
 func guardName(key board.Fingerprint) string { return "guards/" + key.String() + ".json" }
 func isExist(err error) bool                 { return errors.Is(err, fs.ErrExist) }
 
-// put makes the two items appear as one: what is to be written is first in pending.json, and whoever holds the lock next
+// put makes the two items of each record appear as one: what is to be written is first in pending.json, and whoever holds the lock next
 // carries on from there.
-func (w *writing) put(s board.Sealed, format PubkeyFormat) error {
+func (w *writing) put(records []board.Sealed, wave []int, results []error, format PubkeyFormat) {
+	fail := func(err error) {
+		for _, i := range without(results, wave) {
+			results[i] = err
+		}
+	}
 	if err := w.finish(); err != nil {
-		return err
+		fail(err)
+		return
 	}
-	r := &s.Record
-	enrolled, err := w.judge(r)
-	if err != nil {
-		return err
+	enrolled := map[int]bool{}
+	for _, i := range wave {
+		enrolled[i], results[i] = w.judge(&records[i].Record)
 	}
-	if err := w.putObject(r); err != nil || enrolled {
-		return err
+	if err := w.putObjects(records, without(results, wave), results); err != nil {
+		fail(err)
+		return
 	}
-	if err := w.create(pendingName, newItem(s, format, "").json()); err != nil {
-		return err
+	var todo []int
+	for _, i := range without(results, wave) {
+		if !enrolled[i] {
+			todo = append(todo, i)
+		}
 	}
-	return w.finish()
+	for group := range slices.Chunk(todo, pendingItems) {
+		var pending []byte
+		for _, i := range group {
+			pending = append(pending, newItem(records[i], format, "").json()...)
+		}
+		err := w.create(pendingName, pending)
+		if err == nil {
+			err = w.finish()
+		}
+		if err != nil {
+			for _, i := range todo {
+				results[i] = err
+			}
+			return
+		}
+		todo = todo[len(group):] // these are enrolled
+	}
 }
 
 func (w *writing) judge(r *board.Record) (enrolled bool, err error) {
@@ -322,48 +369,60 @@ func (w *writing) judge(r *board.Record) (enrolled bool, err error) {
 	return enrolled, err
 }
 
-func (w *writing) putObject(r *board.Record) error {
-	name, content := objectName(r.Device, r.Fingerprint()), r.Key.PEM()
-	folder := path.Dir(name)
-	if err := w.root.Mkdir(folder, 0o755); err != nil && !isExist(err) {
+// putObjects writes public keys. An error is one of the disk; what is wrong with one object is noted in its result.
+func (w *writing) putObjects(records []board.Sealed, todo []int, results []error) error {
+	if len(todo) == 0 {
+		return nil
+	}
+	var files []newFile
+	for _, i := range todo {
+		r := &records[i].Record
+		f := newFile{name: objectName(r.Device, r.Fingerprint()), content: r.Key.PEM()}
+		if err := w.root.Mkdir(path.Dir(f.name), 0o755); err != nil && !isExist(err) {
+			return err
+		}
+		files = append(files, f)
+	}
+	// Even if they were there: their maker may have crashed before the sync.
+	if err := syncFolder(w.root, "pubkeys"); err != nil {
 		return err
 	}
-	// Even if it was there: its maker may have crashed before the sync.
-	if err := syncFolder(w.root, path.Dir(folder)); err != nil {
+	if err := w.createAll(files); err != nil {
 		return err
 	}
-	err := w.create(name, content)
-	if !isExist(err) {
-		return err
-	}
-	stored, err := readFile(w.root, name)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(stored, content) {
-		return damaged(r.Device, "%s is not the key that its name says", name)
+	for n, f := range files {
+		if !f.known {
+			continue
+		}
+		stored, err := readFile(w.root, f.name, maxFile)
+		if err == nil && !bytes.Equal(stored, f.content) {
+			err = damaged(records[todo[n]].Record.Device, "%s is not the key that its name says", f.name)
+		}
+		results[todo[n]] = err
 	}
 	return nil
 }
 
 // finish carries out what pending.json says, if there is one. Each step may have been done before.
 func (w *writing) finish() error {
-	data, err := readFile(w.root, pendingName)
+	data, err := readFile(w.root, pendingName, maxPending)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	e, err := parsePending(data)
+	pending, err := parsePending(data)
 	if err != nil {
-		return fmt.Errorf("%s holds no item, and was kept: move it elsewhere, its record is delivered anew: %w", pendingName, err)
+		return fmt.Errorf("%s holds no items, and was kept: move it elsewhere, its records are delivered anew: %w", pendingName, err)
 	}
-	key := guard{e.Key.Fingerprint(), e.Device}
-	if err := w.create(guardName(key.fingerprint), key.json()); err != nil && !isExist(err) {
-		return err
+	var guards, items []newFile
+	for _, p := range pending {
+		key := Guard{p.Key.Fingerprint(), p.Device}
+		guards = append(guards, newFile{name: guardName(key.Key), content: key.json()})
+		items = append(items, newFile{name: itemName(p.Device), content: p.json})
 	}
-	if err := w.link(pendingName, itemName(e.Device)); err != nil && !isExist(err) {
+	if err := w.createAll(append(guards, items...)); err != nil {
 		return err
 	}
 	if err := w.root.Remove(pendingName); err != nil {
@@ -375,28 +434,109 @@ func (w *writing) finish() error {
 	return w.step("finished")
 }
 
-func parsePending(data []byte) (board.Enrolment, error) {
-	var name struct {
-		Device board.DeviceID `json:"device-id"`
+// pendingItem is one of the items of pending.json.
+type pendingItem struct {
+	board.Enrolment
+	json []byte
+}
+
+func parsePending(data []byte) (out []pendingItem, err error) {
+	for d := json.NewDecoder(bytes.NewReader(data)); ; {
+		var raw json.RawMessage
+		var name struct {
+			Device board.DeviceID `json:"device-id"`
+		}
+		err := d.Decode(&raw)
+		if err == io.EOF && len(out) > 0 {
+			return out, nil
+		}
+		if err == nil {
+			err = json.Unmarshal(raw, &name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %v", ErrDamaged, err)
+		}
+		i, err := itemFromJSON(name.Device, raw)
+		if err != nil {
+			return nil, err
+		}
+		e, err := i.enrolment(name.Device)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, pendingItem{e, append(raw, '\n')})
 	}
-	if err := decodeJSON(data, &name); err != nil {
-		return board.Enrolment{}, fmt.Errorf("%w: %v", ErrDamaged, err)
-	}
-	i, err := itemFromJSON(name.Device, data)
-	if err != nil {
-		return board.Enrolment{}, err
-	}
-	return i.enrolment(name.Device)
+}
+
+// newFile is a file to be made.
+type newFile struct {
+	name    string
+	content []byte
+	known   bool // it was there before, and was left as it was
+	via     string
 }
 
 // create makes a file with this content, whole and synced, or finds that there is one: an error that is
 // fs.ErrExist. Either way the file of that name is durable on return.
 func (w *writing) create(name string, content []byte) error {
-	temporary := path.Join(path.Dir(name), newName)
-	if err := w.root.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) { // left by a crash
+	files := []newFile{{name: name, content: content}}
+	if err := w.createAll(files); err != nil {
 		return err
 	}
-	f, err := w.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if files[0].known {
+		return &fs.PathError{Op: "create", Path: name, Err: fs.ErrExist}
+	}
+	return nil
+}
+
+// createAll makes files, each whole, in the order given, or finds that they are there. On return all are durable. They are synced side by side, because
+// a file system does many of these for little more than the price of one.
+func (w *writing) createAll(files []newFile) error {
+	inFolder := map[string]int{}
+	var folders []string
+	for n := range files {
+		folder := path.Dir(files[n].name)
+		files[n].via = path.Join(folder, newName)
+		if k := inFolder[folder]; k > 0 {
+			files[n].via += strconv.Itoa(k)
+		} else {
+			folders = append(folders, folder)
+		}
+		inFolder[folder]++
+	}
+	if err := sideBySide(len(files), func(n int) error { return w.write(files[n].via, files[n].content) }); err != nil {
+		return err
+	}
+	for n := range files {
+		f := &files[n]
+		if err := w.step(f.name + " written"); err != nil {
+			return err
+		}
+		err := w.root.Link(f.via, f.name)
+		if f.known = isExist(err); err != nil && !f.known {
+			return err
+		}
+		if err := w.step(f.name + " linked"); err != nil {
+			return err
+		}
+	}
+	if err := sideBySide(len(folders), func(n int) error { return syncFolder(w.root, folders[n]) }); err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := w.root.Remove(f.via); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write makes a synced file in place of what a crash may have left.
+func (w *writing) write(name string, content []byte) error {
+	if err := w.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := w.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
@@ -404,35 +544,23 @@ func (w *writing) create(name string, content []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := w.step(name + " written"); err != nil {
-		return err
-	}
-	linkErr := w.link(temporary, name)
-	if linkErr != nil && !isExist(linkErr) {
-		return linkErr
-	}
-	if err := w.root.Remove(temporary); err != nil {
-		return err
-	}
-	return linkErr
+	return errors.Join(err, f.Close())
 }
 
-// link gives a file a name more, durably; as with create, fs.ErrExist is a finding.
-func (w *writing) link(from, to string) error {
-	linkErr := w.root.Link(from, to)
-	if linkErr != nil && !isExist(linkErr) {
-		return linkErr
+// sideBySide calls do for 0 to n-1, some at once; after an error it may leave some out.
+func sideBySide(n int, do func(int) error) error {
+	var group sync.WaitGroup
+	var next atomic.Int64
+	errs := make([]error, min(atOnce, n))
+	for worker := range errs {
+		group.Go(func() {
+			for i := next.Add(1) - 1; i < int64(n) && errs[worker] == nil; i = next.Add(1) - 1 {
+				errs[worker] = do(int(i))
+			}
+		})
 	}
-	if err := w.step(to + " linked"); err != nil {
-		return err
-	}
-	if err := syncFolder(w.root, path.Dir(to)); err != nil {
-		return err
-	}
-	return linkErr
+	group.Wait()
+	return errors.Join(errs...)
 }
 
 func syncFolder(root *os.Root, name string) error {
@@ -443,23 +571,23 @@ func syncFolder(root *os.Root, name string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// readFile reads a whole file of at most maxFile bytes.
-func readFile(root *os.Root, name string) ([]byte, error) {
+// readFile reads a whole file of at most limit bytes.
+func readFile(root *os.Root, name string, limit int64) ([]byte, error) {
 	f, err := root.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(data) > maxFile {
-		return nil, fmt.Errorf("%w: %s is longer than %d bytes", ErrDamaged, name, maxFile)
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		return nil, fmt.Errorf("%w: %s is longer than %d bytes", ErrDamaged, name, limit)
 	}
 	return data, err
 }
 
 // readItem returns nil if there is none.
 func readItem(root *os.Root, name string, device board.DeviceID) (*item, error) {
-	data, err := readFile(root, name)
+	data, err := readFile(root, name, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, folderThere(root, name)
 	}
@@ -470,8 +598,8 @@ func readItem(root *os.Root, name string, device board.DeviceID) (*item, error) 
 }
 
 // readGuard returns nil if there is none.
-func readGuard(root *os.Root, f board.Fingerprint) (*guard, error) {
-	data, err := readFile(root, guardName(f))
+func readGuard(root *os.Root, f board.Fingerprint) (*Guard, error) {
+	data, err := readFile(root, guardName(f), maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, folderThere(root, guardName(f))
 	}

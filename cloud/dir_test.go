@@ -48,8 +48,8 @@ func TestDirCrash(t *testing.T) {
 	d := newDirStore(t).openDir(t, "")
 	whole := cutAt(d, 1<<20)
 	must(t, d.Put(t.Context(), sealed(t, 1, 1)))
-	if len(*whole) != 8 {
-		t.Fatalf("a Put has %d steps, want 8: %q", len(*whole), *whole)
+	if len(*whole) != 9 {
+		t.Fatalf("a Put has %d steps, want 9: %q", len(*whole), *whole)
 	}
 
 	for n, step := range *whole {
@@ -95,6 +95,51 @@ func TestDirCrash(t *testing.T) {
 	}
 }
 
+// TestDirBatchCrash breaks a batch off after each of its steps. Whatever comes next, each board is whole or not there at all.
+func TestDirBatchCrash(t *testing.T) {
+	batch := []board.Sealed{sealed(t, 1, 1), sealed(t, 2, 2), sealed(t, 3, 3)}
+	d := newDirStore(t).openDir(t, "")
+	whole := cutAt(d, 1<<20)
+	must(t, errors.Join(d.PutBatch(t.Context(), batch)...))
+	if want := 3*2*3 + 3; len(*whole) != want { // two for each of three files of a record; pending.json, and its end
+		t.Fatalf("a batch has %d steps, want %d: %q", len(*whole), want, *whole)
+	}
+	for n, step := range *whole {
+		for name, others := range map[string][]board.Sealed{
+			"the same again":               nil,
+			"some other board":             {sealed(t, 4, 4)},
+			"another board under each key": {sealed(t, 11, 1), sealed(t, 12, 2), sealed(t, 13, 3)},
+		} {
+			t.Run(fmt.Sprintf("%d %s/%s", n, filepath.Base(step), name), func(t *testing.T) {
+				b := newDirStore(t)
+				d := b.openDir(t, "")
+				cutAt(d, n)
+				for k, err := range d.PutBatch(t.Context(), batch) {
+					if !errors.Is(err, errCrash) {
+						t.Fatalf("record %d: got %v, want the crash", k, err)
+					}
+				}
+				first := b.openDir(t, "").PutBatch(t.Context(), others)
+				second := b.openDir(t, "").PutBatch(t.Context(), batch)
+				if len(others) == len(batch) {
+					for k := range batch {
+						oneWins(t, []error{first[k], second[k]}, board.ErrKeyConflict)
+					}
+				} else if err := errors.Join(append(first, second...)...); err != nil {
+					t.Error(err)
+				}
+				tidy(t, b)
+				for _, folder := range []string{"items", "guards"} { // the next writer at the others removes it there
+					if left, err := filepath.Glob(filepath.Join(b.path, folder, newName+"*")); err != nil || len(left) != 0 {
+						t.Errorf("left behind: %v, %v", left, err)
+					}
+				}
+				check(t, b)
+			})
+		}
+	}
+}
+
 // A crash may bring pending.json back after its work was done. That must not bring a state back.
 func TestDirPendingComesBack(t *testing.T) {
 	b := newDirStore(t)
@@ -119,7 +164,7 @@ func TestDirPendingComesBack(t *testing.T) {
 func TestDirPendingDamaged(t *testing.T) {
 	for name, content := range map[string]string{
 		"empty": "", "no JSON": "x", "no item": "{}", "no key": `{"device-id":"` + deviceN(1).String() + `"}`,
-		"too long": strings.Repeat(" ", maxFile+1),
+		"too long": strings.Repeat(" ", maxPending+1),
 	} {
 		b := newDirStore(t)
 		d := b.openDir(t, "")

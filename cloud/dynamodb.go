@@ -3,73 +3,188 @@ package cloud
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+	"github.com/aws/smithy-go"
 
 	"secretfree/station/board"
 )
 
-// putItems writes the two items of a record, or neither. The device item is only ever created. The guard may be there if
-// it names this device: somebody has deleted the device item on purpose.
-func (a *AWS) putItems(ctx context.Context, s board.Sealed) error {
-	r := &s.Record
-	key := &guard{r.Fingerprint(), r.Device}
-	_, writeErr := a.dynamo.TransactWriteItems(ctx, &dynamodb.TransactWriteItemsInput{
-		TransactItems: []types.TransactWriteItem{
-			{Put: &types.Put{
-				TableName: aws.String(a.config.Table), Item: newItem(s, a.config.PubkeyFormat, a.config.Bucket).dynamo(),
-				ConditionExpression:      aws.String("attribute_not_exists(#id)"),
-				ExpressionAttributeNames: map[string]string{"#id": "device-id"},
-			}},
-			{Put: &types.Put{
-				TableName: aws.String(a.config.Table), Item: key.dynamo(),
-				ConditionExpression:       aws.String("attribute_not_exists(#id) OR #device = :device"),
-				ExpressionAttributeNames:  map[string]string{"#id": "device-id", "#device": "device"},
-				ExpressionAttributeValues: map[string]types.AttributeValue{":device": &types.AttributeValueMemberS{Value: r.Device.String()}},
-			}},
-		},
-	})
-	if writeErr == nil {
-		return nil
-	}
-	if !conditionFailed(writeErr) {
-		return a.fault("writing the items of device "+r.Device.String()+" in table "+a.config.Table, writeErr)
-	}
-	// Perhaps it failed on our own write, whose answer was lost. What is stored tells; the reasons in the
-	// error would too, but not from every server.
-	known, err := a.getGuard(ctx, key.fingerprint)
-	if err != nil {
-		return err
-	}
-	stored, err := a.getItem(ctx, r.Device)
-	if err != nil {
-		return err
-	}
-	enrolled, err := judge(r, stored, known)
-	if conflict, ok := errors.AsType[*board.Conflict](err); ok && conflict.Kind == board.ErrKeyConflict {
-		if other, err := a.getItem(ctx, conflict.KnownDevice); err == nil {
-			conflict.KnownBy = other.enrolledBy(conflict.KnownDevice)
+// A transaction takes 100 items, two for each device, and 4 MB.
+const (
+	transactionDevices = 50
+	transactionBytes   = 4 << 20
+
+	maxItem = board.MaxEnvelope + maxPubkey + 2<<10 // of a device, with its guard
+)
+
+const _ = uint(transactionBytes - transactionDevices*maxItem) // it fits
+
+// itemWrites is the second half of a PutBatch.
+type itemWrites struct {
+	*AWS
+	records []board.Sealed
+	results []error // nil where a record still has to be written, or is enrolled
+	invalid int     // records in a row that the table calls invalid
+	away    error   // why no more is tried
+}
+
+// put writes the items of a group of devices in as few transactions as the table lets it.
+func (w *itemWrites) put(ctx context.Context, group []int) {
+	for len(group) > 0 {
+		if w.away != nil {
+			for _, i := range group {
+				w.results[i] = notTried(w.records[i].Record.Device, w.away)
+			}
+			return
 		}
+		err := w.write(ctx, group)
+		if err == nil {
+			w.invalid = 0
+			return
+		}
+		canceled, refused := errors.AsType[*types.TransactionCanceledException](err)
+		if refused {
+			if rest := w.blame(ctx, group, canceled); len(rest) < len(group) {
+				group = rest
+				continue
+			}
+		}
+		code := ""
+		if api, ok := errors.AsType[smithy.APIError](err); ok {
+			code = api.ErrorCode()
+		}
+		failure := w.fault(w.writing(group), err)
+		switch {
+		case (refused || code == "ValidationException") && len(group) > 1:
+			// It does not say which device it is about.
+			w.put(ctx, group[:len(group)/2])
+			group = group[len(group)/2:]
+			continue
+		case refused:
+			w.settle(ctx, group, failure)
+		case code == "ValidationException":
+			w.results[group[0]] = failure
+			if w.invalid++; w.invalid >= awayAfter {
+				w.away = failure // it is about the table
+			}
+		case status(err) >= http.StatusBadRequest && status(err) < http.StatusInternalServerError:
+			w.fail(group, failure)
+		default:
+			// Perhaps it was done, and only the answer is lost.
+			w.settle(ctx, group[:1], failure)
+			if w.results[group[0]] != nil {
+				w.fail(group, failure)
+				return
+			}
+			w.settle(ctx, group[1:], failure)
+			if len(without(w.results, group)) < len(group) {
+				w.away = failure
+			}
+		}
+		return
 	}
-	if err == nil && !enrolled { // deleted between the write and the read
-		return a.fault("writing the items of device "+r.Device.String()+" in table "+a.config.Table, writeErr)
+}
+
+// fail ends the PutBatch for a group and for all after it.
+func (w *itemWrites) fail(group []int, failure error) {
+	w.away = failure
+	for _, i := range group {
+		w.results[i] = failure
 	}
+}
+
+func (w *itemWrites) writing(group []int) string {
+	what := fmt.Sprintf("%d devices", len(group))
+	if len(group) == 1 {
+		what = "device " + w.records[group[0]].Record.Device.String()
+	}
+	return "writing the items of " + what + " in table " + w.config.Table
+}
+
+// write writes both items of each device, or nothing. A device item is only ever created. A guard may be there if
+// it names this device: somebody has deleted the device item on purpose.
+func (w *itemWrites) write(ctx context.Context, group []int) error {
+	var puts []types.TransactWriteItem
+	for _, i := range group {
+		s := w.records[i]
+		key := Guard{s.Record.Fingerprint(), s.Record.Device}
+		puts = append(puts, types.TransactWriteItem{Put: &types.Put{
+			TableName: aws.String(w.config.Table), Item: newItem(s, w.config.PubkeyFormat, w.config.Bucket).dynamo(),
+			ConditionExpression:      aws.String("attribute_not_exists(#id)"),
+			ExpressionAttributeNames: map[string]string{"#id": "device-id"},
+		}}, types.TransactWriteItem{Put: &types.Put{
+			TableName: aws.String(w.config.Table), Item: key.dynamo(),
+			ConditionExpression:       aws.String("attribute_not_exists(#id) OR #device = :device"),
+			ExpressionAttributeNames:  map[string]string{"#id": "device-id", "#device": "device"},
+			ExpressionAttributeValues: map[string]types.AttributeValue{":device": &types.AttributeValueMemberS{Value: key.Device.String()}},
+		}})
+	}
+	_, err := w.dynamo.TransactWriteItems(ctx, &dynamodb.TransactWriteItemsInput{TransactItems: puts})
 	return err
 }
 
-func conditionFailed(err error) bool {
-	canceled, ok := errors.AsType[*types.TransactionCanceledException](err)
-	if !ok {
-		return false
+// blame settles the devices that a transaction was refused for, and returns the others. Not every server gives reasons, and
+// some give the first one only.
+func (w *itemWrites) blame(ctx context.Context, group []int, canceled *types.TransactionCanceledException) (rest []int) {
+	if len(canceled.CancellationReasons) != 2*len(group) {
+		return group
 	}
-	for _, reason := range canceled.CancellationReasons {
-		if aws.ToString(reason.Code) == "ConditionalCheckFailed" {
-			return true
+	var refused []int
+	for n, i := range group {
+		reasons := canceled.CancellationReasons[2*n : 2*n+2]
+		code, text := "", ""
+		for _, reason := range reasons {
+			if c := aws.ToString(reason.Code); c != "" && c != "None" && code != "ConditionalCheckFailed" {
+				code, text = c, c+": "+aws.ToString(reason.Message)
+			}
+		}
+		switch code {
+		case "":
+			rest = append(rest, i)
+		case "ConditionalCheckFailed":
+			refused = append(refused, i)
+		default:
+			failure := w.fault(w.writing([]int{i}), &types.TransactionCanceledException{Message: &text, CancellationReasons: reasons})
+			w.results[i] = failure
+			if code == "ThrottlingError" || code == "ProvisionedThroughputExceeded" {
+				w.away = failure
+			}
 		}
 	}
-	return false
+	// Perhaps a condition failed on our own write, whose answer was lost.
+	text := "ConditionalCheckFailed"
+	w.settle(ctx, refused, w.fault(w.writing(refused), &types.TransactionCanceledException{Message: &text}))
+	return rest
+}
+
+// settle finds out from what is stored what became of devices. Those of which it finds nothing get the failure.
+func (w *itemWrites) settle(ctx context.Context, group []int, failure error) {
+	w.each(group, w.records, w.results, func(i int) error {
+		r := &w.records[i].Record
+		key, err := w.getGuard(ctx, r.Fingerprint())
+		if err != nil {
+			return err
+		}
+		stored, err := w.getItem(ctx, r.Device)
+		if err != nil {
+			return err
+		}
+		enrolled, err := judge(r, stored, key)
+		if conflict, ok := errors.AsType[*board.Conflict](err); ok && conflict.Kind == board.ErrKeyConflict {
+			if other, err := w.getItem(ctx, conflict.KnownDevice); err == nil {
+				conflict.KnownBy = other.enrolledBy(conflict.KnownDevice)
+			}
+		}
+		if err == nil && !enrolled {
+			return failure
+		}
+		return err
+	})
 }
 
 // getItem returns nil if there is none.
@@ -82,7 +197,7 @@ func (a *AWS) getItem(ctx context.Context, device board.DeviceID) (*item, error)
 }
 
 // getGuard returns nil if there is none.
-func (a *AWS) getGuard(ctx context.Context, f board.Fingerprint) (*guard, error) {
+func (a *AWS) getGuard(ctx context.Context, f board.Fingerprint) (*Guard, error) {
 	out, err := a.get(ctx, guardID(f))
 	if out == nil || err != nil {
 		return nil, err

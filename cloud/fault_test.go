@@ -152,6 +152,10 @@ func onceAWS(t *testing.T, dynamoURL, s3URL string) *AWS {
 	t.Helper()
 	a, err := NewAWS(context.Background(), AWSConfig{Table: "table", Bucket: "bucket", Region: "us-east-1", DynamoDBEndpoint: dynamoURL, S3Endpoint: s3URL})
 	must(t, err)
+	return once(a)
+}
+
+func once(a *AWS) *AWS {
 	a.dynamo = dynamodb.New(a.dynamo.Options(), func(o *dynamodb.Options) { o.Retryer = aws.NopRetryer{} })
 	a.s3 = s3.New(a.s3.Options(), func(o *s3.Options) { o.Retryer = aws.NopRetryer{} })
 	return a

@@ -149,10 +149,10 @@ func parsePubkey(s string) (board.Key, error) {
 	return board.ParseKeyPEM(text)
 }
 
-// guard is the item that says which device a key belongs to.
-type guard struct {
-	fingerprint board.Fingerprint
-	device      board.DeviceID
+// Guard is the item that says which device a key belongs to.
+type Guard struct {
+	Key    board.Fingerprint
+	Device board.DeviceID
 }
 
 // guardID is the partition key of a guard item. No device id has this form.
@@ -196,14 +196,14 @@ func itemFromDynamo(device board.DeviceID, in map[string]types.AttributeValue) (
 	return i, nil
 }
 
-func (g *guard) dynamo() map[string]types.AttributeValue {
+func (g *Guard) dynamo() map[string]types.AttributeValue {
 	return map[string]types.AttributeValue{
-		"device-id": &types.AttributeValueMemberS{Value: guardID(g.fingerprint)},
-		"device":    &types.AttributeValueMemberS{Value: g.device.String()},
+		"device-id": &types.AttributeValueMemberS{Value: guardID(g.Key)},
+		"device":    &types.AttributeValueMemberS{Value: g.Device.String()},
 	}
 }
 
-func guardFromDynamo(f board.Fingerprint, in map[string]types.AttributeValue) (*guard, error) {
+func guardFromDynamo(f board.Fingerprint, in map[string]types.AttributeValue) (*Guard, error) {
 	id, _ := in["device-id"].(*types.AttributeValueMemberS)
 	device, _ := in["device"].(*types.AttributeValueMemberS)
 	if id == nil || device == nil {
@@ -212,12 +212,12 @@ func guardFromDynamo(f board.Fingerprint, in map[string]types.AttributeValue) (*
 	return parseGuard(f, id.Value, device.Value)
 }
 
-func parseGuard(f board.Fingerprint, id, device string) (*guard, error) {
+func parseGuard(f board.Fingerprint, id, device string) (*Guard, error) {
 	known, err := board.ParseDeviceID(device)
 	if err != nil || id != guardID(f) {
 		return nil, damagedGuard(f)
 	}
-	return &guard{f, known}, nil
+	return &Guard{f, known}, nil
 }
 
 func damagedGuard(f board.Fingerprint) error {
@@ -268,11 +268,11 @@ func itemFromJSON(device board.DeviceID, data []byte) (*item, error) {
 	return i, nil
 }
 
-func (g *guard) json() []byte {
-	return []byte("{\n  \"device-id\": " + quote(guardID(g.fingerprint)) + ",\n  \"device\": " + quote(g.device.String()) + "\n}\n")
+func (g *Guard) json() []byte {
+	return []byte("{\n  \"device-id\": " + quote(guardID(g.Key)) + ",\n  \"device\": " + quote(g.Device.String()) + "\n}\n")
 }
 
-func guardFromJSON(f board.Fingerprint, data []byte) (*guard, error) {
+func guardFromJSON(f board.Fingerprint, data []byte) (*Guard, error) {
 	var object map[string]string
 	if err := decodeJSON(data, &object); err != nil {
 		return nil, damagedGuard(f)

@@ -56,7 +56,7 @@ func TestItemTypes(t *testing.T) {
 	for name, stored := range map[string]map[string]types.AttributeValue{
 		"nothing":   {},
 		"numbers":   {"device-id": &types.AttributeValueMemberN{Value: "1"}, "device": &types.AttributeValueMemberN{Value: "1"}},
-		"other key": (&guard{keyN(t, 2).Fingerprint(), deviceN(1)}).dynamo(),
+		"other key": (&Guard{keyN(t, 2).Fingerprint(), deviceN(1)}).dynamo(),
 	} {
 		if _, err := guardFromDynamo(keyN(t, 1).Fingerprint(), stored); err == nil {
 			t.Errorf("a guard of %s was read", name)
@@ -70,33 +70,36 @@ func FuzzItem(f *testing.F) {
 		seed, err := os.ReadFile(name)
 		must(f, err)
 		f.Add(seed)
+		f.Add(append(seed, seed...))
 	}
 	f.Add([]byte(`{"device-id":"d0000000000000000000000000000001","generation":01}`))
 	f.Add([]byte(`{"device-id":"\u0064","state":"held","unknown":[1,{}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e, err := parsePending(data)
+		pending, err := parsePending(data)
 		if err != nil {
 			return
 		}
-		first, err := itemFromJSON(e.Device, data)
-		must(t, err)
-		second, err := itemFromJSON(e.Device, first.json())
-		must(t, err)
-		if *first != *second {
-			t.Fatalf("got %+v, want %+v", second, first)
-		}
-		if !bytes.Equal(first.json(), second.json()) {
-			t.Fatal("two encodings")
-		}
-		if !e.Device.Valid() || e.Key == (board.Key{}) {
-			t.Fatalf("an enrolment without a device or a key: %+v", e)
+		for _, p := range pending {
+			first, err := itemFromJSON(p.Device, p.json)
+			must(t, err)
+			second, err := itemFromJSON(p.Device, first.json())
+			must(t, err)
+			if *first != *second {
+				t.Fatalf("got %+v, want %+v", second, first)
+			}
+			if !bytes.Equal(first.json(), second.json()) {
+				t.Fatal("two encodings")
+			}
+			if !p.Device.Valid() || p.Key == (board.Key{}) {
+				t.Fatalf("an enrolment without a device or a key: %+v", p)
+			}
 		}
 	})
 }
 
 func FuzzGuard(f *testing.F) {
 	fingerprint := keyN(f, 1).Fingerprint()
-	f.Add((&guard{fingerprint, deviceN(1)}).json())
+	f.Add((&Guard{fingerprint, deviceN(1)}).json())
 	f.Add([]byte(`{"device-id":"key:","device":""}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		g, err := guardFromJSON(fingerprint, data)
@@ -104,7 +107,7 @@ func FuzzGuard(f *testing.F) {
 			return
 		}
 		again, err := guardFromJSON(fingerprint, g.json())
-		if err != nil || *again != *g || g.fingerprint != fingerprint || !g.device.Valid() {
+		if err != nil || *again != *g || g.Key != fingerprint || !g.Device.Valid() {
 			t.Fatalf("got %+v, %v, want %+v", again, err, g)
 		}
 	})

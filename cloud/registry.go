@@ -3,7 +3,8 @@
 // give the same verdicts: one device, one key; one key, one device.
 //
 // Put of either is idempotent: when its answer was lost, or when it broke off anywhere, the same Put again
-// brings it to its end. It never changes an item that is there, so a device that is held stays held.
+// brings it to its end. It never changes an item that is there, so a device that is held stays held. PutBatch is Put of many
+// records, and costs far less than as many Puts.
 //
 // Errors that can never change are a *board.Conflict, and what wraps board.ErrRecord or
 // board.ErrEnvelope. Every other error may pass by itself or when somebody acts on it, ErrDamaged and
@@ -74,15 +75,75 @@ func checkSealed(s board.Sealed) error {
 	return nil
 }
 
+// checkAll notes what is wrong with records by themselves, and returns the others.
+func checkAll(records []board.Sealed, results []error) (good []int) {
+	for i, s := range records {
+		if err := checkSealed(s); err != nil {
+			results[i] = fmt.Errorf("enrolling device %s: %w", s.Record.Device, err)
+			continue
+		}
+		good = append(good, i)
+	}
+	return good
+}
+
+// waves calls put for some records after others, so that no two of one call share a device or a key, and each gets the result
+// that it would have got alone, after those before it.
+func waves(records []board.Sealed, todo []int, results []error, put func(wave []int)) {
+	open := map[string]error{} // devices and keys of which an earlier record has no verdict yet
+	for len(todo) > 0 {
+		var wave, later []int
+		taken := map[string]bool{}
+		for _, i := range todo {
+			device, key := records[i].Record.Device.String(), guardID(records[i].Record.Fingerprint())
+			switch first := errors.Join(open[device], open[key]); {
+			case taken[device] || taken[key]:
+				later = append(later, i)
+			case first != nil:
+				results[i] = fmt.Errorf("device %s: an earlier record of the same device or key has to be settled first: %w", device, first)
+				open[device], open[key] = first, first
+				continue
+			default:
+				wave = append(wave, i)
+			}
+			taken[device], taken[key] = true, true
+		}
+		put(wave)
+		for _, i := range wave {
+			if err := results[i]; err != nil && !isVerdict(err) {
+				open[records[i].Record.Device.String()] = err
+				open[guardID(records[i].Record.Fingerprint())] = err
+			}
+		}
+		todo = later
+	}
+}
+
+// isVerdict tells the errors that can never change.
+func isVerdict(err error) bool {
+	_, conflict := errors.AsType[*board.Conflict](err)
+	return conflict || errors.Is(err, board.ErrRecord) || errors.Is(err, board.ErrEnvelope)
+}
+
+// without returns those that have no error.
+func without(results []error, records []int) (good []int) {
+	for _, i := range records {
+		if results[i] == nil {
+			good = append(good, i)
+		}
+	}
+	return good
+}
+
 // judge compares a record with what is stored under its device and under its key (nil: nothing; read
 // the guard before the item). It returns true if the device is enrolled with this key, false if nothing
 // stands against writing it, and otherwise why it cannot be.
-func judge(r *board.Record, stored *item, key *guard) (enrolled bool, err error) {
+func judge(r *board.Record, stored *item, key *Guard) (enrolled bool, err error) {
 	if stored == nil {
-		if key != nil && key.device != r.Device {
+		if key != nil && key.Device != r.Device {
 			return false, &board.Conflict{
 				Kind: board.ErrKeyConflict, Device: r.Device, Key: r.Fingerprint(),
-				KnownDevice: key.device, KnownKey: r.Fingerprint(),
+				KnownDevice: key.Device, KnownKey: r.Fingerprint(),
 			}
 		}
 		return false, nil
@@ -108,7 +169,7 @@ func judge(r *board.Record, stored *item, key *guard) (enrolled bool, err error)
 	if inside.Record.Device != r.Device || inside.Record.Key != r.Key {
 		return false, damaged(r.Device, "its record is of another device or key")
 	}
-	if key == nil || key.device != r.Device {
+	if key == nil || key.Device != r.Device {
 		return false, damaged(r.Device, "the guard of its key %s is missing or names another device", r.Fingerprint())
 	}
 	return true, nil

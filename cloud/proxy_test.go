@@ -1,0 +1,159 @@
+package cloud
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// proxy stands before S3 or DynamoDB, passes requests on, and spoils them as it is told.
+type proxy struct {
+	url     string
+	forward http.Handler
+
+	mu   sync.Mutex // covers all below
+	seen map[string]int
+	fail func(r *http.Request) fate
+}
+
+// fate is what becomes of a request.
+type fate int
+
+const (
+	passed      fate = iota
+	notApplied       // the connection closes before the request is passed on
+	lostAnswer       // it is passed on and done, and then the connection closes
+	cutAnswer        // it is done, and half of the answer comes
+	emptyAnswer      // it is done, and the answer is not what the SDK expects
+	serverFault      // 500
+	serverLies       // it is done, and the answer is 500
+	throttled        // AWS asks to slow down
+	contested        // another writer is at the same item, of a transaction the first
+	denied           // these credentials may not do it
+	unknownKey       // AWS does not know the credentials
+	wrongClock       // the request's time is too far from AWS's own
+)
+
+// done tells whether the request reaches the server.
+func (f fate) done() bool {
+	switch f {
+	case passed, lostAnswer, cutAnswer, emptyAnswer, serverLies:
+		return true
+	}
+	return false
+}
+
+func newProxy(t testing.TB, target string) *proxy {
+	u, err := url.Parse(target)
+	must(t, err)
+	p := &proxy{seen: map[string]int{}}
+	p.forward = &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(u)
+		r.Out.Host = r.In.Host // it is signed
+	}}
+	p.url = serve(t, p)
+	return p
+}
+
+func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f := p.take(r)
+	if f == passed {
+		p.forward.ServeHTTP(w, r)
+		return
+	}
+	answer := httptest.NewRecorder()
+	var request struct{ TransactItems []json.RawMessage }
+	if f.done() {
+		p.forward.ServeHTTP(answer, r)
+	} else {
+		body, _ := io.ReadAll(r.Body) // to its end, so that the connection stays good
+		_ = json.Unmarshal(body, &request)
+	}
+	switch f {
+	case notApplied, lostAnswer:
+		panic(http.ErrAbortHandler)
+	case cutAnswer:
+		w.Header().Set("Content-Length", fmt.Sprint(answer.Body.Len()+1))
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes()[:answer.Body.Len()/2])
+		panic(http.ErrAbortHandler)
+	case emptyAnswer:
+		_, _ = io.WriteString(w, "{")
+	case serverFault, serverLies:
+		awsError(w, r, 500, "InternalError", 500, "InternalServerError", "")
+	case throttled:
+		awsError(w, r, 503, "SlowDown", 400, "ThrottlingException", "")
+	case contested:
+		reasons := `{"Code":"TransactionConflict"}` + strings.Repeat(`,{"Code":"None"}`, max(0, len(request.TransactItems)-1))
+		awsError(w, r, 409, "ConditionalRequestConflict", 400, "TransactionCanceledException", `,"CancellationReasons":[`+reasons+`]`)
+	case denied:
+		awsError(w, r, 403, "AccessDenied", 400, "AccessDeniedException", "")
+	case unknownKey:
+		awsError(w, r, 403, "InvalidAccessKeyId", 400, "UnrecognizedClientException", "")
+	case wrongClock:
+		awsError(w, r, 403, "RequestTimeTooSkewed", 400, "InvalidSignatureException", "")
+	}
+}
+
+// awsError answers in the form of the service that was asked.
+func awsError(w http.ResponseWriter, r *http.Request, s3Status int, s3Code string, dynamoStatus int, dynamoCode, rest string) {
+	if r.Header.Get("X-Amz-Target") == "" {
+		w.WriteHeader(s3Status)
+		fmt.Fprintf(w, "<Error><Code>%s</Code><Message>what AWS says</Message></Error>", s3Code)
+		return
+	}
+	message := "what AWS says"
+	if dynamoCode == "InvalidSignatureException" {
+		message = "Signature not yet current: 20261124T102030Z is still later than 20261124T101530Z"
+	}
+	w.WriteHeader(dynamoStatus)
+	fmt.Fprintf(w, `{"__type":"com.amazonaws.dynamodb.v20120810#%s","message":"%s"%s}`, dynamoCode, message, rest)
+}
+
+func operation(r *http.Request) string {
+	if _, target, ok := strings.Cut(r.Header.Get("X-Amz-Target"), "."); ok {
+		return target
+	}
+	return r.Method
+}
+
+func (p *proxy) take(r *http.Request) fate {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen[operation(r)]++
+	if p.fail == nil {
+		return passed
+	}
+	return p.fail(r)
+}
+
+// decide lets a function decide on each request, one at a time; nil passes all on.
+func (p *proxy) decide(fail func(r *http.Request) fate) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail = fail
+}
+
+// lose makes the next n requests of an operation fail; negative: all, until it is called again.
+func (p *proxy) lose(what string, f fate, n int) {
+	p.decide(func(r *http.Request) fate {
+		if operation(r) != what || n == 0 {
+			return passed
+		}
+		n--
+		return f
+	})
+}
+
+func (p *proxy) count(operation string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen[operation]
+}
