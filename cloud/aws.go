@@ -31,7 +31,7 @@ const (
 )
 
 // AWSConfig says where the registry is. Credentials come from the SDK's usual places, and are looked for again when
-// they are missing or have expired.
+// they are missing, have expired, or are not those that AWS knows.
 type AWSConfig struct {
 	Table  string // see Table
 	Bucket string
@@ -50,6 +50,8 @@ type AWS struct {
 	dynamo *dynamodb.Client
 	config AWSConfig // with the region that is used
 	group  int       // devices of a transaction
+
+	credentials *aws.CredentialsCache // emptied when AWS refuses what is in it
 }
 
 // NewAWS makes the clients. It makes no call to S3 or DynamoDB, so that an outage does not keep a station from
@@ -61,22 +63,38 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	if err := c.PubkeyFormat.check(); err != nil {
 		return nil, fmt.Errorf("registry in AWS: %w", err)
 	}
-	loaded, err := config.LoadDefaultConfig(ctx,
-		config.WithRegion(c.Region),
-		config.WithRetryMode(aws.RetryModeStandard),
-		config.WithRetryMaxAttempts(callAttempts),
-		config.WithLogger(logging.Nop{}), // what matters comes back as an error
-		// Of the SDK's own kind: AWS_CA_BUNDLE works with no other.
-		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(callTimeout)))
+	load := func(ctx context.Context) (aws.Config, error) {
+		loaded, err := config.LoadDefaultConfig(ctx,
+			config.WithRegion(c.Region),
+			config.WithRetryMode(aws.RetryModeStandard),
+			config.WithRetryMaxAttempts(callAttempts),
+			config.WithLogger(logging.Nop{}), // what matters comes back as an error
+			// Of the SDK's own kind: AWS_CA_BUNDLE works with no other.
+			config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(callTimeout)))
+		if err != nil {
+			return loaded, fmt.Errorf("loading the AWS configuration: %w", err)
+		}
+		return loaded, nil
+	}
+	loaded, err := load(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("registry in AWS: loading the AWS configuration: %w", err)
+		return nil, fmt.Errorf("registry in AWS: %w", err)
 	}
 	if loaded.Region == "" {
 		return nil, errors.New("registry in AWS: no region: set it in the configuration, or in AWS_REGION")
 	}
 	c.Region = loaded.Region
+	// The SDK by itself reads a credentials file once, and settles at the start where credentials come from.
+	credentials := aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
+		loaded, err := load(ctx)
+		if err != nil {
+			return aws.Credentials{}, err
+		}
+		return loaded.Credentials.Retrieve(ctx)
+	}))
+	loaded.Credentials = credentials
 	return &AWS{
-		config: c, group: transactionDevices,
+		config: c, group: transactionDevices, credentials: credentials,
 		s3: s3.NewFromConfig(loaded, func(o *s3.Options) {
 			if c.S3Endpoint != "" {
 				o.BaseEndpoint = aws.String(c.S3Endpoint)

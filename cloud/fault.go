@@ -53,7 +53,7 @@ func (a *AWS) fault(doing string, err error) error {
 	return f
 }
 
-// explain is for an error that S3 or DynamoDB answered.
+// explain is for an error that S3 or DynamoDB answered. Credentials that were refused are looked for anew.
 func (a *AWS) explain(code, message string, err error) string {
 	where := " in region " + a.config.Region
 	switch code {
@@ -63,19 +63,24 @@ func (a *AWS) explain(code, message string, err error) string {
 		return "there is no bucket " + a.config.Bucket + where + ": correct bucket and region in the configuration, or create the bucket"
 	case "PermanentRedirect", "TemporaryRedirect", "MovedPermanently", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException":
 		return "the bucket " + a.config.Bucket + " is in another region than " + a.config.Region + ": correct region in the configuration"
-	case "AccessDenied", "AccessDeniedException", "Forbidden", "AllAccessDisabled":
-		return "AWS knows these credentials but does not permit this: allow it in the IAM role of this machine, and in the bucket's policy"
+	case "AccessDenied", "Forbidden", "AllAccessDisabled": // of S3
+		return "AWS knows these credentials but does not permit this: allow it in the IAM role of this machine and in the policy of bucket " + a.config.Bucket + ", and make sure that the bucket is yours"
+	case "AccessDeniedException":
+		return "AWS knows these credentials but does not permit this: allow it in the IAM role of this machine"
 	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired":
+		a.credentials.Invalidate()
 		return "the AWS credentials have expired: renew them (they are picked up without a restart)"
 	case "UnrecognizedClientException", "InvalidClientTokenId", "InvalidAccessKeyId", "InvalidToken", "MissingAuthenticationToken", "MissingAuthenticationTokenException":
-		return "AWS does not know these credentials: correct them on this machine"
+		a.credentials.Invalidate()
+		return "AWS does not know these credentials: correct them on this machine (they are picked up without a restart)"
 	case "RequestTimeTooSkewed":
 		return clockSentence
 	case "SignatureDoesNotMatch", "InvalidSignatureException", "IncompleteSignature":
 		if strings.Contains(message, "expired") || strings.Contains(message, "not yet current") {
 			return clockSentence
 		}
-		return "the secret key does not belong to the access key: correct the AWS credentials of this machine"
+		a.credentials.Invalidate()
+		return "the secret key does not belong to the access key: correct the AWS credentials of this machine (they are picked up without a restart)"
 	case "ConditionalRequestConflict", "TransactionInProgressException", "TransactionConflictException":
 		return "another writer is at the same item: it is tried again later"
 	case "ThrottlingException", "Throttling", "ProvisionedThroughputExceededException", "RequestLimitExceeded", "SlowDown",

@@ -38,6 +38,8 @@ const (
 	contested        // another writer is at the same item, of a transaction the first
 	denied           // these credentials may not do it
 	unknownKey       // AWS does not know the credentials
+	wrongSecret      // the signature is not that of the access key
+	expired          // the credentials have expired
 	wrongClock       // the request's time is too far from AWS's own
 )
 
@@ -97,21 +99,25 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		awsError(w, r, 403, "AccessDenied", 400, "AccessDeniedException", "")
 	case unknownKey:
 		awsError(w, r, 403, "InvalidAccessKeyId", 400, "UnrecognizedClientException", "")
+	case wrongSecret:
+		awsError(w, r, 403, "SignatureDoesNotMatch", 400, "InvalidSignatureException", "")
+	case expired:
+		awsError(w, r, 400, "ExpiredToken", 400, "ExpiredTokenException", "")
 	case wrongClock:
-		awsError(w, r, 403, "RequestTimeTooSkewed", 400, "InvalidSignatureException", "")
+		awsError(w, r, 403, "RequestTimeTooSkewed", 400, "InvalidSignatureException", "Signature not yet current: 20261124T102030Z is still later than 20261124T101530Z")
 	}
 }
 
-// awsError answers in the form of the service that was asked.
+// awsError answers in the form of the service that was asked. rest is more of the JSON, or where it is none, the message.
 func awsError(w http.ResponseWriter, r *http.Request, s3Status int, s3Code string, dynamoStatus int, dynamoCode, rest string) {
+	message := "what AWS says"
 	if r.Header.Get("X-Amz-Target") == "" {
 		w.WriteHeader(s3Status)
-		fmt.Fprintf(w, "<Error><Code>%s</Code><Message>what AWS says</Message></Error>", s3Code)
+		fmt.Fprintf(w, "<Error><Code>%s</Code><Message>%s</Message></Error>", s3Code, message)
 		return
 	}
-	message := "what AWS says"
-	if dynamoCode == "InvalidSignatureException" {
-		message = "Signature not yet current: 20261124T102030Z is still later than 20261124T101530Z"
+	if !strings.HasPrefix(rest, ",") && rest != "" {
+		message, rest = rest, ""
 	}
 	w.WriteHeader(dynamoStatus)
 	fmt.Fprintf(w, `{"__type":"com.amazonaws.dynamodb.v20120810#%s","message":"%s"%s}`, dynamoCode, message, rest)
