@@ -25,6 +25,7 @@ const (
 	callTimeout   = 10 * time.Second // of one attempt
 	putTimeout    = 60 * time.Second // of a whole Put or PutBatch
 	lookupTimeout = 25 * time.Second
+	slowTimeout   = 4 * time.Minute // of one attempt to send or read a segment of a journal
 
 	atOnce    = 8 // calls of one PutBatch
 	awayAfter = 3 // faults in one PutBatch
@@ -47,6 +48,7 @@ type AWSConfig struct {
 // dynamodb:GetItem. Any number of callers may use it at once. It is made by NewAWS.
 type AWS struct {
 	s3     *s3.Client
+	slow   *s3.Client // for what is large
 	dynamo *dynamodb.Client
 	config AWSConfig // with the region that is used
 	group  int       // devices of a transaction
@@ -93,14 +95,20 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 		return loaded.Credentials.Retrieve(ctx)
 	}))
 	loaded.Credentials = credentials
+	slow := loaded.Copy()
+	if client, ok := loaded.HTTPClient.(*awshttp.BuildableClient); ok {
+		slow.HTTPClient = client.WithTimeout(slowTimeout)
+	}
+	s3Endpoint := func(o *s3.Options) {
+		if c.S3Endpoint != "" {
+			o.BaseEndpoint = aws.String(c.S3Endpoint)
+			o.UsePathStyle = true
+		}
+	}
 	return &AWS{
 		config: c, group: transactionDevices, credentials: credentials,
-		s3: s3.NewFromConfig(loaded, func(o *s3.Options) {
-			if c.S3Endpoint != "" {
-				o.BaseEndpoint = aws.String(c.S3Endpoint)
-				o.UsePathStyle = true
-			}
-		}),
+		s3:   s3.NewFromConfig(loaded, s3Endpoint),
+		slow: s3.NewFromConfig(slow, s3Endpoint),
 		dynamo: dynamodb.NewFromConfig(loaded, func(o *dynamodb.Options) {
 			if c.DynamoDBEndpoint != "" {
 				o.BaseEndpoint = aws.String(c.DynamoDBEndpoint)

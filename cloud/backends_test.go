@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -34,6 +35,12 @@ type registry interface {
 	Put(context.Context, board.Sealed) error
 	PutBatch(context.Context, []board.Sealed) []error
 	Lookup(context.Context, board.DeviceID) (board.Enrolment, error)
+
+	PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error
+	PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error
+	Segments(ctx context.Context, origin string) iter.Seq2[Segment, error]
+	Segment(ctx context.Context, origin string, first uint64) ([]byte, error)
+	LatestCheckpoint(ctx context.Context, origin string) ([]byte, error)
 }
 
 // backend is one kind of store, new and empty, with a way past the code under test.
@@ -222,8 +229,12 @@ func (b *dirStore) items(t *testing.T) map[string]map[string]string {
 func (b *dirStore) objects(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	files, err := filepath.Glob(filepath.Join(b.path, "pubkeys", "*", "*"))
-	must(t, err)
+	var files []string
+	for _, folder := range []string{"pubkeys", "journal"} {
+		found, err := filepath.Glob(filepath.Join(b.path, folder, "*", "*"))
+		must(t, err)
+		files = append(files, found...)
+	}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		must(t, err)

@@ -48,6 +48,10 @@ func TestConformance(t *testing.T) {
 		{"batch with duplicates", testBatchDuplicates},
 		{"batch as a row of puts", testBatchModel},
 		{"race of two stations", testRaceStations},
+		{"archive", testArchive},
+		{"archive of a copy", testArchiveForked},
+		{"archive refusals", testArchiveRefusals},
+		{"archive of two copies at once", testArchiveRace},
 	} {
 		t.Run(test.name, func(t *testing.T) { onEveryBackend(t, test.run) })
 	}

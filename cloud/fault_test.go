@@ -158,5 +158,6 @@ func onceAWS(t *testing.T, dynamoURL, s3URL string) *AWS {
 func once(a *AWS) *AWS {
 	a.dynamo = dynamodb.New(a.dynamo.Options(), func(o *dynamodb.Options) { o.Retryer = aws.NopRetryer{} })
 	a.s3 = s3.New(a.s3.Options(), func(o *s3.Options) { o.Retryer = aws.NopRetryer{} })
+	a.slow = s3.New(a.slow.Options(), func(o *s3.Options) { o.Retryer = aws.NopRetryer{} })
 	return a
 }
