@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -8,6 +9,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
 // A station whose credentials were wrong, or were not there, goes on as soon as they are right.
@@ -74,5 +79,26 @@ func file(wrongID, wrongSecret string) func(id, secret string) string {
 			secret = wrongSecret
 		}
 		return fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", id, secret)
+	}
+}
+
+// A corrected secret counts at once, under the same access key too.
+func TestCorrectedSecretSigns(t *testing.T) {
+	setAWSEnv(t)
+	a := onceAWS(t, "http://127.0.0.1:1", "http://127.0.0.1:1")
+	at := time.Date(2026, 11, 24, 10, 20, 30, 0, time.UTC)
+	for name, signer := range map[string]interface {
+		SignHTTP(context.Context, aws.Credentials, *http.Request, string, string, string, time.Time, ...func(*v4.SignerOptions)) error
+	}{"S3": a.s3.Options().HTTPSignerV4, "large objects": a.slow.Options().HTTPSignerV4, "DynamoDB": a.dynamo.Options().HTTPSignerV4} {
+		seen := map[string]bool{}
+		for _, secret := range []string{"wrong", "right"} {
+			r, err := http.NewRequest(http.MethodGet, "http://127.0.0.1/a", nil)
+			must(t, err)
+			must(t, signer.SignHTTP(t.Context(), aws.Credentials{AccessKeyID: "id", SecretAccessKey: secret}, r, "hash", "service", "us-east-1", at))
+			seen[r.Header.Get("Authorization")] = true
+		}
+		if len(seen) != 2 {
+			t.Errorf("%s: both secrets sign alike: %v", name, seen)
+		}
 	}
 }
