@@ -321,12 +321,23 @@ func (f *faulty) Read(p []byte) (int, error) {
 }
 
 func (a *AWS) list(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return a.names(ctx, prefix, func(_ context.Context, call func() error) error { return call() })
+}
+
+// names is list; each page is fetched by way of fetch.
+func (a *AWS) names(ctx context.Context, prefix string, fetch func(ctx context.Context, call func() error) error) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		pages := s3.NewListObjectsV2Paginator(a.s3, &s3.ListObjectsV2Input{Bucket: aws.String(a.config.Bucket), Prefix: aws.String(prefix)})
 		for pages.HasMorePages() {
-			page, err := pages.NextPage(ctx)
+			var page *s3.ListObjectsV2Output
+			err := fetch(ctx, func() (err error) {
+				if page, err = pages.NextPage(ctx); err != nil {
+					return a.fault("listing s3://"+a.config.Bucket+"/"+prefix, err)
+				}
+				return nil
+			})
 			if err != nil {
-				yield("", a.fault("listing s3://"+a.config.Bucket+"/"+prefix, err))
+				yield("", err)
 				return
 			}
 			for _, object := range page.Contents {

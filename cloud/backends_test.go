@@ -41,6 +41,10 @@ type registry interface {
 	Segments(ctx context.Context, origin string) iter.Seq2[Segment, error]
 	Segment(ctx context.Context, origin string, first uint64) ([]byte, error)
 	LatestCheckpoint(ctx context.Context, origin string) ([]byte, error)
+
+	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
+	Guards(ctx context.Context) iter.Seq2[Guard, error]
+	Objects(ctx context.Context) iter.Seq2[Object, error]
 }
 
 // backend is one kind of store, new and empty, with a way past the code under test.

@@ -48,6 +48,8 @@ func TestConformance(t *testing.T) {
 		{"batch with duplicates", testBatchDuplicates},
 		{"batch as a row of puts", testBatchModel},
 		{"race of two stations", testRaceStations},
+		{"list", testList},
+		{"list damage", testListDamage},
 		{"archive", testArchive},
 		{"archive of a copy", testArchiveForked},
 		{"archive refusals", testArchiveRefusals},
