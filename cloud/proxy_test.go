@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -30,6 +31,8 @@ const (
 	passed      fate = iota
 	notApplied       // the connection closes before the request is passed on
 	lostAnswer       // it is passed on and done, and then the connection closes
+	reset            // the connection is reset
+	hung             // nothing comes for as long as the client waits
 	cutAnswer        // it is done, and half of the answer comes
 	emptyAnswer      // it is done, and the answer is not what the SDK expects
 	serverFault      // 500
@@ -81,6 +84,14 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch f {
 	case notApplied, lostAnswer:
 		panic(http.ErrAbortHandler)
+	case reset:
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err == nil {
+			_ = c.(*net.TCPConn).SetLinger(0)
+			_ = c.Close()
+		}
+	case hung:
+		<-r.Context().Done()
 	case cutAnswer:
 		w.Header().Set("Content-Length", fmt.Sprint(answer.Body.Len()+1))
 		w.WriteHeader(answer.Code)
