@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -18,9 +19,11 @@ import (
 // number, asks for the parts of a subject, and prints a request made with key 0. The organizational unit carries a
 // fresh nonce, so the request's signature proves possession.
 //
-// The serial number is printed once for each reset: who comes later gets ErrNeedsReset. It is also the one
-// thing here that is read only once; the fact "serial-readings" says so. No certificate is pasted: the board
-// is left at the question for a file name.
+// The serial number is printed once for each reset: who comes later gets ErrNeedsReset. It is read a second time from
+// the default for the common name, which the firmware makes of it: an Enter at that question has it printed. It is the
+// digits run together without padding, from which no serial number follows, but another digit anywhere makes other
+// text. A part of it is in the request, so it is signed. No certificate is pasted: the board is left at the question for a
+// file name.
 type TICSR struct{}
 
 // Name implements Dialect.
@@ -52,16 +55,20 @@ var (
 	csrQuestion = regexp.MustCompile(`-(?:Enter|Is) (?:subject )?([A-Za-z][A-Za-z ]{1,32})(?:\? ?)?(?:\([^()\r\n]{1,32}\))?:`)
 	// The firmware gave up.
 	csrAbort = regexp.MustCompile(`ERROR: strtok|Error \[-?[0-9]{1,6}\] at line `)
-	csrPEM   = regexp.MustCompile(`-----BEGIN ([A-Z0-9 ]{0,32}REQUEST)-----([^-]*)-----END ([A-Z0-9 ]{1,40})-----`)
-	csrLate  = regexp.MustCompile(`-Enter |-Is certificate CA|ERROR: Invalid |NetUtilCmd error|Creating CSR|certificate file name`)
+	// The spaces after it show that it was not cut.
+	csrDefault = regexp.MustCompile(`Default subject common name: ([^\r\n]*?)  `)
+	csrPEM     = regexp.MustCompile(`-----BEGIN ([A-Z0-9 ]{0,32}REQUEST)-----([^-]*)-----END ([A-Z0-9 ]{1,40})-----`)
+	csrLate    = regexp.MustCompile(`-Enter |-Is certificate CA|ERROR: Invalid |NetUtilCmd error|Creating CSR|certificate file name`)
 )
 
-// csrAnswers are the answers to the questions, by what they ask for. "" stands for the nonce, and "id" for the
-// device id.
+// csrAnswers are the answers to the questions, by what they ask for. An empty one takes the default, which the first
+// question does not have; csrFresh stands for the nonce.
 var csrAnswers = map[string]string{
 	"validity period": "3650", "certificate CA": "0", "country": "US", "state": "none", "locality": "none", "surname": "none",
-	"organization": "none", "organization unit": "", "common name": "id", "email": "none",
+	"organization": "none", "organization unit": csrFresh, "common name": "", "email": "none",
 }
+
+const csrFresh = "?"
 
 // errRestarted: the start of the board is at hand on the line.
 var errRestarted = fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
@@ -138,20 +145,28 @@ func (d TICSR) Read(ctx context.Context, l *Line) (Report, error) {
 }
 
 func (d TICSR) read(ctx context.Context, l *Line) (Report, error) {
-	facts := map[string]string{"dialect": d.Name(), "serial-readings": "1"}
+	facts := map[string]string{"dialect": d.Name(), "serial-readings": "2"}
 	device, err := d.serial(ctx, l, facts)
 	if err != nil {
 		return Report{}, err
 	}
 	nonce := l.Nonce(csrNonce)
 	limit := csrTurn
-	asked := map[string]int{}
+	asked, again := map[string]int{}, false
 	for range csrAsks {
-		question, request, err := d.turn(ctx, l, limit)
+		text, question, request, err := d.turn(ctx, l, limit)
 		if err != nil {
 			return Report{}, err
 		}
+		for _, m := range csrDefault.FindAllStringSubmatch(text, -1) {
+			if again = true; m[1] != joinedDigits(device) && m[1] != hex.EncodeToString(device[:]) {
+				return Report{}, errOtherSerial
+			}
+		}
 		if request != nil {
+			if !again {
+				return Report{}, fmt.Errorf("reading the serial number again: %w: it was not in the default for the common name", ErrGarbled)
+			}
 			return d.check(device, nonce, request, facts)
 		}
 		if len(asked) == 0 {
@@ -170,11 +185,8 @@ func (d TICSR) read(ctx context.Context, l *Line) (Report, error) {
 		if asked[question]++; asked[question] > csrAgain {
 			return Report{}, fmt.Errorf("%w: it refuses every answer to the question for the %s", ErrGarbled, question)
 		}
-		switch answer {
-		case "":
+		if answer == csrFresh {
 			answer = nonce
-		case "id":
-			answer = hex.EncodeToString(device[:])
 		}
 		if err := l.Send(ctx, answer+"\r"); err != nil {
 			return Report{}, err
@@ -218,11 +230,45 @@ func (TICSR) serial(ctx context.Context, l *Line, facts map[string]string) (devi
 	return device, fmt.Errorf("reading the serial number: %w: %d lines without it", ErrGarbled, csrLines)
 }
 
+var errOtherSerial = fmt.Errorf("%w: the serial number was another one in the default for the common name", ErrGarbled)
+
+// joinedDigits is what the CSR example prints as the default for the common name.
+func joinedDigits(device [16]byte) string {
+	text := ""
+	for _, b := range device {
+		text += strconv.FormatUint(uint64(b), 16)
+	}
+	return text
+}
+
+// nameForm names the form in which a common name holds the serial number: "padded", all digits, as corrected firmware may
+// have it, or no digit is missing anyway; "joined", as it is printed; "cut-short", as TI's code makes it, up to the first
+// byte of one digit. Empty is none of these.
+func nameForm(device [16]byte, name string) string {
+	short := hex.EncodeToString(device[:])
+	for i, b := range device {
+		if b < 0x10 {
+			short = short[:2*i] + short[2*i+1:2*i+2]
+			break
+		}
+	}
+	switch name {
+	case hex.EncodeToString(device[:]):
+		return "padded"
+	case joinedDigits(device):
+		return "joined"
+	case short:
+		return "cut-short"
+	}
+	return ""
+}
+
 // pemRequest is a request as it came, and the words of its marker lines.
 type pemRequest struct{ label, base64 string }
 
-// turn waits for what needs the reader next: a question, named as in csrAnswers, or the request.
-func (TICSR) turn(ctx context.Context, l *Line, limit time.Duration) (question string, request *pemRequest, err error) {
+// turn waits for what needs the reader next: a question, named as in csrAnswers, or the request. clean is all that came up
+// to there, without events.
+func (TICSR) turn(ctx context.Context, l *Line, limit time.Duration) (clean, question string, request *pemRequest, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
 	var refused error
@@ -231,7 +277,7 @@ func (TICSR) turn(ctx context.Context, l *Line, limit time.Duration) (question s
 			refused = errRestarted
 			return i
 		}
-		clean := csrEvent.ReplaceAllString(text, "")
+		clean = csrEvent.ReplaceAllString(text, "")
 		if csrAbort.MatchString(clean) {
 			refused = errAborted
 			return len(text)
@@ -252,14 +298,14 @@ func (TICSR) turn(ctx context.Context, l *Line, limit time.Duration) (question s
 	})
 	switch {
 	case readErr != nil:
-		return "", nil, fmt.Errorf("waiting for its next question: %w", readErr)
+		return "", "", nil, fmt.Errorf("waiting for its next question: %w", readErr)
 	case errors.Is(refused, errAborted) && limit == csrMake:
-		return "", nil, fmt.Errorf("%w: it cannot make a request with key 0. Update the service pack of its network processor; "+
+		return "", "", nil, fmt.Errorf("%w: it cannot make a request with key 0. Update the service pack of its network processor; "+
 			"if that does not help, use firmware of the dialect report", ErrNoProof)
 	case refused != nil:
-		return "", nil, refused
+		return "", "", nil, refused
 	}
-	return question, request, nil
+	return clean, question, request, nil
 }
 
 var errAborted = fmt.Errorf("%w: the CSR example gave up; reset the board", ErrGarbled)
@@ -289,11 +335,14 @@ func (TICSR) check(device [16]byte, nonce string, p *pemRequest, facts map[strin
 	if err := request.CheckSignature(); err != nil {
 		return Report{}, fmt.Errorf("%w: the request's signature does not hold", ErrNoProof)
 	}
-	if !hasOne(request, "2.5.4.11", nonce) {
+	if unit, ok := one(request, "2.5.4.11"); !ok || unit != nonce {
 		return Report{}, fmt.Errorf("%w: the request's organizational unit is not the nonce of this reading", ErrNoProof)
 	}
-	if !hasOne(request, "2.5.4.3", hex.EncodeToString(device[:])) {
-		return Report{}, fmt.Errorf("%w: the request's common name is not the serial number", ErrGarbled)
+	if name, ok := one(request, "2.5.4.3"); ok {
+		facts["common-name"] = nameForm(device, name)
+	}
+	if facts["common-name"] == "" {
+		return Report{}, fmt.Errorf("%w: the request's common name is not made of the serial number", ErrGarbled)
 	}
 	facts["hash"], facts["signature"], facts["key-form"] = hash, "der", "spki"
 	facts["csr-label"] = p.label
@@ -305,16 +354,16 @@ func (TICSR) check(device [16]byte, nonce string, p *pemRequest, facts map[strin
 	}, nil
 }
 
-// hasOne tells whether the subject has exactly one attribute of a type, with that value.
-func hasOne(request *x509.CertificateRequest, oid, value string) bool {
-	n, same := 0, false
+// one returns the value of the one attribute of a type that the subject has.
+func one(request *x509.CertificateRequest, oid string) (value string, ok bool) {
+	n := 0
 	for _, attribute := range request.Subject.Names {
 		if attribute.Type.String() == oid {
 			n++
-			same = attribute.Value == value
+			value, ok = attribute.Value.(string)
 		}
 	}
-	return n == 1 && same
+	return value, ok && n == 1
 }
 
 // Gone implements Dialect. The board does not end its dialogue by itself, so a letter without a line end shows whether it

@@ -9,6 +9,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 )
 
 // ProofMethod names how a board proved that it owns its key, and so what a signature covers.
@@ -20,7 +22,8 @@ const (
 	// a key can be recovered that nobody owns.
 	ProofSignMsg ProofMethod = "sign-msg"
 	// ProofCSR: Request is a certificate signing request (PKCS #10, DER) of the board. The one nonce is its one
-	// organizational unit and the device id its one common name. The one signature is a copy of the request's
+	// organizational unit. Its one common name is the device id, or what TI's example makes of it: the digits run together
+	// without padding, or those up to the first byte of one digit. The one signature is a copy of the request's
 	// own, which is ECDSA over the hash of the request's CertificationRequestInfo.
 	ProofCSR ProofMethod = "csr"
 	// ProofReport: the one signature is ECDSA in DER over the hash of what ReportMessage returns.
@@ -186,16 +189,20 @@ func (p *Proof) requestMessage(device DeviceID, key Key) ([]byte, error) {
 	if !bytes.Equal(request.RawSubjectPublicKeyInfo, key.SPKI()) {
 		return nil, fmt.Errorf("%w: the request is for another key", ErrProof)
 	}
-	for _, want := range []struct{ oid, name, value string }{
-		{"2.5.4.11", "organizational unit", string(p.Nonces[0])},
-		{"2.5.4.3", "common name", device.String()},
+	for _, want := range []struct {
+		oid, name string
+		values    []string
+	}{
+		{"2.5.4.11", "organizational unit", []string{string(p.Nonces[0])}},
+		{"2.5.4.3", "common name", commonNames(device)},
 	} {
 		n := 0
 		for _, attribute := range request.Subject.Names {
 			if attribute.Type.String() != want.oid {
 				continue
 			}
-			if n++; attribute.Value != want.value {
+			value, _ := attribute.Value.(string)
+			if n++; !slices.Contains(want.values, value) {
 				return nil, fmt.Errorf("%w: the request has another %s", ErrProof, want.name)
 			}
 		}
@@ -204,4 +211,19 @@ func (p *Proof) requestMessage(device DeviceID, key Key) ([]byte, error) {
 		}
 	}
 	return request.RawTBSCertificateRequest, nil
+}
+
+// commonNames are the forms in which a request can hold a device id.
+func commonNames(device DeviceID) []string {
+	joined, short := "", ""
+	for _, b := range device {
+		joined += strconv.FormatUint(uint64(b), 16)
+		if short == "" && b < 0x10 {
+			short = joined
+		}
+	}
+	if short == "" {
+		short = joined
+	}
+	return []string{device.String(), joined, short}
 }

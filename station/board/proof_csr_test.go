@@ -67,6 +67,26 @@ func TestProofCSR(t *testing.T) {
 			t.Errorf("%s: %v", hash, err)
 		}
 	}
+	// What TI's example makes of a device id.
+	for _, c := range []struct {
+		id, name string
+		ok       bool
+	}{
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0b", true}, {"a00bc0ffee0a0b0c0d0e0f1011121314", "a0bc0ffeeabcdef1011121314", true},
+		{"010bc0ffee0a0b0c0d0e0f1011121314", "1", true}, {"000bc0ffee0a0b0c0d0e0f1011121314", "0", true},
+		{"a01bc0ffee1a1b1c1d1e1f1011121314", "a01bc0ffee1a1b1c1d1e1f1011121314", true},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0", false}, {"a00bc0ffee0a0b0c0d0e0f1011121314", "a00", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0bc0ffee0a", false}, {"a01bc0ffee1a1b1c1d1e1f1011121314", "a01bc0ffee1a1b1c1d1e1f1011121315", false},
+	} {
+		id, err := ParseDeviceID(c.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := csrProof(t, SHA1, proofNonce, b.request(t, pkix.Name{CommonName: c.name, OrganizationalUnit: []string{proofNonce}}, x509.ECDSAWithSHA1))
+		if err := p.Verify(id, b.key); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrProof) {
+			t.Errorf("%s under the name %s: %v", c.id, c.name, err)
+		}
+	}
 	good := func() Proof { return csrProof(t, SHA1, proofNonce, b.request(t, name, x509.ECDSAWithSHA1)) }
 	with := func(change func(n *pkix.Name)) Proof {
 		n := name
