@@ -31,10 +31,11 @@ type Line struct {
 	in    []byte // arrived, not yet consumed; bounded by maxText and one read
 	total int    // bytes since the last Mark
 	guard guard
-	// tainted: the board printed a private key. Until Forget, what it says is dropped unseen: more of
+	// tainted: the board printed a private key. Until Forget or pardon, nobody sees what it says, for more of
 	// the key may follow.
 	tainted bool
-	err     error // sticks: the line is of no more use
+	unseen  []byte // the end of that, in which the start of another board is looked for; bounded by maxText
+	err     error  // sticks: the line is of no more use
 	tape    *tape
 }
 
@@ -82,15 +83,16 @@ func (l *Line) Mark() {
 
 // Forget is called when a board is gone: nothing of it stays on the line.
 func (l *Line) Forget() {
-	l.in, l.guard, l.tainted = nil, guard{}, false
+	l.in, l.unseen, l.guard, l.tainted = nil, nil, guard{}, false
 	l.Mark()
 }
 
-// excuse is Forget for a board that has gone unseen, and another one has begun to speak: what that one has said stays.
-func (l *Line) excuse() {
-	if l.tainted { // then nothing of it was kept
-		l.Forget()
-	}
+// pardon ends a taint: of what was dropped unseen, what begins at byte i is of another board, and is on the line again. The
+// guard looks at it.
+func (l *Line) pardon(i int) error {
+	rest := bytes.Clone(l.unseen[i:])
+	l.Forget()
+	return l.take(rest)
 }
 
 // Nonce draws a fresh challenge of n letters and digits, and notes it in the recording, so that a replay
@@ -267,10 +269,12 @@ func (l *Line) fill(ctx context.Context) error {
 
 func (l *Line) take(b []byte) error {
 	if l.tainted {
+		l.unseen = append(l.unseen, b...)
+		l.unseen = l.unseen[max(0, len(l.unseen)-maxText):]
 		return nil
 	}
 	if l.guard.leak(b) {
-		l.in = nil
+		l.in, l.unseen = nil, nil
 		l.tainted = true
 		l.tape.redact()
 		return ErrPrivateKey

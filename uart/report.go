@@ -250,8 +250,8 @@ func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ct
 func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 	var first [16]byte
 	for seen, missed := false, 0; missed < watchMissed; {
-		if v.started(string(l.in)) {
-			return nil
+		if started, err := v.started(l); started || err != nil {
+			return err
 		}
 		l.keep(0)
 		l.Mark()
@@ -271,8 +271,8 @@ func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 		if err != nil {
 			return err
 		}
-		if v.started(said) {
-			return nil
+		if started, err := v.started(l); started || err != nil {
+			return err
 		}
 		for line := range strings.FieldsFuncSeq(said, func(r rune) bool { return r == '\r' || r == '\n' }) {
 			text, err := openAnswer(line)

@@ -416,11 +416,7 @@ func TestTICSRAfterALeak(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				// The start of a board that ends a silence is not kept after a leak: it must start once more.
-				if err := d.Detect(t.Context(), l); silent && errors.Is(err, uart.ErrNeedsReset) {
-					remove()
-					return
-				} else if err != nil {
+				if err := d.Detect(t.Context(), l); err != nil {
 					t.Fatalf("%s, silent %t: Detect: %v", dialect, silent, err)
 				}
 				if report, err := d.Read(t.Context(), l); err != nil || report.Device != b.Device {
@@ -430,4 +426,43 @@ func TestTICSRAfterALeak(t *testing.T) {
 			})
 		}
 	}
+}
+
+// More of a key after a long silence is not taken for another board's words: only a start is.
+func TestTICSRLeakGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		defer theirs.Close()
+		defer swallow(theirs)()
+		l := uart.NewLine(ours, uart.LineOptions{})
+		d := uart.TICSR{}
+		say := func(text string) {
+			if _, err := theirs.Write([]byte(text)); err != nil {
+				t.Error(err)
+			}
+		}
+		go say("-----BEGIN EC PRIVATE KEY-----\r\nAAAA\r\n")
+		if err := d.Detect(t.Context(), l); !errors.Is(err, uart.ErrPrivateKey) {
+			t.Fatal(err)
+		}
+		gone := make(chan error, 1)
+		go func() { gone <- d.Gone(t.Context(), l) }()
+		time.Sleep(time.Minute)
+		say("BBBB\r\n")
+		time.Sleep(time.Second)
+		say("CCCC\r\n-----END EC PRIVATE")
+		time.Sleep(time.Second)
+		say(" KEY-----\r\n\r\nUnique device ID = ")
+		if err := <-gone; err != nil {
+			t.Fatal(err)
+		}
+		text, err := l.Transcript().Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "BBBB") || strings.Contains(string(text), "CCCC") || !strings.Contains(string(text), "Unique device ID = ") {
+			t.Errorf("kept:\n%s", text)
+		}
+	})
 }

@@ -1,8 +1,8 @@
 package uart
 
 import (
+	"bytes"
 	"context"
-	"strings"
 	"time"
 )
 
@@ -21,6 +21,7 @@ const (
 	watchSlow   = 5 * time.Second // between looks at a board that has been there for long
 	watchQuick  = 300             // looks before that: what is typed may fill the firmware's line
 	watchMissed = 2               // looks without an echo after which a board is gone
+	watchStart  = 2 * csrStart    // a start, after a leak
 	watchTail   = 64              // what is kept of a look: the beginning of a start
 )
 
@@ -29,8 +30,8 @@ const (
 func watch(ctx context.Context, l *Line, v vigil) error {
 	echoed, missed := false, 0
 	for look := 0; ; look++ {
-		if v.started(string(l.in)) { // quick hands: before anyone looked
-			return nil
+		if started, err := v.started(l); started || err != nil { // quick hands: before anyone looked
+			return err
 		}
 		l.keep(watchTail)
 		l.Mark()
@@ -56,36 +57,52 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 					return err
 				}
 				if spoke {
-					l.excuse()
-					return nil
+					return v.follow(ctx, l)
 				}
 			}
 			continue
 		}
 		if v.patient && !echoed && missed >= watchMissed {
-			l.excuse()
-			return nil
+			return v.follow(ctx, l)
 		}
 		echoed, missed = true, 0
 		pause := watchLook - watchEcho
 		if look >= watchQuick {
 			pause = watchSlow
 		}
-		said, err := l.Gather(ctx, pause, tiFlush+pause)
-		if err != nil {
+		if _, err := l.Gather(ctx, pause, tiFlush+pause); err != nil {
 			return err
-		}
-		if v.started(said) {
-			return nil
 		}
 	}
 }
 
-func (v vigil) started(said string) bool {
+// started tells whether a board has started: what it printed from there on is on the line, after a leak as well.
+func (v vigil) started(l *Line) (bool, error) {
 	for _, start := range v.starts {
-		if strings.Contains(said, start) {
-			return true
+		if bytes.Contains(l.in, []byte(start)) {
+			return true, nil
+		}
+		if i := bytes.Index(l.unseen, []byte(start)); i >= 0 {
+			return true, l.pardon(i)
 		}
 	}
-	return false
+	return false, nil
+}
+
+// follow ends a watch when something speaks after a silence. After a leak its start is waited for: what comes before that
+// may be more of the key.
+func (v vigil) follow(ctx context.Context, l *Line) error {
+	for end := time.Now().Add(watchStart); l.tainted; {
+		if started, err := v.started(l); started || err != nil {
+			return err
+		}
+		more, err := l.more(ctx, min(csrStart, time.Until(end)))
+		if err != nil {
+			return err
+		}
+		if !more {
+			l.Forget()
+		}
+	}
+	return nil
 }
