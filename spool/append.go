@@ -157,7 +157,7 @@ func (s *Spool) commit(group []*request) error {
 		return err
 	}
 	records := 0
-	if err := s.db.Update(func(tx *bolt.Tx) error {
+	if err := s.update(func(tx *bolt.Tx) error {
 		records = 0
 		var p progress
 		if err := p.decode(tx.Bucket(bucketMeta).Get(keyNext)); err != nil {
@@ -213,7 +213,7 @@ func (s *Spool) nudge() {
 func (s *Spool) decide(group []*request, at time.Time) error {
 	devices, keys := map[board.DeviceID]pointer{}, map[board.Fingerprint]board.DeviceID{}
 	seq := s.next
-	return s.db.View(func(tx *bolt.Tx) error {
+	return s.view(func(tx *bolt.Tx) error {
 		for _, q := range group {
 			if q.ctx.Err() != nil {
 				q.err = context.Cause(q.ctx)

@@ -135,7 +135,7 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 		return 0, sealed, false, fmt.Errorf("reading the index: %w", err)
 	}
 	s.archive.segments = 0
-	err = s.db.View(func(tx *bolt.Tx) error {
+	err = s.view(func(tx *bolt.Tx) error {
 		b := tx.Bucket(bucketArchive)
 		if data := b.Get(keyOffered); len(data) == 8 {
 			s.archive.offered, _ = decodeSeq(data)
@@ -233,7 +233,7 @@ func (s *Spool) archived(key, value []byte) error {
 	if s.closed || s.broken != nil {
 		return nil // it is offered again
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketArchive).Put(key, value) }); err != nil {
+	if err := s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketArchive).Put(key, value) }); err != nil {
 		s.broken = fmt.Errorf("writing the index: %w", err)
 		return s.broken
 	}

@@ -63,7 +63,7 @@ func (s *Spool) DeadLetters() ([]DeadLetter, error) {
 		return nil, ErrClosed
 	}
 	var out []DeadLetter
-	err := s.db.View(func(tx *bolt.Tx) error {
+	err := s.view(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketDead).ForEach(func(_, value []byte) error {
 			var d DeadLetter
 			if err := json.Unmarshal(value, &d); err != nil {
@@ -94,7 +94,7 @@ func (s *Spool) Requeue(seq uint64) error {
 	if err != nil {
 		return fmt.Errorf("requeueing entry %d: %w", seq, err)
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error {
+	if err := s.update(func(tx *bolt.Tx) error {
 		q := queued{at.segment, at.offset, e.Time.UnixMilli()}
 		return errors.Join(tx.Bucket(bucketDead).Delete(encodeSeq(seq)), tx.Bucket(bucketQueue).Put(encodeSeq(seq), q.encode()))
 	}); err != nil {
@@ -134,7 +134,7 @@ func (s *Spool) Export(seq uint64) (Evidence, error) {
 
 // deadLetter reads one. The caller holds mu.
 func (s *Spool) deadLetter(seq uint64) (d DeadLetter, err error) {
-	err = s.db.View(func(tx *bolt.Tx) error {
+	err = s.view(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketDead).Get(encodeSeq(seq))
 		if data == nil {
 			return fmt.Errorf("%w: %d", ErrNoDeadLetter, seq)

@@ -90,7 +90,7 @@ func (s *Spool) Stats() Stats {
 		out.Broken = s.broken.Error()
 	}
 	if s.pending > 0 && s.db != nil {
-		s.db.View(func(tx *bolt.Tx) error {
+		s.view(func(tx *bolt.Tx) error {
 			var q queued
 			if _, value := tx.Bucket(bucketQueue).Cursor().First(); value != nil && q.decode(value) == nil {
 				out.Oldest = time.UnixMilli(q.At).UTC()
@@ -373,7 +373,7 @@ func (s *Spool) batch() (items []*item, wait time.Duration, err error) {
 
 func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
 	now := time.Now()
-	err = s.db.View(func(tx *bolt.Tx) error {
+	err = s.view(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucketQueue).Cursor()
 		for key, value := c.First(); key != nil && len(items) < passRecords; key, value = c.Next() {
 			it := &item{}
@@ -427,7 +427,7 @@ func (s *Spool) suspect(segment uint64, why error) {
 	if s.broken != nil {
 		return
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(segment)) }); err != nil {
+	if err := s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(segment)) }); err != nil {
 		why = errors.Join(why, err)
 	}
 	s.broken = fmt.Errorf("reading the journal: %w", why)
@@ -457,7 +457,7 @@ func (s *Spool) settle(batch []*item) error {
 		return nil // they are delivered again later
 	}
 	confirmed, dead := 0, 0
-	err := s.db.Update(func(tx *bolt.Tx) error {
+	err := s.update(func(tx *bolt.Tx) error {
 		confirmed, dead = 0, 0
 		queue, devices := tx.Bucket(bucketQueue), tx.Bucket(bucketDevices)
 		for _, it := range settled {

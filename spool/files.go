@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,6 +27,10 @@ type file interface {
 // disk is what the spool does to its folder; tests make each of it fail.
 type disk interface {
 	open(path string, flag int, mode fs.FileMode) (file, error)
+	// openIndex opens a file for bbolt, which writes and syncs it by itself.
+	openIndex(path string, flag int, mode fs.FileMode) (*os.File, error)
+	// syncIndex is for an index that was written without syncs.
+	syncIndex(db *bolt.DB) error
 	rename(from, to string) error
 	syncDir(dir string) error
 }
@@ -39,6 +44,12 @@ func (osDisk) open(path string, flag int, mode fs.FileMode) (file, error) {
 	}
 	return osFile{f}, nil
 }
+
+func (osDisk) openIndex(path string, flag int, mode fs.FileMode) (*os.File, error) {
+	return os.OpenFile(path, flag, mode)
+}
+
+func (osDisk) syncIndex(db *bolt.DB) error { return db.Sync() }
 
 func (osDisk) rename(from, to string) error { return os.Rename(from, to) }
 

@@ -25,10 +25,14 @@ var ErrIdentity = errors.New("the station's key cannot be used")
 // LoadIdentity reads dir/station.key, or makes it at the first start, and writes dir/station.pub beside it. The key's
 // name is the origin, "<sku>/<station>". When it returns nil both files are synced.
 func LoadIdentity(dir, origin string) (Identity, error) {
+	return loadIdentity(osDisk{}, dir, origin)
+}
+
+func loadIdentity(d disk, dir, origin string) (Identity, error) {
 	path := filepath.Join(dir, "station.key")
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return makeIdentity(dir, origin)
+		return makeIdentity(d, dir, origin)
 	}
 	if err != nil {
 		return Identity{}, fmt.Errorf("reading the station's key: %w", err)
@@ -76,17 +80,17 @@ func OpenIdentity(dir string) (Identity, error) {
 	return LoadIdentity(dir, verifier.Name())
 }
 
-func makeIdentity(dir, origin string) (Identity, error) {
+func makeIdentity(d disk, dir, origin string) (Identity, error) {
 	secret, key, err := note.GenerateKey(rand.Reader, origin)
 	if err != nil {
 		return Identity{}, fmt.Errorf("making the station's key: %w", err)
 	}
 	// The public half first: a key file is there only when its public half is.
-	if err := writeDurably(osDisk{}, filepath.Join(dir, "station.pub"), []byte(key+"\n"), 0o644); err != nil {
+	if err := writeDurably(d, filepath.Join(dir, "station.pub"), []byte(key+"\n"), 0o644); err != nil {
 		return Identity{}, fmt.Errorf("writing the station's public key: %w", err)
 	}
-	if err := writeDurably(osDisk{}, filepath.Join(dir, "station.key"), []byte(secret+"\n"), 0o600); err != nil {
+	if err := writeDurably(d, filepath.Join(dir, "station.key"), []byte(secret+"\n"), 0o600); err != nil {
 		return Identity{}, fmt.Errorf("writing the station's key: %w", err)
 	}
-	return LoadIdentity(dir, origin)
+	return loadIdentity(d, dir, origin)
 }

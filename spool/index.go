@@ -154,6 +154,24 @@ func guarded(f func() error) (err error) {
 	return f()
 }
 
+// update commits to the index. bbolt panics when a damaged page makes no sense to it, and may then hold its locks for ever: such an
+// index is left as it is, not closed, and the next open makes another in its place. The caller holds mu.
+func (s *Spool) update(f func(*bolt.Tx) error) error {
+	return s.trust(guarded(func() error { return s.db.Update(f) }))
+}
+
+// view reads the index, in the same way.
+func (s *Spool) view(f func(*bolt.Tx) error) error {
+	return s.trust(guarded(func() error { return s.db.View(f) }))
+}
+
+func (s *Spool) trust(err error) error {
+	if errors.Is(err, errIndexUnusable) {
+		s.db, s.unusable, s.broken = nil, err, err
+	}
+	return err
+}
+
 // makeIndex makes an empty one.
 func makeIndex(path, origin string, options bolt.Options) (*bolt.DB, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -182,12 +200,12 @@ func makeIndex(path, origin string, options bolt.Options) (*bolt.DB, error) {
 var errNoIndex = errors.New("there is no index")
 
 // openIndex opens the file and looks at all of it. What cannot be an index of this origin is errIndexUnusable.
-func openIndex(dir, origin string) (db *bolt.DB, p progress, err error) {
+func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) {
 	if _, err := os.Stat(indexPath(dir)); errors.Is(err, os.ErrNotExist) {
 		return nil, p, errNoIndex
 	}
 	err = guarded(func() (err error) {
-		db, err = bolt.Open(indexPath(dir), 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
+		db, err = bolt.Open(indexPath(dir), 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, OpenFile: d.openIndex})
 		switch {
 		case errors.Is(err, bolterrors.ErrTimeout):
 			return fmt.Errorf("%w: it has %s open", ErrLocked, indexPath(dir))

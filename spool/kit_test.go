@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"fmt"
 	"os"
 	"secretfree/station/board"
 	"sync"
@@ -120,21 +121,29 @@ func (k *kit) mustAppend() board.Record {
 	return r
 }
 
-// checkInvariants opens what a test left behind: the journal verifies, holds every record for which a receipt was given, and the
-// index says the same as the journal.
+// checkInvariants opens what a test left behind.
 func checkInvariants(t *testing.T, dir string, id Identity, receipts map[board.DeviceID]board.Receipt) {
 	t.Helper()
+	for _, err := range invariants(dir, id, receipts) {
+		t.Errorf("invariant: %v", err)
+	}
+}
+
+// invariants are that the journal verifies and holds every record for which a receipt was given, and that the
+// index says the same as the journal.
+func invariants(dir string, id Identity, receipts map[board.DeviceID]board.Receipt) (broken []error) {
+	fail := func(format string, args ...any) { broken = append(broken, fmt.Errorf(format, args...)) }
 	if _, err := VerifyDir(dir, id.Verifier); err != nil {
-		t.Errorf("invariant: the journal does not verify: %v", err)
-		return
+		fail("the journal does not verify: %v", err)
+		return broken
 	}
 	keys := map[board.DeviceID]board.Fingerprint{}
 	seqs := map[board.DeviceID]uint64{}
 	next := uint64(0)
 	for e, err := range Walk(dir) {
 		if err != nil {
-			t.Errorf("invariant: %v", err)
-			return
+			fail("%v", err)
+			return broken
 		}
 		next = e.Seq + 1
 		if e.Kind != KindRecord {
@@ -142,29 +151,29 @@ func checkInvariants(t *testing.T, dir string, id Identity, receipts map[board.D
 		}
 		sealed, err := board.OpenEnvelope(e.Record, id.Verifier)
 		if err != nil {
-			t.Errorf("invariant: entry %d: %v", e.Seq, err)
+			fail("entry %d: %v", e.Seq, err)
 			continue
 		}
 		if _, twice := keys[sealed.Record.Device]; twice {
-			t.Errorf("invariant: device %s has two records", sealed.Record.Device)
+			fail("device %s has two records", sealed.Record.Device)
 		}
 		keys[sealed.Record.Device], seqs[sealed.Record.Device] = sealed.Record.Fingerprint(), e.Seq
 	}
 	for device, receipt := range receipts {
 		if seq, ok := seqs[device]; !ok || seq != receipt.Seq {
-			t.Errorf("invariant: a receipt for %s says entry %d, the journal has %d (%v)", device, receipt.Seq, seq, ok)
+			fail("a receipt for %s says entry %d, the journal has %d (%v)", device, receipt.Seq, seq, ok)
 		}
 	}
 	db, err := bolt.Open(indexPath(dir), 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
-		t.Errorf("invariant: %v", err)
-		return
+		fail("%v", err)
+		return broken
 	}
 	defer db.Close()
 	db.View(func(tx *bolt.Tx) error {
 		var p progress
 		if err := p.decode(tx.Bucket(bucketMeta).Get(keyNext)); err != nil || p.Next > next {
-			t.Errorf("invariant: the index is at %d, the journal at %d (%v)", p.Next, next, err)
+			fail("the index is at %d, the journal at %d (%v)", p.Next, next, err)
 		}
 		for device, key := range keys {
 			var known pointer
@@ -172,22 +181,23 @@ func checkInvariants(t *testing.T, dir string, id Identity, receipts map[board.D
 				continue // a failed commit, settled at the next start
 			}
 			if err := known.decode(tx.Bucket(bucketDevices).Get(device[:])); err != nil || known.Key != key || known.Seq != seqs[device] {
-				t.Errorf("invariant: device %s: the index has %+v (%v)", device, known, err)
+				fail("device %s: the index has %+v (%v)", device, known, err)
 			}
 			if owner := tx.Bucket(bucketKeys).Get(key[:]); !bytes.Equal(owner, device[:]) {
-				t.Errorf("invariant: key %s is of %x in the index", key, owner)
+				fail("key %s is of %x in the index", key, owner)
 			}
 			inQueue := tx.Bucket(bucketQueue).Get(encodeSeq(seqs[device])) != nil
 			dead := tx.Bucket(bucketDead).Get(encodeSeq(seqs[device])) != nil
 			if n := btoi(inQueue) + btoi(dead) + int(known.Delivered); n != 1 {
-				t.Errorf("invariant: device %s: queued %v, dead %v, delivered %d", device, inQueue, dead, known.Delivered)
+				fail("device %s: queued %v, dead %v, delivered %d", device, inQueue, dead, known.Delivered)
 			}
 		}
 		if n := tx.Bucket(bucketDevices).Stats().KeyN; n > len(keys) {
-			t.Errorf("invariant: the index has %d devices, the journal %d", n, len(keys))
+			fail("the index has %d devices, the journal %d", n, len(keys))
 		}
 		return nil
 	})
+	return broken
 }
 
 func btoi(b bool) int {

@@ -50,10 +50,13 @@ type seal struct {
 
 // open is the way in at the start and after a failure alike. The caller holds mu, or is Open.
 func (s *Spool) open() error {
-	err := s.openOver(nil)
+	err := s.openOver(s.unusable)
 	if errors.Is(err, errIndexUnusable) {
-		// It looked like one, but is of another journal: what was not read for its sake must be.
+		// It looked like one, but is of another journal, or damaged where nobody had looked: what was not read for its sake must be.
 		err = s.openOver(err)
+	}
+	if err == nil {
+		s.unusable, s.broken = nil, nil
 	}
 	return err
 }
@@ -125,7 +128,7 @@ func (o *opening) useIndex() error {
 	if o.unusable != nil {
 		return nil
 	}
-	db, p, err := openIndex(o.cfg.Dir, o.origin)
+	db, p, err := openIndex(o.cfg.disk, o.cfg.Dir, o.origin)
 	if errors.Is(err, errIndexUnusable) || err == errNoIndex {
 		o.unusable = err
 		return nil
@@ -397,7 +400,10 @@ func (s *Spool) begin() error {
 		return fmt.Errorf("making a segment of the journal: %w", err)
 	}
 	s.file, s.end, s.leaves = f, position{segment: s.next}, nil
-	if err := errors.Join(s.cfg.disk.syncDir(journalDir(s.cfg.Dir)), s.cfg.disk.syncDir(s.cfg.Dir)); err != nil {
+	if err := errors.Join(
+		s.cfg.disk.syncDir(journalDir(s.cfg.Dir)),
+		s.cfg.disk.syncDir(s.cfg.Dir), // the journal's folder may be new too
+	); err != nil {
 		return fmt.Errorf("making a segment of the journal: %w", err)
 	}
 	return s.startSegment()
@@ -427,14 +433,18 @@ func (o *opening) bringUp() error {
 			o.cfg.Notify("there is no index; it is built from the journal")
 		}
 		var err error
-		if db, err = makeIndex(fresh, o.origin, bolt.Options{NoSync: true, NoGrowSync: true, FreelistType: bolt.FreelistMapType}); err != nil {
+		if db, err = makeIndex(fresh, o.origin, bolt.Options{NoSync: true, NoGrowSync: true, FreelistType: bolt.FreelistMapType, OpenFile: o.cfg.disk.openIndex}); err != nil {
 			return err
 		}
 	}
-	err := o.fill(db, rebuild)
+	err := guarded(func() error { return o.fill(db, rebuild) })
+	if errors.Is(err, errIndexUnusable) {
+		o.db = nil // as in update
+		return err
+	}
 	if rebuild {
 		if err == nil {
-			err = db.Sync()
+			err = o.cfg.disk.syncIndex(db)
 		}
 		err = errors.Join(err, db.Close())
 	}
@@ -455,7 +465,7 @@ func (o *opening) bringUp() error {
 	if err := o.cfg.disk.syncDir(dir); err != nil {
 		return fmt.Errorf("putting the new index in place: %w", err)
 	}
-	o.db, _, err = openIndex(dir, o.origin)
+	o.db, _, err = openIndex(o.cfg.disk, dir, o.origin)
 	return err
 }
 
@@ -506,7 +516,7 @@ func (s *Spool) seal(seal seal) error {
 			return err
 		}
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return putSealed(tx, seal.first, seal.sealed) }); err != nil {
+	if err := s.update(func(tx *bolt.Tx) error { return putSealed(tx, seal.first, seal.sealed) }); err != nil {
 		return fmt.Errorf("sealing a segment: %w", err)
 	}
 	return nil
@@ -539,7 +549,7 @@ func (s *Spool) rotate() (err error) {
 	if err := s.begin(); err != nil {
 		return err
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error {
+	if err := s.update(func(tx *bolt.Tx) error {
 		return errors.Join(
 			putLeaves(tx, s.end.segment, s.leaves, true),
 			putProgress(tx, progress{s.next, s.leaves[len(s.leaves)-1]}),
@@ -554,7 +564,7 @@ func (s *Spool) rotate() (err error) {
 }
 
 func (s *Spool) count() error {
-	return s.db.View(func(tx *bolt.Tx) error {
+	return s.view(func(tx *bolt.Tx) error {
 		s.pending = tx.Bucket(bucketQueue).Stats().KeyN
 		s.dead = tx.Bucket(bucketDead).Stats().KeyN
 		return nil

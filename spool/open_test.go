@@ -3,6 +3,7 @@ package spool
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -74,6 +75,93 @@ func editIndex(edit func(*bolt.Tx)) func(*testing.T, string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// A list of free pages that has a page in use makes no difference to reading, and makes bbolt panic when it commits, which the start
+// does.
+func TestIndexPanicsAtTheStart(t *testing.T) {
+	k := newKit(t)
+	k.mustAppend()
+	r := k.mustAppend()
+	k.spool.Close()
+	index, err := os.ReadFile(indexPath(k.dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(indexPath(k.dir), freeRoot(t, index), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k.notices = nil
+	k.mustOpen()
+	if len(k.notices) != 1 || !strings.Contains(k.notices[0], "already freed") {
+		t.Errorf("notices %q", k.notices)
+	}
+	if receipt, err := k.append(r); err != nil || !receipt.Repeat {
+		t.Errorf("after the rebuild: %+v, %v", receipt, err)
+	}
+}
+
+// An index that goes bad in the middle of a shift costs a receipt, and is rebuilt.
+func TestIndexPanicsInAShift(t *testing.T) {
+	for name, use := range map[string]func(*kit) error{
+		"append": func(k *kit) error {
+			_, err := k.append(newRecord(k.t))
+			return err
+		},
+		"statistics": func(k *kit) error {
+			k.spool.Stats()
+			return k.spool.broken
+		},
+		"delivery": func(k *kit) error {
+			_, _, err := k.spool.batch()
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKit(t)
+			r := k.mustAppend()
+			f, err := os.OpenFile(indexPath(k.dir), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			info, err := f.Stat()
+			if err != nil {
+				t.Fatal(err)
+			}
+			page := int64(os.Getpagesize())
+			if _, err := f.WriteAt(make([]byte, info.Size()-2*page), 2*page); err != nil {
+				t.Fatal(err)
+			}
+			k.notices = nil
+			if err := use(k); !errors.Is(err, errIndexUnusable) {
+				t.Fatalf("%v, want %v", err, errIndexUnusable)
+			}
+			if receipt, err := k.append(r); err != nil || !receipt.Repeat {
+				t.Errorf("after the rebuild: %+v, %v", receipt, err)
+			}
+			if len(k.notices) != 1 || !strings.Contains(k.notices[0], "rebuilt") {
+				t.Errorf("notices %q", k.notices)
+			}
+			k.mustAppend()
+		})
+	}
+}
+
+// freeRoot puts the page of the root into the list of free pages of an index.
+func freeRoot(t *testing.T, index []byte) []byte {
+	t.Helper()
+	page, number := os.Getpagesize(), binary.NativeEndian.Uint64
+	meta := index[:page]
+	if number(index[page+64:]) > number(meta[64:]) { // the newer of the two
+		meta = index[page:]
+	}
+	free := index[int(number(meta[48:]))*page:]
+	if binary.NativeEndian.Uint16(free[10:]) == 0 {
+		t.Fatal("no page is free")
+	}
+	copy(free[16:24], meta[32:40])
+	return index
 }
 
 // An index behind the journal, as after a failed commit, is brought up to it without a word.

@@ -149,7 +149,7 @@ func (r *repair) examine() (err error) {
 	}
 	sure := uint64(math.MaxUint64)
 	var p progress
-	if r.db, p, err = openIndex(r.dir, r.v.Name()); err == nil {
+	if r.db, p, err = openIndex(osDisk{}, r.dir, r.v.Name()); err == nil {
 		sure = p.Next
 	} else if !errors.Is(err, errIndexUnusable) && err != errNoIndex {
 		return err

@@ -58,22 +58,24 @@ type Spool struct {
 
 	mu sync.Mutex // guards all below, and the order of the journal
 	// broken is why the files are not trusted any more; the next Append opens them anew.
-	broken  error
-	closed  bool
-	file    file        // the segment that is written
-	end     position    // where the next line goes
-	next    uint64      // the seq of the next entry
-	leaves  []tlog.Hash // of the segment that is written
-	tree    tree
-	signed  uint64 // size of the newest checkpoint
-	damage  []Damage
-	db      *bolt.DB
-	pending int
-	dead    int
-	clock   clock
-	retries map[uint64]retry // what failed, by seq
-	stats   deliveryStats
-	archive archiveStats
+	broken error
+	closed bool
+	// unusable is why the index cannot be gone on with although it could be opened; nil if it can.
+	unusable error
+	file     file        // the segment that is written
+	end      position    // where the next line goes
+	next     uint64      // the seq of the next entry
+	leaves   []tlog.Hash // of the segment that is written
+	tree     tree
+	signed   uint64 // size of the newest checkpoint
+	damage   []Damage
+	db       *bolt.DB
+	pending  int
+	dead     int
+	clock    clock
+	retries  map[uint64]retry // what failed, by seq
+	stats    deliveryStats
+	archive  archiveStats
 }
 
 // Open takes the lock and reads what it must of the journal: all of it if the index is of no use, otherwise only what is not
@@ -149,7 +151,6 @@ func (s *Spool) usable() error {
 	if err := s.open(); err != nil {
 		return fmt.Errorf("opening the spool again after %q: %w", s.broken, err)
 	}
-	s.broken = nil
 	return nil
 }
 
@@ -161,7 +162,7 @@ func (s *Spool) Delivered(device board.DeviceID) (bool, error) {
 		return false, ErrClosed
 	}
 	var known pointer
-	err := s.db.View(func(tx *bolt.Tx) error {
+	err := s.view(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketDevices).Get(device[:])
 		if data == nil {
 			return nil
