@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -173,6 +174,7 @@ func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 	if s.StateDir != "" {
 		return sources, nil
 	}
+	copied := sources.Segment
 	c, err := stationd.Load(s.Config)
 	if err != nil {
 		return sources, err
@@ -180,6 +182,14 @@ func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 	registry, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return sources, fmt.Errorf("opening the registry: %w", err)
+	}
+	sources.Segment = func(first uint64) ([]byte, error) {
+		if copied != nil {
+			if segment, err := copied(first); !errors.Is(err, fs.ErrNotExist) {
+				return segment, err
+			}
+		}
+		return registry.Segment(ctx, board.Origin(c.SKU, c.Station), first)
 	}
 	sources.Record = func(device board.DeviceID) ([]byte, error) {
 		enrolment, err := registry.Lookup(ctx, device)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"secretfree/cloud"
+	"secretfree/cloud/issuer"
+	"secretfree/spool"
 	"secretfree/station/board"
 )
 
@@ -26,10 +28,19 @@ type Registry struct {
 	PubkeyFormat string `toml:"pubkey_format"` // "base64-pem" (default) or "pem"
 }
 
-// Backend is a registry: spool.Sink for a station, issuer.Registry for an issuer.
+// Backend is a registry: a sink and an archive for a station, and what an issuer looks devices up in.
 type Backend interface {
-	Put(ctx context.Context, s board.Sealed) error
-	Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error)
+	spool.BatchSink
+	issuer.Registry
+	Archive
+}
+
+// Archive keeps the journals of stations; see package cloud.
+type Archive interface {
+	PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error
+	PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error
+	// Segment returns fs.ErrNotExist if the archive does not have it.
+	Segment(ctx context.Context, origin string, first uint64) ([]byte, error)
 }
 
 // Check reports what is missing or contradictory.
@@ -93,6 +104,14 @@ type hinted struct {
 
 func (h hinted) Put(ctx context.Context, s board.Sealed) error {
 	return h.hint(h.Backend.Put(ctx, s))
+}
+
+func (h hinted) PutBatch(ctx context.Context, records []board.Sealed) []error {
+	errs := h.Backend.PutBatch(ctx, records)
+	for i := range errs {
+		errs[i] = h.hint(errs[i])
+	}
+	return errs
 }
 
 func (h hinted) Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error) {

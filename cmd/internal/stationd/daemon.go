@@ -57,7 +57,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	}
 	d := &Daemon{log: log}
 	if d.spool, err = spool.Open(spool.Config{
-		Dir: c.StateDir, Identity: identity, Sink: registry,
+		Dir: c.StateDir, Identity: identity, Sink: registry, Archive: archive{registry},
 		Notify: func(notice string) { log.Warn().Msg(notice) },
 	}); err != nil {
 		return nil, err

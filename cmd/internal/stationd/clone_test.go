@@ -1,0 +1,55 @@
+package stationd
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"secretfree/station"
+)
+
+// read has a new board read, from start to stop.
+func (f *factory) read() {
+	f.t.Helper()
+	d := f.start()
+	unplug := f.plug(f.ports[0], newBoard())
+	d.awaitSlot(0, station.Passed)
+	d.await("the confirmation", func(s station.Status) bool { return s.Slots[0].Confirmed })
+	unplug()
+	d.stop()
+}
+
+// Two machines from one image write two journals under one name. The registry has the first one's, and the second is told.
+func TestClonedStation(t *testing.T) {
+	f := newFactory(t)
+	f.read()
+	clone := filepath.Join(f.dir, "clone")
+	if err := os.CopyFS(clone, os.DirFS(f.state)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(clone, "station.key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	f.read()
+	d := f.start() // offers the last checkpoint
+	d.await("no notice", func(s station.Status) bool {
+		files, err := filepath.Glob(filepath.Join(f.registry, "journal", "line3-a", "*.checkpoint"))
+		return err == nil && len(files) > 0 && len(s.Notices) == 0
+	})
+	d.stop()
+	f.verify()
+
+	f.state = clone
+	f.read() // PASS comes all the same
+	d = f.start()
+	status := d.await("the fork to be noticed", func(s station.Status) bool {
+		return len(s.Notices) > 0 && s.Notices[0].Urgent && strings.Contains(s.Notices[0].Text, "under the name of this station")
+	})
+	if code, body := d.get("/healthz"); code != 503 || !strings.Contains(body, "station name") {
+		t.Errorf("/healthz of a clone: %d %s, want 503 and the remedy; the page: %+v", code, body, status.Notices)
+	}
+	d.stop()
+	f.verify()
+}
