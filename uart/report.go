@@ -190,7 +190,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("asking for the serial number again: %w", err)
 	}
-	if again != report.Device {
+	if again != report.Device && !weakened {
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
 	return report, nil
