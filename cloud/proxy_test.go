@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -59,10 +60,13 @@ func newProxy(t testing.TB, target string) *proxy {
 	u, err := url.Parse(target)
 	must(t, err)
 	p := &proxy{seen: map[string]int{}}
-	p.forward = &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(u)
-		r.Out.Host = r.In.Host // it is signed
-	}}
+	p.forward = &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(u)
+			r.Out.Host = r.In.Host // it is signed
+		},
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
 	p.url = serve(t, p)
 	return p
 }

@@ -1,6 +1,6 @@
 // Package cloud holds the registries that stations enrol devices in and the issuer reads: AWS (S3
 // and one DynamoDB table) and a local directory. Both write the same items under the same names and
-// give the same verdicts: one device, one key; one key, one device.
+// give the same verdicts: one device, one key; one key, one device. They keep copies of the stations' journals too.
 //
 // Put of either is idempotent: when its answer was lost, or when it broke off anywhere, the same Put again
 // brings it to its end. It never changes an item that is there, so a device that is held stays held. PutBatch is Put of many
