@@ -44,15 +44,20 @@ func (it *item) letter() DeadLetter {
 	d := DeadLetter{Seq: it.seq, Device: it.dev, Time: milliseconds(time.Now()), Reason: it.dead.Error(), Segment: it.at.Segment, Offset: it.at.Offset}
 	var conflict *board.Conflict
 	if errors.As(it.dead, &conflict) {
-		d.Known = &Known{By: conflict.KnownBy}
-		if conflict.KnownDevice.Valid() {
-			d.Known.Device = conflict.KnownDevice.String()
-		}
-		if conflict.KnownKey != (board.Fingerprint{}) {
-			d.Known.Key = conflict.KnownKey.String()
-		}
+		d.Known = knownOf(conflict)
 	}
 	return d
+}
+
+func knownOf(c *board.Conflict) *Known {
+	known := &Known{By: c.KnownBy}
+	if c.KnownDevice.Valid() {
+		known.Device = c.KnownDevice.String()
+	}
+	if c.KnownKey != (board.Fingerprint{}) {
+		known.Key = c.KnownKey.String()
+	}
+	return known
 }
 
 // DeadLetters lists what the registry will never take.

@@ -447,6 +447,10 @@ func (s *Spool) failure(err error) {
 func (s *Spool) settle(batch []*item) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.settleLocked(batch)
+}
+
+func (s *Spool) settleLocked(batch []*item) error {
 	var settled []*item
 	for _, it := range batch {
 		if it.tried && (it.err == nil || it.dead != nil) {

@@ -1,0 +1,366 @@
+package spool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
+
+	"secretfree/station/board"
+)
+
+// A stick carries the journals of stations to where the registry can be reached, and the registry's answers back: FORMAT.md has
+// its files. It is pulled out at any moment.
+
+var bundleName = regexp.MustCompile(`^([0-9]{20})-([0-9]{20})\.(bundle|receipt)$`)
+
+const (
+	endBundle  = ".bundle"
+	endReceipt = ".receipt"
+	endDamaged = ".damaged"
+)
+
+// run is a run of entries, as the name of a file on a stick says it.
+type run struct{ first, next uint64 }
+
+func (r run) name(ending string) string {
+	return fmt.Sprintf("%020d-%020d%s", r.first, r.next-1, ending)
+}
+
+// stationFolder is where a station's bundles are on a stick. An origin that is none could lead anywhere.
+func stationFolder(stick, origin string) (string, error) {
+	sku, station, _ := strings.Cut(origin, "/")
+	if err := errors.Join(board.CheckName(sku), board.CheckName(station)); err != nil {
+		return "", fmt.Errorf("%.130q is not the name of a station: %w", origin, err)
+	}
+	return filepath.Join(stick, sku, station), nil
+}
+
+// listRuns lists the files of one ending in a folder, by their first entry.
+func listRuns(dir, ending string) ([]run, error) {
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the stick: %w", err)
+	}
+	var runs []run
+	for _, name := range names {
+		m := bundleName.FindStringSubmatch(name.Name())
+		if m == nil || "."+m[3] != ending {
+			continue
+		}
+		first, err := strconv.ParseUint(m[1], 10, 62)
+		last, err2 := strconv.ParseUint(m[2], 10, 62)
+		if err == nil && err2 == nil && first <= last {
+			runs = append(runs, run{first, last + 1})
+		}
+	}
+	slices.SortFunc(runs, func(a, b run) int { return strings.Compare(a.name(ending), b.name(ending)) })
+	return runs, nil
+}
+
+// readStick reads a file of at most limit bytes. One that is longer is cut behind that, and is refused by whoever parses it.
+func readStick(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the stick: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the stick: %w", err)
+	}
+	return data, nil
+}
+
+// claim keeps others from writing into a folder on a stick.
+func claim(dir string) (release func() error, err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the stick: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s is in use by another export or import", ErrLocked, dir)
+		}
+		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
+	return f.Close, nil
+}
+
+// Exported says what is on a stick after Export.
+type Exported struct {
+	Verified int    // bundles that were there and hold
+	Damaged  int    // files that were there and do not hold; each is kept with the ending .damaged
+	Written  int    // bundles
+	Entries  uint64 // in them
+	Records  uint64 // of those
+	Signed   uint64 // entries under the newest checkpoint, which are all that can be exported
+	Unsigned uint64 // entries behind it
+	Unread   uint64 // entries that are damaged, and are missing on the stick until the journal is repaired
+}
+
+// Export writes the journal under dir, from an entry on and as far as it is signed, to a stick, as bundles that ImportStick delivers. It
+// writes what is not there yet, so to call it again goes on where it ended. All bundles of the station that are there are checked first: what
+// does not hold is set aside and written anew, and one that the station's key signed over another journal is ErrFork or ErrBehind, one of
+// another key under this name ErrForeign; then nothing is written. It takes no lock on the journal, but reads all of it, and keeps
+// 64 bytes in memory for each entry. When it returns nil, what it wrote is synced.
+func Export(dir string, v note.Verifier, stick string, from uint64) (Exported, error) {
+	return exportTo(osDisk{}, dir, v, stick, from)
+}
+
+func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (out Exported, err error) {
+	text, err := os.ReadFile(checkpointPath(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return out, fmt.Errorf("%w: there is no checkpoint", ErrUnsigned)
+	}
+	if err != nil {
+		return out, fmt.Errorf("reading the checkpoint: %w", err)
+	}
+	signed, err := parseCheckpoint(text, v)
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", checkpointPath(dir), err)
+	}
+	h, err := readHashes(dir, signed.size, func(_ position, seq uint64, _ []byte) error {
+		if seq >= signed.size {
+			out.Unsigned++
+		}
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	if h.blind {
+		return out, fmt.Errorf("%w: %s", ErrUnsigned, unprovable)
+	}
+	if root, err := tlog.TreeHash(int64(signed.size), h); err != nil || root != signed.root {
+		return out, fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.size)
+	}
+	folder, err := stationFolder(stick, v.Name())
+	if err != nil {
+		return out, err
+	}
+	if err := makeFolder(d, stick, folder); err != nil {
+		return out, err
+	}
+	release, err := claim(folder)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	out.Signed = signed.size
+	e := &exporting{Exported: out, disk: d, folder: folder, v: v, hashes: h, from: from, size: signed.size, bundle: bundle{origin: v.Name(), checkpoint: text}}
+	err = e.look()
+	if err == nil {
+		err = e.run(dir)
+	}
+	return e.Exported, err
+}
+
+// makeFolder makes a station's folder on a stick that is there.
+func makeFolder(d disk, stick, folder string) error {
+	if _, err := os.ReadDir(stick); err != nil {
+		return fmt.Errorf("is the stick mounted? %w", err)
+	}
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return fmt.Errorf("making a folder on the stick: %w", err)
+	}
+	if err := errors.Join(d.syncDir(filepath.Dir(folder)), d.syncDir(stick)); err != nil {
+		return fmt.Errorf("making a folder on the stick: %w", err)
+	}
+	return nil
+}
+
+type exporting struct {
+	Exported
+	disk   disk
+	folder string
+	v      note.Verifier
+	hashes *hashes
+	from   uint64
+	size   uint64 // of the journal that is signed
+	there  []run  // on the stick, in order
+	bundle bundle // that is being filled
+	bytes  int
+	// records of the bundle that is being filled
+	records uint64
+}
+
+// look checks what is on the stick.
+func (e *exporting) look() error {
+	runs, err := listRuns(e.folder, endBundle)
+	if err != nil {
+		return err
+	}
+	var damaged []string
+	for _, r := range runs {
+		path := filepath.Join(e.folder, r.name(endBundle))
+		data, err := readStick(path, maxBundle)
+		if err != nil {
+			return err
+		}
+		err = e.compare(r, data)
+		if errors.Is(err, ErrBundle) {
+			damaged = append(damaged, path)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		e.there = append(e.there, r)
+		e.Verified++
+	}
+	for _, path := range damaged {
+		if err := errors.Join(e.disk.rename(path, path+endDamaged), e.disk.syncDir(e.folder)); err != nil {
+			return fmt.Errorf("setting a damaged bundle aside: %w", err)
+		}
+		e.Damaged++
+	}
+	return nil
+}
+
+// compare checks a bundle that is on the stick: whether it holds, and whether it is of this journal.
+func (e *exporting) compare(r run, data []byte) error {
+	b, err := parseBundle(data)
+	if err != nil {
+		return err
+	}
+	if _, err := note.Open(b.checkpoint, note.VerifierList(e.v)); err != nil {
+		if unknown, ok := errors.AsType[*note.UnverifiedNoteError](err); ok {
+			return fmt.Errorf("%w: it is signed by %.200q, not by the key of this station", ErrForeign, signers(unknown.Note))
+		}
+		return fmt.Errorf("%w: %v", ErrBundle, err)
+	}
+	signed, _, err := b.check(e.v)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrBundle, err) // its signature holds, so it is no other station's
+	}
+	if b.first != r.first || b.next() != r.next {
+		return fmt.Errorf("%w: it holds entries %d to %d", ErrBundle, b.first, b.next()-1)
+	}
+	if signed.size > e.size {
+		return fmt.Errorf("%w: it is signed over %d entries, this journal over %d; if another machine runs as %s, stop one of them", ErrBehind, signed.size, e.size, e.v.Name())
+	}
+	root, err := tlog.TreeHash(int64(signed.size), e.hashes)
+	if err != nil {
+		return fmt.Errorf("comparing with the journal: %w", err)
+	}
+	if root != signed.root {
+		return fmt.Errorf("%w: it differs within the first %d entries; if another machine runs as %s, stop one of them", ErrFork, signed.size, e.v.Name())
+	}
+	return nil
+}
+
+// run writes what is not there.
+func (e *exporting) run(dir string) error {
+	segments, err := listSegments(dir)
+	if err != nil {
+		return err
+	}
+	s := newScan(dir)
+	s.visit = e.visit
+	s.damaged = func(d Damage) error {
+		for seq := max(d.First, e.from); seq < min(d.Next, e.size); seq++ {
+			if !e.have(seq) {
+				e.Unread++
+			}
+		}
+		return e.flush()
+	}
+	if err := s.run(segments); err != nil {
+		return err
+	}
+	return e.flush()
+}
+
+func (e *exporting) have(seq uint64) bool {
+	for len(e.there) > 0 && e.there[0].next <= seq {
+		e.there = e.there[1:]
+	}
+	return len(e.there) > 0 && e.there[0].first <= seq
+}
+
+func (e *exporting) visit(at position, seq uint64, data []byte) error {
+	if seq < e.from || seq >= e.size || e.have(seq) {
+		return e.flush()
+	}
+	if len(e.bundle.entries) == bundleEntries || e.bytes+len(data) > bundleSize {
+		if err := e.flush(); err != nil {
+			return err
+		}
+	}
+	r, err := indexedOf(at, seq, data)
+	if err != nil {
+		return broke(err)
+	}
+	if r != nil {
+		e.records++
+	}
+	if len(e.bundle.entries) == 0 {
+		e.bundle.first = seq
+	}
+	e.bundle.entries = append(e.bundle.entries, bytes.Clone(data))
+	e.bytes += len(data)
+	return nil
+}
+
+// flush writes the bundle that was filled.
+func (e *exporting) flush() (err error) {
+	if len(e.bundle.entries) == 0 {
+		return nil
+	}
+	r := run{e.bundle.first, e.bundle.next()}
+	if e.bundle.beside, err = e.hashes.besideRun(0, e.size, r.first, r.next); err != nil {
+		return fmt.Errorf("proving entries %d to %d: %w", r.first, r.next-1, err)
+	}
+	if err := writeDurably(e.disk, filepath.Join(e.folder, r.name(endBundle)), e.bundle.encode(), 0o644); err != nil {
+		return fmt.Errorf("writing entries %d to %d to the stick: %w; what was written before them is good, and to export again goes on there", r.first, r.next-1, err)
+	}
+	e.Written++
+	e.Entries += r.next - r.first
+	e.Records += e.records
+	e.bundle.entries, e.bytes, e.records = nil, 0, 0
+	return nil
+}
+
+// Receipt is a file on a stick that says it is one.
+type Receipt struct {
+	Path string
+	Data []byte // not checked in any way
+}
+
+// Receipts reads what came back for a station on a stick.
+func Receipts(stick, origin string) ([]Receipt, error) {
+	folder, err := stationFolder(stick, origin)
+	if err != nil {
+		return nil, err
+	}
+	runs, err := listRuns(folder, endReceipt)
+	if err != nil {
+		return nil, err
+	}
+	var out []Receipt
+	for _, r := range runs {
+		path := filepath.Join(folder, r.name(endReceipt))
+		data, err := readStick(path, maxReceipt)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Receipt{path, data})
+	}
+	return out, nil
+}
