@@ -19,12 +19,12 @@ import (
 type spoolDead struct{ place }
 
 func (s *spoolDead) Run(ctx context.Context, out *cli.Output) (err error) {
-	letters, err := s.letters()
+	control, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, letters.Close()) }()
-	list, err := letters.List(ctx)
+	defer func() { err = errors.Join(err, control.Close()) }()
+	list, err := control.List(ctx)
 	if err != nil {
 		return err
 	}
@@ -39,15 +39,16 @@ func (s *spoolDead) Run(ctx context.Context, out *cli.Output) (err error) {
 	return nil
 }
 
-func (p place) letters() (*stationd.Letters, error) {
-	dir, err := p.dir()
+// control is access to a station, whether it runs or not.
+func (p place) control() (*stationd.Control, error) {
+	dir, receipts, err := p.station()
 	if err != nil {
 		return nil, err
 	}
 	if err := present(dir); err != nil {
 		return nil, err
 	}
-	return stationd.OpenLetters(dir)
+	return stationd.OpenControl(dir, receipts)
 }
 
 type spoolRequeue struct {
@@ -56,12 +57,12 @@ type spoolRequeue struct {
 }
 
 func (s *spoolRequeue) Run(ctx context.Context, out *cli.Output) (err error) {
-	letters, err := s.letters()
+	control, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, letters.Close()) }()
-	if err := letters.Requeue(ctx, s.Seq); err != nil {
+	defer func() { err = errors.Join(err, control.Close()) }()
+	if err := control.Requeue(ctx, s.Seq); err != nil {
 		return err
 	}
 	return out.Print(struct {
@@ -75,12 +76,12 @@ type spoolExport struct {
 }
 
 func (s *spoolExport) Run(ctx context.Context, out *cli.Output) (err error) {
-	letters, err := s.letters()
+	control, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, letters.Close()) }()
-	evidence, err := letters.Export(ctx, s.Seq)
+	defer func() { err = errors.Join(err, control.Close()) }()
+	evidence, err := control.Export(ctx, s.Seq)
 	if err != nil {
 		return err
 	}
@@ -178,6 +179,9 @@ func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 	c, err := stationd.Load(s.Config)
 	if err != nil {
 		return sources, err
+	}
+	if c.Registry.Kind == stationd.NoRegistry {
+		return sources, nil
 	}
 	registry, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
@@ -16,6 +18,8 @@ type grammar struct {
 	Spool    spools   `cmd:"" help:"The journal of a station."`
 	Proof    proof    `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
 	Verify   verify   `cmd:"" help:"Check proofs with nothing but the station's public key."`
+	Export   export   `cmd:"" help:"Write what waits for the registry to a stick, and apply the receipts that are on it."`
+	Import   importer `cmd:"" help:"Deliver what a stick carries to the registry, and write receipts for the way back."`
 	Replay   replay   `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
 	Record   record   `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
 	Simulate simulate `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
@@ -47,6 +51,10 @@ func (grammar) Help() string {
   stationctl proof 4d1f8e27b3c05a9e61f2d47788aabbcc --out board.proof
   stationctl verify --key station.pub board.proof
       Prove, to anyone and offline, which station read which key and when.
+  stationctl export /media/stick
+  stationctl import /media/stick --config import.toml --key line3-a.pub --identity /var/lib/import --name hq
+  stationctl export /media/stick
+      A station without a network: there, delivered on another machine, and the receipts back.
   stationctl registry init /srv/registry
       Make a folder a registry, for stations with registry.kind = "dir".`
 }
@@ -58,14 +66,21 @@ type place struct {
 }
 
 func (p place) dir() (string, error) {
+	dir, _, err := p.station()
+	return dir, err
+}
+
+// station is the state directory, and whose receipts the configuration trusts: nobody's if none is read.
+func (p place) station() (string, note.Verifiers, error) {
 	if p.StateDir != "" {
-		return p.StateDir, nil
+		return p.StateDir, note.VerifierList(), nil
 	}
 	c, err := stationd.Load(p.Config)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return c.StateDir, nil
+	receipts, err := c.Receipts()
+	return c.StateDir, receipts, err
 }
 
 type registryInit struct {

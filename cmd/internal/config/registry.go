@@ -88,6 +88,9 @@ func (r Registry) Open(ctx context.Context, sku string) (Backend, error) {
 		}
 		return hinted{dir, r.Dir}, nil
 	}
+	if r.Kind != "aws" {
+		return nil, fmt.Errorf("registry.kind is %q, and there is no registry to be reached", r.Kind)
+	}
 	table := r.Table
 	if table == "" {
 		table = cloud.Table(sku)

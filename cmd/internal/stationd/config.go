@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cmd/internal/config"
 	"secretfree/station/board"
@@ -27,6 +29,7 @@ type Config struct {
 	Registry    config.Registry `toml:"registry"`
 	Policy      Policy          `toml:"policy"`
 	Transcripts Transcripts     `toml:"transcripts"`
+	Export      Export          `toml:"export"`
 	Log         config.Log      `toml:"log"`
 }
 
@@ -50,6 +53,14 @@ type Transcripts struct {
 	Passed int `toml:"passed"`
 	MaxMiB int `toml:"max_mib"` // for all together
 }
+
+// Export is the table [export], for a station without a network.
+type Export struct {
+	TrustedReceipts []string `toml:"trusted_receipts"` // public keys of importers, in the note key format
+}
+
+// NoRegistry is the kind of registry of a station without a network: records leave it on a stick.
+const NoRegistry = "none"
 
 const (
 	defaultListen  = "127.0.0.1:8080"
@@ -102,8 +113,17 @@ func (c Config) check(f *config.File) error {
 			return f.Errorf("transcripts."+limit.key, fmt.Sprintf("Write a number from %d to %d.", limit.low, limit.high), "transcripts.%s is %d", limit.key, limit.value)
 		}
 	}
+	if _, err := c.Receipts(); err != nil {
+		return f.Errorf("export.trusted_receipts", "Write the lines of station.pub files that stationctl import has made, each of another importer.", "export.trusted_receipts: %v", err)
+	}
 	if err := c.Log.Check(f); err != nil {
 		return err
+	}
+	if c.Registry.Kind == NoRegistry {
+		if c.Registry != (config.Registry{Kind: NoRegistry}) {
+			return f.Errorf("registry", `Remove what else is in [registry], or write kind = "aws" or kind = "dir".`, "registry.kind is %q, and there is more", NoRegistry)
+		}
+		return nil
 	}
 	return c.Registry.Check(f)
 }
@@ -133,6 +153,22 @@ func (c Config) checkSlots(f *config.File) error {
 		names[slot.Name], ports[filepath.Clean(slot.Port)] = i+1, i+1
 	}
 	return nil
+}
+
+// Receipts are the keys of those whose receipts settle records.
+func (c Config) Receipts() (note.Verifiers, error) {
+	var verifiers []note.Verifier
+	for i, key := range c.Export.TrustedReceipts {
+		verifier, err := note.NewVerifier(key)
+		if err != nil {
+			return nil, fmt.Errorf("key %d is no public key", i+1)
+		}
+		if slices.ContainsFunc(verifiers, func(v note.Verifier) bool { return v.Name() == verifier.Name() && v.KeyHash() == verifier.KeyHash() }) {
+			return nil, fmt.Errorf("key %d is there twice", i+1)
+		}
+		verifiers = append(verifiers, verifier)
+	}
+	return note.VerifierList(verifiers...), nil
 }
 
 // NewLog makes the daemon's logger; every line has the station's name.

@@ -1,6 +1,7 @@
 package stationd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,8 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/spool"
 	"secretfree/station/board"
@@ -23,8 +27,10 @@ import (
 //	GET  /dead                 the dead letters, a JSON list of spool.DeadLetter
 //	GET  /dead/{seq}           spool.Evidence
 //	POST /dead/{seq}/requeue   204
+//	POST /checkpoint           signs the journal as it is; Waiting
+//	POST /receipt              applies the receipt in the body, which must be signed by a key of the configuration; spool.Settled
 //
-// An error is {"error"} with 404 if there is no such letter, otherwise 500.
+// An error is {"error"} with 404 if there is no such letter, 422 if it is no receipt for this station, otherwise 500.
 const controlName = "control.sock"
 
 func controlPath(stateDir string) string { return filepath.Join(stateDir, controlName) }
@@ -72,7 +78,38 @@ func (d *Daemon) control() http.Handler {
 		}
 		answer(w, nil, err)
 	})
+	mux.HandleFunc("POST /checkpoint", func(w http.ResponseWriter, _ *http.Request) {
+		waiting, err := sign(d.spool)
+		answer(w, waiting, err)
+	})
+	mux.HandleFunc("POST /receipt", func(w http.ResponseWriter, r *http.Request) {
+		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxControlDoc))
+		if err != nil {
+			answer(w, nil, fmt.Errorf("reading the receipt: %w", err))
+			return
+		}
+		settled, err := d.spool.ApplyReceipt(data, d.receipts)
+		if err == nil {
+			d.log.Info().Str("by", settled.By).Uint64("first", settled.First).Uint64("last", settled.Last).
+				Int("confirmed", settled.Confirmed).Int("refused", settled.Refused).Msg("a receipt was applied, by the control socket")
+		}
+		answer(w, settled, err)
+	})
 	return mux
+}
+
+// Waiting says what waits for the registry.
+type Waiting struct {
+	Oldest uint64 `json:"oldest"` // the entry of the oldest record that waits, if any does
+	Waits  bool   `json:"waits"`
+}
+
+func sign(s *spool.Spool) (w Waiting, err error) {
+	if err := s.Checkpoint(); err != nil {
+		return w, err
+	}
+	w.Oldest, w.Waits, err = s.Oldest()
+	return w, err
 }
 
 func answer(w http.ResponseWriter, v any, err error) {
@@ -80,6 +117,8 @@ func answer(w http.ResponseWriter, v any, err error) {
 	switch {
 	case errors.Is(err, spool.ErrNoDeadLetter):
 		code = http.StatusNotFound
+	case errors.Is(err, spool.ErrReceipt):
+		code = http.StatusUnprocessableEntity
 	case err != nil:
 		code = http.StatusInternalServerError
 	case v == nil:
@@ -103,11 +142,12 @@ type controlError struct {
 	Error string `json:"error"`
 }
 
-// Letters is access to a station's dead letters: through its control socket while stationd runs, else by opening its
+// Control is what stationctl does to a station: through its control socket while stationd runs, else by opening its
 // spool.
-type Letters struct {
-	client *http.Client
-	spool  *spool.Spool
+type Control struct {
+	client   *http.Client
+	spool    *spool.Spool
+	receipts note.Verifiers
 }
 
 const (
@@ -115,13 +155,14 @@ const (
 	maxControlDoc = 64 << 20
 )
 
-// OpenLetters opens the dead letters of the station whose state directory this is.
-func OpenLetters(stateDir string) (*Letters, error) {
+// OpenControl opens the station whose state directory this is. The configuration's keys for receipts are those that count while
+// stationd does not run.
+func OpenControl(stateDir string, receipts note.Verifiers) (*Control, error) {
 	path := controlPath(stateDir)
 	probe, err := net.Dial("unix", path)
 	if err == nil {
 		probe.Close()
-		return &Letters{client: &http.Client{Timeout: controlLimit, Transport: &http.Transport{
+		return &Control{client: &http.Client{Timeout: controlLimit, Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, "unix", path)
 			},
@@ -134,64 +175,78 @@ func OpenLetters(stateDir string) (*Letters, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := spool.Open(spool.Config{Dir: stateDir, Identity: identity, Sink: noSink{}})
+	s, err := spool.Open(spool.Config{Dir: stateDir, Identity: identity, Sink: noSink{"this spool was opened to look at it"}})
 	if err != nil {
 		return nil, err
 	}
-	return &Letters{spool: s}, nil
+	return &Control{spool: s, receipts: receipts}, nil
 }
 
-// noSink is for a spool that delivers nothing.
-type noSink struct{}
+// noSink is for a spool that delivers nothing, and says why.
+type noSink struct{ why string }
 
-func (noSink) Put(context.Context, board.Sealed) error {
-	return errors.New("this spool was opened to look at it")
-}
+func (n noSink) Put(context.Context, board.Sealed) error { return errors.New(n.why) }
 
 // List returns all dead letters, the oldest first.
-func (l *Letters) List(ctx context.Context) (letters []spool.DeadLetter, err error) {
-	if l.spool != nil {
-		return l.spool.DeadLetters()
+func (c *Control) List(ctx context.Context) (letters []spool.DeadLetter, err error) {
+	if c.spool != nil {
+		return c.spool.DeadLetters()
 	}
-	return letters, l.call(ctx, http.MethodGet, "/dead", &letters)
+	return letters, c.call(ctx, http.MethodGet, "/dead", nil, &letters)
 }
 
 // Export returns a dead letter with its evidence; spool.ErrNoDeadLetter if there is none.
-func (l *Letters) Export(ctx context.Context, seq uint64) (evidence spool.Evidence, err error) {
-	if l.spool != nil {
-		return l.spool.Export(seq)
+func (c *Control) Export(ctx context.Context, seq uint64) (evidence spool.Evidence, err error) {
+	if c.spool != nil {
+		return c.spool.Export(seq)
 	}
-	return evidence, l.call(ctx, http.MethodGet, fmt.Sprintf("/dead/%d", seq), &evidence)
+	return evidence, c.call(ctx, http.MethodGet, fmt.Sprintf("/dead/%d", seq), nil, &evidence)
 }
 
 // Requeue has a dead letter delivered once more: at once if stationd runs, otherwise when it starts.
-func (l *Letters) Requeue(ctx context.Context, seq uint64) error {
-	if l.spool != nil {
-		return l.spool.Requeue(seq)
+func (c *Control) Requeue(ctx context.Context, seq uint64) error {
+	if c.spool != nil {
+		return c.spool.Requeue(seq)
 	}
-	return l.call(ctx, http.MethodPost, fmt.Sprintf("/dead/%d/requeue", seq), nil)
+	return c.call(ctx, http.MethodPost, fmt.Sprintf("/dead/%d/requeue", seq), nil, nil)
+}
+
+// Sign has the journal signed as it is, and tells what waits for the registry.
+func (c *Control) Sign(ctx context.Context) (waiting Waiting, err error) {
+	if c.spool != nil {
+		return sign(c.spool)
+	}
+	return waiting, c.call(ctx, http.MethodPost, "/checkpoint", nil, &waiting)
+}
+
+// ApplyReceipt is Spool.ApplyReceipt with the keys that the station's configuration names.
+func (c *Control) ApplyReceipt(ctx context.Context, data []byte) (settled spool.Settled, err error) {
+	if c.spool != nil {
+		return c.spool.ApplyReceipt(data, c.receipts)
+	}
+	return settled, c.call(ctx, http.MethodPost, "/receipt", data, &settled)
 }
 
 // Close gives the spool back.
-func (l *Letters) Close() error {
-	if l.spool != nil {
-		return l.spool.Close()
+func (c *Control) Close() error {
+	if c.spool != nil {
+		return c.spool.Close()
 	}
-	l.client.CloseIdleConnections()
+	c.client.CloseIdleConnections()
 	return nil
 }
 
-func (l *Letters) call(ctx context.Context, method, path string, into any) error {
-	request, err := http.NewRequestWithContext(ctx, method, "http://stationd"+path, nil)
+func (c *Control) call(ctx context.Context, method, path string, body []byte, into any) error {
+	request, err := http.NewRequestWithContext(ctx, method, "http://stationd"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	got, err := l.client.Do(request)
+	got, err := c.client.Do(request)
 	if err != nil {
 		return fmt.Errorf("asking stationd: %w", err)
 	}
 	defer got.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(got.Body, maxControlDoc))
+	said, err := io.ReadAll(io.LimitReader(got.Body, maxControlDoc))
 	if err != nil {
 		return fmt.Errorf("asking stationd: %w", err)
 	}
@@ -199,16 +254,19 @@ func (l *Letters) call(ctx context.Context, method, path string, into any) error
 	case http.StatusNoContent:
 		return nil
 	case http.StatusOK:
-		if err := json.Unmarshal(body, into); err != nil {
+		if err := json.Unmarshal(said, into); err != nil {
 			return fmt.Errorf("asking stationd: %w", err)
 		}
 		return nil
 	case http.StatusNotFound:
 		return spool.ErrNoDeadLetter
 	}
-	var said controlError
-	if json.Unmarshal(body, &said) != nil || said.Error == "" {
-		said.Error = got.Status
+	var failure controlError
+	if json.Unmarshal(said, &failure) != nil || failure.Error == "" {
+		failure.Error = got.Status
 	}
-	return fmt.Errorf("stationd says: %s", said.Error)
+	if got.StatusCode == http.StatusUnprocessableEntity {
+		return fmt.Errorf("stationd says: %w%s", spool.ErrReceipt, strings.TrimPrefix(failure.Error, spool.ErrReceipt.Error()))
+	}
+	return fmt.Errorf("stationd says: %s", failure.Error)
 }

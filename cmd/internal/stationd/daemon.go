@@ -12,6 +12,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
+	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/spool"
 	"secretfree/station"
@@ -38,6 +39,8 @@ type Daemon struct {
 	server   *http.Server
 	log      zerolog.Logger
 
+	carried         bool           // records leave on a stick
+	receipts        note.Verifiers // who may settle records by a receipt
 	controlListener net.Listener
 	controlServer   *http.Server
 }
@@ -51,13 +54,16 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	sink, copies, err := openRegistry(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	d := &Daemon{log: log}
+	d := &Daemon{log: log, carried: c.Registry.Kind == NoRegistry}
+	if d.receipts, err = c.Receipts(); err != nil {
+		return nil, err
+	}
 	if d.spool, err = spool.Open(spool.Config{
-		Dir: c.StateDir, Identity: identity, Sink: registry, Archive: archive{registry},
+		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies,
 		Notify: func(notice string) { log.Warn().Msg(notice) },
 	}); err != nil {
 		return nil, err
@@ -66,6 +72,17 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 		return nil, errors.Join(err, d.spool.Close())
 	}
 	return d, nil
+}
+
+func openRegistry(ctx context.Context, c Config) (spool.Sink, spool.Archive, error) {
+	if c.Registry.Kind == NoRegistry {
+		return noSink{"this station has no registry: records leave it by stationctl export"}, nil, nil
+	}
+	registry, err := c.Registry.Open(ctx, c.SKU)
+	if err != nil {
+		return nil, nil, err
+	}
+	return registry, archive{registry}, nil
 }
 
 func (d *Daemon) open(c Config) error {
@@ -244,7 +261,7 @@ func (d *Daemon) health() error {
 	if stats.LastSuccess.After(since) {
 		since = stats.LastSuccess
 	}
-	if stats.Pending > 0 && time.Since(since) > stalled {
+	if stats.Pending > 0 && time.Since(since) > stalled && !d.carried {
 		add("%d records wait for the registry and none was confirmed in the last %s", stats.Pending, stalled)
 	}
 	return errors.Join(red...)
