@@ -346,30 +346,35 @@ func (im *importing) put(ctx context.Context, records []*carried) error {
 }
 
 func (im *importing) putBatch(ctx context.Context, batch []*carried) []error {
-	errs := make([]error, len(batch))
-	if many, ok := im.Sink.(BatchSink); ok {
-		var records []board.Sealed
-		for _, it := range batch {
-			records = append(records, it.sealed)
-		}
+	var records []board.Sealed
+	for _, it := range batch {
+		records = append(records, it.sealed)
+	}
+	return putAll(ctx, im.Sink, records)
+}
+
+// putAll puts records to a registry, and returns an error for each. When the first few fail, the rest is not tried.
+func putAll(ctx context.Context, sink Sink, records []board.Sealed) []error {
+	errs := make([]error, len(records))
+	if many, ok := sink.(BatchSink); ok && len(records) > 0 {
 		bounded, cancel := context.WithTimeout(ctx, putLimit)
 		defer cancel()
-		if got := many.PutBatch(bounded, records); len(got) == len(batch) {
+		if got := many.PutBatch(bounded, records); len(got) == len(records) {
 			return got
 		}
 		for i := range errs {
-			errs[i] = fmt.Errorf("the registry did not answer for each of %d records", len(batch))
+			errs[i] = fmt.Errorf("the registry did not answer for each of %d records", len(records))
 		}
 		return errs
 	}
 	failed := 0
-	for i, it := range batch {
+	for i, record := range records {
 		if failed == i && failed >= outageAfter {
-			errs[i] = errs[0] // away: the rest is not tried
+			errs[i] = fmt.Errorf("not tried, as others failed: %w", errs[0])
 			continue
 		}
 		bounded, cancel := context.WithTimeout(ctx, putLimit)
-		if errs[i] = im.Sink.Put(bounded, it.sealed); errs[i] != nil && !permanent(errs[i]) {
+		if errs[i] = sink.Put(bounded, record); errs[i] != nil && !permanent(errs[i]) {
 			failed++
 		}
 		cancel()

@@ -1,0 +1,588 @@
+package spool
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"secretfree/station/board"
+)
+
+// Census is a registry that can be counted. Each of its listings gives everything once, in any order; what is written meanwhile may be
+// left out. An error that wraps ErrUnreadable is about one thing, whose ids come with it as far as they are known; any other ends the listing.
+type Census interface {
+	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
+	Objects(ctx context.Context) iter.Seq2[Binding, error] // the stored public keys, by name
+	Guards(ctx context.Context) iter.Seq2[Binding, error]
+}
+
+// Binding says that a key is a device's.
+type Binding struct {
+	Device board.DeviceID
+	Key    board.Fingerprint
+}
+
+// ErrUnreadable: the registry holds something that nobody can make sense of.
+var ErrUnreadable = errors.New("it cannot be read")
+
+// ReconcileConfig is what Reconcile needs.
+type ReconcileConfig struct {
+	Dir    string        // whose journal
+	Key    note.Verifier // of that station
+	Census Census
+	// Repair, if set, is given what the journal proves and the registry lacks.
+	Repair Sink
+
+	memory int // rows, for tests
+}
+
+// DifferenceKind says in what journal and registry differ.
+type DifferenceKind string
+
+// The kinds of differences.
+const (
+	DiffMissing  DifferenceKind = "missing"  // in the journal, not in the table
+	DiffUnknown  DifferenceKind = "unknown"  // in the table under this station's name, not in its journal
+	DiffKey      DifferenceKind = "key"      // in both, with different keys
+	DiffUnsigned DifferenceKind = "unsigned" // the item has no signed record
+	DiffEnvelope DifferenceKind = "envelope" // the item says that it is of this station, and its signed record is not one of the journal
+	DiffObject   DifferenceKind = "object"   // the public key is not stored
+	DiffGuard    DifferenceKind = "guard"    // the key's guard is missing, or names another device
+	DiffDamaged  DifferenceKind = "damaged"  // something in the registry cannot be read
+)
+
+// DifferenceKinds lists all of them.
+func DifferenceKinds() []DifferenceKind {
+	return []DifferenceKind{DiffMissing, DiffUnknown, DiffKey, DiffUnsigned, DiffEnvelope, DiffObject, DiffGuard, DiffDamaged}
+}
+
+// Difference is one thing in which journal and registry differ.
+type Difference struct {
+	Kind   DifferenceKind
+	Device board.DeviceID    // invalid if it is not known
+	Key    board.Fingerprint // of the journal if it has the device, otherwise of the registry
+	Entry  bool              // the journal has the device
+	Seq    uint64            // of its entry
+	Mended bool
+	Detail string // what was unreadable, or why it was not mended
+}
+
+// DayCount is what there is of a station and a day.
+type DayCount struct {
+	Station   string // empty: nobody's
+	Day       string // UTC, 2026-01-02; empty: nobody's
+	Records   int    // devices in the journal; only this station's are counted
+	Items     int    // in the table
+	Objects   int    // public keys
+	Guards    int
+	Elsewhere int // of Records: enrolled with the same key by another station before
+}
+
+// Reconciliation says what Reconcile found.
+type Reconciliation struct {
+	Station string
+	Days    []DayCount // by station and day
+	Total   DayCount
+	Found   map[DifferenceKind]int
+	Mended  int
+	Late    int      // records that were journaled since it began, and that are not looked for
+	Signed  uint64   // entries under the newest checkpoint, which are all that the journal proves
+	Damage  []Damage // of the journal: what it cannot say
+}
+
+// Differences is how many there are, mended or not.
+func (r *Reconciliation) Differences() (n int) {
+	for _, found := range r.Found {
+		n += found
+	}
+	return n
+}
+
+// Same tells whether journal and registry say the same now.
+func (r *Reconciliation) Same() bool { return r.Differences() == r.Mended && len(r.Damage) == 0 }
+
+// Reconcile compares the journal under Dir, as it was signed, with a registry: device by device, in memory that does not grow with their number (a
+// temporary file takes about 100 bytes for each thing that is compared). It takes no lock and changes nothing in the journal. each
+// is told every difference, by device.
+//
+// The registry is read first, and then the journal, so that what the registry has must be in the journal; what was journaled
+// since it began is not missed in the registry.
+//
+// To repair is to put a record of the journal, which must be under a checkpoint, signed, and good, to the registry, under the same conditions as
+// always: nothing that is there is changed. So it mends what is missing in the table and public keys that are not stored; what
+// contradicts the journal is for a person.
+//
+// ErrTampered says that the journal is not the one that was signed.
+func Reconcile(ctx context.Context, c ReconcileConfig, each func(Difference)) (Reconciliation, error) {
+	r := &reconciling{ReconcileConfig: c, ctx: ctx, each: each, out: Reconciliation{Station: c.Key.Name(), Found: map[DifferenceKind]int{}},
+		rows: sorter{limit: cmp.Or(c.memory, rowsInMemory)}, days: map[dayKey]*DayCount{}, numbers: map[string]uint32{}}
+	r.own = r.number(c.Key.Name())
+	defer r.rows.close()
+	steps := []func() error{r.begin, r.readItems, r.readObjects, r.readGuards, r.readJournal, r.compare}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return r.out, err
+		}
+	}
+	for _, day := range r.days {
+		r.out.Days = append(r.out.Days, *day)
+		r.out.Total.Records += day.Records
+		r.out.Total.Items += day.Items
+		r.out.Total.Objects += day.Objects
+		r.out.Total.Guards += day.Guards
+		r.out.Total.Elsewhere += day.Elsewhere
+	}
+	slices.SortFunc(r.out.Days, func(a, b DayCount) int { return cmp.Or(cmp.Compare(a.Station, b.Station), cmp.Compare(a.Day, b.Day)) })
+	return r.out, nil
+}
+
+type dayKey struct {
+	station uint32
+	day     int32
+}
+
+type reconciling struct {
+	ReconcileConfig
+	ctx     context.Context
+	each    func(Difference)
+	out     Reconciliation
+	rows    sorter
+	late    uint64 // the first entry that need not be in the registry
+	signed  checkpoint
+	proved  bool // the journal has the root that was signed
+	days    map[dayKey]*DayCount
+	names   []string // of stations, by number; 0 is nobody
+	numbers map[string]uint32
+	own     uint32
+	waiting []*Difference // to be told, and some to be mended before
+	mending []mend
+}
+
+// mend is a difference that the journal may mend.
+type mend struct {
+	diff *Difference
+	at   position
+}
+
+func (r *reconciling) number(name string) uint32 {
+	if len(r.names) == 0 {
+		r.names = []string{""}
+	}
+	n, ok := r.numbers[name]
+	if !ok && name != "" {
+		n = uint32(len(r.names))
+		r.names, r.numbers[name] = append(r.names, name), n
+	}
+	return n
+}
+
+// begin finds the end of the journal.
+func (r *reconciling) begin() error {
+	segments, err := listSegments(r.Dir)
+	if err != nil {
+		return err
+	}
+	signed, have, err := readCheckpoint(r.Dir, r.Key)
+	if err != nil {
+		return err
+	}
+	r.proved = !have // nothing is to be proved
+	r.signed, r.out.Signed = signed, signed.size
+	if len(segments) == 0 {
+		return nil
+	}
+	last := segments[len(segments)-1:]
+	s := newScan(r.Dir)
+	s.next = last[0].first
+	s.visit = func(position, uint64, []byte) error { return nil }
+	err = s.run(last)
+	r.late = s.next
+	return err
+}
+
+func dayOf(t time.Time) int32 { return int32(math.Floor(float64(t.Unix()) / 86400)) }
+
+func digestOf(envelope []byte) [16]byte {
+	sum := sha256.Sum256(envelope)
+	return [16]byte(sum[:])
+}
+
+func (r *reconciling) unreadable(b Binding, err error) error {
+	if !errors.Is(err, ErrUnreadable) {
+		return err
+	}
+	r.found(Difference{Kind: DiffDamaged, Device: b.Device, Key: b.Key, Detail: err.Error()}, nil)
+	return r.mendIfFull()
+}
+
+func (r *reconciling) readItems() error {
+	for e, err := range r.Census.Enrolments(r.ctx) {
+		w := row{device: e.Device, kind: rowItem}
+		switch {
+		case err != nil:
+			if err := r.unreadable(Binding{Device: e.Device}, err); err != nil {
+				return fmt.Errorf("listing the enrolments: %w", err)
+			}
+			if !e.Device.Valid() {
+				continue
+			}
+			w.flags = rowUnreadable
+		default:
+			w.key, w.station, w.digest = e.Key.Fingerprint(), r.number(e.Station), digestOf(e.Envelope)
+			if !e.EnrolledAt.IsZero() {
+				w.day = dayOf(e.EnrolledAt)
+			}
+			if len(e.Envelope) == 0 {
+				w.flags = rowNoEnvelope
+			}
+		}
+		if err := r.rows.add(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *reconciling) readObjects() error {
+	return r.readBindings("listing the public keys", rowObject, r.Census.Objects(r.ctx))
+}
+
+func (r *reconciling) readGuards() error {
+	return r.readBindings("listing the guards", rowGuard, r.Census.Guards(r.ctx))
+}
+
+func (r *reconciling) readBindings(doing string, kind rowKind, list iter.Seq2[Binding, error]) error {
+	for b, err := range list {
+		if err != nil {
+			if err := r.unreadable(b, err); err != nil {
+				return fmt.Errorf("%s: %w", doing, err)
+			}
+			continue
+		}
+		if err := r.rows.add(row{device: b.Device, kind: kind, key: b.Key}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readJournal reads the records, and makes sure that they are what was signed.
+func (r *reconciling) readJournal() error {
+	segments, err := listSegments(r.Dir)
+	if err != nil {
+		return err
+	}
+	beside, err := openShelf(r.Dir)
+	if err != nil {
+		return err
+	}
+	var t tree
+	grow := func(h tlog.Hash) error {
+		t.add(h)
+		if t.n != r.signed.size || t.blind {
+			return nil
+		}
+		if t.root() != r.signed.root {
+			return fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, t.n)
+		}
+		r.proved = true
+		return nil
+	}
+	s := newScan(r.Dir)
+	s.damaged = func(d Damage) error {
+		r.out.Damage = append(r.out.Damage, d)
+		for seq := d.First; seq < d.Next; seq++ {
+			if err := grow(beside.hash(seq)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	s.visit = func(at position, seq uint64, data []byte) error {
+		if err := r.ctx.Err(); err != nil {
+			return context.Cause(r.ctx)
+		}
+		known, err := indexedOf(at, seq, data)
+		if err != nil {
+			return broke(err)
+		}
+		if known != nil {
+			envelope, err := envelopeOf(data)
+			if err != nil {
+				return broke(err)
+			}
+			w := row{device: known.device, kind: rowJournal, key: known.key, seq: seq, at: at, day: dayOf(time.UnixMilli(known.time)), digest: digestOf(envelope)}
+			if err := r.rows.add(w); err != nil {
+				return err
+			}
+		}
+		return grow(tlog.RecordHash(data))
+	}
+	if err := s.run(segments); err != nil {
+		return err
+	}
+	if s.next < r.signed.size {
+		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d", ErrTampered, s.next, r.signed.size)
+	}
+	return nil
+}
+
+// envelopeOf cuts the envelope out of the JSON of a record's entry, where it stands last.
+func envelopeOf(data []byte) ([]byte, error) {
+	_, rest, ok := bytes.Cut(data, []byte(`,"record":`))
+	envelope, ok2 := bytes.CutSuffix(rest, []byte("}"))
+	if !ok || !ok2 {
+		return nil, fmt.Errorf("%w: a record without its envelope", ErrEntry)
+	}
+	return envelope, nil
+}
+
+// holding is all that there is of one device.
+type holding struct {
+	device  board.DeviceID
+	journal []row // by seq; more than one if a record was damaged and the board read anew
+	item    *row
+	objects map[board.Fingerprint]bool // only of the two keys that matter
+	guards  map[board.Fingerprint]bool
+}
+
+// compare goes through all devices.
+func (r *reconciling) compare() error {
+	h := holding{}
+	flush := func() error {
+		if !h.device.Valid() {
+			return nil
+		}
+		return r.device(&h)
+	}
+	for w, err := range r.rows.all() {
+		if err != nil {
+			return err
+		}
+		if w.device != h.device {
+			if err := flush(); err != nil {
+				return err
+			}
+			if r.ctx.Err() != nil {
+				return context.Cause(r.ctx)
+			}
+			h = holding{device: w.device, objects: map[board.Fingerprint]bool{}, guards: map[board.Fingerprint]bool{}}
+		}
+		switch w.kind {
+		case rowJournal:
+			h.journal = append(h.journal, w)
+		case rowItem:
+			h.item = &w
+		case rowObject:
+			r.binding(&h, w.key, h.objects, func(d *DayCount) { d.Objects++ })
+		case rowGuard:
+			r.binding(&h, w.key, h.guards, func(d *DayCount) { d.Guards++ })
+		}
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	return r.mend()
+}
+
+// newest is the record of the journal that counts; nil if there is none.
+func (h *holding) newest() *row {
+	if len(h.journal) == 0 {
+		return nil
+	}
+	newest := &h.journal[0]
+	for i := range h.journal {
+		if h.journal[i].seq > newest.seq {
+			newest = &h.journal[i]
+		}
+	}
+	return newest
+}
+
+// binding counts a public key or a guard for the station and day of whatever has this key. Items and records come before them.
+func (r *reconciling) binding(h *holding, key board.Fingerprint, of map[board.Fingerprint]bool, count func(*DayCount)) {
+	j := h.newest()
+	switch {
+	case h.item != nil && h.item.flags&rowUnreadable == 0 && h.item.key == key:
+		of[key] = true
+		count(r.day(h.item.station, h.item.day))
+	case j != nil && j.key == key:
+		of[key] = true
+		count(r.day(r.own, j.day))
+	default:
+		count(r.day(0, 0))
+	}
+}
+
+func (r *reconciling) day(station uint32, day int32) *DayCount {
+	key := dayKey{station, day}
+	d := r.days[key]
+	if d == nil {
+		d = &DayCount{Station: r.names[station]}
+		if station != 0 {
+			d.Day = time.Unix(int64(day)*86400, 0).UTC().Format(time.DateOnly)
+		}
+		r.days[key] = d
+	}
+	return d
+}
+
+// device counts one device and finds what differs.
+func (r *reconciling) device(h *holding) error {
+	j, item := h.newest(), h.item
+	readable := item != nil && item.flags&rowUnreadable == 0
+	own := readable && item.station == r.own
+	if readable {
+		r.day(item.station, item.day).Items++
+	}
+	if j == nil {
+		if own {
+			r.found(Difference{Kind: DiffUnknown, Device: h.device, Key: item.key}, nil)
+		}
+		return r.mendIfFull()
+	}
+	// A record and its item count for the same day, though a board may be read before midnight and journaled after it.
+	day := j.day
+	if own && item.key == j.key {
+		day = item.day
+	}
+	count := r.day(r.own, day)
+	count.Records++
+	add := func(kind DifferenceKind, mendable bool) {
+		d := Difference{Kind: kind, Device: h.device, Key: j.key, Entry: true, Seq: j.seq}
+		var at *position
+		if mendable {
+			at = &j.at
+		}
+		r.found(d, at)
+	}
+	switch {
+	case item == nil && j.seq >= r.late:
+		r.out.Late++
+	case item == nil:
+		add(DiffMissing, true)
+	case !readable: // told when it was read
+	case item.key != j.key:
+		add(DiffKey, false)
+	default:
+		if !own {
+			count.Elsewhere++
+		}
+		switch {
+		case item.flags&rowNoEnvelope != 0:
+			add(DiffUnsigned, false)
+		case own && !slices.ContainsFunc(h.journal, func(w row) bool { return w.digest == item.digest }):
+			add(DiffEnvelope, false)
+		}
+		if !h.objects[j.key] {
+			add(DiffObject, true)
+		}
+		if !h.guards[j.key] {
+			add(DiffGuard, true)
+		}
+	}
+	return r.mendIfFull()
+}
+
+// found takes note of a difference; with its place in the journal if the record there may mend it.
+func (r *reconciling) found(d Difference, at *position) {
+	r.out.Found[d.Kind]++
+	if r.Repair == nil {
+		r.each(d)
+		return
+	}
+	r.waiting = append(r.waiting, &d)
+	if at == nil {
+		return
+	}
+	if !r.proved || d.Seq >= r.signed.size {
+		d.Detail = "no checkpoint covers this record yet"
+		return
+	}
+	r.mending = append(r.mending, mend{&d, *at})
+}
+
+func (r *reconciling) mendIfFull() error {
+	if len(r.waiting) < passRecords {
+		return nil
+	}
+	return r.mend()
+}
+
+// mend puts records to the registry, and tells the differences that wait for that.
+func (r *reconciling) mend() error {
+	var records []board.Sealed
+	var diffs []*Difference
+	for _, m := range r.mending {
+		sealed, err := r.record(m)
+		if err != nil {
+			m.diff.Detail = err.Error()
+			continue
+		}
+		records, diffs = append(records, sealed), append(diffs, m.diff)
+	}
+	errs := r.put(records)
+	for i, d := range diffs {
+		if d.Mended = errs[i] == nil; d.Mended {
+			r.out.Mended++
+		} else {
+			d.Detail = errs[i].Error()
+		}
+	}
+	for _, d := range r.waiting {
+		r.each(*d)
+	}
+	r.waiting, r.mending = nil, nil
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	return nil
+}
+
+// record reads a record and checks all of it: what goes to the registry is what the journal proves.
+func (r *reconciling) record(m mend) (board.Sealed, error) {
+	e, err := readEntryAt(r.Dir, m.at)
+	if err == nil && (e.Seq != m.diff.Seq || e.Kind != KindRecord) {
+		err = fmt.Errorf("%w: another entry is there", ErrEntry)
+	}
+	if err != nil {
+		return board.Sealed{}, fmt.Errorf("reading entry %d: %w", m.diff.Seq, err)
+	}
+	sealed, err := board.ParseEnvelope(e.Record)
+	if err != nil {
+		return sealed, err
+	}
+	return sealed, checkCarried(&sealed, r.Key)
+}
+
+func readEntryAt(dir string, at position) (Entry, error) {
+	f, err := os.Open(segmentPath(dir, at.segment))
+	if err != nil {
+		return Entry{}, err
+	}
+	defer f.Close()
+	buf := make([]byte, maxEntryLine)
+	n, err := f.ReadAt(buf, at.offset)
+	end := bytes.IndexByte(buf[:n], '\n')
+	if end < 0 {
+		return Entry{}, fmt.Errorf("no whole line (%v)", err)
+	}
+	data, _, err := readLine(buf[:end+1])
+	if err != nil {
+		return Entry{}, err
+	}
+	return ParseEntry(data)
+}
+
+func (r *reconciling) put(records []board.Sealed) []error { return putAll(r.ctx, r.Repair, records) }
