@@ -14,16 +14,17 @@ import (
 
 type grammar struct {
 	cli.Common
-	Status   status   `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
-	Spool    spools   `cmd:"" help:"The journal of a station."`
-	Proof    proof    `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
-	Verify   verify   `cmd:"" help:"Check proofs with nothing but the station's public key."`
-	Export   export   `cmd:"" help:"Write what waits for the registry to a stick, and apply the receipts that are on it."`
-	Import   importer `cmd:"" help:"Deliver what a stick carries to the registry, and write receipts for the way back."`
-	Replay   replay   `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
-	Record   record   `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
-	Simulate simulate `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
-	Registry struct {
+	Status    status    `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
+	Spool     spools    `cmd:"" help:"The journal of a station."`
+	Proof     proof     `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
+	Verify    verify    `cmd:"" help:"Check proofs with nothing but the station's public key."`
+	Reconcile reconcile `cmd:"" help:"Compare the journal with the registry, and enrol what is missing there."`
+	Export    export    `cmd:"" help:"Write what waits for the registry to a stick, and apply the receipts that are on it."`
+	Import    importer  `cmd:"" help:"Deliver what a stick carries to the registry, and write receipts for the way back."`
+	Replay    replay    `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
+	Record    record    `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
+	Simulate  simulate  `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
+	Registry  struct {
 		Init registryInit `cmd:"" help:"Make a folder a registry."`
 	} `cmd:"" help:"The registry in a folder."`
 }
@@ -51,6 +52,8 @@ func (grammar) Help() string {
   stationctl proof 4d1f8e27b3c05a9e61f2d47788aabbcc --out board.proof
   stationctl verify --key station.pub board.proof
       Prove, to anyone and offline, which station read which key and when.
+  stationctl reconcile
+      Journal, table, public keys and guards, counted by station and day and compared; --repair adds what is missing.
   stationctl export /media/stick
   stationctl import /media/stick --config import.toml --key line3-a.pub --identity /var/lib/import --name hq
   stationctl export /media/stick

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"path/filepath"
 
 	"secretfree/cloud"
@@ -33,6 +34,14 @@ type Backend interface {
 	spool.BatchSink
 	issuer.Registry
 	Archive
+	Listing
+}
+
+// Listing gives everything that a registry holds; see package cloud.
+type Listing interface {
+	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
+	Objects(ctx context.Context) iter.Seq2[cloud.Object, error]
+	Guards(ctx context.Context) iter.Seq2[cloud.Guard, error]
 }
 
 // Archive keeps the journals of stations; see package cloud.

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"path/filepath"
+	"time"
+
+	"secretfree/cloud"
+	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/config"
+	"secretfree/cmd/internal/stationd"
+	"secretfree/spool"
+	"secretfree/station/board"
+)
+
+type reconcile struct {
+	Config   string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, which names its state directory and its registry (${default})."`
+	StateDir string `name:"state-dir" placeholder:"DIR" help:"A copy of the state directory, to compare it with the registry of the configuration."`
+	Key      string `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory."`
+	Repair   bool   `name:"repair" help:"Enrol what the journal proves and the registry lacks. Nothing that is there is changed."`
+	Show     int    `name:"show" default:"50" placeholder:"N" help:"How many differences of each kind are listed as text; --json lists all (${default})."`
+}
+
+func (reconcile) Help() string {
+	return `Compares the journal of a station with the table, the public keys and the guards of its registry, device by device,
+and counts them by station and day. The station may run meanwhile; what still waits in its queue is missing in the
+registry, and is delivered by itself.
+
+The kinds of differences:
+  missing    in the journal, not in the table
+  unknown    in the table under this station's name, not in its journal
+  key        in both, with different keys
+  unsigned   the item has no signed record
+  envelope   the item's signed record is not one of the journal
+  object     the public key is not stored
+  guard      the guard of the key is missing, or names another device
+  damaged    something in the registry cannot be read
+
+--repair puts records that are missing, and public keys that are not stored, to the registry itself, under the
+conditions under which the station does, so that the verdict is known at once, also of a station that does not
+run. It needs a signed checkpoint over the record. Contradictions are for a person.
+
+Examples:
+  stationctl reconcile
+      Exit 0 if journal and registry say the same, 1 if they differ.
+  stationctl reconcile --repair
+      Exit 0 if they say the same now.
+  stationctl reconcile --json | grep '"kind":"unknown"'
+  stationctl reconcile --config stationd.toml --state-dir /mnt/backup/stationd --key line3-a.pub
+      What a copy of a journal says.`
+}
+
+// census fits a registry to the spool.
+type census struct{ from config.Listing }
+
+func (c census) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
+	return adapt(c.from.Enrolments(ctx), func(e board.Enrolment) board.Enrolment { return e })
+}
+
+func (c census) Objects(ctx context.Context) iter.Seq2[spool.Binding, error] {
+	return adapt(c.from.Objects(ctx), func(o cloud.Object) spool.Binding { return spool.Binding(o) })
+}
+
+func (c census) Guards(ctx context.Context) iter.Seq2[spool.Binding, error] {
+	return adapt(c.from.Guards(ctx), func(g cloud.Guard) spool.Binding { return spool.Binding{Device: g.Device, Key: g.Key} })
+}
+
+// adapt says in the spool's words what a listing yields.
+func adapt[A, B any](list iter.Seq2[A, error], to func(A) B) iter.Seq2[B, error] {
+	return func(yield func(B, error) bool) {
+		for a, err := range list {
+			if errors.Is(err, cloud.ErrDamaged) && !errors.Is(err, cloud.ErrNoRegistry) {
+				err = fmt.Errorf("%w: %w", spool.ErrUnreadable, err)
+			}
+			if !yield(to(a), err) {
+				return
+			}
+		}
+	}
+}
+
+// difference is one thing in which journal and registry differ.
+type difference struct {
+	Kind   spool.DifferenceKind `json:"kind"`
+	Device string               `json:"device,omitempty"`
+	Key    string               `json:"key,omitempty"`
+	Seq    *uint64              `json:"seq,omitempty"`
+	Mended bool                 `json:"mended"`
+	Detail string               `json:"detail,omitempty"`
+}
+
+func (d difference) text() string {
+	device, entry, mended := d.Device, "-", ""
+	if device == "" {
+		device = "-"
+	}
+	if d.Seq != nil {
+		entry = fmt.Sprint(*d.Seq)
+	}
+	if d.Mended {
+		mended = "  mended"
+	}
+	if d.Detail != "" {
+		mended += "  " + d.Detail
+	}
+	return fmt.Sprintf("%-9s %8s  %-32s%s\n", d.Kind, entry, device, mended)
+}
+
+// counted is what there is of a station and a day.
+type counted struct {
+	Station   string `json:"station"`
+	Day       string `json:"day"`
+	Records   int    `json:"records"`
+	Items     int    `json:"items"`
+	Objects   int    `json:"objects"`
+	Guards    int    `json:"guards"`
+	Elsewhere int    `json:"elsewhere"`
+}
+
+func countText(station, day string, d spool.DayCount) string {
+	return fmt.Sprintf("%-32s %-10s %9d %9d %9d %9d %9d\n", station, day, d.Records, d.Items, d.Objects, d.Guards, d.Elsewhere)
+}
+
+// reconciled is the last line.
+type reconciled struct {
+	OK          bool                         `json:"ok"`
+	Station     string                       `json:"station"`
+	Records     int                          `json:"records"`
+	Items       int                          `json:"items"`
+	Objects     int                          `json:"objects"`
+	Guards      int                          `json:"guards"`
+	Differences int                          `json:"differences"`
+	Kinds       map[spool.DifferenceKind]int `json:"kinds"`
+	Mended      int                          `json:"mended"`
+	Late        int                          `json:"late"`
+	Damaged     uint64                       `json:"damaged_entries"`
+	Seconds     float64                      `json:"seconds"`
+}
+
+func (r *reconcile) Run(ctx context.Context, out *cli.Output) error {
+	c, err := stationd.Load(r.Config)
+	if err != nil {
+		return err
+	}
+	registry, err := c.Registry.Open(ctx, c.SKU)
+	if err != nil {
+		return fmt.Errorf("opening the registry: %w", err)
+	}
+	dir := c.StateDir
+	if r.StateDir != "" {
+		dir = r.StateDir
+	}
+	if err := present(dir); err != nil {
+		return err
+	}
+	path := r.Key
+	if path == "" {
+		path = filepath.Join(dir, "station.pub")
+	}
+	verifier, err := readKey(path)
+	if err != nil {
+		return err
+	}
+	rc := spool.ReconcileConfig{Dir: dir, Key: verifier, Census: census{registry}}
+	if r.Repair {
+		rc.Repair = registry
+	}
+	began := time.Now()
+	var failed error // to write the output
+	shown := map[spool.DifferenceKind]int{}
+	report, err := spool.Reconcile(ctx, rc, func(d spool.Difference) {
+		shown[d.Kind]++
+		if shown[d.Kind] > r.Show && !out.JSON {
+			return
+		}
+		line := difference{Kind: d.Kind, Mended: d.Mended, Detail: d.Detail}
+		if d.Device.Valid() {
+			line.Device = d.Device.String()
+		}
+		if d.Key != (board.Fingerprint{}) {
+			line.Key = d.Key.String()
+		}
+		if d.Entry {
+			line.Seq = &d.Seq
+		}
+		failed = errors.Join(failed, out.Print(line, line.text()))
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return err
+	}
+	return r.summary(out, report, shown, time.Since(began))
+}
+
+func (r *reconcile) summary(out *cli.Output, report spool.Reconciliation, shown map[spool.DifferenceKind]int, took time.Duration) error {
+	for _, kind := range spool.DifferenceKinds() {
+		if more := shown[kind] - r.Show; more > 0 && !out.JSON {
+			fmt.Fprintf(out.People, "%-9s … and %d more\n", kind, more)
+		}
+	}
+	fmt.Fprintf(out.People, "%-32s %-10s %9s %9s %9s %9s %9s\n", "station", "day", "journal", "table", "keys", "guards", "elsewhere")
+	for _, d := range report.Days {
+		station, day := d.Station, d.Day
+		if station == "" {
+			station, day = "(nobody's)", "-"
+		}
+		if err := out.Print(counted(d), countText(station, day, d)); err != nil {
+			return err
+		}
+	}
+	fmt.Fprint(out.People, countText("all", "", report.Total))
+	last := reconciled{OK: report.Same(), Station: report.Station, Records: report.Total.Records, Items: report.Total.Items, Objects: report.Total.Objects,
+		Guards: report.Total.Guards, Differences: report.Differences(), Kinds: report.Found, Mended: report.Mended, Late: report.Late, Seconds: took.Seconds()}
+	text := fmt.Sprintf("The journal of %s and the registry say the same.\n", report.Station)
+	if report.Differences() > 0 {
+		text = fmt.Sprintf("The journal of %s and the registry differ in %d places.\n", report.Station, report.Differences())
+		if r.Repair {
+			text = fmt.Sprintf("The journal of %s and the registry differed in %d places; %d were mended.\n", report.Station, report.Differences(), report.Mended)
+		}
+	}
+	if report.Late > 0 {
+		text += fmt.Sprintf("%d records came while this ran, and are not looked for.\n", report.Late)
+	}
+	for _, d := range report.Damage {
+		last.Damaged += d.Entries()
+	}
+	if last.Damaged > 0 {
+		text += fmt.Sprintf("%d entries of the journal are damaged, so what they say is not compared, and their devices are unknown: stationctl spool repair.\n", last.Damaged)
+	}
+	if err := out.Print(last, text); err != nil {
+		return err
+	}
+	if !report.Same() {
+		return cli.ErrShown
+	}
+	return nil
+}
