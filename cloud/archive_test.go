@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -231,6 +232,25 @@ func testArchiveRace(t *testing.T, b backend) {
 			}
 		}
 	}
+}
+
+// A copy that seals its segment after the look and before the write is noticed by the second look.
+func TestArchiveBetween(t *testing.T) {
+	onEveryAWS(t, func(t *testing.T, b *awsStore) {
+		var first error
+		b.s3.decide(func(r *http.Request) fate {
+			if r.Method == http.MethodPut {
+				first = b.raw.PutSegment(context.Background(), line3, 50, 99, []byte("the copy's"))
+			}
+			return passed
+		})
+		err := b.open(t, "").PutSegment(t.Context(), line3, 50, 100, []byte("ours"))
+		b.s3.decide(nil)
+		must(t, first)
+		if !errors.Is(err, ErrForked) {
+			t.Errorf("got %v, want ErrForked", err)
+		}
+	})
 }
 
 // Each remote call of the archive fails in each way; the same call again brings it to its end.

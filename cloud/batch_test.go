@@ -127,7 +127,6 @@ func testBatchVerdicts(t *testing.T, b backend) {
 func testBatchDuplicates(t *testing.T, b backend) {
 	r := b.open(t, "")
 	b.setObject(t, objectName(deviceN(5), keyN(t, 5).Fingerprint()), "no key")
-	var kinds []error
 	results := r.PutBatch(t.Context(), []board.Sealed{
 		sealed(t, 1, 1),
 		sealed(t, 1, 1),
@@ -140,12 +139,9 @@ func testBatchDuplicates(t *testing.T, b backend) {
 		sealed(t, 6, 6), // nor this
 		sealed(t, 3, 3),
 	})
-	for _, err := range results {
-		kinds = append(kinds, err)
-	}
 	for n, want := range []error{nil, nil, nil, board.ErrDeviceConflict, board.ErrKeyConflict, nil, ErrDamaged, ErrDamaged, ErrDamaged, nil} {
-		if !errors.Is(kinds[n], want) || (kinds[n] == nil) != (want == nil) {
-			t.Errorf("record %d: got %v, want %v", n, kinds[n], want)
+		if !errors.Is(results[n], want) || (results[n] == nil) != (want == nil) {
+			t.Errorf("record %d: got %v, want %v", n, results[n], want)
 		}
 	}
 	wantConflict(t, results[3], board.Conflict{

@@ -287,9 +287,13 @@ func TestListFaults(t *testing.T) {
 			}
 			return 403, "<Error><Code>AccessDenied</Code></Error>"
 		})
+		start := time.Now()
 		_, errs := collect(t, a.Enrolments(t.Context()), enrolmentName)
 		_, errs2 := collect(t, a.Guards(t.Context()), guardOf)
 		_, errs3 := collect(t, a.Objects(t.Context()), nameOf)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it waited %v for what no waiting mends", took)
+		}
 		for _, test := range []struct {
 			errs []error
 			want string
