@@ -303,7 +303,7 @@ func (d *Daemon) watch(ctx context.Context) {
 			stats.LastError = last.LastError // told within the last minute
 		}
 		if stats.Dead > last.Dead {
-			d.log.Error().Int("dead", stats.Dead).Msg("the registry refused a record for good; see: stationctl spool list")
+			d.log.Error().Int("dead", stats.Dead).Msg("the registry refused a record for good; see: stationctl spool dead")
 		}
 		if stats.Broken != "" && last.Broken == "" {
 			d.log.Error().Str("error", stats.Broken).Msg("the disk is not trusted; the next board tries it anew")
