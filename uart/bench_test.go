@@ -1,174 +1,114 @@
 package uart_test
 
 import (
-	"bytes"
 	"context"
-	"io"
-	"os"
+	"fmt"
 	"path/filepath"
-	"runtime"
-	"syscall"
+	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"secretfree/fixtures"
 	"secretfree/uart"
 )
 
-func benchBoard() *fixtures.Board {
-	return &fixtures.Board{
-		Device: fixtures.NewDevice(), Key: fixtures.NewKey(), Quiet: true,
-		Baud: 115200, Think: 2 * time.Millisecond, Sign: 20 * time.Millisecond,
+// BenchmarkRead reads boards over ptys that are paced at 115200, one and sixteen at once, and sets the time against the least
+// that it can take: the board's bytes on the wire, and the board's own time. The time is that of Read; of ti-csr, whose
+// dialogue is its start, it is all from the first byte on. detect-ms is what Detect takes besides, of a board that is there
+// and silent; worst is the ratio of the slowest slot.
+func BenchmarkRead(b *testing.B) {
+	for _, c := range []struct{ name, firmware string }{
+		{"ti-at", fixtures.DialectAT}, {"ti-csr", fixtures.DialectCSR}, {"report", fixtures.DialectReport}, {"auto", fixtures.DialectAT},
+	} {
+		for _, slots := range []int{1, 16} {
+			b.Run(fmt.Sprintf("%s/%d", c.name, slots), func(b *testing.B) { benchmarkRead(b, c.name, c.firmware, slots) })
+		}
 	}
 }
 
-// floor is the least that a dialogue with b can have taken so far: all that the board printed, at ten bits a byte, and
-// the board's own time. What we sent is in that once, as its echo. It goes out while the echo comes back, one byte
-// behind; that one byte a command is left out, because the simulated line does not pace what it receives.
-func floor(b *fixtures.Board) time.Duration {
-	bytes, own := b.Spent()
-	return time.Duration(bytes)*fixtures.ByteTime(b.Baud) + own
-}
-
-// Reading waits for nothing but the line and the board. Detecting waits, besides, for the silence that tells a
-// board that is idle from one that was cut off.
-func TestReadTakesTheLeast(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := benchBoard()
-		l := plug(t, b)
-		d := uart.TIAT{}
-		start := time.Now()
-		if err := d.Detect(t.Context(), l); err != nil {
-			t.Fatal(err)
-		}
-		if took, want := time.Since(start), floor(b)+200*time.Millisecond; took != want {
-			t.Errorf("Detect took %v, want %v", took, want)
-		}
-		if _, err := d.Read(t.Context(), l); err != nil {
-			t.Fatal(err)
-		}
-		if took, want := time.Since(start), floor(b)+200*time.Millisecond; took != want {
-			t.Errorf("Detect and Read took %v, want %v", took, want)
-		}
-	})
-}
-
-// BenchmarkRead reads a board over a pseudo-terminal, through the real port, and sets the time against the floor; Read
-// without Detect also against a loop that sends the same commands to another such board and understands
-// nothing. How late the simulation is with its bytes is in both of them, and in the floor not at all. All ratios are
-// our time over the other: 1 is the best.
-func BenchmarkRead(b *testing.B) {
-	dir := b.TempDir()
-	open := func(name string) (*fixtures.Port, string) {
-		path := filepath.Join(dir, name)
+func benchmarkRead(b *testing.B, name, firmware string, slots int) {
+	var all []*benchSlot
+	for i := range slots {
+		path := filepath.Join(b.TempDir(), fmt.Sprintf("slot-%d", i))
 		port, err := fixtures.OpenPort(path)
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.Cleanup(func() { port.Close() })
-		return port, path
-	}
-	port, path := open("slot-a")
-	c, err := uart.Open(b.Context(), path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.Close()
-	barePort, barePath := open("slot-b")
-	bareLine, err := os.OpenFile(barePath, os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer bareLine.Close()
-	defer keepAwake()()
-
-	serve := func(port *fixtures.Port, board *fixtures.Board) (stop func()) {
-		ctx, cancel := context.WithCancel(b.Context())
-		served := make(chan error, 1)
-		go func() { served <- port.Serve(ctx, board) }()
-		return func() {
-			cancel()
-			if err := <-served; err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
-	var detecting, reading, bare, detectFloor, readFloor time.Duration
-	for b.Loop() {
-		board := benchBoard()
-		stop := serve(port, board)
-		l := uart.NewLine(c, uart.LineOptions{})
-		d := uart.TIAT{}
-		start := time.Now()
-		if err := d.Detect(b.Context(), l); err != nil {
-			b.Fatal(err)
-		}
-		detected, floorThen, typed := time.Now(), floor(board), len(board.Typed())
-		report, err := d.Read(b.Context(), l)
-		if err != nil || report.Device != board.Device {
-			b.Fatalf("read %x, %v", report.Device, err)
-		}
-		detecting += detected.Sub(start)
-		reading += time.Since(detected)
-		detectFloor += floorThen
-		readFloor += floor(board) - floorThen
-		stop()
-
-		stop = serve(barePort, benchBoard())
-		if err := ask(bareLine, "at+test"); err != nil { // it has started
-			b.Fatal(err)
-		}
-		start = time.Now()
-		for _, command := range board.Typed()[typed:] {
-			if err := ask(bareLine, command); err != nil {
-				b.Fatal(err)
-			}
-		}
-		bare += time.Since(start)
-		stop()
-	}
-	b.ReportMetric(float64(detecting+reading)/float64(detectFloor+readFloor), "of-floor")
-	b.ReportMetric(float64(reading)/float64(readFloor), "read-of-floor")
-	b.ReportMetric(float64(reading)/float64(bare), "read-of-bare")
-	b.ReportMetric(float64((detecting+reading).Milliseconds())/float64(b.N), "ms/board")
-}
-
-// ask sends a command and reads to the end of its answer.
-func ask(line io.ReadWriter, command string) error {
-	if _, err := io.WriteString(line, command+"\r"); err != nil {
-		return err
-	}
-	var heard []byte
-	for buf := make([]byte, 256); ; {
-		n, err := line.Read(buf)
+		defer port.Close()
+		c, err := uart.Open(b.Context(), path)
 		if err != nil {
-			return err
+			b.Fatal(err)
 		}
-		heard = append(heard, buf[:n]...)
-		if bytes.HasSuffix(heard, []byte("\n\rOK\n\r")) || bytes.Contains(heard, []byte("ERROR")) && bytes.HasSuffix(heard, []byte("\n\r")) {
-			return nil
+		defer c.Close()
+		d, err := uart.DialectByName(name)
+		if err != nil {
+			b.Fatal(err)
 		}
+		all = append(all, &benchSlot{port: port, conn: c, dialect: d})
 	}
+	for b.Loop() {
+		var running sync.WaitGroup
+		for _, s := range all {
+			running.Go(func() {
+				if err := s.read(b.Context(), firmware); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		running.Wait()
+	}
+	var took, least, detect time.Duration
+	worst := 0.0
+	for _, s := range all {
+		took, least, detect = took+s.took, least+s.least, detect+s.detect
+		worst = max(worst, float64(s.took)/float64(s.least))
+	}
+	n := float64(b.N * slots)
+	b.ReportMetric(float64(took)/float64(least), "ratio")
+	b.ReportMetric(worst, "worst")
+	b.ReportMetric(float64(least)/float64(time.Millisecond)/n, "least-ms")
+	b.ReportMetric(float64(detect)/float64(time.Millisecond)/n, "detect-ms")
+	b.ReportMetric(0, "ns/op") // of the boards that are made as well
 }
 
-// keepAwake keeps the scheduler from sleeping. Otherwise it rounds the board's sleeps of 87 µs up to a millisecond, and
-// every character of an echo takes so long.
-func keepAwake() (stop func()) {
-	stopping, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stopping:
-				return
-			default:
-				runtime.Gosched()
-			}
-		}
-	}()
-	return func() {
-		close(stopping)
-		<-stopped
+type benchSlot struct {
+	port                *fixtures.Port
+	conn                uart.Conn
+	dialect             uart.Dialect
+	took, least, detect time.Duration
+}
+
+func (s *benchSlot) read(ctx context.Context, firmware string) error {
+	csr := firmware == fixtures.DialectCSR
+	board := &fixtures.Board{
+		Device: fixtures.NewDevice(), Key: fixtures.NewKey(), Dialect: firmware, Baud: 115200, Quiet: !csr,
+		Think: 5 * time.Millisecond, Sign: 100 * time.Millisecond,
 	}
+	ctx, remove := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	start := time.Now()
+	go func() { served <- s.port.Serve(ctx, board) }()
+	defer func() {
+		remove()
+		<-served
+	}()
+	l := uart.NewLine(s.conn, uart.LineOptions{})
+	if err := s.dialect.Detect(ctx, l); err != nil {
+		return fmt.Errorf("detecting: %w", err)
+	}
+	bytes, own := board.Spent()
+	if csr {
+		bytes, own = 0, 0
+	} else {
+		s.detect += time.Since(start)
+		start = time.Now()
+	}
+	report, err := s.dialect.Read(ctx, l)
+	s.took += time.Since(start)
+	if err != nil || report.Device != board.Device {
+		return fmt.Errorf("reading: %w", err)
+	}
+	bytesAfter, ownAfter := board.Spent()
+	s.least += time.Duration(bytesAfter-bytes)*fixtures.ByteTime(board.Baud) + ownAfter - own
+	return nil
 }

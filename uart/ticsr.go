@@ -34,7 +34,8 @@ const (
 	// the first question would end the firmware for good; a letter before the number is only asked again.
 	csrProbe = "x"
 	csrLook  = tiPing
-	csrStart = 3 * time.Second // silence within a start: the network processor starts as well
+	csrEcho  = 20 * time.Millisecond // of what the UART held; a USB adapter may sit on it for 16 ms
+	csrStart = 3 * time.Second       // silence within a start: the network processor starts as well
 	csrTurn  = 5 * time.Second
 	csrMake  = 15 * time.Second // a signature and a file
 	csrLines = 64               // of a banner
@@ -170,11 +171,16 @@ func (d TICSR) read(ctx context.Context, l *Line) (Report, error) {
 			return d.check(device, nonce, request, facts)
 		}
 		if len(asked) == 0 {
-			// Something typed before it was asked may have been taken for an answer, and the question comes again.
-			if _, err := l.Gather(ctx, tiSilence, tiFlush); err != nil {
+			// Something typed before it was asked may have been taken for an answer, and the question comes again. The echo shows
+			// it at once.
+			more, err := l.Gather(ctx, csrEcho, tiFlush)
+			if err == nil && strings.ContainsAny(text[strings.LastIndexByte(text, ':')+1:]+more, "\r\n") {
+				more, err = l.Gather(ctx, tiSilence, tiFlush)
+			}
+			if err != nil {
 				return Report{}, err
 			}
-			if csrQuestion.MatchString(string(l.in)) {
+			if csrQuestion.MatchString(more) {
 				continue
 			}
 		}
