@@ -155,7 +155,11 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 		if f := a.recognise(text); f != nil {
 			return f, nil
 		}
-		more, err := l.more(ctx, autoQuiet)
+		wait := autoQuiet
+		if len(text) == before { // an empty slot
+			wait = time.Until(end)
+		}
+		more, err := l.more(ctx, wait)
 		if err != nil {
 			return nil, err
 		}

@@ -17,8 +17,8 @@ const (
 	baudRate = 115200
 	// readSlice bounds one read of the library. Its Close closes the descriptor before it wakes a
 	// pending Read, which may then read from whatever file got the number; so the reader is let
-	// to end by itself before the port is closed. Waking ten times a second costs next to nothing.
-	readSlice = 100 * time.Millisecond
+	// to end by itself before the port is closed. Waking four times a second costs next to nothing.
+	readSlice = 250 * time.Millisecond
 	// waitForPort is how often a port that is not there is looked for.
 	waitForPort = 250 * time.Millisecond
 	// maxUnread stops reading from the port until somebody takes what is there.
@@ -63,11 +63,6 @@ func Open(ctx context.Context, address string) (Conn, error) {
 		held.release()
 		return nil, explainOpen(path, err)
 	}
-	if err := dev.SetReadTimeout(readSlice); err != nil {
-		dev.Close()
-		held.release()
-		return nil, explainOpen(path, err)
-	}
 	p := &port{path: path, dev: dev, held: held, changed: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{})}
 	go p.read()
 	return p, nil
@@ -84,9 +79,16 @@ func Wait(ctx context.Context, address string) (Conn, error) {
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-time.After(waitForPort):
+		case <-time.After(untilTick(waitForPort)):
 		}
 	}
+}
+
+// untilTick is the time to the next beat of a clock that all ports share: waking together costs a small part of waking one by
+// one.
+func untilTick(period time.Duration) time.Duration {
+	now := time.Now()
+	return now.Truncate(period).Add(period).Sub(now)
 }
 
 // read moves bytes from the device to unread until the device ends or Close is called.
@@ -99,6 +101,10 @@ func (p *port) read() {
 			p.end(os.ErrClosed)
 			return
 		default:
+		}
+		if err := p.dev.SetReadTimeout(untilTick(readSlice)); err != nil {
+			p.end(fmt.Errorf("%w (%s: %v)", ErrUnplugged, p.path, err))
+			return
 		}
 		n, err := p.dev.Read(buf) // 0 and no error: nothing came within readSlice
 		if err != nil {

@@ -62,10 +62,10 @@ var (
 func (d TIAT) Detect(ctx context.Context, l *Line) error {
 	for babble := 0; ; {
 		l.Mark()
-		here, err := d.echoes(ctx, l)
-		if err == nil && !here { // it may start just now
-			here, err = l.Heard(ctx, tiPing-tiEcho)
+		if err := l.Send(ctx, "\r"); err != nil {
+			return err
 		}
+		here, err := l.Heard(ctx, tiPing) // an echo, or it starts just now
 		if err != nil {
 			return err
 		}
@@ -101,14 +101,6 @@ func (TIAT) recognises(text string) bool {
 }
 
 func (TIAT) leave(ctx context.Context, l *Line, v vigil) error { return watch(ctx, l, v) }
-
-// echoes sends a CR and tells whether anything comes back.
-func (TIAT) echoes(ctx context.Context, l *Line) (bool, error) {
-	if err := l.Send(ctx, "\r"); err != nil {
-		return false, err
-	}
-	return l.Heard(ctx, tiEcho)
-}
 
 // settle brings the board to where it waits for a command, whatever was typed before.
 func (d TIAT) settle(ctx context.Context, l *Line) error {

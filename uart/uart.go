@@ -2,6 +2,17 @@
 // dialects that boards speak, and records what passed. What it returns is decoded, not believed: the
 // caller checks it.
 //
+// A good board is waited for, and there is no time to wait out but these, all but the second in Detect, before the board is
+// read:
+//
+//   - tiSilence, 200 ms: dialects ti-at and report, before the first command. A board that was cut off in the middle of a
+//     command, or is still answering earlier probes, has said all by then; what is typed while it prints is lost. On a
+//     board that auto finds it is waited for twice: before the carriage return that ends the probe, and after it.
+//   - csrEcho, 20 ms: dialect ti-csr, after the first question. What was typed while the board started is its answer, and
+//     the question comes again; to answer too early would put every later answer one question off.
+//   - autoQuiet, 60 ms: dialect auto, after the echo of a probe that has no line end, before one is sent: an Enter alone
+//     ends the firmware of the CSR example.
+//
 // To add a dialect: write one file with a type that implements Dialect, its tests beside it, and add
 // one line to dialects. If it has the methods of finder as well, auto finds it.
 package uart
