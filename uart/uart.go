@@ -2,8 +2,7 @@
 // dialects that boards speak, and records what passed. What it returns is decoded, not believed: the
 // caller checks it.
 //
-// A good board is waited for, and there is no time to wait out but these, all but the second in Detect, before the board is
-// read:
+// With a good board no time is waited out but this; all but csrEcho in Detect, before the board is read:
 //
 //   - tiSilence, 200 ms: dialects ti-at and report, before the first command. A board that was cut off in the middle of a
 //     command, or is still answering earlier probes, has said all by then; what is typed while it prints is lost. On a
