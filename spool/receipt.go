@@ -154,6 +154,10 @@ func parseReceipt(text string) (receipt, error) {
 		return r, fmt.Errorf("%w: it does not begin with %q", ErrReceipt, receiptHeader)
 	}
 	r.origin = lines[1]
+	sku, station, _ := strings.Cut(r.origin, "/")
+	if err := errors.Join(board.CheckName(sku), board.CheckName(station)); err != nil {
+		return r, fmt.Errorf("%w: it is of no station (%.130q)", ErrReceipt, r.origin)
+	}
 	if n, err := fmt.Sscanf(lines[2], "%d %d", &r.first, &r.next); n != 2 || err != nil || r.next <= r.first {
 		return r, fmt.Errorf("%w: it has no range", ErrReceipt)
 	}

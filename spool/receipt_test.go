@@ -110,6 +110,7 @@ func TestReceiptRefusals(t *testing.T) {
 	}{
 		"a newer format":      {"receipt 1", "receipt 2", board.ErrNewer},
 		"another text":        {"secretfree receipt 1", "widgiot/line3-a", ErrReceipt},
+		"a NUL in its origin": {"line3-a", "line3\x00a", ErrReceipt},
 		"no range":            {"\n3 9\n", "\n3\n", ErrReceipt},
 		"an empty range":      {"\n3 9\n", "\n3 3\n", ErrReceipt},
 		"a leading zero":      {"\n3 9\n", "\n03 9\n", ErrReceipt},
