@@ -474,7 +474,8 @@ func TestParseForms(t *testing.T) {
 
 // What parses is the same request in each of its forms.
 func FuzzParseRequest(f *testing.F) {
-	c := newSimulated(f).csr()
+	_, boards := fuzzed(f)
+	c := boards[0].csr()
 	f.Add(c.der(f))
 	f.Add(c.pem(f))
 	f.Add([]byte(base64.StdEncoding.EncodeToString(c.der(f))))
@@ -501,12 +502,13 @@ func FuzzParseRequest(f *testing.F) {
 
 // Whatever is done to a request or to a record, only this board's key is approved, under this board's id.
 func FuzzDecide(f *testing.F) {
-	st, b := newStation(f, testSKU, "line3-a"), newSimulated(f)
+	st, boards := fuzzed(f)
+	b := boards[0]
 	item := enrolment(f, b.record(f, st), st)
 	policy := Policy{SKU: testSKU, Stations: []board.Verifier{st.verifier}}
 	good := b.csr().der(f)
 	f.Add(good, item.Envelope)
-	f.Add(newSimulated(f).csr().der(f), item.Envelope)
+	f.Add(boards[1].csr().der(f), item.Envelope)
 	f.Add(good, []byte("{}"))
 	for _, at := range []int{10, 40, len(good) / 2, len(good) - 5} {
 		bad := bytes.Clone(good)

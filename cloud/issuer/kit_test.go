@@ -16,7 +16,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -40,7 +42,12 @@ type station struct {
 
 func newStation(t testing.TB, sku, name string) station {
 	t.Helper()
-	secret, public, err := note.GenerateKey(rand.Reader, board.Origin(sku, name))
+	return stationFrom(t, rand.Reader, sku, name)
+}
+
+func stationFrom(t testing.TB, random io.Reader, sku, name string) station {
+	t.Helper()
+	secret, public, err := note.GenerateKey(random, board.Origin(sku, name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +77,24 @@ func newSimulated(t testing.TB) simulated {
 	s := simulated{key: key}
 	_, _ = rand.Read(s.id[:])
 	return s
+}
+
+// fuzzed are a station and two boards, the same in each of the processes that a fuzzer starts.
+func fuzzed(f *testing.F) (st station, boards [2]simulated) {
+	f.Helper()
+	random := mathrand.NewChaCha8([32]byte{1})
+	st = stationFrom(f, random, testSKU, "line3-a")
+	for i := range boards {
+		scalar := make([]byte, 32)
+		_, _ = random.Read(scalar[1:])
+		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar)
+		if err != nil {
+			f.Fatal(err)
+		}
+		boards[i].key = key
+		_, _ = random.Read(boards[i].id[:])
+	}
+	return st, boards
 }
 
 func (s simulated) boardKey(t testing.TB) board.Key {
