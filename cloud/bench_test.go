@@ -2,9 +2,13 @@ package cloud
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -103,6 +107,35 @@ func reportBatch(b *testing.B, batch, puts []time.Duration) {
 	b.ReportMetric(0, "ns/op") // of all together: says nothing
 	b.ReportMetric(float64(median(batch))/float64(median(puts)), "of-puts")
 	b.ReportMetric(transactionDevices/median(batch).Seconds(), "records/s")
+}
+
+// BenchmarkProcessPerDevice sets a full batch against a loader that starts the aws command once for each device, to write the item alone, on
+// the same server: times-process is how many times as long such a loader takes for a record.
+func BenchmarkProcessPerDevice(b *testing.B) {
+	command, err := exec.LookPath("aws")
+	dynamo, s3 := os.Getenv("SECRETFREE_DYNAMODB_ENDPOINT"), os.Getenv("SECRETFREE_S3_ENDPOINT")
+	if err != nil || dynamo == "" || s3 == "" {
+		b.Skip("run this under .ci/peers.sh run, with the aws command installed")
+	}
+	a := newAWSStore(b, dynamo, s3).raw
+	next := 0
+	must(b, errors.Join(a.PutBatch(b.Context(), fresh(b, &next, transactionDevices))...))
+	var batch, process []time.Duration
+	for b.Loop() {
+		records := fresh(b, &next, transactionDevices+1)
+		batch = append(batch, took(func() { must(b, errors.Join(a.PutBatch(b.Context(), records[1:])...)) }))
+		item := filepath.Join(b.TempDir(), "item.json")
+		must(b, os.WriteFile(item, fmt.Appendf(nil, `{"device-id":{"S":%q},"pubkey":{"S":%q}}`,
+			records[0].Record.Device, base64.StdEncoding.EncodeToString(records[0].Record.Key.PEM())), 0o600))
+		process = append(process, took(func() {
+			put := exec.CommandContext(b.Context(), command, "dynamodb", "put-item", "--region", a.config.Region, "--endpoint-url", dynamo, "--table-name", a.config.Table, "--item", "file://"+item)
+			if out, err := put.CombinedOutput(); err != nil {
+				b.Fatalf("%v: %s", err, out)
+			}
+		}))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(median(process))*transactionDevices/float64(median(batch)), "times-process")
 }
 
 // bareBatch makes the calls of a batch that meets nothing in its way, and looks at none of the records.
