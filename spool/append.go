@@ -62,7 +62,7 @@ func (s *Spool) Append(ctx context.Context, r board.Record) (board.Receipt, erro
 			q.err = fmt.Errorf("reading entry %d back: %w", q.entry.Seq, err)
 			s.mu.Lock()
 			s.broken = q.err
-			s.mu.Unlock()
+			s.unlock()
 		}
 	}
 	switch {
@@ -109,7 +109,7 @@ func (s *Spool) lead() {
 			}
 		}
 	}
-	s.mu.Unlock()
+	s.unlock()
 	s.groupMu.Lock()
 	if len(s.waiting) > 0 {
 		s.waiting[0].turn <- true

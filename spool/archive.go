@@ -69,7 +69,7 @@ func (s *Spool) runArchive(ctx context.Context) {
 		if err != nil {
 			s.archive.lastError = err.Error()
 		}
-		s.mu.Unlock()
+		s.unlock()
 		switch {
 		case err != nil:
 			if errors.Is(err, ErrFork) && backoff == 0 {
@@ -119,14 +119,14 @@ func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
 	}
 	s.mu.Lock()
 	s.archive.offered = c.size
-	s.mu.Unlock()
+	s.unlock()
 	return true, s.archived(keyOffered, encodeSeq(c.size))
 }
 
 // unarchived finds the oldest sealed segment that the archive does not have. One that is damaged is not offered before it is repaired.
 func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if err := s.usable(); err != nil {
 		return 0, sealed, false, err
 	}
@@ -180,7 +180,7 @@ func (s *Spool) readSegment(first uint64, sealed sealedSegment) (ArchivedSegment
 	if err != nil {
 		s.mu.Lock()
 		s.suspect(first, err)
-		s.mu.Unlock()
+		s.unlock()
 		return a, fmt.Errorf("reading %s: %w", segmentPath(dir, first), err)
 	}
 	if a.Checkpoint, err = os.ReadFile(sealPath(dir, first)); err != nil {
@@ -229,7 +229,7 @@ func (s *Spool) newCheckpoint() ([]byte, bool, error) {
 // archived remembers what the archive has.
 func (s *Spool) archived(key, value []byte) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.closed || s.broken != nil {
 		return nil // it is offered again
 	}

@@ -117,6 +117,6 @@ func (s *Spool) checkpoint() error {
 // entry's hash is not known it does nothing, and Stats says so.
 func (s *Spool) Checkpoint() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return s.checkpoint()
 }

@@ -63,7 +63,7 @@ func knownOf(c *board.Conflict) *Known {
 // DeadLetters lists what the registry will never take.
 func (s *Spool) DeadLetters() ([]DeadLetter, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.db == nil {
 		return nil, ErrClosed
 	}
@@ -84,7 +84,7 @@ func (s *Spool) DeadLetters() ([]DeadLetter, error) {
 // Requeue has a dead letter delivered once more. If the verdict is the same it is a dead letter again.
 func (s *Spool) Requeue(seq uint64) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if err := s.usable(); err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ type Evidence struct {
 // Export returns a dead letter with all that there is about it.
 func (s *Spool) Export(seq uint64) (Evidence, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if err := s.usable(); err != nil {
 		return Evidence{}, err
 	}

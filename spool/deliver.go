@@ -47,60 +47,6 @@ type deliveryStats struct {
 	lastSuccess time.Time
 }
 
-// Stats is a snapshot.
-type Stats struct {
-	Entries   uint64 // in the journal
-	Pending   int    // records that the registry has not confirmed
-	Dead      int    // records that it never will
-	Delivered uint64 // since Open
-	// Oldest is when the oldest pending record was journaled; zero if none is pending.
-	Oldest      time.Time
-	LastError   string // why delivery does not go on; empty if it does
-	LastTry     time.Time
-	LastSuccess time.Time
-	Broken      string // why the disk is not trusted; empty if it is
-	// Damaged is how many entries of the journal cannot be read; Damage has the places. They are quarantined until Repair.
-	Damaged  uint64
-	Signed   uint64 // entries under the newest checkpoint
-	Unsigned string // why no checkpoint is signed; empty if they are
-	Clock    string // what is wrong with the machine's clock; empty if nothing is
-	// Unarchived is how many sealed segments the archive does not have, ArchiveError why not; empty if it takes them.
-	Unarchived   int
-	ArchiveError string
-	Forked       bool // ArchiveError says that another journal is there under this station's name
-}
-
-// Stats returns a snapshot.
-func (s *Spool) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := Stats{
-		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
-		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
-		Signed: s.signed, Clock: s.clock.fault,
-		Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked,
-	}
-	for _, d := range s.damage {
-		out.Damaged += d.Entries()
-	}
-	if s.tree.blind {
-		out.Unsigned = unprovable
-	}
-	if s.broken != nil {
-		out.Broken = s.broken.Error()
-	}
-	if s.pending > 0 && s.db != nil {
-		s.view(func(tx *bolt.Tx) error {
-			var q queued
-			if _, value := tx.Bucket(bucketQueue).Cursor().First(); value != nil && q.decode(value) == nil {
-				out.Oldest = time.UnixMilli(q.At).UTC()
-			}
-			return nil
-		})
-	}
-	return out
-}
-
 // Damage lists the places of the journal that are quarantined.
 func (s *Spool) Damage() []Damage {
 	s.mu.Lock()
@@ -293,7 +239,7 @@ func (it *item) judge(err error) {
 
 func (s *Spool) trying() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.stats.lastTry = time.Now()
 }
 
@@ -359,7 +305,7 @@ type item struct {
 // batch reads the oldest records of the queue that are due; if there are none, after how long one is, or 0 if none waits.
 func (s *Spool) batch() (items []*item, wait time.Duration, err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	for range 2 {
 		if err := s.usable(); err != nil {
 			return nil, 0, err
@@ -436,7 +382,7 @@ func (s *Spool) suspect(segment uint64, why error) {
 // failure says why delivery does not go on; nil that it does.
 func (s *Spool) failure(err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.stats.lastError = ""
 	if err != nil {
 		s.stats.lastError = err.Error()
@@ -446,7 +392,7 @@ func (s *Spool) failure(err error) {
 // settle takes records from the queue: those that were confirmed, and those that are dead.
 func (s *Spool) settle(batch []*item) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return s.settleLocked(batch)
 }
 

@@ -157,11 +157,13 @@ func guarded(f func() error) (err error) {
 // update commits to the index. bbolt panics when a damaged page makes no sense to it, and may then hold its locks for ever: such an
 // index is left as it is, not closed, and the next open makes another in its place. The caller holds mu.
 func (s *Spool) update(f func(*bolt.Tx) error) error {
+	defer s.calling.start()()
 	return s.trust(guarded(func() error { return s.db.Update(f) }))
 }
 
 // view reads the index, in the same way.
 func (s *Spool) view(f func(*bolt.Tx) error) error {
+	defer s.calling.start()()
 	return s.trust(guarded(func() error { return s.db.View(f) }))
 }
 

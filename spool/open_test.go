@@ -108,9 +108,9 @@ func TestIndexPanicsInAShift(t *testing.T) {
 			_, err := k.append(newRecord(k.t))
 			return err
 		},
-		"statistics": func(k *kit) error {
-			k.spool.Stats()
-			return k.spool.broken
+		"confirmation": func(k *kit) error {
+			_, err := k.spool.Delivered(board.DeviceID{1})
+			return err
 		},
 		"delivery": func(k *kit) error {
 			_, _, err := k.spool.batch()

@@ -240,7 +240,7 @@ func (s *Spool) ApplyReceipt(data []byte, trusted note.Verifiers) (Settled, erro
 		return Settled{}, fmt.Errorf("%w: it is for %.130q, this is %s", ErrReceipt, r.origin, s.origin)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if err := s.usable(); err != nil {
 		return Settled{}, err
 	}
@@ -363,7 +363,7 @@ func (s *Spool) revive(seqs []uint64, items []*item) error {
 // Oldest returns the entry of the oldest record that waits in the queue; false if none does.
 func (s *Spool) Oldest() (seq uint64, waits bool, err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if err := s.usable(); err != nil {
 		return 0, false, err
 	}

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/station/board"
@@ -51,6 +53,10 @@ type Spool struct {
 	sealed chan struct{} // something is there for the archive; holds one
 	// failing are the records that failed since one was confirmed. Only Run's goroutine looks at it.
 	failing map[uint64]bool
+
+	snapshot atomic.Pointer[Stats]   // what Stats returns
+	index    atomic.Pointer[bolt.DB] // db, for those who read it without mu
+	calling  stopwatch               // of calls to the disk
 
 	groupMu sync.Mutex // guards the next two; taken after mu where both are
 	waiting []*request // for the next write
@@ -107,11 +113,13 @@ func Open(cfg Config) (*Spool, error) {
 		cfg.Notify(notice)
 	}
 	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, failing: map[uint64]bool{}}
+	s.cfg.disk = watched{cfg.disk, &s.calling}
 	if err := s.open(); err != nil {
 		lock.Close()
 		return nil, err
 	}
 	s.clock.look(cfg.Notify)
+	s.publish()
 	return s, nil
 }
 
@@ -131,7 +139,7 @@ func (s *Spool) closeFiles() error {
 // Close releases the files and the lock. Run must have returned.
 func (s *Spool) Close() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.closed {
 		return nil
 	}
@@ -154,20 +162,30 @@ func (s *Spool) usable() error {
 	return nil
 }
 
-// Delivered tells whether the registry has confirmed a device.
+// Delivered tells whether the registry has confirmed a device. Like Stats it waits for nobody who writes.
 func (s *Spool) Delivered(device board.DeviceID) (bool, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.db == nil {
+	db := s.index.Load()
+	if db == nil {
 		return false, ErrClosed
 	}
 	var known pointer
-	err := s.view(func(tx *bolt.Tx) error {
-		data := tx.Bucket(bucketDevices).Get(device[:])
-		if data == nil {
-			return nil
-		}
-		return known.decode(data)
+	err := guarded(func() error {
+		return db.View(func(tx *bolt.Tx) error {
+			data := tx.Bucket(bucketDevices).Get(device[:])
+			if data == nil {
+				return nil
+			}
+			return known.decode(data)
+		})
 	})
+	switch {
+	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+		err = ErrClosed
+	case errors.Is(err, errIndexUnusable) && s.mu.TryLock(): // whoever has it finds out by itself
+		if s.db == db {
+			s.trust(err)
+		}
+		s.unlock()
+	}
 	return known.Delivered != 0, err
 }

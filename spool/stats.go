@@ -1,0 +1,158 @@
+package spool
+
+import (
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Stats is a snapshot.
+type Stats struct {
+	Entries   uint64 // in the journal
+	Pending   int    // records that the registry has not confirmed
+	Dead      int    // records that it never will
+	Delivered uint64 // since Open
+	// Oldest is when the oldest pending record was journaled; zero if none is pending.
+	Oldest      time.Time
+	LastError   string // why delivery does not go on; empty if it does
+	LastTry     time.Time
+	LastSuccess time.Time
+	Broken      string // why the disk is not trusted; empty if it is
+	// WritingSince is when the call to the disk began that has not returned; zero if none is under way. Calls take milliseconds: one that
+	// takes seconds is of a disk that hangs, and until it returns nothing else here changes.
+	WritingSince time.Time
+	// Damaged is how many entries of the journal cannot be read; Damage has the places. They are quarantined until Repair.
+	Damaged  uint64
+	Signed   uint64 // entries under the newest checkpoint
+	Unsigned string // why no checkpoint is signed; empty if they are
+	Clock    string // what is wrong with the machine's clock; empty if nothing is
+	// Unarchived is how many sealed segments the archive does not have, ArchiveError why not; empty if it takes them.
+	Unarchived   int
+	ArchiveError string
+	Forked       bool // ArchiveError says that another journal is there under this station's name
+}
+
+// Stats returns what was the case when a call last changed something. It waits for nothing, also while the disk hangs.
+func (s *Spool) Stats() Stats {
+	out := *s.snapshot.Load()
+	if since := s.calling.since.Load(); since != nil {
+		out.WritingSince = *since
+	}
+	return out
+}
+
+// unlock releases mu and shows what has changed under it to those who do not wait for it.
+func (s *Spool) unlock() {
+	s.publish()
+	s.mu.Unlock()
+}
+
+// publish takes a new snapshot. The caller holds mu, or is Open.
+func (s *Spool) publish() {
+	out := Stats{
+		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
+		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
+		Signed: s.signed, Clock: s.clock.fault,
+		Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked,
+	}
+	for _, d := range s.damage {
+		out.Damaged += d.Entries()
+	}
+	if s.tree.blind {
+		out.Unsigned = unprovable
+	}
+	if s.pending > 0 && s.db != nil {
+		s.view(func(tx *bolt.Tx) error {
+			var q queued
+			if _, value := tx.Bucket(bucketQueue).Cursor().First(); value != nil && q.decode(value) == nil {
+				out.Oldest = time.UnixMilli(q.At).UTC()
+			}
+			return nil
+		})
+	}
+	if s.broken != nil {
+		out.Broken = s.broken.Error()
+	}
+	s.snapshot.Store(&out)
+	s.index.Store(s.db)
+}
+
+// stopwatch tells since when a call to the disk is under way. Calls that are under way at once, or one within another, count from the first.
+type stopwatch struct{ since atomic.Pointer[time.Time] }
+
+// start returns what stops it again.
+func (w *stopwatch) start() (stop func()) {
+	now := time.Now()
+	if !w.since.CompareAndSwap(nil, &now) {
+		return func() {}
+	}
+	return func() { w.since.Store(nil) }
+}
+
+// watched is a disk whose calls are timed.
+type watched struct {
+	disk
+	*stopwatch
+}
+
+func (d watched) open(path string, flag int, mode fs.FileMode) (file, error) {
+	defer d.start()()
+	f, err := d.disk.open(path, flag, mode)
+	if err != nil {
+		return nil, err
+	}
+	return watchedFile{f, d.stopwatch}, nil
+}
+
+func (d watched) openIndex(path string, flag int, mode fs.FileMode) (*os.File, error) {
+	defer d.start()()
+	return d.disk.openIndex(path, flag, mode)
+}
+
+func (d watched) syncIndex(db *bolt.DB) error {
+	defer d.start()()
+	return d.disk.syncIndex(db)
+}
+
+func (d watched) rename(from, to string) error {
+	defer d.start()()
+	return d.disk.rename(from, to)
+}
+
+func (d watched) syncDir(dir string) error {
+	defer d.start()()
+	return d.disk.syncDir(dir)
+}
+
+type watchedFile struct {
+	file
+	*stopwatch
+}
+
+func (f watchedFile) ReadAt(b []byte, at int64) (int, error) {
+	defer f.start()()
+	return f.file.ReadAt(b, at)
+}
+
+func (f watchedFile) WriteAt(b []byte, at int64) (int, error) {
+	defer f.start()()
+	return f.file.WriteAt(b, at)
+}
+
+func (f watchedFile) Sync() error {
+	defer f.start()()
+	return f.file.Sync()
+}
+
+func (f watchedFile) Truncate(size int64) error {
+	defer f.start()()
+	return f.file.Truncate(size)
+}
+
+func (f watchedFile) Close() error {
+	defer f.start()()
+	return f.file.Close()
+}
