@@ -31,6 +31,9 @@ const (
 // stalled is how long records may wait without one being confirmed before the station's health is red.
 const stalled = 5 * time.Minute
 
+// diskLimit is how long a call to the disk may take before the station's health is red. A healthy disk takes milliseconds.
+const diskLimit = 10 * time.Second
+
 // Daemon is a station with everything that it needs.
 type Daemon struct {
 	spool    *spool.Spool
@@ -39,6 +42,7 @@ type Daemon struct {
 	server   *http.Server
 	log      zerolog.Logger
 
+	diskLimit       time.Duration
 	carried         bool           // records leave on a stick
 	receipts        note.Verifiers // who may settle records by a receipt
 	controlListener net.Listener
@@ -58,7 +62,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	d := &Daemon{log: log, carried: c.Registry.Kind == NoRegistry}
+	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == NoRegistry}
 	if d.receipts, err = c.Receipts(); err != nil {
 		return nil, err
 	}
@@ -140,7 +144,8 @@ func (d *Daemon) Status() station.Status { return d.station.Status() }
 
 // Run serves until ctx ends, then stops in order: the slots finish what they are writing, the page ends, what is
 // queued goes out if it goes at once, the spool signs a last checkpoint. It takes less than 5 s and returns nil; nothing
-// that has passed is lost if it is cut short. Another error means that the page could not be served. It runs once.
+// that has passed is lost if it is cut short. An error means that the page could not be served, or that something, as a disk that
+// hangs, was not waited for. It runs once.
 func (d *Daemon) Run(ctx context.Context) error {
 	outer := context.WithoutCancel(ctx)
 	slotsCtx, stopSlots := context.WithCancelCause(outer)
@@ -190,8 +195,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if !settled {
 		// Something hangs, as a disk that does not answer. What has passed is in the journal; the next start
 		// finds it. The process ends with its files open.
-		d.log.Warn().Msg("stopped without waiting for the disk")
-		return failed
+		return errors.Join(failed, unsettled(d.spool.Stats()))
 	}
 	pending := d.spool.Stats().Pending
 	if err := d.spool.Close(); err != nil {
@@ -245,6 +249,9 @@ func (d *Daemon) health() error {
 	if stats.Broken != "" {
 		add("the disk is not trusted: %s", stats.Broken)
 	}
+	if err := d.hangs(stats); err != nil {
+		red = append(red, err)
+	}
 	if stats.Damaged > 0 {
 		add("%d entries of the journal cannot be read and are kept aside: stationctl spool repair", stats.Damaged)
 	}
@@ -267,6 +274,23 @@ func (d *Daemon) health() error {
 	return errors.Join(red...)
 }
 
+// hangs tells of a disk that does not come back from a call.
+func (d *Daemon) hangs(stats spool.Stats) error {
+	if since := time.Since(stats.WritingSince); !stats.WritingSince.IsZero() && since > d.diskLimit {
+		return fmt.Errorf("stalled disk: the disk of this station has not answered for %d s; boards wait until it does. See what the kernel says of it (dmesg), and replace it if it does not come back", since/time.Second)
+	}
+	return nil
+}
+
+// unsettled says why the end was not orderly.
+func unsettled(stats spool.Stats) error {
+	why := "something did not end in time"
+	if !stats.WritingSince.IsZero() {
+		why = fmt.Sprintf("the disk has not answered for %d s", time.Since(stats.WritingSince)/time.Second)
+	}
+	return fmt.Errorf("stopped without waiting: %s. What has passed is in the journal, and the next start finds it", why)
+}
+
 func (d *Daemon) notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		d.log.Warn().Err(err).Msg("telling systemd: " + state)
@@ -284,9 +308,9 @@ func (d *Daemon) watch(ctx context.Context) {
 	var fed, told time.Time
 	var last spool.Stats
 	for {
-		stats := d.spool.Stats() // a spool that hangs starves the watchdog too
+		stats := d.spool.Stats()
 		if interval > 0 && time.Since(fed) >= interval/3 {
-			if err := d.station.Alive(); err != nil {
+			if err := errors.Join(d.station.Alive(), d.hangs(stats)); err != nil {
 				d.log.Error().Err(err).Msg("no progress; the watchdog is not fed")
 			} else {
 				d.notify(daemon.SdNotifyWatchdog)
