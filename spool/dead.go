@@ -68,15 +68,21 @@ func (s *Spool) DeadLetters() ([]DeadLetter, error) {
 		return nil, ErrClosed
 	}
 	var out []DeadLetter
-	err := s.view(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketDead).ForEach(func(_, value []byte) error {
-			var d DeadLetter
-			if err := json.Unmarshal(value, &d); err != nil {
-				return fmt.Errorf("reading a dead letter: %w", err)
-			}
-			out = append(out, d)
-			return nil
-		})
+	err := s.view(func(tx *bolt.Tx) (err error) {
+		out, err = readDead(tx)
+		return err
+	})
+	return out, err
+}
+
+func readDead(tx *bolt.Tx) (out []DeadLetter, err error) {
+	err = tx.Bucket(bucketDead).ForEach(func(_, value []byte) error {
+		var d DeadLetter
+		if err := json.Unmarshal(value, &d); err != nil {
+			return fmt.Errorf("reading a dead letter: %w", err)
+		}
+		out = append(out, d)
+		return nil
 	})
 	return out, err
 }
@@ -129,9 +135,13 @@ func (s *Spool) Export(seq uint64) (Evidence, error) {
 	if err != nil {
 		return Evidence{}, err
 	}
-	e, _, err := s.find(d)
+	return evidence(s.cfg.Dir, d, s.readEntry)
+}
+
+func evidence(dir string, d DeadLetter, read func(position) (Entry, error)) (Evidence, error) {
+	e, _, err := findEntry(dir, d, read)
 	if err != nil {
-		return Evidence{}, fmt.Errorf("exporting entry %d: %w", seq, err)
+		return Evidence{}, fmt.Errorf("exporting entry %d: %w", d.Seq, err)
 	}
 	data, err := e.Encode()
 	return Evidence{d, data}, err
@@ -139,29 +149,39 @@ func (s *Spool) Export(seq uint64) (Evidence, error) {
 
 // deadLetter reads one. The caller holds mu.
 func (s *Spool) deadLetter(seq uint64) (d DeadLetter, err error) {
-	err = s.view(func(tx *bolt.Tx) error {
-		data := tx.Bucket(bucketDead).Get(encodeSeq(seq))
-		if data == nil {
-			return fmt.Errorf("%w: %d", ErrNoDeadLetter, seq)
-		}
-		return json.Unmarshal(data, &d)
+	err = s.view(func(tx *bolt.Tx) (err error) {
+		d, err = getDead(tx, seq)
+		return err
 	})
 	return d, err
 }
 
-// find reads the entry of a dead letter, which may have moved if its file was damaged or repaired since. The caller holds mu.
+func getDead(tx *bolt.Tx, seq uint64) (d DeadLetter, err error) {
+	data := tx.Bucket(bucketDead).Get(encodeSeq(seq))
+	if data == nil {
+		return d, fmt.Errorf("%w: %d", ErrNoDeadLetter, seq)
+	}
+	return d, json.Unmarshal(data, &d)
+}
+
+// find reads the entry of a dead letter. The caller holds mu.
 func (s *Spool) find(d DeadLetter) (Entry, position, error) {
+	return findEntry(s.cfg.Dir, d, s.readEntry)
+}
+
+// findEntry reads the entry of a dead letter, which may have moved if its file was damaged or repaired since.
+func findEntry(dir string, d DeadLetter, read func(position) (Entry, error)) (Entry, position, error) {
 	at := position{d.Segment, d.Offset}
-	if e, err := s.readEntry(at); err == nil && e.Seq == d.Seq {
+	if e, err := read(at); err == nil && e.Seq == d.Seq {
 		return e, at, nil
 	}
-	segments, err := listSegments(s.cfg.Dir)
+	segments, err := listSegments(dir)
 	if err != nil {
 		return Entry{}, at, err
 	}
 	found := errors.New("found")
 	var entry Entry
-	scan := newScan(s.cfg.Dir)
+	scan := newScan(dir)
 	scan.next = d.Segment
 	scan.visit = func(place position, seq uint64, data []byte) (err error) {
 		if seq != d.Seq {

@@ -116,6 +116,9 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 	if err := present(dir); err != nil {
 		return err
 	}
+	if err := stationd.CheckOwner(dir, os.Geteuid()); err != nil {
+		return err
+	}
 	path := s.Key
 	if path == "" {
 		path = filepath.Join(dir, "station.pub")

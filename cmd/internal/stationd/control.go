@@ -142,10 +142,11 @@ type controlError struct {
 	Error string `json:"error"`
 }
 
-// Control is what stationctl does to a station: through its control socket while stationd runs, else by opening its
-// spool.
+// Control is what stationctl does to a station: through its control socket while stationd runs, else in its state directory. There
+// it opens the spool only for what changes something, and only as the owner of the directory.
 type Control struct {
-	client   *http.Client
+	client   *http.Client // nil: stationd does not run
+	stateDir string
 	spool    *spool.Spool
 	receipts note.Verifiers
 }
@@ -171,15 +172,23 @@ func OpenControl(stateDir string, receipts note.Verifiers) (*Control, error) {
 	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, fmt.Errorf("asking stationd: %w", err)
 	}
-	identity, err := spool.OpenIdentity(stateDir)
+	return &Control{stateDir: stateDir, receipts: receipts}, nil
+}
+
+// open opens the spool, to change something in it.
+func (c *Control) open() (*spool.Spool, error) {
+	if c.spool != nil {
+		return c.spool, nil
+	}
+	if err := CheckOwner(c.stateDir, os.Geteuid()); err != nil {
+		return nil, err
+	}
+	identity, err := spool.OpenIdentity(c.stateDir)
 	if err != nil {
 		return nil, err
 	}
-	s, err := spool.Open(spool.Config{Dir: stateDir, Identity: identity, Sink: noSink{"this spool was opened to look at it"}})
-	if err != nil {
-		return nil, err
-	}
-	return &Control{spool: s, receipts: receipts}, nil
+	c.spool, err = spool.Open(spool.Config{Dir: c.stateDir, Identity: identity, Sink: noSink{"this spool was opened to look at it"}})
+	return c.spool, err
 }
 
 // noSink is for a spool that delivers nothing, and says why.
@@ -189,40 +198,52 @@ func (n noSink) Put(context.Context, board.Sealed) error { return errors.New(n.w
 
 // List returns all dead letters, the oldest first.
 func (c *Control) List(ctx context.Context) (letters []spool.DeadLetter, err error) {
-	if c.spool != nil {
-		return c.spool.DeadLetters()
+	if c.client == nil {
+		return spool.ListDead(c.stateDir)
 	}
 	return letters, c.call(ctx, http.MethodGet, "/dead", nil, &letters)
 }
 
 // Export returns a dead letter with its evidence; spool.ErrNoDeadLetter if there is none.
 func (c *Control) Export(ctx context.Context, seq uint64) (evidence spool.Evidence, err error) {
-	if c.spool != nil {
-		return c.spool.Export(seq)
+	if c.client == nil {
+		return spool.ShowDead(c.stateDir, seq)
 	}
 	return evidence, c.call(ctx, http.MethodGet, fmt.Sprintf("/dead/%d", seq), nil, &evidence)
 }
 
 // Requeue has a dead letter delivered once more: at once if stationd runs, otherwise when it starts.
 func (c *Control) Requeue(ctx context.Context, seq uint64) error {
-	if c.spool != nil {
-		return c.spool.Requeue(seq)
+	if c.client == nil {
+		s, err := c.open()
+		if err != nil {
+			return err
+		}
+		return s.Requeue(seq)
 	}
 	return c.call(ctx, http.MethodPost, fmt.Sprintf("/dead/%d/requeue", seq), nil, nil)
 }
 
 // Sign has the journal signed as it is, and tells what waits for the registry.
 func (c *Control) Sign(ctx context.Context) (waiting Waiting, err error) {
-	if c.spool != nil {
-		return sign(c.spool)
+	if c.client == nil {
+		s, err := c.open()
+		if err != nil {
+			return waiting, err
+		}
+		return sign(s)
 	}
 	return waiting, c.call(ctx, http.MethodPost, "/checkpoint", nil, &waiting)
 }
 
 // ApplyReceipt is Spool.ApplyReceipt with the keys that the station's configuration names.
 func (c *Control) ApplyReceipt(ctx context.Context, data []byte) (settled spool.Settled, err error) {
-	if c.spool != nil {
-		return c.spool.ApplyReceipt(data, c.receipts)
+	if c.client == nil {
+		s, err := c.open()
+		if err != nil {
+			return settled, err
+		}
+		return s.ApplyReceipt(data, c.receipts)
 	}
 	return settled, c.call(ctx, http.MethodPost, "/receipt", data, &settled)
 }
@@ -232,7 +253,9 @@ func (c *Control) Close() error {
 	if c.spool != nil {
 		return c.spool.Close()
 	}
-	c.client.CloseIdleConnections()
+	if c.client != nil {
+		c.client.CloseIdleConnections()
+	}
 	return nil
 }
 

@@ -1,0 +1,79 @@
+package spool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// What is here looks at the index of a station that is stopped, and changes nothing in its folder, so that anyone who may read it may look. A
+// journal is looked at with Walk, which needs no index.
+
+// ErrNoIndex says that there is no index to look at. It is built when the station starts.
+var ErrNoIndex = errors.New("there is no index that can be read; it is built when the station starts")
+
+// ListDead lists the dead letters of the stopped station whose folder this is. It returns ErrLocked if the station is not stopped.
+func ListDead(dir string) (out []DeadLetter, err error) {
+	err = lookAtIndex(dir, func(tx *bolt.Tx) (err error) {
+		out, err = readDead(tx)
+		return err
+	})
+	return out, err
+}
+
+// ShowDead is Spool.Export for a stopped station.
+func ShowDead(dir string, seq uint64) (Evidence, error) {
+	var d DeadLetter
+	if err := lookAtIndex(dir, func(tx *bolt.Tx) (err error) {
+		d, err = getDead(tx, seq)
+		return err
+	}); err != nil {
+		return Evidence{}, err
+	}
+	return evidence(dir, d, func(at position) (Entry, error) { return readEntryAt(dir, at) })
+}
+
+// lookAtIndex opens the index for reading only. No other process can write it meanwhile.
+func lookAtIndex(dir string, f func(*bolt.Tx) error) error {
+	path := indexPath(dir)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s is missing", ErrNoIndex, path)
+	}
+	var db *bolt.DB
+	err := guarded(func() (err error) {
+		db, err = bolt.Open(path, 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})
+		switch {
+		case errors.Is(err, bolterrors.ErrTimeout):
+			return fmt.Errorf("%w: it has %s open", ErrLocked, path)
+		case errors.Is(err, os.ErrPermission):
+			return fmt.Errorf("opening the index: %w", err)
+		case err != nil:
+			return fmt.Errorf("%w: %w", ErrNoIndex, err)
+		}
+		return db.View(func(tx *bolt.Tx) error {
+			meta := tx.Bucket(bucketMeta)
+			if meta == nil || !bytes.Equal(meta.Get(keyFormat), []byte{indexFormat}) {
+				return fmt.Errorf("%w: %s is of another format", ErrNoIndex, path)
+			}
+			for _, name := range buckets {
+				if tx.Bucket(name) == nil {
+					return fmt.Errorf("%w: %s is not whole", ErrNoIndex, path)
+				}
+			}
+			return f(tx)
+		})
+	})
+	if errors.Is(err, errIndexUnusable) {
+		return fmt.Errorf("%w: %v", ErrNoIndex, err)
+	}
+	if db != nil {
+		err = errors.Join(err, db.Close())
+	}
+	return err
+}
