@@ -58,12 +58,13 @@ func (s *Spool) Damage() []Damage {
 // registry that is away is tried again for ever, ever more slowly up to once a minute. It returns nil when the context ended
 // it. It runs once.
 func (s *Spool) Run(ctx context.Context) error {
-	var archive sync.WaitGroup
+	var beside sync.WaitGroup
+	beside.Go(func() { s.runDisk(ctx) })
 	if s.cfg.Archive != nil {
-		archive.Go(func() { s.runArchive(ctx) })
+		beside.Go(func() { s.runArchive(ctx) })
 	}
 	s.runDelivery(ctx)
-	archive.Wait()
+	beside.Wait()
 	return s.Checkpoint()
 }
 

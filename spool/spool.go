@@ -28,8 +28,11 @@ type Config struct {
 	Notify func(notice string)
 	// SegmentSize is how many bytes a segment may grow to before it is sealed and the next one begun; 0 is 16 MiB.
 	SegmentSize int64
+	// DiskLow and DiskCritical are how full the file system may be, in percent, before Stats says so; 0 is 80 and 95.
+	DiskLow, DiskCritical int
 
-	disk disk // for tests
+	disk disk                                 // for tests
+	room func(dir string) (d Disk, err error) // for tests
 }
 
 const segmentSize = 16 << 20
@@ -56,6 +59,7 @@ type Spool struct {
 
 	snapshot atomic.Pointer[Stats]   // what Stats returns
 	index    atomic.Pointer[bolt.DB] // db, for those who read it without mu
+	room     atomic.Pointer[Disk]    // nil: not known
 	calling  stopwatch               // of calls to the disk
 
 	groupMu sync.Mutex // guards the next two; taken after mu where both are
@@ -99,8 +103,17 @@ func Open(cfg Config) (*Spool, error) {
 	if cfg.SegmentSize == 0 {
 		cfg.SegmentSize = segmentSize
 	}
+	if cfg.DiskLow == 0 {
+		cfg.DiskLow = diskLow
+	}
+	if cfg.DiskCritical == 0 {
+		cfg.DiskCritical = diskCritical
+	}
 	if cfg.disk == nil {
 		cfg.disk = osDisk{}
+	}
+	if cfg.room == nil {
+		cfg.room = roomOf
 	}
 	if err := os.MkdirAll(journalDir(cfg.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("making the spool's folder: %w", err)

@@ -33,6 +33,7 @@ type Stats struct {
 	Unarchived   int
 	ArchiveError string
 	Forked       bool // ArchiveError says that another journal is there under this station's name
+	Disk         Disk // as Run looks at it every 10 s
 }
 
 // Stats returns what was the case when a call last changed something. It waits for nothing, also while the disk hangs.
@@ -40,6 +41,9 @@ func (s *Spool) Stats() Stats {
 	out := *s.snapshot.Load()
 	if since := s.calling.since.Load(); since != nil {
 		out.WritingSince = *since
+	}
+	if room := s.room.Load(); room != nil {
+		out.Disk = *room
 	}
 	return out
 }

@@ -38,6 +38,8 @@ type Config struct {
 	Confirmed func(board.DeviceID) bool
 	// Health, if not nil, reports work outside this package that is due and not moving.
 	Health func() error
+	// Notices, if not nil, gives what else people must know, the worst first. Called as Backlog is.
+	Notices func() []Notice
 	// Transcript, if not nil, gets the dialogue with each board after its verdict, with the header filled in. Called
 	// by the slot's goroutine; its error is logged and changes no verdict.
 	Transcript func(*uart.Transcript) error
@@ -95,6 +97,7 @@ type Station struct {
 	backlog    func() Backlog
 	confirmed  func(board.DeviceID) bool
 	health     func() error
+	notices    func() []Notice
 	transcript func(*uart.Transcript) error
 	readLimit  time.Duration
 	hosts      map[string]bool
@@ -150,7 +153,7 @@ func New(c Config) (*Station, error) {
 	}
 	s := &Station{
 		sku: c.SKU, name: c.Station, policy: c.Policy, journal: c.Journal, backlog: c.Backlog, confirmed: c.Confirmed,
-		health: c.Health, transcript: c.Transcript, readLimit: c.ReadLimit, hosts: map[string]bool{},
+		health: c.Health, notices: c.Notices, transcript: c.Transcript, readLimit: c.ReadLimit, hosts: map[string]bool{},
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
 		stats: Stats{Failed: map[Reason]uint64{}},

@@ -1,6 +1,8 @@
 package station
 
 import (
+	"cmp"
+	"slices"
 	"time"
 )
 
@@ -69,11 +71,22 @@ func (s *Station) snapshot() (Status, <-chan struct{}) {
 		status.Slots[i] = slot
 	}
 	status.Notices = notices(status.Backlog, s.Health())
+	if s.notices != nil {
+		status.Notices = append(status.Notices, s.notices()...)
+		slices.SortStableFunc(status.Notices, func(a, b Notice) int { return cmp.Compare(rank(a), rank(b)) })
+	}
 	status.Cloud = say("cloud-clear")
 	if n := status.Backlog.Pending; n > 0 {
 		status.Cloud = count(n, "cloud-one", "cloud-many")
 	}
 	return status, changed
+}
+
+func rank(n Notice) int {
+	if n.Urgent {
+		return 0
+	}
+	return 1
 }
 
 func (s slotState) sentence() string {

@@ -30,6 +30,7 @@ type Config struct {
 	Policy      Policy          `toml:"policy"`
 	Transcripts Transcripts     `toml:"transcripts"`
 	Export      Export          `toml:"export"`
+	Disk        Disk            `toml:"disk"`
 	Log         config.Log      `toml:"log"`
 }
 
@@ -73,6 +74,7 @@ func Load(name string) (Config, error) {
 	c := Config{
 		Listen:      defaultListen,
 		Transcripts: Transcripts{Failed: 500, Passed: 50, MaxMiB: 200},
+		Disk:        Disk{Warn: 80, Critical: 95},
 		Log:         config.Log{Level: zerolog.LevelInfoValue},
 	}
 	file, err := config.Load(name, &c)
@@ -115,6 +117,9 @@ func (c Config) check(f *config.File) error {
 	}
 	if _, err := c.Receipts(); err != nil {
 		return f.Errorf("export.trusted_receipts", "Write the lines of station.pub files that stationctl import has made, each of another importer.", "export.trusted_receipts: %v", err)
+	}
+	if err := c.Disk.check(f); err != nil {
+		return err
 	}
 	if err := c.Log.Check(f); err != nil {
 		return err

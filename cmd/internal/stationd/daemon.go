@@ -67,7 +67,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 		return nil, err
 	}
 	if d.spool, err = spool.Open(spool.Config{
-		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies,
+		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical,
 		Notify: func(notice string) { log.Warn().Msg(notice) },
 	}); err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func (d *Daemon) open(c Config) error {
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: d.spool,
 		Policy:  policy,
-		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health,
+		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health, Notices: d.notices,
 		Transcript: transcripts.keep, Hosts: c.Hosts, Log: d.log,
 	})
 	if err != nil {
@@ -331,6 +331,11 @@ func (d *Daemon) watch(ctx context.Context) {
 		}
 		if stats.Broken != "" && last.Broken == "" {
 			d.log.Error().Str("error", stats.Broken).Msg("the disk is not trusted; the next board tries it anew")
+		}
+		if stats.Disk.Level != last.Disk.Level {
+			for _, n := range diskNotices(stats.Disk) {
+				d.log.Warn().Msg(n.Text)
+			}
 		}
 		last = stats
 		select {

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"secretfree/cmd/internal/cli"
+	"secretfree/spool"
 	"secretfree/station"
 )
 
@@ -31,6 +32,10 @@ var (
 	descDamaged   = prometheus.NewDesc("stationd_spool_damaged_entries", "Entries of the journal that cannot be read and are kept aside.", nil, nil)
 	descSigned    = prometheus.NewDesc("stationd_spool_signed_entries", "Entries of the journal under the newest signed checkpoint.", nil, nil)
 	descUnarchive = prometheus.NewDesc("stationd_spool_unarchived_segments", "Sealed segments of the journal that the registry does not have a copy of.", nil, nil)
+	descDiskUsed  = prometheus.NewDesc("stationd_disk_used_bytes", "Bytes that the state directory takes.", nil, nil)
+	descDiskFree  = prometheus.NewDesc("stationd_disk_free_bytes", "Bytes that are left on the file system of the state directory.", nil, nil)
+	descDiskSize  = prometheus.NewDesc("stationd_disk_size_bytes", "Bytes that the file system of the state directory holds.", nil, nil)
+	descDiskLevel = prometheus.NewDesc("stationd_disk_level", "1 for how full the disk is, 0 for the others.", []string{"level"}, nil)
 	descHealthy   = prometheus.NewDesc("stationd_healthy", "1 if no work is due that does not move, as /healthz has it.", nil, nil)
 	descBuild     = prometheus.NewDesc("stationd_build_info", "1; the label says what runs.", []string{"version"}, nil)
 )
@@ -67,6 +72,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descUnarchive, float64(stats.Unarchived))
 	gauge(descOldest, float64(status.Backlog.OldestSeconds))
 	counter(descDelivered, stats.Delivered)
+	if !stats.Disk.Time.IsZero() {
+		gauge(descDiskUsed, float64(stats.Disk.Used))
+		gauge(descDiskFree, float64(stats.Disk.Free))
+		gauge(descDiskSize, float64(stats.Disk.Size))
+		for _, level := range []spool.DiskLevel{spool.DiskOK, spool.DiskLow, spool.DiskCritical} {
+			gauge(descDiskLevel, truth(stats.Disk.Level == level), string(level))
+		}
+	}
 	gauge(descHealthy, truth(c.d.station.Health() == nil))
 	gauge(descBuild, 1, cli.Version())
 }

@@ -1,0 +1,56 @@
+package stationd
+
+import (
+	"fmt"
+
+	"secretfree/cmd/internal/config"
+	"secretfree/spool"
+	"secretfree/station"
+)
+
+// Disk is the table [disk]: how full the disk may be, in percent, before the page says so.
+type Disk struct {
+	Warn     int `toml:"warn_percent"`
+	Critical int `toml:"critical_percent"`
+}
+
+func (d Disk) check(f *config.File) error {
+	if d.Warn < 1 || d.Warn > 99 {
+		return f.Errorf("disk.warn_percent", "Write a number from 1 to 99.", "disk.warn_percent is %d", d.Warn)
+	}
+	if d.Critical <= d.Warn || d.Critical > 99 {
+		return f.Errorf("disk.critical_percent", "Write a number from 2 to 99 that is greater than warn_percent.", "disk.critical_percent is %d, disk.warn_percent %d", d.Critical, d.Warn)
+	}
+	return nil
+}
+
+// notices are what people must know of the disk.
+func (d *Daemon) notices() []station.Notice { return diskNotices(d.spool.Stats().Disk) }
+
+func diskNotices(d spool.Disk) []station.Notice {
+	left := fmt.Sprintf("the disk of this station is %d %% full; %s are left, room for about %d boards", d.Percent(), size(d.Free), d.Boards())
+	remedy := fmt.Sprintf("The station's own files take %s: stationctl spool prune says what of them can go, otherwise it needs a larger disk.", size(d.Used))
+	switch d.Level {
+	case spool.DiskLow:
+		return []station.Notice{{Text: fmt.Sprintf("Tell IT: %s. Go on working. %s", left, remedy)}}
+	case spool.DiskCritical:
+		return []station.Notice{{Urgent: true, Text: fmt.Sprintf("Call IT: %s; then every board fails. %s", left, remedy)}}
+	}
+	return nil
+}
+
+// size is a number of bytes as people say it.
+func size(bytes int64) string {
+	const unit = 1000
+	if bytes < unit {
+		return fmt.Sprintf("%d bytes", bytes)
+	}
+	value, names := float64(bytes)/unit, []string{"kB", "MB", "GB", "TB"}
+	for len(names) > 1 && value >= unit {
+		value, names = value/unit, names[1:]
+	}
+	if value < 10 {
+		return fmt.Sprintf("%.1f %s", value, names[0])
+	}
+	return fmt.Sprintf("%.0f %s", value, names[0])
+}
