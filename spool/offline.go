@@ -14,17 +14,23 @@ import (
 // Walk yields the entries of the journal under dir in order. It takes no lock: a daemon may be writing, and a line that is
 // not whole yet ends the walk. A damaged place is yielded as a *DamageError, and the walk goes on behind it; every other fault
 // is yielded as the last error.
-func Walk(dir string) iter.Seq2[Entry, error] {
+func Walk(dir string) iter.Seq2[Entry, error] { return WalkFrom(dir, 0) }
+
+// WalkFrom is Walk from an entry on: what is before it is not looked at, and segments before that entry's are not read.
+func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		stop := errors.New("stop")
 		s := newScan(dir)
 		s.damaged = func(d Damage) error {
-			if !yield(Entry{}, d.fault(dir)) {
+			if d.Next > from && !yield(Entry{}, d.fault(dir)) {
 				return stop
 			}
 			return nil
 		}
-		s.visit = func(_ position, _ uint64, data []byte) error {
+		s.visit = func(_ position, seq uint64, data []byte) error {
+			if seq < from {
+				return nil
+			}
 			e, err := ParseEntry(data)
 			if err != nil {
 				return broke(err)
@@ -35,6 +41,10 @@ func Walk(dir string) iter.Seq2[Entry, error] {
 			return nil
 		}
 		segments, err := listSegments(dir)
+		for len(segments) > 1 && segments[1].first <= from {
+			segments = segments[1:]
+			s.next = segments[0].first
+		}
 		if err == nil {
 			err = s.run(segments)
 		}

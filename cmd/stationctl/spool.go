@@ -68,7 +68,22 @@ func (l listed) text() string {
 
 type spoolList struct {
 	place
-	Kind string `name:"kind" enum:",record,refusal,repeat,segment" default:"" placeholder:"KIND" help:"Only entries of this kind: record, refusal, repeat or segment."`
+	Kind  string  `name:"kind" enum:",record,refusal,repeat,segment" default:"" placeholder:"KIND" help:"Only entries of this kind: record, refusal, repeat or segment."`
+	After *uint64 `name:"after" placeholder:"SEQ" help:"Begin behind this entry; what is before it is not read."`
+	Limit uint64  `name:"limit" placeholder:"N" help:"Show so many entries at the most, and then which --after goes on; 0 is all."`
+}
+
+// more is the last line of a page that another follows.
+type more struct {
+	Next uint64 `json:"next"` // what --after takes
+}
+
+func (spoolList) Help() string {
+	return `Examples:
+  stationctl spool list --limit 100
+      The first 100 entries. If there are more, the last line says which --after goes on; with --json it is {"next":N}.
+  stationctl spool list --limit 100 --after 99
+      The next 100.`
 }
 
 func (s *spoolList) Run(out *cli.Output) error {
@@ -79,13 +94,21 @@ func (s *spoolList) Run(out *cli.Output) error {
 	if err := present(dir); err != nil {
 		return err
 	}
-	for e, err := range spool.Walk(dir) {
+	from, shown, last := uint64(0), uint64(0), uint64(0)
+	if s.After != nil {
+		from = *s.After + 1
+	}
+	for e, err := range spool.WalkFrom(dir, from) {
 		if err != nil {
 			return err
 		}
 		if s.Kind != "" && string(e.Kind) != s.Kind {
 			continue
 		}
+		if s.Limit > 0 && shown == s.Limit {
+			return out.Print(more{last}, fmt.Sprintf("There are more: --after %d\n", last))
+		}
+		shown, last = shown+1, e.Seq
 		l, err := list(e)
 		if err != nil {
 			return err
