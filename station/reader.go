@@ -15,6 +15,7 @@ const (
 	lookForPort = 5 * time.Second        // then a port that is not there is shown to be absent, whatever was wrong before
 	retryPort   = 2 * time.Second        // after a port could not be opened
 	retryLost   = 250 * time.Millisecond // after a port was lost, or was not there
+	retryStuck  = 10 * time.Second       // after a port took nothing; so long the slot says so
 	retryGone   = time.Second            // after a dialect failed to watch a board; doubles
 	maxRetry    = time.Minute
 )
@@ -50,13 +51,18 @@ func (s *Station) serve(ctx context.Context, i int) {
 			return
 		}
 		s.apply(i, event{kind: portLost}, lost)
+		if errors.Is(lost, uart.ErrStuck) {
+			s.apply(i, event{kind: portTrouble, advice: adviceStuck}, lost)
+			sleep(ctx, retryStuck)
+			continue
+		}
 		sleep(ctx, retryLost)
 	}
 }
 
 // servePort reads one board after the other until the port is lost, and returns how; or until ctx ends.
 func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
-	// Ends a Write that hangs; a Read ends by the context itself.
+	// Ends a Write that waits for room; a Read ends by the context itself.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	line := uart.NewLine(conn, uart.LineOptions{Nonce: s.slots[i].Nonce})

@@ -20,6 +20,7 @@ const (
 	adviceGroup      word = "port-group"
 	adviceNotAPort   word = "port-invalid"
 	adviceAmbiguous  word = "port-ambiguous"
+	adviceStuck      word = "port-stuck"
 	advicePortError  word = "port-error"
 )
 
@@ -37,6 +38,7 @@ var sentences = map[word]string{
 	adviceGroup:      "Call IT: this station may not open the port. Its user must be in the group %s.",
 	adviceNotAPort:   "Call IT: what is configured for this slot is not a serial port. Correct its port in the configuration.",
 	adviceAmbiguous:  "Call IT: more than one probe fits this slot. Name its port by path in the configuration.",
+	adviceStuck:      "This port takes nothing that is sent to it. Unplug the cable of this slot and plug it in again; if that does not help, call IT.",
 	advicePortError:  "Call IT: the port cannot be opened. The log of the station says why.",
 
 	word(ReasonDeviceConflict): "Put the board aside and call quality: its id is known with another key.",

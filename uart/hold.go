@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"go.bug.st/serial"
 	"golang.org/x/sys/unix"
@@ -81,12 +82,12 @@ func openKind(err error) error {
 	return nil
 }
 
-// holding is a lock on a port. The library's own (TIOCEXCL) does not keep root out; this one, an flock on the device
-// as other serial programs take it, does.
+// holding is a lock on a port, and the way to write to it. The library's own lock (TIOCEXCL) does not keep root out; this one,
+// an flock on the device as other serial programs take it, does.
 type holding struct{ fd int }
 
 func hold(path string) (*holding, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("open", err)
 	}
@@ -98,6 +99,24 @@ func hold(path string) (*holding, error) {
 		return nil, os.NewSyscallError("flock", err)
 	}
 	return &holding{fd}, nil
+}
+
+// write writes what there is room for now: nothing and no error is no room.
+func (h *holding) write(b []byte) (int, error) {
+	n, err := unix.Write(h.fd, b)
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		return 0, nil
+	case err != nil:
+		return 0, os.NewSyscallError("write", err)
+	}
+	return n, nil
+}
+
+// awaitRoom waits until there may be room to write, for so long at most.
+func (h *holding) awaitRoom(limit time.Duration) {
+	// Whatever it returns, the next write tells what is wrong.
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLOUT}}, int(limit.Milliseconds()))
 }
 
 func (h *holding) release() { unix.Close(h.fd) }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"go.bug.st/serial"
@@ -23,6 +22,11 @@ const (
 	waitForPort = 250 * time.Millisecond
 	// maxUnread stops reading from the port until somebody takes what is there.
 	maxUnread = 64 << 10
+	// writeLimit is how long a port may take no byte. A command is a few milliseconds on the wire, and the kernel has room
+	// for many, so only a port that is stuck takes so long.
+	writeLimit = 3 * time.Second
+	// writeSlice bounds one wait for room, so that Close ends a Write.
+	writeSlice = 20 * time.Millisecond
 )
 
 // port is the one wrapper of the serial library. A goroutine reads the device, so that a Read can
@@ -38,6 +42,8 @@ type port struct {
 	deadline time.Time
 	changed  chan struct{} // closed and replaced when anything above changes
 
+	writing   sync.Mutex // held by Write; Close closes the device when it has ended
+	stuck     bool       // a Write did not get rid of its bytes; guarded by writing
 	closing   chan struct{}
 	closeOnce sync.Once
 	closeErr  error
@@ -96,11 +102,9 @@ func (p *port) read() {
 	defer close(p.done)
 	buf := make([]byte, 4096)
 	for {
-		select {
-		case <-p.closing:
+		if p.isClosing() {
 			p.end(os.ErrClosed)
 			return
-		default:
 		}
 		if err := p.dev.SetReadTimeout(untilTick(readSlice)); err != nil {
 			p.end(fmt.Errorf("%w (%s: %v)", ErrUnplugged, p.path, err))
@@ -190,38 +194,63 @@ func (p *port) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
+// Write does not go through the library: its descriptor blocks, its Write has no time limit, and neither a Close nor anything
+// else ends it when an adapter is stuck or somebody has stopped the flow. The second descriptor of the same device, which
+// holds the lock, does not block. What it takes is sent with the settings that the library made.
 func (p *port) Write(b []byte) (int, error) {
-	select {
-	case <-p.closing:
-		return 0, os.ErrClosed
-	default:
-	}
-	p.mu.Lock()
-	err := p.err
-	p.mu.Unlock()
-	if err != nil {
-		return 0, err
-	}
+	p.writing.Lock()
+	defer p.writing.Unlock()
 	written := 0
-	for written < len(b) {
-		n, err := p.dev.Write(b[written:])
-		written += n
-		if errors.Is(err, syscall.EINTR) {
+	for last := time.Now(); written < len(b); {
+		if p.isClosing() {
+			return written, os.ErrClosed
+		}
+		p.mu.Lock()
+		err := p.err
+		p.mu.Unlock()
+		if err != nil {
+			return written, err
+		}
+		n, err := p.held.write(b[written:])
+		if n > 0 {
+			written, last = written+n, time.Now()
 			continue
 		}
 		if err != nil {
 			return written, fmt.Errorf("%w (writing to %s: %v)", ErrUnplugged, p.path, err)
 		}
+		p.stuck = true
+		if waited := time.Since(last); waited >= writeLimit {
+			return written, fmt.Errorf("%w (%s took nothing for %v)", ErrStuck, p.path, waited.Truncate(time.Second))
+		}
+		p.held.awaitRoom(writeSlice)
 	}
+	p.stuck = false
 	return written, nil
 }
 
-// Close ends a pending Read with os.ErrClosed and waits for the reader; at most readSlice.
+func (p *port) isClosing() bool {
+	select {
+	case <-p.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close ends a pending Read and a pending Write with os.ErrClosed, and waits for the reader; at most readSlice.
 func (p *port) Close() error {
 	p.closeOnce.Do(func() {
 		close(p.closing)
 		<-p.done
-		p.closeErr = p.dev.Close()
+		p.writing.Lock()
+		defer p.writing.Unlock()
+		var flushErr error
+		if p.stuck {
+			// Or the kernel waits for these bytes to go out; half a minute, with most drivers.
+			flushErr = p.dev.ResetOutputBuffer()
+		}
+		p.closeErr = errors.Join(flushErr, p.dev.Close())
 		p.held.release()
 	})
 	return p.closeErr

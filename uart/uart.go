@@ -26,7 +26,7 @@ import (
 )
 
 // Conn is a way to a board: an open serial port, or an end of a net.Pipe. One goroutine reads and
-// writes; SetReadDeadline and Close may be called from another one and end a pending Read.
+// writes; SetReadDeadline and Close may be called from another one and end a pending Read, and Close a pending Write too.
 type Conn interface {
 	// Read returns at least one byte or an error: os.ErrDeadlineExceeded after the deadline,
 	// otherwise the connection is of no more use.
@@ -125,6 +125,8 @@ var (
 	ErrNotAPort   = errors.New("this is not a serial port")
 	// ErrUnplugged: the port was lost while it was open, and not by our Close.
 	ErrUnplugged = errors.New("the port was unplugged")
+	// ErrStuck: the port is there and takes no bytes. It is of no more use before it is opened again.
+	ErrStuck = errors.New("the port takes nothing that is sent to it")
 )
 
 // What can be wrong with a board.
