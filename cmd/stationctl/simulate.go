@@ -12,7 +12,7 @@ import (
 )
 
 type simulate struct {
-	Port        string        `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is such a link."`
+	Port        string        `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is what a simulation left that was killed."`
 	Description string        `name:"description" placeholder:"FILE" type:"path" xor:"what" help:"A description of the board (JSON); see fixtures/README.md."`
 	Transcript  string        `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
 	Dialect     string        `name:"dialect" default:"ti-at" enum:"ti-at,ti-csr,report" help:"Without a description: how the board talks (${default}): ti-at, ti-csr or report."`
@@ -45,10 +45,10 @@ func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	if info, err := os.Lstat(s.Port); err == nil && info.Mode().Type() != os.ModeSymlink {
-		return fmt.Errorf("%w: %s is there already, and is no link that a simulation left", cli.ErrMisuse, s.Port)
-	}
 	port, err := fixtures.OpenPort(s.Port)
+	if errors.Is(err, fixtures.ErrPortTaken) {
+		return fmt.Errorf("%w: %w", cli.ErrMisuse, err)
+	}
 	if err != nil {
 		return err
 	}
