@@ -44,7 +44,7 @@ type finder interface {
 
 const (
 	autoName   = "auto"
-	autoLook   = 400 * time.Millisecond // for one dialect
+	autoLook   = 500 * time.Millisecond // for one dialect
 	autoQuiet  = 60 * time.Millisecond  // between the bytes of one text
 	autoFlow   = 300 * time.Millisecond // a look goes on for so long after something came
 	autoAnswer = 700 * time.Millisecond // to an Enter after a probe
@@ -149,7 +149,7 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 			return nil, err
 		}
 	}
-	end, entered := begin.Add(autoLook), false
+	end, entered := begin.Add(aboutOne(autoLook)), false
 	for len(l.in) <= maxText && time.Since(begin) < autoWhole {
 		text := string(l.in)
 		if f := a.recognise(text); f != nil {

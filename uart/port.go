@@ -16,8 +16,8 @@ const (
 	baudRate = 115200
 	// readSlice bounds one read of the library. Its Close closes the descriptor before it wakes a
 	// pending Read, which may then read from whatever file got the number; so the reader is let
-	// to end by itself before the port is closed. Waking four times a second costs next to nothing.
-	readSlice = 250 * time.Millisecond
+	// to end by itself before the port is closed. Waking twice a second costs next to nothing.
+	readSlice = 500 * time.Millisecond
 	// waitForPort is how often a port that is not there is looked for.
 	waitForPort = 250 * time.Millisecond
 	// maxUnread stops reading from the port until somebody takes what is there.
@@ -95,6 +95,15 @@ func Wait(ctx context.Context, address string) (Conn, error) {
 func untilTick(period time.Duration) time.Duration {
 	now := time.Now()
 	return now.Truncate(period).Add(period).Sub(now)
+}
+
+// aboutOne is a time near period that ends with a beat: at least half of it, and all of it from then on.
+func aboutOne(period time.Duration) time.Duration {
+	d := untilTick(period)
+	if d < period/2 {
+		d += period
+	}
+	return d
 }
 
 // read moves bytes from the device to unread until the device ends or Close is called.

@@ -27,10 +27,10 @@ func (ReportLine) Name() string { return "report" }
 
 const (
 	reportWord   = "secretfree"
-	reportPing   = ";secretfree 1;" // the first ; ends whatever was typed before
-	reportAnswer = 2 * time.Second  // to a ping
-	reportLook   = 500 * time.Millisecond
-	reportBabble = 16 // a start may take its time and tell about it
+	reportPing   = ";secretfree 1;"       // the first ; ends whatever was typed before
+	reportAnswer = 2 * time.Second        // to a ping
+	reportLook   = 600 * time.Millisecond // more than an answer without a signature may take
+	reportBabble = 16                     // a start may take its time and tell about it
 	reportNonce  = 21
 	reportLines  = 256 // of a log that goes on, in one answer
 )
@@ -50,7 +50,7 @@ var errRefused = fmt.Errorf("%w: its firmware answers error: it cannot sign with
 func (d ReportLine) Detect(ctx context.Context, l *Line) error {
 	for babble := 0; ; {
 		l.Mark()
-		_, err := d.ping(ctx, l, reportLook)
+		_, err := d.ping(ctx, l, aboutOne(reportLook))
 		switch {
 		case err == nil:
 			// Pings that came while it started are still being answered, and it may not listen meanwhile.
@@ -249,7 +249,7 @@ func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ct
 // watch is watch for firmware that need not echo.
 func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 	var first [16]byte
-	for seen, missed := false, 0; missed < watchMissed; {
+	for seen, silence := false, time.Duration(0); silence < watchGone; {
 		if started, err := v.started(l); started || err != nil {
 			return err
 		}
@@ -263,10 +263,10 @@ func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 			return err
 		}
 		if !heard {
-			missed++
+			silence += tiPing
 			continue
 		}
-		missed = 0
+		silence = 0
 		said, err := l.Gather(ctx, tiPing, tiFlush+tiPing)
 		if err != nil {
 			return err

@@ -65,7 +65,7 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 		if err := l.Send(ctx, "\r"); err != nil {
 			return err
 		}
-		here, err := l.Heard(ctx, tiPing) // an echo, or it starts just now
+		here, err := l.Heard(ctx, aboutOne(tiPing)) // an echo, or it starts just now
 		if err != nil {
 			return err
 		}

@@ -217,24 +217,37 @@ func TestTIATDetectAndGone(t *testing.T) {
 			t.Fatalf("Gone while the board is there: %v", err)
 		default:
 		}
+		// A short silence is not its end.
 		remove()
 		<-served
-		theirs.SetDeadline(time.Time{})
-		go func() {
-			for buf := make([]byte, 64); ; {
-				if _, err := theirs.Read(buf); err != nil {
-					return
-				}
-			}
-		}()
+		stop := swallow(theirs)
+		time.Sleep(2 * time.Second)
+		stop()
+		select {
+		case err := <-gone:
+			t.Fatalf("Gone after 2 s without an echo: %v", err)
+		default:
+		}
+		b.Quiet, b.Boot = true, 0
+		ctx, remove = context.WithCancel(t.Context())
+		go func() { served <- b.Serve(ctx, theirs) }()
+		time.Sleep(10 * time.Second)
+		select {
+		case err := <-gone:
+			t.Fatalf("Gone, and the board is there again: %v", err)
+		default:
+		}
+		remove()
+		<-served
+		stop = swallow(theirs)
 		start := time.Now()
 		if err := <-gone; err != nil {
 			t.Fatalf("Gone: %v", err)
 		}
-		if took := time.Since(start); took > 2*time.Second {
+		if took := time.Since(start); took < 2*time.Second || took > 4*time.Second {
 			t.Errorf("Gone took %v", took)
 		}
-		theirs.SetDeadline(time.Unix(1, 0))
+		stop()
 	})
 }
 

@@ -79,7 +79,7 @@ var errRestarted = fmt.Errorf("%w: the board started anew in the middle", ErrGar
 func (d TICSR) Detect(ctx context.Context, l *Line) error {
 	for babble := 0; ; {
 		l.Mark()
-		heard, err := l.Heard(ctx, csrLook)
+		heard, err := l.Heard(ctx, aboutOne(csrLook))
 		if err == nil && !heard {
 			if err = l.Send(ctx, csrProbe); err == nil {
 				heard, err = l.Heard(ctx, tiEcho)

@@ -16,19 +16,21 @@ type vigil struct {
 }
 
 const (
-	watchEcho   = tiEcho
-	watchLook   = tiPing
-	watchSlow   = 5 * time.Second // between looks at a board that has been there for long
-	watchQuick  = 300             // looks before that: what is typed may fill the firmware's line
-	watchMissed = 2               // looks without an echo after which a board is gone
-	watchStart  = 2 * csrStart    // a start, after a leak
-	watchTail   = 64              // what is kept of a look: the beginning of a start
+	watchEcho  = tiEcho
+	watchLook  = tiPing
+	watchSlow  = 5 * time.Second // between looks at a board that has been there for long
+	watchQuick = 300             // looks before that: what is typed may fill the firmware's line
+	// watchGone is the silence after which a board is gone, with a look in each watchEcho of it. A board that is busy for a moment, or
+	// whose echo a glitch ate, is still there; who swaps boards faster than that is betrayed by the start of the next one.
+	watchGone  = 2400 * time.Millisecond
+	watchStart = 2 * csrStart // a start, after a leak
+	watchTail  = 64           // what is kept of a look: the beginning of a start
 )
 
 // watch blocks until the board on l is gone or another one has started. What that one has printed stays on the
 // line, for its Detect; otherwise nothing stays.
 func watch(ctx context.Context, l *Line, v vigil) error {
-	echoed, missed := false, 0
+	echoed, silence := false, time.Duration(0)
 	for look := 0; ; look++ {
 		if started, err := v.started(l); started || err != nil { // quick hands: before anyone looked
 			return err
@@ -47,7 +49,7 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 			return err
 		}
 		if !heard {
-			if missed++; missed >= watchMissed {
+			if silence += watchEcho; silence >= watchGone {
 				if echoed || !v.patient {
 					l.Forget()
 					return nil
@@ -62,10 +64,10 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 			}
 			continue
 		}
-		if v.patient && !echoed && missed >= watchMissed {
+		if v.patient && !echoed && silence >= watchGone {
 			return v.follow(ctx, l)
 		}
-		echoed, missed = true, 0
+		echoed, silence = true, 0
 		pause := watchLook - watchEcho
 		if look >= watchQuick {
 			pause = watchSlow
