@@ -26,8 +26,8 @@ const (
 	writeLimit = 5 * time.Second // for one event; a client that is slower is dropped
 )
 
-// Handler serves the page (/), its events (/events), /status and /healthz, to GET and HEAD alone. The server
-// around it sets the time-outs and caps for requests; it needs none for writing.
+// Handler serves the page (/), its events (/events), /status and /healthz, behind Guard. The server around it sets
+// the time-outs and caps for requests, and one for writing an answer: the endless stream of events sets its own.
 func (s *Station) Handler() http.Handler {
 	page := template.Must(template.New("page").Funcs(template.FuncMap{
 		"say":    func(key word) string { return say(key) },
@@ -38,6 +38,11 @@ func (s *Station) Handler() http.Handler {
 	mux.HandleFunc("/events", s.serveEvents)
 	mux.HandleFunc("/status", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, s.Status()) })
 	mux.HandleFunc("/healthz", s.serveHealth)
+	return s.Guard(mux)
+}
+
+// Guard lets GET and HEAD through to next, and nobody who calls the station by a name that is not its own.
+func (s *Station) Guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -52,7 +57,7 @@ func (s *Station) Handler() http.Handler {
 		case !s.ownHost(r.Host):
 			http.Error(w, "open this page by its address or as localhost, or have its name added to the hosts of the station", http.StatusMisdirectedRequest)
 		default:
-			mux.ServeHTTP(w, r)
+			next.ServeHTTP(w, r)
 		}
 	})
 }

@@ -37,9 +37,13 @@ func (s *status) Run(ctx context.Context, out *cli.Output) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusLimit)
 	defer cancel()
-	body, _, err := get(ctx, address, "/status")
+	body, code, err := get(ctx, address, "/status")
 	if err != nil {
 		return fmt.Errorf("asking the station at %s: %w; is stationd running?", address, err)
+	}
+	if code != http.StatusOK {
+		said, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
+		return fmt.Errorf("the station at %s answers %d %s: %.200s", address, code, http.StatusText(code), said)
 	}
 	var shown station.Status
 	if err := json.Unmarshal(body, &shown); err != nil {

@@ -14,10 +14,14 @@ import (
 	"github.com/rs/zerolog"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cmd/internal/web"
 )
 
 // stopLimit is how long requests may take to end when the daemon stops.
 const stopLimit = 4 * time.Second
+
+// maxConnections that are open at once to one address. Behind a balancer all come from one machine, so there is no cap for each.
+const maxConnections = 512
 
 // maxHeaders is what API Gateway lets pass, in bytes.
 const maxHeaders = 10 << 10
@@ -68,14 +72,20 @@ func (d *Daemon) listen(key, address string, handler http.Handler, security *tls
 	if err != nil {
 		return fmt.Errorf("opening the address (%s in the configuration): %w", key, err)
 	}
+	listener = web.Cap{Total: maxConnections}.Limit(listener, d.log)
 	if security != nil {
 		listener = tls.NewListener(listener, security)
 	}
-	d.servers = append(d.servers, served{listener: listener, server: &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
-		WriteTimeout: 45 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaders,
-	}})
+	d.servers = append(d.servers, served{listener: listener, server: newServer(handler, d.log)})
 	return nil
+}
+
+// newServer bounds what a client may take its time for.
+func newServer(h http.Handler, log zerolog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 45 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaders, ErrorLog: web.ErrorLog(log),
+	}
 }
 
 // Addr is where requests are taken.

@@ -160,6 +160,15 @@ func (c Config) checkSlots(f *config.File) error {
 	return nil
 }
 
+// hosts are the names of the page: those that were listed, and the one that it listens on.
+func (c Config) hosts() []string {
+	host, _, _ := net.SplitHostPort(c.Listen)
+	if host == "" {
+		return c.Hosts
+	}
+	return append(slices.Clone(c.Hosts), host)
+}
+
 // Receipts are the keys of those whose receipts settle records.
 func (c Config) Receipts() (note.Verifiers, error) {
 	var verifiers []note.Verifier

@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/cmd/internal/web"
 	"secretfree/spool"
 	"secretfree/station"
 	"secretfree/station/board"
@@ -26,6 +27,13 @@ const (
 	serverLimit = 500 * time.Millisecond
 	drainLimit  = 1500 * time.Millisecond // what is queued goes out, if it goes
 	spoolLimit  = time.Second             // the last checkpoint
+)
+
+// A page holds one connection for its events, and a browser up to five more for a moment.
+const (
+	maxConnections = 256
+	maxPerAddress  = 16
+	maxHeaders     = 16 << 10
 )
 
 // stalled is how long records may wait without one being confirmed before the station's health is red.
@@ -113,7 +121,7 @@ func (d *Daemon) open(c Config) error {
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: d.spool,
 		Policy:  policy,
 		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health, Notices: d.notices,
-		Transcript: transcripts.keep, Hosts: c.Hosts, Log: d.log,
+		Transcript: transcripts.keep, Hosts: c.hosts(), Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -121,19 +129,28 @@ func (d *Daemon) open(c Config) error {
 	if d.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return fmt.Errorf("opening the page's address (listen in the configuration): %w", err)
 	}
+	d.listener = web.Cap{
+		Total: maxConnections, PerAddress: maxPerAddress, Refusal: "too many connections to this station are open: close some pages",
+	}.Limit(d.listener, d.log)
 	if d.controlListener, err = listenControl(c.StateDir); err != nil {
 		return errors.Join(err, d.listener.Close())
 	}
-	d.controlServer = &http.Server{Handler: d.control(), ReadTimeout: 10 * time.Second, WriteTimeout: controlLimit, MaxHeaderBytes: 16 << 10}
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", d.metrics())
-	mux.Handle("/", d.station.Handler())
-	// No WriteTimeout: the page's event stream is endless, and bounds each write itself.
-	d.server = &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	d.controlServer = &http.Server{
+		Handler: d.control(), ReadTimeout: 10 * time.Second, WriteTimeout: controlLimit, MaxHeaderBytes: maxHeaders, ErrorLog: web.ErrorLog(d.log),
 	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", d.station.Guard(d.metrics()))
+	mux.Handle("/", d.station.Handler())
+	d.server = pageServer(mux, d.log)
 	return nil
+}
+
+// pageServer bounds what a client may take its time for.
+func pageServer(h http.Handler, log zerolog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaders, ErrorLog: web.ErrorLog(log),
+	}
 }
 
 // Addr is where the page is.
