@@ -128,10 +128,16 @@ func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event,
 		return event{kind: boardFailed, reason: reason}, err, nil
 	}
 
-	receipt, err := s.journal.Append(ctx, record)
+	var receipt board.Receipt
+	s.toDisk(i, func() { receipt, err = s.journal.Append(ctx, record) })
 	if err != nil {
-		return event{kind: boardFailed, reason: journalReason(err), device: record.Device}, err, nil
+		reason := journalReason(err)
+		if ctx.Err() == nil {
+			s.appended(reason)
+		}
+		return event{kind: boardFailed, reason: reason, device: record.Device}, err, nil
 	}
+	s.appended("")
 	return event{kind: boardPassed, device: record.Device, repeat: receipt.Repeat}, nil, nil
 }
 
@@ -205,7 +211,9 @@ func (s *Station) keep(i int, line *uart.Line, e event, cause error) {
 	if e.device.Valid() {
 		t.Header["device"] = e.device.String()
 	}
-	if err := s.transcript(t); err != nil {
+	var err error
+	s.toDisk(i, func() { err = s.transcript(t) })
+	if err != nil {
 		s.log.Warn().Str("slot", s.slots[i].Name).Err(err).Msg("the transcript was not kept")
 	}
 }

@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"secretfree/fixtures"
 	"secretfree/station/board"
 	"secretfree/uart"
 )
@@ -318,19 +320,28 @@ func TestAlive(t *testing.T) {
 		b.run()
 		b.cables[1].plug(newBoard())
 		b.await(1, Reading)
-		limit := b.readLimit + journalLimit
-		time.Sleep(limit - time.Second)
+		for b.ledger.appends() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		start := time.Now()
+		say := func(want string) {
+			t.Helper()
+			notices := b.Status().Notices
+			if want == "" && len(notices) > 0 || want != "" && (len(notices) != 1 || notices[0] != Notice{Urgent: true, Text: "Call IT: " + want}) {
+				t.Errorf("after %v the page says %+v, want %q", time.Since(start), notices, want)
+			}
+		}
+		time.Sleep(journalLimit - time.Second)
+		say("")
 		if err := b.Alive(); err != nil {
 			t.Errorf("Alive too early: %v", err)
 		}
 		time.Sleep(2 * time.Second)
-		const stuck = "slot B has been reading one board for 2 min"
+		const stuck = "slot B has waited for the disk for 31 s"
 		if err := b.Alive(); err == nil || err.Error() != stuck {
 			t.Errorf("Alive: %v, want %q", err, stuck)
 		}
-		if notices := b.Status().Notices; len(notices) != 1 || notices[0] != (Notice{Urgent: true, Text: "Call IT: " + stuck}) {
-			t.Errorf("the page says %+v", notices)
-		}
+		say(stuck)
 		close(slow)
 		b.await(1, Passed)
 		if err := b.Health(); err != nil {
@@ -343,6 +354,73 @@ func TestAlive(t *testing.T) {
 		if err := b.Alive(); err != nil {
 			t.Errorf("what is outside counts for the watchdog: %v", err)
 		}
+	})
+}
+
+// Health is red from a record that the disk did not take to the next that it took. What is wrong with a board does not count.
+func TestHealthOfTheDisk(t *testing.T) {
+	for _, c := range []struct {
+		refusal error
+		want    string
+	}{
+		{fmt.Errorf("writing the journal: %w", syscall.ENOSPC), "disk-full: the disk of this station is full, and the last board was not written down"},
+		{fmt.Errorf("writing the journal: %w", syscall.EIO), "disk-error: this station cannot write to its disk, and the last board was not written down"},
+	} {
+		bubble(t, c.want[:9], func(t *testing.T) {
+			b := newBench(t, 1, nil).run()
+			try := func(board *fixtures.Board, state State) {
+				t.Helper()
+				b.cables[0].plug(board)
+				b.await(0, state)
+				b.cables[0].unplug()
+				b.await(0, Empty)
+			}
+			good := newBoard()
+			try(good, Passed)
+			if err := b.Health(); err != nil {
+				t.Errorf("with a good disk: %v", err)
+			}
+			b.ledger.set(c.refusal, nil)
+			try(newBoard(), Failed)
+			if err := b.Health(); err == nil || err.Error() != c.want {
+				t.Errorf("Health: %v, want %q", err, c.want)
+			}
+			if err := b.Alive(); err != nil {
+				t.Errorf("Alive: %v; a restart frees no room", err)
+			}
+			b.ledger.set(nil, nil)
+			clone := newBoard()
+			clone.Device = good.Device
+			try(clone, Failed)
+			if err := b.Health(); err == nil {
+				t.Error("a refusal of a board turned the health of the disk green")
+			}
+			try(newBoard(), Passed)
+			if err := b.Health(); err != nil {
+				t.Errorf("with room again: %v", err)
+			}
+			try(clone, Failed)
+			if err := b.Health(); err != nil {
+				t.Errorf("a refused board turned it red: %v", err)
+			}
+		})
+	}
+}
+
+// A transcript that hangs holds its slot, and is noticed as a journal that hangs is.
+func TestTranscriptHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := make(chan struct{})
+		b := newBench(t, 1, func(c *Config) {
+			c.Transcript = func(*uart.Transcript) error { <-slow; return nil }
+		}).run()
+		b.cables[0].plug(newBoard())
+		b.await(0, Passed)
+		time.Sleep(journalLimit + time.Second)
+		if err := b.Alive(); err == nil || !strings.Contains(err.Error(), "slot A has waited for the disk") {
+			t.Errorf("Alive: %v", err)
+		}
+		close(slow)
 	})
 }
 

@@ -111,6 +111,8 @@ type Station struct {
 	started bool
 	states  []slotState   // by index of slots
 	changed chan struct{} // closed and replaced when states change
+	writing []time.Time   // by index of slots: since when a slot waits for the disk; zero: it does not
+	refused Reason        // disk-full or disk-error if the journal could not be written at last, else empty
 	stats   Stats
 }
 
@@ -156,7 +158,7 @@ func New(c Config) (*Station, error) {
 		health: c.Health, notices: c.Notices, transcript: c.Transcript, readLimit: c.ReadLimit, hosts: map[string]bool{},
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
-		stats: Stats{Failed: map[Reason]uint64{}},
+		writing: make([]time.Time, len(c.Slots)), stats: Stats{Failed: map[Reason]uint64{}},
 	}
 	if s.readLimit == 0 {
 		s.readLimit = defaultReadLimit
@@ -234,6 +236,28 @@ func (s *Station) apply(i int, e event, cause error) {
 	line.Msg(string(e.kind))
 }
 
+// toDisk runs what slot i has to wait for the disk for, so that a disk which hangs is noticed.
+func (s *Station) toDisk(i int, f func()) {
+	set := func(since time.Time) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.writing[i] = since
+	}
+	set(time.Now())
+	defer set(time.Time{})
+	f()
+}
+
+// appended notes whether the journal can be written; reason is that of an error.
+func (s *Station) appended(reason Reason) {
+	switch reason {
+	case "", ReasonDiskFull, ReasonDiskError:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.refused = reason
+	}
+}
+
 // Alive reports whether the slots make progress, for a watchdog: nil, or which slot is stuck. What happens
 // outside, as an outage of the registry, does not count.
 func (s *Station) Alive() error {
@@ -241,16 +265,33 @@ func (s *Station) Alive() error {
 	defer s.mu.Unlock()
 	var stuck []error
 	for i, state := range s.states {
-		if d := time.Since(state.since); state.state == Reading && d > s.readLimit+journalLimit {
+		if since := s.writing[i]; !since.IsZero() {
+			if d := time.Since(since); d > journalLimit {
+				stuck = append(stuck, fmt.Errorf("slot %s has waited for the disk for %s", s.slots[i].Name, span(d)))
+			}
+		} else if d := time.Since(state.since); state.state == Reading && d > s.readLimit+journalLimit {
 			stuck = append(stuck, fmt.Errorf("slot %s has been reading one board for %s", s.slots[i].Name, span(d)))
 		}
 	}
 	return errors.Join(stuck...)
 }
 
-// Health reports work that is due and not moving: Alive, and what Config.Health adds.
+// disk reports a disk that took no record, until it takes one.
+func (s *Station) disk() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.refused {
+	case ReasonDiskFull:
+		return fmt.Errorf("%s: the disk of this station is full, and the last board was not written down", s.refused)
+	case ReasonDiskError:
+		return fmt.Errorf("%s: this station cannot write to its disk, and the last board was not written down", s.refused)
+	}
+	return nil
+}
+
+// Health reports work that is due and not moving: Alive, a journal that could not be written, and what Config.Health adds.
 func (s *Station) Health() error {
-	err := s.Alive()
+	err := errors.Join(s.Alive(), s.disk())
 	if s.health != nil {
 		err = errors.Join(err, s.health())
 	}

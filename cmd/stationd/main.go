@@ -45,11 +45,7 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	d, err := stationd.Open(ctx, c, log)
-	if err != nil {
-		return err
-	}
-	return d.Run(ctx)
+	return stationd.Serve(ctx, c, log)
 }
 
 func main() {

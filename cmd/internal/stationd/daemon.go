@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -21,12 +22,12 @@ import (
 	"secretfree/uart"
 )
 
-// Stopping takes at most 5 s in all: systemd, and people, wait for it.
+// Stopping takes less than 5 s in all: systemd, and people, wait for it.
 const (
 	slotsLimit  = 1500 * time.Millisecond // appends in flight finish
 	serverLimit = 500 * time.Millisecond
 	drainLimit  = 1500 * time.Millisecond // what is queued goes out, if it goes
-	spoolLimit  = time.Second             // the last checkpoint
+	spoolLimit  = time.Second             // the last checkpoint, and the files
 )
 
 // A page holds one connection for its events, and a browser up to five more for a moment.
@@ -55,6 +56,30 @@ type Daemon struct {
 	receipts        note.Verifiers // who may settle records by a receipt
 	controlListener net.Listener
 	controlServer   *http.Server
+}
+
+// Serve opens a station and runs it until ctx ends. If ctx ends before it is open, as while a large index is made anew, it is
+// not waited for: nothing has passed yet.
+func Serve(ctx context.Context, c Config, log zerolog.Logger) error {
+	type opened struct {
+		d   *Daemon
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		d, err := Open(ctx, c, log)
+		done <- opened{d, err}
+	}()
+	select {
+	case o := <-done:
+		if o.err != nil {
+			return o.err
+		}
+		return o.d.Run(ctx)
+	case <-ctx.Done():
+		log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopped before it was ready")
+		return nil
+	}
 }
 
 // Open takes the state directory and the page's address. A configuration must come from Load.
@@ -162,7 +187,7 @@ func (d *Daemon) Status() station.Status { return d.station.Status() }
 // Run serves until ctx ends, then stops in order: the slots finish what they are writing, the page ends, what is
 // queued goes out if it goes at once, the spool signs a last checkpoint. It takes less than 5 s and returns nil; nothing
 // that has passed is lost if it is cut short. An error means that the page could not be served, or that something, as a disk that
-// hangs, was not waited for. It runs once.
+// hangs, was not waited for: it holds files of the station until the process ends. It runs once.
 func (d *Daemon) Run(ctx context.Context) error {
 	outer := context.WithoutCancel(ctx)
 	slotsCtx, stopSlots := context.WithCancelCause(outer)
@@ -176,11 +201,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	go func() { page <- d.server.Serve(d.listener) }()
 	control := make(chan error, 1)
 	go func() { control <- d.controlServer.Serve(d.controlListener) }()
-	watch := make(chan struct{})
-	go func() {
-		defer close(watch)
-		d.watch(slotsCtx)
-	}()
+	watch := make(chan error, 1)
+	go func() { watch <- d.watch(slotsCtx) }()
 	d.notify(daemon.SdNotifyReady)
 	d.log.Info().Str("page", "http://"+d.Addr()+"/").Msg("ready")
 
@@ -196,9 +218,21 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.notify(daemon.SdNotifyStopping)
 	d.log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopping")
 
+	var hangs []string
+	await := func(what string, ended <-chan error, limit time.Duration) (err error) {
+		timer := time.NewTimer(max(limit, 50*time.Millisecond)) // what has ended may be about to tell
+		defer timer.Stop()
+		select {
+		case err = <-ended:
+		case <-timer.C:
+			hangs = append(hangs, what)
+		}
+		return err
+	}
+	deadline := time.Now().Add(slotsLimit)
 	stopSlots(context.Cause(ctx))
-	settled := waitFor(slots, slotsLimit)
-	<-watch
+	await("writing a board down", slots, time.Until(deadline))
+	await("looking after the delivery", watch, time.Until(deadline))
 	bounded, cancel := context.WithTimeout(outer, serverLimit)
 	defer cancel()
 	if err := d.server.Shutdown(bounded); err != nil {
@@ -206,19 +240,22 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.controlServer.Close()
 	<-control
-	d.drain()
+	if len(hangs) == 0 {
+		d.drain()
+	}
+	deadline = time.Now().Add(spoolLimit)
 	stopSpool()
-	settled = waitFor(delivery, spoolLimit) && settled
-	if !settled {
-		// Something hangs, as a disk that does not answer. What has passed is in the journal; the next start
-		// finds it. The process ends with its files open.
-		return errors.Join(failed, unsettled(d.spool.Stats()))
+	await("signing the journal", delivery, time.Until(deadline))
+	if len(hangs) == 0 {
+		closed := make(chan error, 1)
+		go func() { closed <- d.spool.Close() }()
+		failed = errors.Join(failed, await("closing the files", closed, time.Until(deadline)))
 	}
-	pending := d.spool.Stats().Pending
-	if err := d.spool.Close(); err != nil {
-		return errors.Join(failed, err)
+	stats := d.spool.Stats()
+	if len(hangs) > 0 {
+		return errors.Join(failed, unsettled(hangs, stats))
 	}
-	d.log.Info().Int("pending", pending).Msg("stopped")
+	d.log.Info().Int("pending", stats.Pending).Msg("stopped")
 	return failed
 }
 
@@ -230,18 +267,6 @@ func (d *Daemon) drain() {
 		if stats := d.spool.Stats(); stats.Pending == 0 || stats.LastError != "" {
 			return
 		}
-	}
-}
-
-// waitFor reports whether something ended within limit. Its error, a nil, is of no interest here.
-func waitFor(ended <-chan error, limit time.Duration) bool {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-ended:
-		return true
-	case <-timer.C:
-		return false
 	}
 }
 
@@ -299,13 +324,13 @@ func (d *Daemon) hangs(stats spool.Stats) error {
 	return nil
 }
 
-// unsettled says why the end was not orderly.
-func unsettled(stats spool.Stats) error {
-	why := "something did not end in time"
+// unsettled says what was not waited for, and why.
+func unsettled(hangs []string, stats spool.Stats) error {
+	why := "the disk or the registry's folder does not answer"
 	if !stats.WritingSince.IsZero() {
 		why = fmt.Sprintf("the disk has not answered for %d s", time.Since(stats.WritingSince)/time.Second)
 	}
-	return fmt.Errorf("stopped without waiting: %s. What has passed is in the journal, and the next start finds it", why)
+	return fmt.Errorf("stopped without waiting for %s: %s. What has passed is in the journal, and the next start finds it", strings.Join(hangs, ", "), why)
 }
 
 func (d *Daemon) notify(state string) {
@@ -314,8 +339,8 @@ func (d *Daemon) notify(state string) {
 	}
 }
 
-// watch feeds systemd's watchdog while the station makes progress, and logs what changes in the delivery.
-func (d *Daemon) watch(ctx context.Context) {
+// watch feeds systemd's watchdog while the station makes progress, and logs what changes in the delivery. It returns nil when ctx ends.
+func (d *Daemon) watch(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	interval, err := daemon.SdWatchdogEnabled(false)
@@ -357,7 +382,7 @@ func (d *Daemon) watch(ctx context.Context) {
 		last = stats
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-ticker.C:
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -82,6 +83,9 @@ func TestDiskFull(t *testing.T) {
 	if full.Reason != station.ReasonDiskFull || full.Advice == "" {
 		t.Fatalf("on a full disk: %+v", full)
 	}
+	if code, body := d.get("/healthz"); code != 503 || !strings.Contains(body, "disk-full") {
+		t.Errorf("/healthz on a full disk: %d %s", code, body)
+	}
 	if report := f.verify(); report.Records != uint64(passed) {
 		t.Errorf("%d boards passed, the journal has %+v", passed, report)
 	}
@@ -93,6 +97,9 @@ func TestDiskFull(t *testing.T) {
 	f.plug(f.ports[0], late)
 	if slot := d.awaitSlot(0, station.Passed); slot.Device != late.ID() {
 		t.Errorf("with room again: %+v", slot)
+	}
+	if code, body := d.get("/healthz"); code != 200 {
+		t.Errorf("/healthz with room again: %d %s", code, body)
 	}
 	d.await("the registry to have all", func(s station.Status) bool { return s.Backlog.Pending == 0 && s.Backlog.LastError == "" })
 	d.stop()

@@ -178,7 +178,7 @@ func TestHangingDisk(t *testing.T) {
 	if err := <-ended; !errors.As(err, &failed) || failed.ExitCode() != 1 || time.Since(began) > 5*time.Second {
 		t.Errorf("it stopped after %v with %v", time.Since(began), err)
 	}
-	if !strings.Contains(stderr.String(), "stopped without waiting: the disk has not answered for ") {
+	if !strings.Contains(stderr.String(), "the disk has not answered for ") {
 		t.Errorf("it says nothing of the disk:\n%s", stderr.String())
 	}
 	d := f.start()
