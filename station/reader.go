@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"secretfree/station/board"
@@ -155,7 +156,9 @@ func (s *Station) awaitGone(ctx context.Context, i int, line *uart.Line) error {
 		if !ok {
 			return err
 		}
-		s.apply(i, event{kind: boardFailed, reason: reason}, err)
+		if e := (event{kind: boardFailed, reason: reason}); s.apply(i, e, err) {
+			s.keepLater(i, line, e, err)
+		}
 		sleep(ctx, pause)
 	}
 }
@@ -184,13 +187,33 @@ func (s *Station) guarded(i int, f func() error) (err error) {
 
 // keep hands over the recording of a dialogue that has its verdict.
 func (s *Station) keep(i int, line *uart.Line, e event, cause error) {
+	s.hand(i, line.Transcript(), e, cause)
+}
+
+// keepLater hands over the recording of what took the place of a verdict. In a replay the same is a verdict of its own: what was sent
+// only to see whether the board is still there is left out, since a reader that looks for a board sends something else.
+func (s *Station) keepLater(i int, line *uart.Line, e event, cause error) {
+	t := line.Transcript()
+	t.Chunks = slices.DeleteFunc(t.Chunks, func(c uart.Chunk) bool { return c.Direction == uart.Sent })
+	s.mu.Lock()
+	device := s.states[i].device
+	s.mu.Unlock()
+	t.Header["note"] = "after the verdict"
+	if device.Valid() {
+		t.Header["note"] += " over the board " + device.String()
+	}
+	s.hand(i, t, e, cause)
+}
+
+func (s *Station) hand(i int, t *uart.Transcript, e event, cause error) {
 	if s.transcript == nil {
 		return
 	}
-	t := line.Transcript()
-	t.Header = map[string]string{
+	for key, value := range map[string]string{
 		"dialect": s.slots[i].Dialect.Name(), "slot": s.slots[i].Name,
 		"recorded": time.Now().UTC().Format(time.RFC3339),
+	} {
+		t.Header[key] = value
 	}
 	reason := e.reason
 	switch e.kind {

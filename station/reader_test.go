@@ -152,33 +152,6 @@ func (b *bench) mustNotLeak() {
 	}
 }
 
-// A board that prints a private key when it has its verdict fails after all, in its own name.
-func TestLeakAfterVerdict(t *testing.T) {
-	for name, mute := range map[string]string{"after PASS": "", "after a failure": "udid"} {
-		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 1, nil).run()
-			leaky := newBoard()
-			leaky.Mute = mute
-			b.cables[0].plug(leaky)
-			before := b.awaitThat(0, "judged", func(s SlotStatus) bool { return s.State == Passed || s.State == Failed })
-			time.Sleep(10 * time.Second)
-			b.cables[0].say([]byte(leaked))
-			slot := b.awaitThat(0, "a leak", func(s SlotStatus) bool { return s.Reason == ReasonPrivateKeyLeak })
-			if slot.State != Failed || slot.Device != before.Device || slot.Advice != sentences["private-key-leak"] {
-				t.Errorf("before the leak %+v, after it %+v", before, slot)
-			}
-			b.cables[0].say([]byte(leaked))
-			time.Sleep(10 * time.Minute) // it stays, and so does the verdict
-			if now := b.Status().Slots[0]; now != slot {
-				t.Errorf("the leak became %+v", now)
-			}
-			b.mustNotLeak()
-			b.cables[0].unplug()
-			b.await(0, Empty)
-		})
-	}
-}
-
 // Of a leak nothing is repeated, not even the words of a dialect.
 func TestLeakQuoted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -193,15 +193,15 @@ func (s *Station) Run(ctx context.Context) error {
 	return nil
 }
 
-// apply feeds an event to a slot; cause is for the log.
-func (s *Station) apply(i int, e event, cause error) {
+// apply feeds an event to a slot, and reports whether it changed anything; cause is for the log.
+func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	e.at = time.Now()
 	s.mu.Lock()
 	before := s.states[i]
 	after := before.next(e)
 	if after == before {
 		s.mu.Unlock()
-		return
+		return false
 	}
 	s.states[i] = after
 	turned := after.state != before.state || after.reason != before.reason || !after.since.Equal(before.since)
@@ -234,6 +234,7 @@ func (s *Station) apply(i int, e event, cause error) {
 		line = line.Err(cause)
 	}
 	line.Msg(string(e.kind))
+	return true
 }
 
 // toDisk runs what slot i has to wait for the disk for, so that a disk which hangs is noticed.

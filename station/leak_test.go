@@ -1,0 +1,73 @@
+package station
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"secretfree/fixtures"
+	"secretfree/uart"
+)
+
+// A board that prints a private key when it has its verdict fails after all, in its own name.
+func TestLeakAfterVerdict(t *testing.T) {
+	for name, c := range map[string]struct{ dialect, mute string }{
+		"after PASS": {"ti-at", ""}, "after a failure": {"ti-at", "udid"}, "found by auto": {"auto", ""},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			dialect, err := uart.DialectByName(c.dialect)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := newBench(t, 1, func(c *Config) { c.Slots[0].Dialect = dialect }).run()
+			leaky := newBoard()
+			leaky.Mute = c.mute
+			b.cables[0].plug(leaky)
+			before := b.awaitThat(0, "judged", func(s SlotStatus) bool { return s.State == Passed || s.State == Failed })
+			time.Sleep(10 * time.Second)
+			b.cables[0].say([]byte(leaked))
+			slot := b.awaitThat(0, "a leak", func(s SlotStatus) bool { return s.Reason == ReasonPrivateKeyLeak })
+			if slot.State != Failed || slot.Device != before.Device || slot.Advice != sentences["private-key-leak"] {
+				t.Errorf("before the leak %+v, after it %+v", before, slot)
+			}
+			b.cables[0].say([]byte(leaked))
+			time.Sleep(10 * time.Minute) // it stays, and so does the verdict
+			if now := b.Status().Slots[0]; now != slot {
+				t.Errorf("the leak became %+v", now)
+			}
+			b.mustNotLeak()
+			kept := b.transcripts()
+			if len(kept) != 2 || kept[1].Header["expect"] != "failed private-key-leak" || kept[1].Header["slot"] != "A" {
+				t.Fatalf("transcripts %+v, want one of the verdict and one of the leak", kept)
+			}
+			if device := slot.Device; device != "" && !strings.Contains(kept[1].Header["note"], device) {
+				t.Errorf("the transcript is of %q, the board is %s", kept[1].Header["note"], device)
+			}
+			mustLeakAgain(t, kept[1])
+			b.cables[0].unplug()
+			b.await(0, Empty)
+		})
+	}
+}
+
+// mustLeakAgain replays what was kept of a leak: the verdict is the same.
+func mustLeakAgain(t *testing.T, kept *uart.Transcript) {
+	t.Helper()
+	dialect, err := uart.DialectByName(kept.Header["dialect"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	replayed := make(chan error, 1)
+	go func() { replayed <- fixtures.Replay(t.Context(), kept, theirs) }()
+	if err := dialect.Detect(t.Context(), uart.NewLine(ours, uart.LineOptions{})); !errors.Is(err, uart.ErrPrivateKey) {
+		t.Errorf("the recording of a leak replays as %v", err)
+	}
+	if err := <-replayed; err != nil {
+		t.Errorf("replaying a leak: %v", err)
+	}
+	ours.Close()
+	theirs.Close()
+}
