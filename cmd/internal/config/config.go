@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"regexp"
 	"sort"
 	"strings"
 
@@ -105,10 +106,86 @@ func (f *File) explain(err error, t reflect.Type) error {
 	}
 	if decode, ok := errors.AsType[*toml.DecodeError](err); ok {
 		line, _ := decode.Position()
+		if problem, remedy, ok := wrongKind(decode, t); ok {
+			return &Error{File: f.name, Line: line, Problem: problem, Remedy: remedy}
+		}
 		return &Error{File: f.name, Line: line, Problem: strings.TrimPrefix(decode.Error(), "toml: "),
 			Remedy: "Correct this line; a text needs quotes, a table is [name], a list of tables [[name]]."}
 	}
 	return &Error{File: f.name, Problem: strings.TrimPrefix(err.Error(), "toml: "), Remedy: "Correct the file."}
+}
+
+var (
+	foundKind = regexp.MustCompile(`cannot decode TOML ([a-z ]+) into`)
+	kindNames = map[string]string{"string": "a text", "integer": "a whole number", "float": "a number with a fraction", "boolean": "true or false",
+		"array": "a list", "table": "a table", "inline table": "a table", "local date": "a date"}
+)
+
+// wrongKind says of a value of the wrong kind what is there and what belongs there. The decoder's own words are of this program's types.
+func wrongKind(e *toml.DecodeError, t reflect.Type) (problem, remedy string, ok bool) {
+	found := ""
+	if m := foundKind.FindStringSubmatch(e.Error()); m != nil {
+		if found = kindNames[m[1]]; found == "" {
+			found = "something else"
+		}
+	} else if strings.Contains(e.Error(), "cannot store an array table") {
+		found = "a list of tables"
+	}
+	path := e.Key()
+	if found == "" || len(path) == 0 {
+		return "", "", false
+	}
+	for i, name := range path {
+		field, there := fieldOf(t, name)
+		if !there { // deeper than what takes no table
+			path = path[:i]
+			break
+		}
+		t = field
+	}
+	if len(path) == 0 {
+		return "", "", false
+	}
+	name := path[len(path)-1]
+	var want, example string
+	switch t.Kind() {
+	case reflect.String:
+		want, example = "a text", name+` = "…"`
+	case reflect.Bool:
+		want, example = "true or false", name+" = true"
+	case reflect.Int:
+		want, example = "a whole number", name+" = 7"
+	case reflect.Struct:
+		want, example = "a table", "["+strings.Join(path, ".")+"]"
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Struct {
+			want, example = "a list of tables", "[["+strings.Join(path, ".")+"]]"
+			break
+		}
+		want, example = "a list of texts", name+` = ["…"]`
+		if !strings.Contains(e.Error(), "of type []") {
+			return fmt.Sprintf("%s takes %s, and there is %s in it", strings.Join(path, "."), want, found), "Write it as: " + example + ".", true
+		}
+	default:
+		return "", "", false
+	}
+	return fmt.Sprintf("%s takes %s, and this is %s", strings.Join(path, "."), want, found), "Write it as: " + example + ".", true
+}
+
+// fieldOf is the type of what a table of type t holds under a name.
+func fieldOf(t reflect.Type, name string) (reflect.Type, bool) {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return nil, false
+	}
+	for i := range t.NumField() {
+		if tag, _, _ := strings.Cut(t.Field(i).Tag.Get("toml"), ","); tag == name {
+			return t.Field(i).Type, true
+		}
+	}
+	return nil, false
 }
 
 // keys lists what the table at a path of t may hold.

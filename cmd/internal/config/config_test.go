@@ -14,6 +14,8 @@ import (
 type sample struct {
 	Name     string   `toml:"name"`
 	Count    int      `toml:"count"`
+	On       bool     `toml:"on"`
+	List     []string `toml:"list"`
 	Registry Registry `toml:"registry"`
 	Slots    []struct {
 		Port string `toml:"port"`
@@ -36,14 +38,27 @@ func TestLoadNamesLineAndRemedy(t *testing.T) {
 		line int
 		want string
 	}{
-		"unknown key":          {"name = \"x\"\nnmae = 1\n", 2, `unknown key "nmae". Correct or remove it; known at the top level: count, name, registry, slot.`},
-		"unknown key in table": {"\n[registry]\nkind = \"dir\"\nfolder = \"/x\"\n", 4, `unknown key "registry.folder". Correct or remove it; known in [registry]: bucket, dir,`},
-		"unknown key in list":  {"[[slot]]\nport = \"a\"\n[[slot]]\nprt = \"b\"\n", 4, `unknown key "slot.prt". Correct or remove it; known in [slot]: baud, port.`},
-		"unknown table":        {"name = \"x\"\n[regisrty]\nkind = \"dir\"\n", 2, `unknown key "regisrty"`},
-		"no quotes":            {"name = \"x\"\ncount = abc\n", 2, "Correct this line"},
-		"wrong type":           {"name = \"x\"\ncount = \"7\"\n", 2, "Correct this line"},
-		"twice":                {"name = \"x\"\nname = \"y\"\n", 2, "Correct"},
-		"cut short":            {"name = \"x", 1, "Correct this line"},
+		"unknown key":                  {"name = \"x\"\nnmae = 1\n", 2, `unknown key "nmae". Correct or remove it; known at the top level: count, list, name, on, registry, slot.`},
+		"unknown key in table":         {"\n[registry]\nkind = \"dir\"\nfolder = \"/x\"\n", 4, `unknown key "registry.folder". Correct or remove it; known in [registry]: bucket, dir,`},
+		"unknown key in list":          {"[[slot]]\nport = \"a\"\n[[slot]]\nprt = \"b\"\n", 4, `unknown key "slot.prt". Correct or remove it; known in [slot]: baud, port.`},
+		"unknown table":                {"name = \"x\"\n[regisrty]\nkind = \"dir\"\n", 2, `unknown key "regisrty"`},
+		"no quotes":                    {"name = \"x\"\ncount = abc\n", 2, "Correct this line"},
+		"a text for a number":          {"name = \"x\"\ncount = \"7\"\n", 2, `count takes a whole number, and this is a text. Write it as: count = 7.`},
+		"a fraction":                   {"count = 1.5\n", 1, `count takes a whole number, and this is a number with a fraction. Write`},
+		"a huge number":                {"count = 99999999999999999999\n", 1, `number is too large`},
+		"a number for a text":          {"name = 1\n", 1, `name takes a text, and this is a whole number. Write it as: name = "…".`},
+		"yes or no":                    {"on = \"yes\"\n", 1, `on takes true or false, and this is a text. Write it as: on = true.`},
+		"a text for a list":            {"list = \"a\"\n", 1, `list takes a list of texts, and this is a text. Write it as: list = ["…"].`},
+		"a number in a list":           {"list = [\"a\", 1]\n", 1, `list takes a list of texts, and there is a whole number in it. Write it as: list = ["…"].`},
+		"a text for a table":           {"registry = \"dir\"\n", 1, `registry takes a table, and this is a text. Write it as: [registry].`},
+		"a list for a table":           {"[[registry]]\nkind = \"dir\"\n", 1, `registry takes a table, and this is a list of tables. Write it as: [registry].`},
+		"a text in a table":            {"[registry]\nkind = true\n", 2, `registry.kind takes a text, and this is true or false. Write it as: kind = "…".`},
+		"a number for tables":          {"slot = 1\n", 1, `slot takes a list of tables, and this is a whole number. Write it as: [[slot]].`},
+		"a number in a list of tables": {"[[slot]]\nport = \"a\"\n[[slot]]\nport = 7\n", 4, `slot.port takes a text, and this is a whole number. Write it as: port = "…".`},
+		"a date":                       {"count = 2026-01-01\n", 1, `count takes a whole number, and this is a date. Write`},
+		"a table for a text":           {"name.x = 1\n", 1, `name takes a text, and this is a table. Write`},
+		"twice":                        {"name = \"x\"\nname = \"y\"\n", 2, "Correct"},
+		"cut short":                    {"name = \"x", 1, "Correct this line"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := write(t, c.text)
@@ -51,6 +66,9 @@ func TestLoadNamesLineAndRemedy(t *testing.T) {
 			e, ok := errors.AsType[*Error](err)
 			if !ok {
 				t.Fatalf("got %v, want an *Error", err)
+			}
+			if strings.Contains(err.Error(), "struct") || strings.Contains(err.Error(), "Go ") {
+				t.Errorf("%q speaks of this program's types", err)
 			}
 			if e.Line != c.line || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), file+":") {
 				t.Errorf("got %q at line %d, want %q at line %d", err, e.Line, c.want, c.line)
@@ -88,15 +106,22 @@ func TestErrorfFindsLines(t *testing.T) {
 
 func TestRegistryCheck(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"dir":                 {"[registry]\nkind = \"dir\"\ndir = \"/srv/r\"\n", ""},
-		"aws":                 {"[registry]\nkind = \"aws\"\nbucket = \"b\"\nregion = \"us-east-1\"\npubkey_format = \"pem\"\n", ""},
-		"none":                {"name = \"x\"\n", `registry.kind is missing. Add a table [registry]`},
-		"unknown":             {"[registry]\nkind = \"gcp\"\n", `:2: registry.kind is "gcp". Write "aws" or "dir".`},
-		"relative":            {"[registry]\nkind = \"dir\"\ndir = \"r\"\n", `:3: registry.dir is "r". Write the absolute path`},
-		"no bucket":           {"[registry]\nkind = \"aws\"\n", `:1: registry.bucket is missing`},
-		"bucket with dir":     {"[registry]\nkind = \"dir\"\ndir = \"/r\"\nbucket = \"b\"\n", `:4: registry.bucket does not go with registry.kind = "dir". Remove it, or write kind = "aws".`},
-		"dir with aws":        {"[registry]\nkind = \"aws\"\nbucket = \"b\"\ndir = \"/r\"\n", `:4: registry.dir does not go with registry.kind = "aws"`},
-		"wrong pubkey format": {"[registry]\nkind = \"dir\"\ndir = \"/r\"\npubkey_format = \"der\"\n", `:4: registry.pubkey_format is "der". Write "base64-pem" or "pem".`},
+		"dir":                  {"[registry]\nkind = \"dir\"\ndir = \"/srv/r\"\n", ""},
+		"aws":                  {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\nregion = \"us-east-1\"\npubkey_format = \"pem\"\n", ""},
+		"none":                 {"name = \"x\"\n", `registry.kind is missing. Add a table [registry]`},
+		"unknown":              {"[registry]\nkind = \"gcp\"\n", `:2: registry.kind is "gcp". Write "aws" or "dir".`},
+		"relative":             {"[registry]\nkind = \"dir\"\ndir = \"r\"\n", `:3: registry.dir is "r". Write the absolute path`},
+		"no bucket":            {"[registry]\nkind = \"aws\"\n", `:1: registry.bucket is missing`},
+		"bucket with dir":      {"[registry]\nkind = \"dir\"\ndir = \"/r\"\nbucket = \"b\"\n", `:4: registry.bucket does not go with registry.kind = "dir". Remove it, or write kind = "aws".`},
+		"dir with aws":         {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ndir = \"/r\"\n", `:4: registry.dir does not go with registry.kind = "aws"`},
+		"bucket with a scheme": {"[registry]\nkind = \"aws\"\nbucket = \"s3://keys\"\n", `:3: registry.bucket is "s3://keys". Write the name of the bucket alone`},
+		"table with a blank":   {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ntable = \"my table\"\n", `:4: registry.table is "my table". Write the name of the table`},
+		"region with a blank":  {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\nregion = \" us-east-1\"\n", `:4: registry.region is " us-east-1". Write the name of the region`},
+		"region in words":      {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\nregion = \"Frankfurt\"\n", `:4: registry.region is "Frankfurt". Write`},
+		"endpoint, no scheme":  {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ndynamodb_endpoint = \"localhost:8000\"\n", `:4: registry.dynamodb_endpoint is "localhost:8000". Write http:// or https://`},
+		"endpoint, bad port":   {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ns3_endpoint = \"http://localhost:99999\"\n", `:4: registry.s3_endpoint is "http://localhost:99999". Write http:// or https://`},
+		"endpoints":            {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ns3_endpoint = \"https://[::1]:7070/\"\ndynamodb_endpoint = \"http://vpce-1.example\"\n", ""},
+		"wrong pubkey format":  {"[registry]\nkind = \"dir\"\ndir = \"/r\"\npubkey_format = \"der\"\n", `:4: registry.pubkey_format is "der". Write "base64-pem" or "pem".`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var s sample

@@ -80,6 +80,15 @@ func (r Registry) Check(f *File) error {
 		if r.Bucket == "" {
 			return f.Errorf("registry.bucket", "Write the name of the S3 bucket for public keys.", "registry.bucket is missing")
 		}
+		if !bucketName.MatchString(r.Bucket) {
+			return f.Errorf("registry.bucket", "Write the name of the bucket alone: 3 to 63 of a-z, 0-9, . and -.", "registry.bucket is %q", r.Bucket)
+		}
+		if err := CheckDynamoDB(f, "registry", r.Table, r.Region, r.DynamoDBEndpoint); err != nil {
+			return err
+		}
+		if err := checkEndpoint(f, "registry.s3_endpoint", r.S3Endpoint); err != nil {
+			return err
+		}
 		return forbid("dir", map[string]string{"dir": r.Dir})
 	case "":
 		return f.Errorf("registry.kind", `Add a table [registry] with kind = "aws" or kind = "dir".`, "registry.kind is missing")

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -74,7 +73,10 @@ type Policy struct {
 	Days         int               `toml:"days"` // of a certificate; 0: the issuer's default
 }
 
-const defaultListen = "127.0.0.1:8081"
+const (
+	defaultListen = "127.0.0.1:8081"
+	maxDays       = 50 * 365 // what issuer.Policy allows
+)
 
 // Load reads and checks a configuration file, and fills in what may be left out.
 func Load(name string) (Config, error) {
@@ -93,16 +95,24 @@ func (c Config) check(f *config.File) error {
 	if err := board.CheckName(c.SKU); err != nil {
 		return f.Errorf("sku", "Write 1 to 63 of a-z, 0-9 and -, starting with a letter or a digit.", "sku is %q", c.SKU)
 	}
-	if err := checkAddress(f, "listen", c.Listen); err != nil {
+	if err := config.CheckListen(f, "listen", c.Listen, defaultListen); err != nil {
 		return err
 	}
 	if c.MetricsListen != "" {
-		if err := checkAddress(f, "metrics_listen", c.MetricsListen); err != nil {
+		if err := config.CheckListen(f, "metrics_listen", c.MetricsListen, "127.0.0.1:9108"); err != nil {
 			return err
 		}
 	}
 	if (c.TLS.Certificate == "") != (c.TLS.Key == "") {
 		return f.Errorf("tls", "Write tls.certificate and tls.key, or neither.", "tls has a certificate or a key, not both")
+	}
+	for _, file := range []struct{ key, value string }{{"certificate", c.TLS.Certificate}, {"key", c.TLS.Key}} {
+		if file.value != "" && !filepath.IsAbs(file.value) {
+			return f.Errorf("tls."+file.key, "Write the absolute path of the file.", "tls.%s is %q", file.key, file.value)
+		}
+	}
+	if strings.ContainsFunc(c.Endpoint, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return f.Errorf("endpoint", `Write where devices connect, without blanks, such as "mqtt.example.com".`, "endpoint is %q", c.Endpoint)
 	}
 	if err := c.Registry.Check(f); err != nil {
 		return err
@@ -127,8 +137,8 @@ func (c Config) check(f *config.File) error {
 			return f.Errorf("policy.algorithms", fmt.Sprintf("Write some of %q, %q, %q.", board.P256, board.P384, board.RSA), "policy.algorithms has %q", a)
 		}
 	}
-	if c.Policy.Days < 0 {
-		return f.Errorf("policy.days", "Write how many days a certificate is valid.", "policy.days is %d", c.Policy.Days)
+	if c.Policy.Days < 0 || c.Policy.Days > maxDays {
+		return f.Errorf("policy.days", fmt.Sprintf("Write for how many days a certificate is valid, %d (50 years) at the most; 0 is ten years.", maxDays), "policy.days is %d", c.Policy.Days)
 	}
 	if err := c.Log.Check(f); err != nil {
 		return err
@@ -139,13 +149,6 @@ func (c Config) check(f *config.File) error {
 	}
 	if err := policy.Check(); err != nil {
 		return f.Errorf("policy", "Correct it.", "%v", err)
-	}
-	return nil
-}
-
-func checkAddress(f *config.File, key, value string) error {
-	if _, _, err := net.SplitHostPort(value); err != nil {
-		return f.Errorf(key, fmt.Sprintf("Write an address and a port, such as %q.", defaultListen), "%s is %q", key, value)
 	}
 	return nil
 }
@@ -183,6 +186,7 @@ func (i Issuance) check(f *config.File, registry config.Registry) error {
 		if i.Region == "" && registry.Region == "" {
 			return f.Errorf("issuance.region", "Write the region of the table.", "issuance.region and registry.region are both missing")
 		}
+		return config.CheckDynamoDB(f, "issuance", i.Table, i.Region, i.DynamoDBEndpoint)
 	default:
 		return f.Errorf("issuance.kind", `Write "dir" or "aws".`, "issuance.kind is %q", i.Kind)
 	}

@@ -67,6 +67,8 @@ const (
 	defaultListen  = "127.0.0.1:8080"
 	maxTranscripts = 100_000 // files of a kind
 	maxShelf       = 100_000 // MiB
+	// maxStateDir keeps the path of the control socket within the 107 bytes that an address of a socket holds.
+	maxStateDir = 107 - len("/"+controlName)
 )
 
 // Load reads and checks a configuration file, and fills in what may be left out.
@@ -93,8 +95,14 @@ func (c Config) check(f *config.File) error {
 	if !filepath.IsAbs(c.StateDir) {
 		return f.Errorf("state_dir", `Write the absolute path of a folder that only this station uses, such as "/var/lib/stationd".`, "state_dir is %q", c.StateDir)
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-		return f.Errorf("listen", fmt.Sprintf("Write an address and a port, such as %q.", defaultListen), "listen is %q", c.Listen)
+	if len(c.StateDir) > maxStateDir {
+		return f.Errorf("state_dir", fmt.Sprintf("Write a shorter path, of %d bytes at the most: the kernel allows no longer one for the control socket in it.", maxStateDir), "state_dir has %d bytes", len(c.StateDir))
+	}
+	if err := config.CheckListen(f, "listen", c.Listen, defaultListen); err != nil {
+		return err
+	}
+	if err := config.CheckHosts(f, "hosts", c.Hosts); err != nil {
+		return err
 	}
 	if err := c.checkSlots(f); err != nil {
 		return err

@@ -38,6 +38,9 @@ func controlPath(stateDir string) string { return filepath.Join(stateDir, contro
 // listenControl makes the socket, which only its owner may use. The spool's lock is held, so a socket that is there is
 // a dead one.
 func listenControl(stateDir string) (net.Listener, error) {
+	if len(stateDir) > maxStateDir {
+		return nil, fmt.Errorf("making the control socket: the path of the state directory has %d bytes; choose one of %d at the most", len(stateDir), maxStateDir)
+	}
 	path := controlPath(stateDir)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("making the control socket: %w", err)
@@ -160,7 +163,10 @@ const (
 // stationd does not run.
 func OpenControl(stateDir string, receipts note.Verifiers) (*Control, error) {
 	path := controlPath(stateDir)
-	probe, err := net.Dial("unix", path)
+	probe, err := net.Conn(nil), error(os.ErrNotExist) // where the path is too long, no stationd can run
+	if len(stateDir) <= maxStateDir {
+		probe, err = net.Dial("unix", path)
+	}
 	if err == nil {
 		probe.Close()
 		return &Control{client: &http.Client{Timeout: controlLimit, Transport: &http.Transport{
