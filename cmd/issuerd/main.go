@@ -40,7 +40,7 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 			Registry string `json:"registry"`
 			Stations int    `json:"trusted_stations"`
 		}{true, c.SKU, c.CA.Kind, c.Registry.Kind, len(c.Stations)},
-			fmt.Sprintf("%s: good; SKU %s, CA of kind %s, registry of kind %s, %d trusted stations\n", g.Config, c.SKU, c.CA.Kind, c.Registry.Kind, len(c.Stations)))
+			fmt.Sprintf("%s: good; SKU %s, CA of kind %s, registry of kind %s, %s\n", g.Config, c.SKU, c.CA.Kind, c.Registry.Kind, cli.Count(len(c.Stations), "trusted station", "trusted stations")))
 	}
 	log, err := issuerd.NewLog(out.Err, c)
 	if err != nil {

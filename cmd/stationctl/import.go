@@ -120,7 +120,7 @@ func (i *importer) Run(ctx context.Context, out *cli.Output) error {
 		fmt.Fprintf(out.People, "All is delivered. Take the stick back to: stationctl export\nThe station believes these receipts if it has in its configuration:\n  [export]\n  trusted_receipts = [%q]\n", identity.Key)
 	}
 	if refused > 0 {
-		fmt.Fprintf(out.People, "%d records were refused by the registry for good; they are dead letters at the station when the stick is back.\n", refused)
+		fmt.Fprintf(out.People, "Refused by the registry for good: %s. At the station they are dead letters when the stick is back.\n", cli.Count(refused, "record", "records"))
 	}
 	return failedIf(bad)
 }
@@ -140,7 +140,7 @@ func (i *importer) stations() ([]note.Verifier, error) {
 func show(out *cli.Output, one spool.Imported) error {
 	result := imported{Bundle: one.Path, OK: one.Err == nil, Station: one.Origin, First: one.First, Last: one.Last,
 		Records: one.Records, Confirmed: one.Confirmed, NoProof: one.NoProof, Left: one.Left}
-	text := fmt.Sprintf("%s/%s: %d records, %d confirmed, %d refused", one.Origin, filepath.Base(one.Path), one.Records, one.Confirmed, one.Refused)
+	text := fmt.Sprintf("%s/%s: %s, %d confirmed, %d refused", one.Origin, filepath.Base(one.Path), cli.Count(one.Records, "record", "records"), one.Confirmed, one.Refused)
 	if one.NoProof > 0 {
 		text += fmt.Sprintf(", %d without a proof of possession", one.NoProof)
 	}

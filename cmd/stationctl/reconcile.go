@@ -215,19 +215,19 @@ func (r *reconcile) summary(out *cli.Output, report spool.Reconciliation, shown 
 		Guards: report.Total.Guards, Differences: report.Differences(), Kinds: report.Found, Mended: report.Mended, Late: report.Late, Seconds: took.Seconds()}
 	text := fmt.Sprintf("The journal of %s and the registry say the same.\n", report.Station)
 	if report.Differences() > 0 {
-		text = fmt.Sprintf("The journal of %s and the registry differ in %d places.\n", report.Station, report.Differences())
+		text = fmt.Sprintf("The journal of %s and the registry differ in %s.\n", report.Station, cli.Count(report.Differences(), "place", "places"))
 		if r.Repair {
-			text = fmt.Sprintf("The journal of %s and the registry differed in %d places; %d were mended.\n", report.Station, report.Differences(), report.Mended)
+			text = fmt.Sprintf("The journal of %s and the registry differed in %s; mended: %d.\n", report.Station, cli.Count(report.Differences(), "place", "places"), report.Mended)
 		}
 	}
 	if report.Late > 0 {
-		text += fmt.Sprintf("%d records came while this ran, and are not looked for.\n", report.Late)
+		text += fmt.Sprintf("Not looked for, since they came while this ran: %s.\n", cli.Count(report.Late, "record", "records"))
 	}
 	for _, d := range report.Damage {
 		last.Damaged += d.Entries()
 	}
 	if last.Damaged > 0 {
-		text += fmt.Sprintf("%d entries of the journal are damaged, so what they say is not compared, and their devices are unknown: stationctl spool repair.\n", last.Damaged)
+		text += fmt.Sprintf("The journal is damaged at %s. What was there is not compared, and of which devices it was is unknown: stationctl spool repair.\n", cli.Count(last.Damaged, "entry", "entries"))
 	}
 	if err := out.Print(last, text); err != nil {
 		return err

@@ -233,13 +233,14 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 	if err != nil {
 		return fmt.Errorf("the journal under %s does not hold: %w", dir, err)
 	}
-	text := fmt.Sprintf("The journal of %s holds: %d entries, of them %d records, %d repeats, %d refusals; %d entries are under a signed checkpoint.\n",
-		verifier.Name(), report.Entries, report.Records, report.Repeats, report.Refusals, report.Signed)
+	text := fmt.Sprintf("The journal of %s holds: %s, of them %s, %s, %s; under a signed checkpoint: %d.\n",
+		verifier.Name(), cli.Count(report.Entries, "entry", "entries"), cli.Count(report.Records, "record", "records"),
+		cli.Count(report.Repeats, "repeat", "repeats"), cli.Count(report.Refusals, "refusal", "refusals"), report.Signed)
 	if report.NoProof > 0 {
-		text += fmt.Sprintf("%d records have no proof of possession.\n", report.NoProof)
+		text += fmt.Sprintf("Records without a proof of possession: %d.\n", report.NoProof)
 	}
 	if report.Torn > 0 {
-		text += fmt.Sprintf("%d bytes at the end are a line that is not whole: it is being written, or was cut short.\n", report.Torn)
+		text += fmt.Sprintf("The last line is not whole (%s): it is being written, or was cut short.\n", cli.Count(report.Torn, "byte", "bytes"))
 	}
 	return out.Print(struct {
 		OK       bool   `json:"ok"`

@@ -39,7 +39,7 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 			SKU     string `json:"sku"`
 			Slots   int    `json:"slots"`
 		}{true, c.Station, c.SKU, len(c.Slots)},
-			fmt.Sprintf("%s: good; station %s of SKU %s, %d slots, registry of kind %s\n", g.Config, c.Station, c.SKU, len(c.Slots), c.Registry.Kind))
+			fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n", g.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind))
 	}
 	log, err := stationd.NewLog(out.Err, c)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -54,6 +55,14 @@ func (o *Output) Print(object any, text string) error {
 	}
 	_, err = o.Out.Write(append(line, '\n'))
 	return err
+}
+
+// Count is a number with what it counts: "1 slot", "2 slots".
+func Count[N int | int64 | uint64](n N, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 // Common holds the flags that every command has; a grammar embeds it.
@@ -152,29 +161,43 @@ func longFlags(app *kong.Application, args []string) []string {
 	return out
 }
 
+// sameEvent is within which a signal that comes again is the first one's echo: a terminal and a supervisor, or a process and its
+// group, may both be told of one Ctrl-C. Nobody presses a key twice in so short a time.
+const sameEvent = 100 * time.Millisecond
+
 func signals(name string) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	caught := make(chan os.Signal, 2)
 	done := make(chan struct{})
 	signal.Notify(caught, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		for n := 0; ; n++ {
-			select {
-			case <-done:
-				return
-			case s := <-caught:
-				if n > 0 {
-					fmt.Fprintf(os.Stderr, "%s: cut short by a second signal (%s)\n", name, s)
-					os.Exit(ExitFailed)
-				}
-				cancel(fmt.Errorf("%w (%s)", ErrStopped, s))
-			}
-		}
-	}()
+	go attend(caught, done, cancel, func(second os.Signal) {
+		fmt.Fprintf(os.Stderr, "%s: cut short by a second signal (%s)\n", name, second)
+		os.Exit(ExitFailed)
+	})
 	return ctx, func() {
 		signal.Stop(caught)
 		close(done)
 		cancel(nil)
+	}
+}
+
+// attend cancels at the first signal and cuts short at the second, until done is closed.
+func attend(caught <-chan os.Signal, done <-chan struct{}, cancel context.CancelCauseFunc, cut func(os.Signal)) {
+	var first os.Signal
+	var at time.Time
+	for {
+		select {
+		case <-done:
+			return
+		case s := <-caught:
+			switch {
+			case first == nil:
+				first, at = s, time.Now()
+				cancel(fmt.Errorf("%w (%s)", ErrStopped, s))
+			case s != first || time.Since(at) >= sameEvent:
+				cut(s)
+			}
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -234,6 +235,52 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// The same signal within a tenth of a second is one event; another one, or the same one later, is a second.
+func TestWhatIsASecondSignal(t *testing.T) {
+	type sent struct {
+		after  time.Duration
+		signal os.Signal
+	}
+	for name, c := range map[string]struct {
+		sent []sent
+		cut  time.Duration // after the start; 0: not at all
+	}{
+		"one":               {[]sent{{0, syscall.SIGTERM}}, 0},
+		"an echo":           {[]sent{{0, syscall.SIGTERM}, {99 * time.Millisecond, syscall.SIGTERM}}, 0},
+		"the same, later":   {[]sent{{0, syscall.SIGTERM}, {100 * time.Millisecond, syscall.SIGTERM}}, 100 * time.Millisecond},
+		"another, at once":  {[]sent{{0, syscall.SIGTERM}, {time.Millisecond, os.Interrupt}}, time.Millisecond},
+		"an echo and later": {[]sent{{0, os.Interrupt}, {50 * time.Millisecond, os.Interrupt}, {50 * time.Millisecond, os.Interrupt}}, 100 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				caught, done := make(chan os.Signal), make(chan struct{})
+				start := time.Now()
+				var cut time.Duration
+				go attend(caught, done, cancel, func(os.Signal) { cut = time.Since(start) })
+				for _, s := range c.sent {
+					time.Sleep(s.after)
+					caught <- s.signal
+				}
+				synctest.Wait()
+				if !errors.Is(context.Cause(ctx), ErrStopped) || cut != c.cut {
+					t.Errorf("the cause is %v; it was cut short after %v, want %v", context.Cause(ctx), cut, c.cut)
+				}
+				close(done)
+			})
+		})
+	}
+}
+
+func TestCount(t *testing.T) {
+	for n, want := range map[int]string{0: "0 entries", 1: "1 entry", 2: "2 entries"} {
+		if got := Count(n, "entry", "entries"); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // The second signal ends the process at once, with the exit code of a failure.
 func TestSecondSignal(t *testing.T) {
 	self, err := os.Executable()
@@ -254,19 +301,22 @@ func TestSecondSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	heard := ""
-	for _, word := range []string{"ready\n", "stopping\n"} {
-		for buf := make([]byte, 64); !strings.HasSuffix(heard, word); {
+	for _, step := range []struct {
+		after  string
+		signal os.Signal
+	}{{"ready\n", syscall.SIGTERM}, {"stopping\n", os.Interrupt}} {
+		for buf := make([]byte, 64); !strings.HasSuffix(heard, step.after); {
 			n, err := stdout.Read(buf)
 			if heard += string(buf[:n]); err != nil {
-				t.Fatalf("waiting for %q: %v after %q; stderr %q", word, err, heard, &stderr)
+				t.Fatalf("waiting for %q: %v after %q; stderr %q", step.after, err, heard, &stderr)
 			}
 		}
-		if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		if err := c.Process.Signal(step.signal); err != nil {
 			t.Fatal(err)
 		}
 	}
 	err = c.Wait()
-	if c.ProcessState.ExitCode() != ExitFailed || stderr.String() != "stubborn: cut short by a second signal (terminated)\n" {
+	if c.ProcessState.ExitCode() != ExitFailed || stderr.String() != "stubborn: cut short by a second signal (interrupt)\n" {
 		t.Errorf("%v, stderr %q", err, &stderr)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/web"
 	"secretfree/spool"
 	"secretfree/station"
@@ -295,7 +296,7 @@ func (d *Daemon) health() error {
 		red = append(red, err)
 	}
 	if stats.Damaged > 0 {
-		add("%d entries of the journal cannot be read and are kept aside: stationctl spool repair", stats.Damaged)
+		add("parts of the journal cannot be read and are kept aside (%s): stationctl spool repair", cli.Count(stats.Damaged, "entry", "entries"))
 	}
 	if stats.Unsigned != "" {
 		add("the journal is not signed: %s", stats.Unsigned)
@@ -311,7 +312,7 @@ func (d *Daemon) health() error {
 		since = stats.LastSuccess
 	}
 	if stats.Pending > 0 && time.Since(since) > stalled && !d.carried {
-		add("%d records wait for the registry and none was confirmed in the last %s", stats.Pending, stalled)
+		add("waiting for the registry: %s, and none was confirmed in the last %d minutes", cli.Count(stats.Pending, "record", "records"), stalled/time.Minute)
 	}
 	return errors.Join(red...)
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"secretfree/cmd/internal/cli"
 	"secretfree/station"
 	"secretfree/station/board"
 )
@@ -40,7 +41,7 @@ func (l *lot) check(device board.DeviceID, facts map[string]string) error {
 		return fmt.Errorf("reading the list of the lot: %w", err)
 	}
 	if !l.ids[device.String()] && !l.ids[facts["mac"]] {
-		return fmt.Errorf("%w (%s, %d boards)", station.ErrNotInLot, l.path, len(l.ids))
+		return fmt.Errorf("%w (%s, with %s)", station.ErrNotInLot, l.path, cli.Count(len(l.ids), "board", "boards"))
 	}
 	return nil
 }
