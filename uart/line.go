@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -301,15 +302,22 @@ func (l *Line) fail(err error) error {
 // one blank, so that neither a wrapped nor an odd spelling passes.
 type guard struct {
 	words  string // the folded end of the stream
-	base64 string // the raw end of the stream
+	base64 string // the end of the stream without blanks
 }
 
-// The words, and how P-256 private keys begin in base64 (SEC 1 and PKCS #8): a board attached in the
-// middle of a dump may show no header.
-var (
-	leakWords  = "PRIVATE KEY"
-	leakBase64 = []string{"MHcCAQEE", "MIGHAgEAMBMGByqGSM49", "MIGTAgEAMBMGByqGSM49", "MEECAQAwEwYHKoZIzj0"}
-)
+// The words, and how private keys begin in base64, whatever their curve or size: a board attached in the middle of a
+// dump may show no header. Each needs what no public structure has in its place: after the length, a version and then
+// key material or the name of an algorithm. (In a CSR the version 0 is followed by a subject.)
+const leakWords = "PRIVATE KEY"
+
+var leakBase64 = regexp.MustCompile(strings.Join([]string{
+	`M[A-H].CAQEE[F-R]`,        // SEC 1: 30 len, 02 01 01, 04 len
+	`MI[GH].AgEBB[A-H]`,        // the same, 30 81 len
+	`M[A-H].CAQAw.[AQgw]Y`,     // PKCS #8: 30 len, 02 01 00, 30 len, 06 len
+	`MI[GH].AgEAM[A-H].G`,      // the same, 30 81 len
+	`MI[I-L]..[AQgw]IBADA.Bg`,  // the same, 30 82 len len
+	`MI[I-L]..[AQgw]IBAAK[BC]`, // PKCS #1: 30 82 len len, 02 01 00, 02 81 or 82
+}, "|"))
 
 const guardTail = 32
 
@@ -324,16 +332,14 @@ func (g *guard) leak(b []byte) bool {
 		}
 		words = append(words, c)
 	}
-	raw := g.base64 + string(b)
+	raw := g.base64 + blanks.Replace(string(b))
 	g.words = string(words[max(0, len(words)-guardTail):])
 	g.base64 = raw[max(0, len(raw)-guardTail):]
 	if bytes.Contains(words, []byte(leakWords)) {
 		return true
 	}
-	for _, s := range leakBase64 {
-		if strings.Contains(raw, s) {
-			return true
-		}
-	}
-	return false
+	return leakBase64.MatchString(raw)
 }
+
+// blanks may be anywhere in base64 that was wrapped.
+var blanks = strings.NewReplacer(" ", "", "\t", "", "\r", "", "\n", "")
