@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"secretfree/cloud"
 	"secretfree/cloud/issuer"
 	"secretfree/cmd/internal/issuerd"
@@ -34,6 +36,7 @@ const (
 // factory is a station and an issuer that run, with their folder.
 type factory struct {
 	dir     string
+	lock    *os.File
 	station *stationd.Daemon
 	issuer  *issuerd.Daemon
 	roots   *x509.CertPool
@@ -51,17 +54,19 @@ func openFactory(ctx context.Context, dir, listen string) (_ *factory, err error
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("finding the folder: %w", err)
 	}
-	f := &factory{dir: dir, errs: make(chan error, 2)}
-	if err := f.makeFolders(); err != nil {
+	running, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	f := &factory{dir: dir, stop: stop, errs: make(chan error, 2)}
+	if f.lock, err = takeFolder(dir); err != nil {
 		return nil, err
 	}
-	running, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-	f.stop = stop
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.close())
 		}
 	}()
+	if err := f.makeFolders(); err != nil {
+		return nil, err
+	}
 	for _, name := range []string{"A", "B"} {
 		s, err := openSocket(name, f.path("port-"+strings.ToLower(name)))
 		if err != nil {
@@ -75,10 +80,26 @@ func openFactory(ctx context.Context, dir, listen string) (_ *factory, err error
 	return f, f.startIssuer(running)
 }
 
-func (f *factory) makeFolders() error {
-	if err := os.MkdirAll(f.dir, 0o700); err != nil {
-		return fmt.Errorf("making the demo's folder: %w", err)
+// takeFolder makes the folder and holds it until the file is closed: a second demo in it would take the first one's ports away.
+func takeFolder(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the demo's folder: %w", err)
 	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the demo's folder: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another demo uses %s: stop it, or give this one another --dir", dir)
+		}
+		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
+	return lock, nil
+}
+
+func (f *factory) makeFolders() error {
 	if err := os.Rename(f.path(registryAway), f.path("registry")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("bringing the registry back: %w", err)
 	}
@@ -187,7 +208,7 @@ func (f *factory) close() error {
 	for _, s := range f.sockets {
 		err = errors.Join(err, s.close())
 	}
-	return err
+	return errors.Join(err, f.lock.Close())
 }
 
 // socket is a place for a board, on a port that stays when boards come and go, unless it is torn out.

@@ -66,21 +66,24 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) (err error) {
 	s := &story{factory: f, out: out.People}
 	told, err := s.tell(ctx)
 	if err != nil {
-		return ending(ctx, err)
+		return g.ending(ctx, err)
 	}
 	told.OK, told.Page, told.Took = true, "http://"+f.station.Addr()+"/", time.Since(start)
 	if err := out.Print(told, "\n"+told.text()); err != nil || g.Once {
 		return err
 	}
-	return ending(ctx, s.live(ctx, os.Stdin))
+	return g.ending(ctx, s.live(ctx, os.Stdin))
 }
 
-// ending takes a signal for an orderly end.
-func ending(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(context.Cause(ctx), cli.ErrStopped) {
-		return nil
+// ending takes a signal for an orderly end, unless somebody counts on the whole story.
+func (g *grammar) ending(ctx context.Context, err error) error {
+	if ctx.Err() == nil || !errors.Is(context.Cause(ctx), cli.ErrStopped) {
+		return err
 	}
-	return err
+	if g.Once {
+		return fmt.Errorf("the story was not told to its end: %w", context.Cause(ctx))
+	}
+	return nil
 }
 
 func main() {
