@@ -82,7 +82,7 @@ func TestDiskConfiguration(t *testing.T) {
 		"critical_percent = 100":                       "disk.critical_percent is 100",
 		"warn_percent = 20\ncritical_percent = 20\n":   "disk.critical_percent is 20",
 		"warn = 20":                                    `unknown key "disk.warn"`,
-		"warn_percent = 50\ncritical_percent = \"60\"": "stationd.Disk.Critical",
+		"warn_percent = 50\ncritical_percent = \"60\"": "disk.critical_percent takes a whole number, and this is a text",
 	} {
 		if err := loadWith(t, "[disk]\n"+extra+"\n"); err == nil || !strings.Contains(err.Error(), key) {
 			t.Errorf("%q: %v, want %q", extra, err, key)

@@ -112,8 +112,17 @@ func TestLongestStateDir(t *testing.T) {
 		t.Errorf("one byte more: %v", err)
 	}
 	// A copy of a station may lie deeper; nothing runs there, and stationctl looks into its files.
-	if control, err = OpenControl(c.StateDir, nil); err != nil || control.spool == nil {
+	if err := os.RemoveAll(c.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(f.state, c.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	if control, err = OpenControl(c.StateDir, nil); err != nil || control.client != nil {
 		t.Fatalf("a copy: %+v, %v", control, err)
+	}
+	if _, err := control.Sign(t.Context()); err != nil {
+		t.Errorf("a copy: %v", err)
 	}
 	if err := control.Close(); err != nil {
 		t.Error(err)
