@@ -115,6 +115,8 @@ func portAdvice(err error) (advice word, detail string) {
 		return adviceBusy, ""
 	case errors.Is(err, uart.ErrPermission) && refused != nil && refused.Group != "":
 		return adviceGroup, refused.Group
+	case errors.Is(err, uart.ErrPermission) && refused != nil && refused.Change != "":
+		return adviceMode, ""
 	case errors.Is(err, uart.ErrPermission):
 		return advicePermission, ""
 	case errors.Is(err, uart.ErrNotAPort):

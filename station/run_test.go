@@ -30,6 +30,7 @@ func TestPortTrouble(t *testing.T) {
 		"held":          {&uart.OpenError{Kind: uart.ErrBusy, Holder: "minicom (process 7)", Cause: uart.ErrBusy}, adviceHeld, "minicom (process 7)"},
 		"permission":    {uart.ErrPermission, advicePermission, ""},
 		"group":         {&uart.OpenError{Kind: uart.ErrPermission, Group: "dialout", Cause: uart.ErrPermission}, adviceGroup, "dialout"},
+		"mode":          {&uart.OpenError{Kind: uart.ErrPermission, Change: "have its mode changed", Cause: uart.ErrPermission}, adviceMode, ""},
 		"not a port":    {uart.ErrNotAPort, adviceNotAPort, ""},
 		"ambiguous":     {uart.ErrAmbiguous, adviceAmbiguous, ""},
 		"anything else": {fs.ErrInvalid, advicePortError, ""},

@@ -18,6 +18,7 @@ const (
 	adviceHeld       word = "port-held"
 	advicePermission word = "port-permission"
 	adviceGroup      word = "port-group"
+	adviceMode       word = "port-mode"
 	adviceNotAPort   word = "port-invalid"
 	adviceAmbiguous  word = "port-ambiguous"
 	adviceStuck      word = "port-stuck"
@@ -36,6 +37,7 @@ var sentences = map[word]string{
 	adviceHeld:       "Call IT: this port is held by %s. Close it, and make ModemManager leave the port alone.",
 	advicePermission: "Call IT: this station may not open the port. Its user must be in the group that owns the port (often dialout).",
 	adviceGroup:      "Call IT: this station may not open the port. Its user must be in the group %s.",
+	adviceMode:       "Call IT: this station may not open the port. The log of the station says what to change.",
 	adviceNotAPort:   "Call IT: what is configured for this slot is not a serial port. Correct its port in the configuration.",
 	adviceAmbiguous:  "Call IT: more than one probe fits this slot. Name its port by path in the configuration.",
 	adviceStuck:      "This port takes nothing that is sent to it. Unplug the cable of this slot and plug it in again; if that does not help, call IT.",

@@ -85,9 +85,23 @@ func TestOpenErrorSaysWhoCanMendIt(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	denied := explainOpen(path, os.NewSyscallError("open", unix.EACCES))
-	if !errors.Is(denied, ErrPermission) || denied.Group == "" || !strings.Contains(denied.Error(), "the group "+denied.Group) {
-		t.Errorf("no permission: %v", denied)
+	// The group is named only where it would help to be in it.
+	for mode, want := range map[os.FileMode]string{
+		0o660: "it belongs to the group ", 0o664: "it belongs to the group ",
+		0o600: "its mode 0600 does not let its group (", 0o640: "make the mode 0660", 0o602: "its mode 0602 does not let its group (",
+		0o666: "its mode 0666 lets everyone in", 0o606: "its mode 0606 lets everyone in",
+	} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		denied := explainOpen(path, os.NewSyscallError("open", unix.EACCES))
+		if !errors.Is(denied, ErrPermission) || !strings.Contains(denied.Error(), want) || (denied.Group == "") != strings.Contains(want, "mode") {
+			t.Errorf("mode %04o: %v (group %q), want %q", mode, denied, denied.Group, want)
+		}
+	}
+	absent := explainOpen(path+"-absent", os.NewSyscallError("open", unix.EACCES))
+	if absent.Group != "" || absent.Change != "" || !errors.Is(absent, ErrPermission) {
+		t.Errorf("of a port that cannot be looked at: %v", absent)
 	}
 	if other := explainOpen(path, unix.EMFILE); other.Kind != nil || !errors.Is(other, unix.EMFILE) {
 		t.Errorf("another cause: %#v", other)

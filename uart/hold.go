@@ -23,7 +23,9 @@ type OpenError struct {
 	// Kind is ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort or ErrAmbiguous; nil for any other cause.
 	Kind   error
 	Holder string // of ErrBusy: who holds the port, as "minicom (process 4711)"; empty if it cannot be seen
-	Group  string // of ErrPermission: the group that may use the port; empty if it is not known
+	Group  string // of ErrPermission: the group that may use the port, by its mode; empty if there is none, or it is not known
+	// Change says, of ErrPermission without a Group, what keeps the port shut and what to change; empty if that is not known.
+	Change string
 	Cause  error
 }
 
@@ -33,6 +35,8 @@ func (e *OpenError) Error() string {
 		return fmt.Sprintf("opening %s: %v: %s", e.Path, e.Kind, e.Holder)
 	case e.Group != "":
 		return fmt.Sprintf("opening %s: %v: it belongs to the group %s", e.Path, e.Kind, e.Group)
+	case e.Change != "":
+		return fmt.Sprintf("opening %s: %v: %s", e.Path, e.Kind, e.Change)
 	}
 	return fmt.Sprintf("opening %s: %v", e.Path, e.Cause)
 }
@@ -49,7 +53,7 @@ func explainOpen(path string, cause error) *OpenError {
 	case ErrBusy:
 		e.Holder = holder(path)
 	case ErrPermission:
-		e.Group = groupOf(path)
+		e.Group, e.Change = mayOpen(path)
 	}
 	return e
 }
@@ -149,15 +153,24 @@ func holder(path string) string {
 	return strings.Join(holders, ", ")
 }
 
-func groupOf(path string) string {
+// mayOpen tells which group the mode of a port lets in; or, if it lets in none that could be joined, what to change.
+func mayOpen(path string) (group, change string) {
 	var device unix.Stat_t
 	if err := unix.Stat(path, &device); err != nil {
-		return ""
+		return "", ""
 	}
 	id := strconv.FormatUint(uint64(device.Gid), 10)
-	group, err := user.LookupGroupId(id)
-	if err != nil {
-		return id
+	group = id
+	if known, err := user.LookupGroupId(id); err == nil {
+		group = known.Name
 	}
-	return group.Name
+	const others, members = 0o006, 0o060
+	mode := device.Mode & 0o777
+	switch {
+	case mode&others == others:
+		return "", fmt.Sprintf("its mode %04o lets everyone in, so something else forbids it: a container, or a security module", mode)
+	case mode&members != members:
+		return "", fmt.Sprintf("its mode %04o does not let its group (%s) read and write; have a udev rule make the mode 0660 and the group one that the station's user is in, often dialout", mode, group)
+	}
+	return group, ""
 }
