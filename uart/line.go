@@ -252,7 +252,8 @@ func (l *Line) fill(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+		deadline, limited := ctx.Deadline()
+		if err := l.conn.SetReadDeadline(deadline); err != nil {
 			return l.fail(err)
 		}
 		stop := context.AfterFunc(ctx, func() { l.conn.SetReadDeadline(time.Unix(1, 0)) })
@@ -261,9 +262,13 @@ func (l *Line) fill(ctx context.Context) error {
 		if n > 0 {
 			return l.take(buf[:n])
 		}
-		// A deadline that an earlier context set late is no reason to give up.
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return l.fail(err)
+		}
+		// A deadline that an earlier context set late is no reason to give up; one of our own is, and the context's
+		// end, which says why, is at hand.
+		if limited && !time.Now().Before(deadline) {
+			<-ctx.Done()
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -71,8 +72,9 @@ func replay(t *testing.T, transcript *uart.Transcript, speed float64) {
 	defer theirs.Close()
 	played := make(chan error, 1)
 	ctx, cancel := context.WithCancelCause(t.Context())
+	conn, until := fixtures.Watch(ours)
 	go func() {
-		err := fixtures.Replay(ctx, transcript, theirs, fixtures.ReplayOptions{Speed: speed})
+		err := fixtures.Replay(ctx, transcript, theirs, fixtures.ReplayOptions{Speed: speed, Until: until, Stay: 20 * time.Second})
 		if err != nil {
 			cancel(err)
 		}
@@ -81,7 +83,7 @@ func replay(t *testing.T, transcript *uart.Transcript, speed float64) {
 		}
 		played <- err
 	}()
-	l := uart.NewLine(ours, uart.LineOptions{Nonce: fixtures.ReplayNonces(transcript)})
+	l := uart.NewLine(conn, uart.LineOptions{Nonce: fixtures.ReplayNonces(transcript)})
 	var report uart.Report
 	readErr := d.Detect(ctx, l)
 	if readErr == nil {
@@ -117,9 +119,9 @@ func TestReplayDeparts(t *testing.T) {
 		}}
 		for sent, want := range map[string]*fixtures.DepartsError{
 			"\r\r\rat+test\r": nil,
-			"\rat+text\r":     {Chunk: 3, Byte: 5, Sent: []byte("at+text\r"), Recorded: []byte("at+test\r")},
-			"\rb":             {Chunk: 3, Byte: 0, Sent: []byte("b"), Recorded: []byte("at+test\r")},
-			"x\r":             {Chunk: 1, Byte: 0, Sent: []byte("x\r"), Recorded: []byte("\r")},
+			"\rat+text\r":     {Chunk: 3, Line: 5, Byte: 5, Sent: []byte("at+text\r"), Recorded: []byte("at+test\r")},
+			"\rb":             {Chunk: 3, Line: 5, Byte: 0, Sent: []byte("b"), Recorded: []byte("at+test\r")},
+			"x\r":             {Chunk: 1, Line: 3, Byte: 0, Sent: []byte("x\r"), Recorded: []byte("\r")},
 		} {
 			ours, theirs := net.Pipe()
 			played := make(chan error, 1)
@@ -141,7 +143,7 @@ func TestReplayDeparts(t *testing.T) {
 			ours.Close()
 			theirs.Close()
 		}
-		for _, speed := range []float64{-1, nan()} {
+		for _, speed := range []float64{-1, math.NaN(), math.Inf(1)} {
 			if err := fixtures.Replay(t.Context(), transcript, nil, fixtures.ReplayOptions{Speed: speed}); err == nil || !strings.Contains(err.Error(), "speed") {
 				t.Errorf("speed %v: %v", speed, err)
 			}
@@ -151,8 +153,6 @@ func TestReplayDeparts(t *testing.T) {
 		}
 	})
 }
-
-func nan() float64 { zero := 0.0; return zero / zero }
 
 // TestReplaySpeed: pauses of the board are divided, and without them it is as fast as the reader lets it be.
 func TestReplaySpeed(t *testing.T) {

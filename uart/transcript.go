@@ -80,7 +80,7 @@ func (t *Transcript) Encode() ([]byte, error) {
 			continue
 		}
 		left--
-		if value == "" || strings.TrimSpace(value) != value || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' }) {
+		if !plain(value) {
 			return nil, fmt.Errorf("%w: the value of %q is empty or not plain ASCII", ErrTranscript, key)
 		}
 		fmt.Fprintf(&b, "%s: %s\n", key, value)
@@ -92,7 +92,7 @@ func (t *Transcript) Encode() ([]byte, error) {
 	last := time.Duration(0)
 	for i, c := range t.Chunks {
 		if c.At < last || c.At%time.Microsecond != 0 || !strings.ContainsRune("><?!", rune(c.Direction)) || len(c.Bytes) == 0 {
-			return nil, fmt.Errorf("%w: chunk %d is empty, out of order in time, or has no known direction", ErrTranscript, i+1)
+			return nil, fmt.Errorf("%w: line %d is empty, out of order in time, or has no known direction (> < ? !)", ErrTranscript, t.Line(i+1))
 		}
 		last = c.At
 		fmt.Fprintf(&b, "%d.%06d %c \"", c.At/time.Second, c.At%time.Second/time.Microsecond, c.Direction)
@@ -121,10 +121,26 @@ func (t *Transcript) Encode() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// ParseTranscript reads what Encode writes. Errors name the line.
+// plain tells whether a header can have a value.
+func plain(value string) bool {
+	return value != "" && strings.TrimSpace(value) == value && !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// Line is the line of the text form that chunk n, counted from 1, is on.
+func (t *Transcript) Line(n int) int {
+	const around = 2 // the first line, and the empty one
+	return around + len(t.Header) + n
+}
+
+// ParseTranscript reads what Encode writes. Errors name the line. Text whose lines end in CR LF is refused: it is not what was
+// written, and a copy of it would be other bytes.
 func ParseTranscript(text []byte) (*Transcript, error) {
 	if len(text) > MaxTranscript {
 		return nil, fmt.Errorf("%w: more than %d bytes", ErrTranscript, MaxTranscript)
+	}
+	if i := bytes.Index(text, []byte("\r\n")); i >= 0 {
+		return nil, fmt.Errorf("%w: line %d ends in CR LF, and the lines of a transcript end in LF alone: an editor or Git has converted it; convert it back (dos2unix)",
+			ErrTranscript, 1+bytes.Count(text[:i], []byte("\n")))
 	}
 	t := &Transcript{Header: map[string]string{}}
 	lines := strings.Split(string(text), "\n")
@@ -139,6 +155,9 @@ func ParseTranscript(text []byte) (*Transcript, error) {
 		}
 		if _, twice := t.Header[key]; twice {
 			return nil, fmt.Errorf("%w: line %d: %q for the second time", ErrTranscript, n+1, key)
+		}
+		if !plain(value) {
+			return nil, fmt.Errorf("%w: line %d: the value of %q is empty or not plain ASCII", ErrTranscript, n+1, key)
 		}
 		t.Header[key] = value
 	}

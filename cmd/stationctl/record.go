@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/station"
@@ -36,6 +37,9 @@ func (r *record) Run(ctx context.Context, out *cli.Output) error {
 	}
 	if r.Boards < 0 {
 		return fmt.Errorf("%w: --boards is %d, want 0 or more", cli.ErrMisuse, r.Boards)
+	}
+	if err := tryDir(r.Dir); err != nil {
+		return err
 	}
 	// A port that is not there may come; one that is there and cannot be opened is told at once.
 	switch conn, err := uart.Open(ctx, r.Port); {
@@ -79,6 +83,20 @@ func (r *record) Run(ctx context.Context, out *cli.Output) error {
 		return nil
 	}
 	return err
+}
+
+// tryDir says before anyone takes the trouble whether transcripts can be written.
+func tryDir(dir string) error {
+	f, err := os.CreateTemp(dir, ".try-*")
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: there is no folder %s for the transcripts: make it first, or name another one with --dir", cli.ErrMisuse, dir)
+	case errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%w: %s is no folder: transcripts need one, name it with --dir", cli.ErrMisuse, dir)
+	case err != nil:
+		return fmt.Errorf("trying to write to the folder for the transcripts: %w", err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 // writeNew writes a transcript under the next free name: board-1.uart, board-2.uart, …

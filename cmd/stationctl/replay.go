@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 
 type replay struct {
 	Files []string `arg:"" name:"file" help:"Transcripts, or folders of them." type:"path"`
-	Speed float64  `name:"speed" default:"1" help:"Divides the pauses of the recording; 0 leaves them out (${default})."`
+	Speed float64  `name:"speed" default:"1" help:"Divides the pauses of the recording: 10 is ten times as fast (${default})."`
 	Jobs  int      `name:"jobs" default:"16" help:"How many are replayed at once (${default})."`
 	JUnit string   `name:"junit" placeholder:"FILE" help:"Write the results as JUnit XML too."`
 }
@@ -37,8 +38,11 @@ type replayed struct {
 }
 
 func (r *replay) Run(ctx context.Context, out *cli.Output) error {
-	if r.Speed < 0 || r.Jobs < 1 || r.Jobs > 256 {
-		return fmt.Errorf("%w: --speed is 0 or more, --jobs is 1 to 256", cli.ErrMisuse)
+	if err := checkSpeed(r.Speed); err != nil {
+		return err
+	}
+	if r.Jobs < 1 || r.Jobs > 256 {
+		return fmt.Errorf("%w: --jobs is %d, want 1 to 256", cli.ErrMisuse, r.Jobs)
 	}
 	files, err := transcriptFiles(r.Files)
 	if err != nil {
@@ -81,6 +85,15 @@ func (r *replay) Run(ctx context.Context, out *cli.Output) error {
 	}
 	if bad > 0 {
 		return cli.ErrShown
+	}
+	return nil
+}
+
+// checkSpeed refuses what is no speed. Package fixtures takes 0 for no pause at all; nobody who types 0 can be taken to mean the
+// fastest.
+func checkSpeed(speed float64) error {
+	if err := fixtures.CheckSpeed(speed); err != nil || speed == 0 {
+		return fmt.Errorf("%w: --speed is %v, want a number above 0: 1 is as recorded, 1000 leaves next to no pause", cli.ErrMisuse, speed)
 	}
 	return nil
 }
@@ -152,8 +165,22 @@ func loadTranscript(file string) (*uart.Transcript, error) {
 			return nil, fmt.Errorf("%s: the header does not say %q: it cannot be replayed", file, key)
 		}
 	}
+	if verdicts := verdicts(); !slices.Contains(verdicts, t.Header["expect"]) {
+		return nil, fmt.Errorf("%s: the header expects %q, and there is no such verdict; there are: %s", file, t.Header["expect"], strings.Join(verdicts, ", "))
+	}
 	return t, nil
 }
+
+// verdicts are all that a transcript can expect.
+func verdicts() []string {
+	all := []string{"passed"}
+	for _, reason := range station.Reasons() {
+		all = append(all, "failed "+string(reason))
+	}
+	return all
+}
+
+var errNoVerdict = errors.New("there is no verdict: the recording may not hold the whole dialogue")
 
 // judge is nil if the verdict of the daemon's code is the one that the transcript expects.
 func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, result *replayed) error {
@@ -169,34 +196,40 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	if err != nil {
 		return err
 	}
+	// Whoever asks for what is not recorded ends the replay at once, and so does a wait after its end: this is for a reader that
+	// goes on looking for a board in the middle.
 	var length time.Duration
 	if n := len(t.Chunks); n > 0 {
-		length = t.Chunks[n-1].At
+		length = time.Duration(float64(t.Chunks[n-1].At) * max(1, 1/r.Speed))
 	}
-	ctx, end := context.WithTimeoutCause(ctx, length+patience, errors.New("there is no verdict: the recording may not hold the whole dialogue"))
+	ctx, end := context.WithTimeoutCause(ctx, length+2*patience, errNoVerdict)
 	defer end()
 	playing, stop := context.WithCancelCause(ctx)
-	opened := make(chan struct{})
-	var once sync.Once
+	opened := make(chan func() time.Time, 1)
 	var played sync.WaitGroup
 	played.Go(func() {
 		select {
-		case <-opened: // what a board says before is lost, as on a real port
+		case until := <-opened: // what a board says before is lost, as on a real port
+			// After a verdict the bench has its own end, and an error of what is not played any more is none.
+			if err := port.Replay(playing, t, fixtures.ReplayOptions{Speed: r.Speed, Until: until, Stay: patience}); err != nil {
+				stop(err)
+			}
 		case <-playing.Done():
-			return
-		}
-		if err := port.Replay(playing, t, fixtures.ReplayOptions{Speed: r.Speed}); errors.Is(err, fixtures.ErrDeparts) {
-			stop(err)
 		}
 	})
 	err = bench{
 		dialect: dialect, nonce: fixtures.ReplayNonces(t), scene: scene,
 		open: func(ctx context.Context) (uart.Conn, error) {
 			conn, err := uart.Wait(ctx, path)
-			if err == nil {
-				once.Do(func() { close(opened) })
+			if err != nil {
+				return nil, err
 			}
-			return conn, err
+			conn, until := fixtures.Watch(conn)
+			select {
+			case opened <- until:
+			default: // after an unplugging
+			}
+			return conn, nil
 		},
 	}.run(playing, func(got *uart.Transcript) error {
 		result.Verdict, result.Device = got.Header["expect"], got.Header["device"]

@@ -31,9 +31,10 @@ type plugged struct {
 }
 
 func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
+	if err := checkSpeed(s.Speed); err != nil {
+		return err
+	}
 	switch {
-	case s.Speed < 0:
-		return fmt.Errorf("%w: --speed is %v, want 0 or more", cli.ErrMisuse, s.Speed)
 	case s.Boards < 0 || s.Stay < 0 || s.Gap < 0:
 		return fmt.Errorf("%w: --boards, --stay and --gap are not negative", cli.ErrMisuse)
 	case s.Boards != 1 && s.Stay == 0:

@@ -57,8 +57,8 @@ func (b bench) run(ctx context.Context, each func(*uart.Transcript) error) error
 	return nil
 }
 
-// patience is how long a replay may take beyond the recording: the reader's own time limits, twice.
-const patience = 2 * time.Minute
+// patience is how long a replay may take after the end of the recording: longer than any dialect waits for one answer.
+const patience = 20 * time.Second
 
 // words are what a verdict is for people: "passed", or "failed" and the reason.
 func words(t *uart.Transcript) string {
