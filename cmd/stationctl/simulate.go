@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"secretfree/cmd/internal/cli"
@@ -15,9 +14,9 @@ type simulate struct {
 	Port        string        `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is what a simulation left that was killed."`
 	Description string        `name:"description" placeholder:"FILE" type:"path" xor:"what" help:"A description of the board (JSON); see fixtures/README.md."`
 	Transcript  string        `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
-	Dialect     string        `name:"dialect" default:"ti-at" enum:"ti-at,ti-csr,report" help:"Without a description: how the board talks (${default}): ti-at, ti-csr or report."`
+	Dialect     string        `name:"dialect" placeholder:"NAME" help:"Without a description: how the board talks: ti-at (as if left out), ti-csr or report."`
 	Device      string        `name:"device" placeholder:"ID" help:"Without a description: the device id, 32 hex digits; a new one if left out."`
-	Speed       float64       `name:"speed" default:"1" help:"Of a transcript: divides its pauses (${default})."`
+	Speed       *float64      `name:"speed" help:"Of a transcript: divides its pauses (1)."`
 	Boards      int           `name:"boards" default:"1" help:"How many boards come one after the other, each a new one where the description leaves that open; 0 is for ever (${default})."`
 	Stay        time.Duration `name:"stay" placeholder:"TIME" help:"How long each board stays in, such as 10s; without it the last stays until Ctrl-C."`
 	Gap         time.Duration `name:"gap" default:"3s" help:"How long the socket is empty between two boards (${default})."`
@@ -31,10 +30,21 @@ type plugged struct {
 }
 
 func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
-	if err := checkSpeed(s.Speed); err != nil {
+	speed := 1.0
+	if s.Speed != nil {
+		speed = *s.Speed
+	}
+	if err := checkSpeed(speed); err != nil {
 		return err
 	}
+	given := s.Description + s.Transcript
 	switch {
+	case given != "" && s.Dialect != "":
+		return fmt.Errorf("%w: --dialect is for a board without a file: %s says how the board talks", cli.ErrMisuse, given)
+	case given != "" && s.Device != "":
+		return fmt.Errorf("%w: --device is for a board without a file: %s says which board it is", cli.ErrMisuse, given)
+	case s.Transcript == "" && s.Speed != nil:
+		return fmt.Errorf("%w: --speed is for a transcript: the times of a simulated board are in its description", cli.ErrMisuse)
 	case s.Boards < 0 || s.Stay < 0 || s.Gap < 0:
 		return fmt.Errorf("%w: --boards, --stay and --gap are not negative", cli.ErrMisuse)
 	case s.Boards != 1 && s.Stay == 0:
@@ -55,7 +65,7 @@ func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
 	}
 	defer port.Close()
 	if s.Transcript != "" {
-		return stopped(s.replay(ctx, port, out))
+		return stopped(s.replay(ctx, port, speed, out))
 	}
 	for n := 1; ; n++ {
 		b, err := description.Board()
@@ -79,22 +89,18 @@ func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
 
 func (s *simulate) describe() (fixtures.Description, error) {
 	if s.Description == "" {
-		d := fixtures.Description{Dialect: s.Dialect, Device: s.Device, Baud: 115200,
+		dialect := s.Dialect
+		if dialect == "" {
+			dialect = fixtures.DialectAT
+		}
+		d := fixtures.Description{Dialect: dialect, Device: s.Device, Baud: 115200,
 			Boot: fixtures.Duration(500 * time.Millisecond), Think: fixtures.Duration(2 * time.Millisecond), Sign: fixtures.Duration(60 * time.Millisecond)}
 		if err := d.Validate(); err != nil {
 			return d, fmt.Errorf("%w: %v", cli.ErrMisuse, err)
 		}
 		return d, nil
 	}
-	text, err := os.ReadFile(s.Description)
-	if err != nil {
-		return fixtures.Description{}, fmt.Errorf("reading the description: %w", err)
-	}
-	d, err := fixtures.ParseDescription(text)
-	if err != nil {
-		return d, fmt.Errorf("%s: %w", s.Description, err)
-	}
-	return d, nil
+	return fixtures.ReadDescription(s.Description)
 }
 
 // serve has a board in the socket until it ends by itself or by its time.
@@ -119,7 +125,7 @@ func bounded(ctx context.Context, d time.Duration, run func(context.Context) err
 	return context.Cause(ctx)
 }
 
-func (s *simulate) replay(ctx context.Context, port *fixtures.Port, out *cli.Output) error {
+func (s *simulate) replay(ctx context.Context, port *fixtures.Port, speed float64, out *cli.Output) error {
 	t, err := loadTranscript(s.Transcript)
 	if err != nil {
 		return err
@@ -129,7 +135,7 @@ func (s *simulate) replay(ctx context.Context, port *fixtures.Port, out *cli.Out
 	}
 	// The reader draws its own nonces, so a recorded board proves nothing to it, unless it is a replay.
 	fmt.Fprintln(out.Err, "A recorded board answers what it was asked then: another nonce is where its dialogue departs.")
-	if err := port.Replay(ctx, t, fixtures.ReplayOptions{Speed: s.Speed}); err != nil {
+	if err := port.Replay(ctx, t, fixtures.ReplayOptions{Speed: speed}); err != nil {
 		return err
 	}
 	if fixtures.Unplugs(t) {
