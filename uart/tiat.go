@@ -301,7 +301,7 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 // counted decodes a length and base64, as a grammar has found them. The number is the length of the text, not of what it
 // stands for.
 func counted(m []string) ([]byte, error) {
-	if n, err := strconv.Atoi(m[1]); err != nil || n != len(m[2]) {
+	if m[1] != strconv.Itoa(len(m[2])) {
 		return nil, fmt.Errorf("%w: %s characters announced, %d came", ErrGarbled, m[1], len(m[2]))
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(m[2])

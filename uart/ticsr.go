@@ -272,6 +272,21 @@ func nameForm(device [16]byte, name string) string {
 // pemRequest is a request as it came, and the words of its marker lines.
 type pemRequest struct{ label, base64 string }
 
+// der decodes the request. Its PEM has CRs where no decoder takes them.
+func (p *pemRequest) der() ([]byte, error) {
+	text := strings.Map(func(r rune) rune {
+		if (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '+' && r != '/' && r != '=' {
+			return -1
+		}
+		return r
+	}, p.base64)
+	der, err := base64.StdEncoding.Strict().DecodeString(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: not base64", ErrGarbled)
+	}
+	return der, nil
+}
+
 // turn waits for what needs the reader next: a question, named as in csrAnswers, or the request. clean is all that came up
 // to there, without events.
 func (TICSR) turn(ctx context.Context, l *Line, limit time.Duration) (clean, question string, request *pemRequest, err error) {
@@ -318,16 +333,9 @@ var errAborted = fmt.Errorf("%w: the CSR example gave up; reset the board", ErrG
 
 // check believes nothing: the request must be for this board, over this nonce, by the key that it holds.
 func (TICSR) check(device [16]byte, nonce string, p *pemRequest, facts map[string]string) (Report, error) {
-	// Its PEM has CRs where no decoder takes them.
-	text := strings.Map(func(r rune) rune {
-		if (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '+' && r != '/' && r != '=' {
-			return -1
-		}
-		return r
-	}, p.base64)
-	der, err := base64.StdEncoding.Strict().DecodeString(text)
+	der, err := p.der()
 	if err != nil {
-		return Report{}, fmt.Errorf("reading the request: %w: not base64", ErrGarbled)
+		return Report{}, fmt.Errorf("reading the request: %w", err)
 	}
 	request, err := x509.ParseCertificateRequest(der)
 	if err != nil {

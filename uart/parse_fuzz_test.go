@@ -1,0 +1,252 @@
+package uart
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"hash/crc32"
+	"math/big"
+	"strings"
+	"testing"
+)
+
+// The parser of each line of a board by itself; FuzzTIAT and its like have whole dialogues. What parses is all of the
+// text, and encodes to it again.
+
+// fuzzNumbers checks fields of one or two hex digits, each a byte, padded or not.
+func fuzzNumbers(t *testing.T, value, separator string, n int) []byte {
+	got := unpadded(value, separator)
+	fields := strings.Split(value, separator)
+	if len(got) != n || len(fields) != n {
+		t.Fatalf("%q has %d bytes, want %d", value, len(got), n)
+	}
+	for i, b := range got {
+		if fields[i] != fmt.Sprintf("0x%x", b) && fields[i] != fmt.Sprintf("0x%02x", b) {
+			t.Errorf("field %d of %q became %02x", i, value, b)
+		}
+	}
+	return got
+}
+
+func FuzzUDIDLine(f *testing.F) {
+	f.Add("0x4d,0x1f,0x8e,0x27,0xb3,0xc0,0x5a,0x9e,0x61,0xf2,0xd4,0x77,0x88,0xaa,0xbb,0xcc")
+	f.Add("0x0,0xa,0x0d,0xff,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x1")
+	f.Add("0x0,0xa,0xd,0xff,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x")
+	f.Add("0x8:0x0:0x28:0x5b:0x55:0xe0")
+	f.Fuzz(func(t *testing.T, value string) {
+		if tiMAC.MatchString(value) {
+			fuzzNumbers(t, value, ":", 6)
+		}
+		if !tiUDID.MatchString(value) {
+			return
+		}
+		fuzzNumbers(t, value, ",", 16)
+		// A field less is none, wherever it was lost.
+		for i := range value {
+			if cut := value[:i]; tiUDID.MatchString(cut) && strings.Count(cut, ",") != 15 {
+				t.Errorf("%q passes as well as %q", cut, value)
+			}
+		}
+	})
+}
+
+func FuzzVersionLine(f *testing.F) {
+	f.Add("0x31000019,3.1.0.5,3.1.0.19,4.4.1.3,8738")
+	f.Add("0x0,1,2,3,4")
+	f.Add("0x31000019,3.1.0.5,3.1.0.19,4.4.1.3")
+	f.Fuzz(func(t *testing.T, value string) {
+		if !tiVersion.MatchString(value) {
+			return
+		}
+		fields := strings.Split(value, ",")
+		if len(fields) != 5 || len(value) > 8+2+4*(1+5*4+3) {
+			t.Fatalf("%q has %d fields and %d characters", value, len(fields), len(value))
+		}
+		for _, field := range fields {
+			if field == "" || strings.Trim(field, "0123456789abcdefx.") != "" {
+				t.Errorf("the field %q in %q", field, value)
+			}
+		}
+	})
+}
+
+func FuzzSignMsgLine(f *testing.F) {
+	for _, n := range []int{64, 70, 72} {
+		text := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0x30}, n))
+		f.Add(fmt.Sprintf("1,%d,%s", len(text), text))
+		f.Add(fmt.Sprintf("1,%d,%s", n, text)) // the length of what it stands for
+	}
+	f.Add("1,4,AAA=")
+	f.Add("1,004,AAA=")
+	f.Add("1,4,AAB=") // not the one encoding of two bytes
+	f.Fuzz(func(t *testing.T, value string) {
+		m := tiSigned.FindStringSubmatch(value)
+		if m == nil {
+			return
+		}
+		raw, err := counted(m)
+		if err != nil {
+			return
+		}
+		text := base64.StdEncoding.EncodeToString(raw)
+		if again := fmt.Sprintf("1,%d,%s", len(text), text); again != value {
+			t.Errorf("%q encodes to %q", value, again)
+		}
+	})
+}
+
+// Whatever is taken for a signature: each key that is recovered from it is one under which it holds.
+func FuzzSignature(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	message := []byte("a nonce")
+	digest := sha256.Sum256(message)
+	der, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
+	if err != nil {
+		f.Fatal(err)
+	}
+	r, s, _, err := parseSignature(der)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(der, message)
+	f.Add(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...), message)
+	f.Add(append([]byte{0x30, 0x81}, der[1:]...), message) // a length in a form that DER does not have
+	f.Add(append(der, 0), message)
+	f.Add(make([]byte, 64), message)
+	f.Add(bytes.Repeat([]byte{0xff}, 64), []byte{})
+	f.Fuzz(func(t *testing.T, b, message []byte) {
+		r, s, encoding, err := parseSignature(b)
+		if err != nil {
+			return
+		}
+		var again []byte
+		switch encoding {
+		case "raw":
+			again = append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
+		case "der":
+			if again, err = asn1.Marshal(struct{ R, S *big.Int }{r, s}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(again, b) {
+			t.Errorf("%x is %s, and encodes to %x", b, encoding, again)
+		}
+		digest := sha256.Sum256(message)
+		for point := range candidates(digest[:], r, s) {
+			key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), []byte(point))
+			if err != nil || !ecdsa.Verify(key, digest[:], r, s) {
+				t.Errorf("%x gives the key %x, under which it does not hold (%v)", b, point, err)
+			}
+		}
+	})
+}
+
+// The request is what is between the markers, whatever line ends are in it.
+func FuzzCSRPEM(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	good := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+	f.Add(good)
+	f.Add(strings.ReplaceAll(good, "\n", "\r\n\r"))
+	f.Add(strings.ReplaceAll(good, "CERTIFICATE", "NEW CERTIFICATE"))
+	f.Add(strings.Replace(good, "END CERTIFICATE", "END NEW CERTIFICATE", 1))
+	f.Add("x" + good + good)
+	f.Add("-----BEGIN REQUEST-----AAAA-----END REQUEST-----")
+	f.Fuzz(func(t *testing.T, text string) {
+		m := csrPEM.FindStringSubmatch(text)
+		if m == nil {
+			return
+		}
+		request := &pemRequest{label: m[1], base64: m[2]}
+		der, err := request.der()
+		if err != nil {
+			return
+		}
+		// It is what the library makes of the same without its odd characters, and it reads back.
+		block, _ := pem.Decode(pem.EncodeToMemory(&pem.Block{Type: request.label, Bytes: der}))
+		if len(der) > 0 && (block == nil || !bytes.Equal(block.Bytes, der)) {
+			t.Fatalf("the library does not read %x back", der)
+		}
+		kept := strings.Map(func(r rune) rune {
+			if strings.ContainsRune("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=", r) {
+				return r
+			}
+			return -1
+		}, m[2])
+		if again := base64.StdEncoding.EncodeToString(der); again != kept {
+			t.Errorf("%q encodes to %q", kept, again)
+		}
+	})
+}
+
+func FuzzReportAnswer(f *testing.F) {
+	const nonce = "Zx81kPq0aaBcDeFgHiJkL"
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	device := bytes.Repeat([]byte{0x4d, 0x0a}, 8)
+	digest := sha256.Sum256(fmt.Appendf(nil, "secretfree 1 %s %x", nonce, device))
+	signature, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
+	if err != nil {
+		f.Fatal(err)
+	}
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		f.Fatal(err)
+	}
+	sealed := func(text string) string { return fmt.Sprintf("%s %08x", text, crc32.ChecksumIEEE([]byte(text))) }
+	for _, text := range []string{
+		fmt.Sprintf("secretfree 1 %x %x %x", device, point, signature),
+		fmt.Sprintf("secretfree 1 %X %x %x", device, point[1:], signature),
+		fmt.Sprintf("secretfree 1 ready %x", device), "secretfree 1 error", "secretfree 2 error", "secretfree 1 ",
+	} {
+		f.Add(sealed(text))
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		text, err := openAnswer(line)
+		if err != nil {
+			return
+		}
+		if !strings.EqualFold(sealed("secretfree 1 "+text), line) {
+			t.Fatalf("%q is the answer %q, which is another line", line, text)
+		}
+		report, err := parseReport(text, nonce)
+		if err != nil {
+			return
+		}
+		fields := strings.Fields(text)
+		if len(fields) != 3 || !strings.EqualFold(fields[0], hex.EncodeToString(report.Device[:])) {
+			t.Fatalf("%q is a report of the device %x", text, report.Device)
+		}
+		public, err := x509.ParsePKIXPublicKey(report.SPKI)
+		key, ok := public.(*ecdsa.PublicKey)
+		if err != nil || !ok {
+			t.Fatalf("%q is a report of the key %x", text, report.SPKI)
+		}
+		message := fmt.Appendf(nil, "secretfree 1 %s %x", nonce, report.Device)
+		for _, hash := range hashes {
+			if hash.name == report.Proof.Hash && !ecdsa.VerifyASN1(key, hash.sum(message), report.Proof.Signatures[0]) {
+				t.Errorf("%q is a report whose signature does not hold", text)
+			}
+		}
+	})
+}
