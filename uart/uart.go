@@ -13,7 +13,8 @@
 //     ends the firmware of the CSR example.
 //
 // To add a dialect: write one file with a type that implements Dialect, its tests beside it, and add
-// one line to dialects. If it has the methods of finder as well, auto finds it.
+// one line to dialects. If it has the methods of finder as well, auto finds it. A proof whose signature covers something else than
+// those there are needs a method of its own, here in Proof and in board.ProofMethod, which says how to check it.
 package uart
 
 import (

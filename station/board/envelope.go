@@ -121,7 +121,7 @@ func parseEnvelope(envelope []byte) (*dsse.Envelope, Sealed, error) {
 
 // OpenEnvelope reads an envelope and checks that one of the trusted stations signed it, and that it
 // speaks for itself: the record's Origin is the name of that key. Otherwise the error is ErrUntrusted,
-// ErrEnvelope or ErrRecord.
+// ErrEnvelope or ErrRecord; ErrNewer for a record of a version that this program does not know.
 func OpenEnvelope(envelope []byte, trusted ...Verifier) (Sealed, error) {
 	e, sealed, err := parseEnvelope(envelope)
 	if err != nil {
