@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,11 +51,22 @@ type certificateFile struct {
 	Chain       string `json:"certificate-chain"`
 }
 
-// InitClaimsDir makes a folder of claims, durably, or finds that it is one already. It is not done in passing by OpenClaimsDir:
+// InitClaimsDir makes a folder of claims, durably, or finds that it is one already; one that holds something else is refused. It is not done in passing by OpenClaimsDir:
 // the empty mount point of a disk that is not there must not be taken for a store without claims.
 func InitClaimsDir(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the claims folder: %w", err)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("making the claims folder: %w", err)
+	}
+	if !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == claimsMarker }) {
+		for _, e := range entries { // an earlier attempt may have broken off
+			if !strings.HasPrefix(e.Name(), claimTempPrefix) {
+				return fmt.Errorf("making the claims folder: %s holds %q already: choose an empty folder", path, e.Name())
+			}
+		}
 	}
 	marker, err := json.Marshal(claimsMarkerJSON{Version: claimsVersion})
 	if err != nil {

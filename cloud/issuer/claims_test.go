@@ -395,11 +395,26 @@ func TestClaimsDirRefuses(t *testing.T) {
 	if _, err := OpenClaimsDir(path); err == nil || !strings.Contains(err.Error(), "not a folder of claims") {
 		t.Errorf("an empty mount point: %v", err)
 	}
+	// Another file than what an init that broke off leaves behind.
+	for _, name := range []string{claimTempPrefix + "1", "root.key"} {
+		if err := os.WriteFile(filepath.Join(path, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := InitClaimsDir(path); err == nil || !strings.Contains(err.Error(), `holds "root.key" already`) {
+		t.Errorf("a folder of something else: %v", err)
+	}
+	if err := os.Remove(filepath.Join(path, "root.key")); err != nil {
+		t.Fatal(err)
+	}
 	if err := InitClaimsDir(path); err != nil {
 		t.Fatal(err)
 	}
 	if err := InitClaimsDir(path); err != nil {
 		t.Errorf("making it twice: %v", err)
+	}
+	if err := os.Remove(filepath.Join(path, claimTempPrefix+"1")); err != nil {
+		t.Fatal(err)
 	}
 	d, err := OpenClaimsDir(path)
 	if err != nil {
