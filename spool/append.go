@@ -266,7 +266,8 @@ func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error)
 	at := s.end.offset
 	if n, err := s.file.WriteAt(lines, at); err != nil || n != len(lines) {
 		err = fmt.Errorf("writing the journal: %w", shortWrite(err, n, len(lines)))
-		if undo := errors.Join(s.file.Truncate(at), s.file.Sync()); undo != nil {
+		// It need not be synced: were it back after a power failure, it would be a write that was cut short.
+		if undo := s.file.Truncate(at); undo != nil {
 			s.broken = err
 			return nil, nil, errors.Join(err, fmt.Errorf("taking it back: %w", undo))
 		}

@@ -102,7 +102,6 @@ func TestAppendFaults(t *testing.T) {
 		{op: "write", err: syscall.EROFS},
 		{op: "short", err: syscall.ENOSPC},
 		{op: "short", err: syscall.ENOSPC, also: "truncate"},
-		{op: "short", err: syscall.ENOSPC, also: "sync"},
 		{op: "sync", err: syscall.EIO},
 		{op: "sync", err: syscall.ENOSPC},
 	} {
