@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -319,7 +320,29 @@ func TestTornGroup(t *testing.T) {
 	}
 	kept, err := filepath.Glob(asidePath(k.dir, "*.torn"))
 	if err != nil || len(kept) != 1 {
-		t.Errorf("kept %v, %v", kept, err)
+		t.Fatalf("kept %v, %v", kept, err)
+	}
+	// Another that is torn in the same place does not take the place of the first; the same one, as after a crash during the start, is not kept twice.
+	first, err := os.ReadFile(kept[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := bytes.Clone(first)
+	second[0] = 'x'
+	for _, tail := range [][]byte{second, first, second} {
+		k.spool.Close()
+		if err := os.WriteFile(segment(k), slices.Concat(clean, tail), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		k.mustOpen()
+	}
+	if kept, err = filepath.Glob(asidePath(k.dir, "*.torn")); err != nil || len(kept) != 2 {
+		t.Fatalf("kept %v, %v", kept, err)
+	}
+	for i, want := range [][]byte{first, second} {
+		if have, err := os.ReadFile(kept[i]); err != nil || !bytes.Equal(have, want) {
+			t.Errorf("%s is not what was torn (%v)", kept[i], err)
+		}
 	}
 	k.mustAppend()
 }

@@ -27,8 +27,8 @@ type file interface {
 // disk is what the spool does to its folder; tests make each of it fail.
 type disk interface {
 	open(path string, flag int, mode fs.FileMode) (file, error)
-	// openIndex opens a file for bbolt, which writes and syncs it by itself.
-	openIndex(path string, flag int, mode fs.FileMode) (*os.File, error)
+	// openIndex opens a file of bbolt's, which writes and syncs it by itself.
+	openIndex(path string, options *bolt.Options) (*bolt.DB, error)
 	// syncIndex is for an index that was written without syncs.
 	syncIndex(db *bolt.DB) error
 	rename(from, to string) error
@@ -45,8 +45,8 @@ func (osDisk) open(path string, flag int, mode fs.FileMode) (file, error) {
 	return osFile{f}, nil
 }
 
-func (osDisk) openIndex(path string, flag int, mode fs.FileMode) (*os.File, error) {
-	return os.OpenFile(path, flag, mode)
+func (osDisk) openIndex(path string, options *bolt.Options) (*bolt.DB, error) {
+	return bolt.Open(path, 0o600, options)
 }
 
 func (osDisk) syncIndex(db *bolt.DB) error { return db.Sync() }

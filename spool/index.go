@@ -175,11 +175,11 @@ func (s *Spool) trust(err error) error {
 }
 
 // makeIndex makes an empty one.
-func makeIndex(path, origin string, options bolt.Options) (*bolt.DB, error) {
+func makeIndex(d disk, path, origin string, options *bolt.Options) (*bolt.DB, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("making the index: %w", err)
 	}
-	db, err := bolt.Open(path, 0o600, &options)
+	db, err := d.openIndex(path, options)
 	if err != nil {
 		return nil, fmt.Errorf("making the index: %w", err)
 	}
@@ -207,7 +207,7 @@ func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) 
 		return nil, p, errNoIndex
 	}
 	err = guarded(func() (err error) {
-		db, err = bolt.Open(indexPath(dir), 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, OpenFile: d.openIndex})
+		db, err = d.openIndex(indexPath(dir), &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
 		switch {
 		case errors.Is(err, bolterrors.ErrTimeout):
 			return fmt.Errorf("%w: it has %s open", ErrLocked, indexPath(dir))

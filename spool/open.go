@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math"
 	"os"
@@ -380,16 +381,25 @@ func (o *opening) keepTail(f file) (string, error) {
 	if _, err := f.ReadAt(tail, o.end.offset); err != nil {
 		return "", err
 	}
-	path := asidePath(o.cfg.Dir, fmt.Sprintf("%020d-%d.torn", o.end.segment, o.end.offset))
-	return path, keepAside(o.cfg.disk, path, tail)
+	return keepAside(o.cfg.disk, o.cfg.Dir, fmt.Sprintf("%020d-%d-%%d.torn", o.end.segment, o.end.offset), tail)
 }
 
-// keepAside writes evidence of damage.
-func keepAside(d disk, path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
+// keepAside writes evidence of damage, durably, under a name with the first number under which there is no other.
+func keepAside(d disk, dir, name string, data []byte) (path string, err error) {
+	for n := 1; ; n++ {
+		path = asidePath(dir, fmt.Sprintf(name, n))
+		have, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && bytes.Equal(have, data) {
+			break
+		}
+		if err != nil {
+			return "", err
+		}
 	}
-	return errors.Join(writeDurably(d, path, data, 0o400), d.syncDir(filepath.Dir(filepath.Dir(path))))
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", err
+	}
+	return path, errors.Join(writeDurably(d, path, data, 0o400), d.syncDir(journalDir(dir)))
 }
 
 // begin makes the segment that begins at the next entry.
@@ -433,7 +443,7 @@ func (o *opening) bringUp() error {
 			o.cfg.Notify("there is no index; it is built from the journal")
 		}
 		var err error
-		if db, err = makeIndex(fresh, o.origin, bolt.Options{NoSync: true, NoGrowSync: true, FreelistType: bolt.FreelistMapType, OpenFile: o.cfg.disk.openIndex}); err != nil {
+		if db, err = makeIndex(o.cfg.disk, fresh, o.origin, &bolt.Options{NoSync: true, NoGrowSync: true, FreelistType: bolt.FreelistMapType}); err != nil {
 			return err
 		}
 	}

@@ -525,14 +525,8 @@ func (r *repair) rewrite(first uint64, fixes []Fix) error {
 		mode = 0o600
 	}
 	if old != nil {
-		aside := ""
-		for n := 1; aside == ""; n++ {
-			candidate := asidePath(r.dir, fmt.Sprintf("%020d-%d.jsonl", first, n))
-			if _, err := os.Lstat(candidate); errors.Is(err, fs.ErrNotExist) {
-				aside = candidate
-			}
-		}
-		if err := keepAside(osDisk{}, aside, old); err != nil {
+		aside, err := keepAside(osDisk{}, r.dir, fmt.Sprintf("%020d-%%d.jsonl", first), old)
+		if err != nil {
 			return err
 		}
 		r.report.Aside = append(r.report.Aside, aside)

@@ -179,7 +179,10 @@ func makeFolder(d disk, stick, folder string) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return fmt.Errorf("making a folder on the stick: %w", err)
 	}
-	if err := errors.Join(d.syncDir(filepath.Dir(folder)), d.syncDir(stick)); err != nil {
+	if err := errors.Join(
+		d.syncDir(filepath.Dir(folder)),
+		d.syncDir(stick),
+	); err != nil {
 		return fmt.Errorf("making a folder on the stick: %w", err)
 	}
 	return nil
