@@ -170,7 +170,7 @@ func (s *Spool) commit(group []*request) error {
 		for i, q := range written {
 			if q.entry.Kind == KindRecord {
 				records++
-				if err := apply(tx, &indexed{q.sealed.Record.Device, q.key, q.entry.Seq, place, at.UnixMilli()}); err != nil {
+				if err := apply(tx, &indexed{q.sealed.Record.Device, q.key, q.entry.Seq, place, at.UnixMilli(), 0}); err != nil {
 					return err
 				}
 			}

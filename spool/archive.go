@@ -38,6 +38,7 @@ const (
 
 type archiveStats struct {
 	segments  int // that the archive does not have yet
+	have      int // that it has
 	offered   uint64
 	lastError string
 	forked    bool // lastError is ErrFork
@@ -101,7 +102,10 @@ func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if err := s.cfg.Archive.PutSegment(ctx, segment); err != nil {
+		s.archiveMu.Lock()
+		err = s.cfg.Archive.PutSegment(ctx, segment)
+		s.archiveMu.Unlock()
+		if err != nil {
 			return false, fmt.Errorf("archiving segment %d: %w", first, err)
 		}
 		return true, s.archived(encodeSeq(first), encodeSeq(sealed.Next))
@@ -114,7 +118,10 @@ func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := s.cfg.Archive.PutCheckpoint(ctx, text); err != nil {
+	s.archiveMu.Lock()
+	err = s.cfg.Archive.PutCheckpoint(ctx, text)
+	s.archiveMu.Unlock()
+	if err != nil {
 		return false, fmt.Errorf("archiving a checkpoint: %w", err)
 	}
 	s.mu.Lock()
@@ -134,15 +141,16 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 	if err != nil {
 		return 0, sealed, false, fmt.Errorf("reading the index: %w", err)
 	}
-	s.archive.segments = 0
+	s.archive.segments, s.archive.have = 0, 0
 	err = s.view(func(tx *bolt.Tx) error {
 		b := tx.Bucket(bucketArchive)
 		if data := b.Get(keyOffered); len(data) == 8 {
 			s.archive.offered, _ = decodeSeq(data)
 		}
 		for at, segment := range all {
-			if bytes.Equal(b.Get(encodeSeq(at)), encodeSeq(segment.Next)) {
-				continue
+			if segment.Pruned || bytes.Equal(b.Get(encodeSeq(at)), encodeSeq(segment.Next)) {
+				s.archive.have++
+				continue // what is pruned was in the archive, also if the index has forgotten it
 			}
 			s.archive.segments++
 			if segment.Blind || s.damagedIn(at, segment.Next) {

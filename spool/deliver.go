@@ -63,6 +63,9 @@ func (s *Spool) Run(ctx context.Context) error {
 	if s.cfg.Archive != nil {
 		beside.Go(func() { s.runArchive(ctx) })
 	}
+	if s.cfg.Retention > 0 {
+		beside.Go(func() { s.runPrune(ctx) })
+	}
 	s.runDelivery(ctx)
 	beside.Wait()
 	return s.Checkpoint()
@@ -190,6 +193,8 @@ func (s *Spool) put(ctx context.Context, batch []*item) {
 	if len(records) == 0 {
 		return
 	}
+	s.sinkMu.Lock()
+	defer s.sinkMu.Unlock()
 	s.trying()
 	bounded, cancel := context.WithTimeout(ctx, putLimit)
 	defer cancel()
@@ -219,10 +224,12 @@ func (s *Spool) putEach(ctx context.Context, batch []*item) {
 		if it.tried = true; it.local {
 			continue
 		}
+		s.sinkMu.Lock()
 		s.trying()
 		bounded, cancel := context.WithTimeout(ctx, putLimit)
 		it.judge(s.cfg.Sink.Put(bounded, it.sealed))
 		cancel()
+		s.sinkMu.Unlock()
 		if it.err == nil || it.dead != nil {
 			row, good = 0, true
 		} else {

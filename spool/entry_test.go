@@ -123,7 +123,7 @@ func FuzzGlance(f *testing.F) {
 			if err != nil {
 				return
 			}
-			want = &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), e.Seq, position{}, e.Time.UnixMilli()}
+			want = &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), e.Seq, position{}, e.Time.UnixMilli(), 0}
 		}
 		got, err := indexedOf(position{}, e.Seq, data)
 		if err != nil || (got == nil) != (want == nil) || got != nil && *got != *want {

@@ -79,6 +79,8 @@ type sealedSegment struct {
 	Size  int64       `json:"size"`
 	Edge  []tlog.Hash `json:"edge"` // of the tree at Next
 	Blind bool        `json:"blind,omitempty"`
+	// Pruned: Size is that of its summary, which is all that there is.
+	Pruned bool `json:"pruned,omitempty"`
 }
 
 func encodeSeq(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }
@@ -303,14 +305,18 @@ type indexed struct {
 	seq    uint64
 	at     position
 	time   int64 // Unix milliseconds
+	// delivered: the registry has it, and it need not be queued
+	delivered byte
 }
 
 // apply brings a record into the index and the queue. Another key that this device had, or device that this key had, is
 // forgotten here: the journal has it, and VerifyDir says so.
 func apply(tx *bolt.Tx, r *indexed) error {
 	q := queued{r.at.segment, r.at.offset, r.time}
-	if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.seq), q.encode()); err != nil {
-		return err
+	if r.delivered == 0 {
+		if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.seq), q.encode()); err != nil {
+			return err
+		}
 	}
 	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
 	var known pointer
@@ -332,7 +338,7 @@ func apply(tx *bolt.Tx, r *indexed) error {
 			return err
 		}
 	}
-	p := pointer{Key: r.key, Seq: r.seq, At: r.time}
+	p := pointer{Key: r.key, Seq: r.seq, At: r.time, Delivered: r.delivered}
 	return errors.Join(devices.Put(r.device[:], p.encode()), keys.Put(r.key[:], r.device[:]))
 }
 

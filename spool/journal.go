@@ -9,6 +9,8 @@ import (
 	"math"
 	"os"
 	"strconv"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 // DamageError says that the journal is damaged where it cannot be a write cut short by a power failure. Open
@@ -83,7 +85,10 @@ type scan struct {
 	// data is valid during the call.
 	visit   func(at position, seq uint64, data []byte) error
 	damaged func(d Damage) error
-	done    func(s segmentFile, next uint64) error // after each segment that another follows; may be nil
+	// brief is visit for the entries of a pruned segment; may be nil. key is whose summaries they are; nil: whoever's.
+	brief func(segment, seq uint64, b *brief) error
+	key   note.Verifier
+	done  func(s segmentFile, next uint64) error // after each segment that another follows; may be nil
 	// sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
 	sealed func(first uint64) (next uint64, ok bool)
 
@@ -127,7 +132,11 @@ func (s *scan) run(segments []segmentFile) error {
 			}
 			s.next = next
 		}
-		if err := s.segment(segment.first, limit); err != nil {
+		read := s.segment
+		if segment.pruned {
+			read = s.pruned
+		}
+		if err := read(segment.first, limit); err != nil {
 			return err
 		}
 		if i+1 < len(segments) && s.done != nil {

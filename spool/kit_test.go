@@ -146,6 +146,9 @@ func invariants(dir string, id Identity, receipts map[board.DeviceID]board.Recei
 			return broken
 		}
 		next = e.Seq + 1
+		if e.Kind == KindPruned && e.Pruned.Kind == KindRecord {
+			keys[e.Pruned.Device], seqs[e.Pruned.Device] = e.Pruned.Fingerprint, e.Seq
+		}
 		if e.Kind != KindRecord {
 			continue
 		}

@@ -40,6 +40,12 @@ func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 			}
 			return nil
 		}
+		s.brief = func(_, seq uint64, b *brief) error {
+			if seq >= from && !yield(Entry{Seq: seq, Time: b.Time, Kind: KindPruned, Pruned: &Pruned{b.Kind, b.Device, b.Key}}, nil) {
+				return stop
+			}
+			return nil
+		}
 		segments, err := listSegments(dir)
 		for len(segments) > 1 && segments[1].first <= from {
 			segments = segments[1:]
@@ -59,6 +65,7 @@ type VerifyReport struct {
 	Entries, Records, Refusals, Repeats uint64
 	NoProof                             uint64   // records without a proof of possession
 	Lost                                uint64   // entries that Repair gave up
+	Pruned                              uint64   // of Entries: only their hashes, and who they were of, are here to be checked
 	Signed                              uint64   // entries under the newest checkpoint
 	Torn                                int64    // bytes of a line that is not whole: being written, or cut short
 	Damage                              []Damage // what cannot be read
@@ -113,7 +120,7 @@ func (c *verification) run() error {
 		c.signed = append(c.signed, newest)
 	}
 	s := newScan(c.dir)
-	s.visit, s.damaged = c.visit, c.damaged
+	s.visit, s.damaged, s.brief, s.key = c.visit, c.damaged, c.brief, c.v
 	err = s.run(segments)
 	c.report.Entries, c.report.Torn = s.next, s.torn
 	if err != nil {
@@ -158,19 +165,13 @@ func (c *verification) visit(at position, seq uint64, data []byte) error {
 	if (seq == at.segment) != (e.Kind == KindSegment) && e.Kind != KindLost {
 		return &DamageError{Reason: fmt.Errorf("%w: kind %s out of place", ErrEntry, e.Kind)}
 	}
+	c.count(e.Kind)
 	switch e.Kind {
 	case KindSegment:
 		if e.Segment.Origin != c.v.Name() {
 			return fmt.Errorf("%w: it says %s, the key is of %s", ErrForeign, e.Segment.Origin, c.v.Name())
 		}
-	case KindRefusal:
-		c.report.Refusals++
-	case KindRepeat:
-		c.report.Repeats++
-	case KindLost:
-		c.report.Lost++
 	case KindRecord:
-		c.report.Records++
 		if err := c.record(&e); err != nil {
 			return fmt.Errorf("entry %d: %w", seq, err)
 		}
@@ -189,13 +190,42 @@ func (c *verification) record(e *Entry) error {
 	} else if err := r.Proof.Verify(r.Device, r.Key); err != nil {
 		return err
 	}
-	f := r.Fingerprint()
-	if known, ok := c.devices[r.Device]; ok && known != f {
-		return &board.Conflict{Kind: board.ErrDeviceConflict, Device: r.Device, Key: f, KnownDevice: r.Device, KnownKey: known}
+	return c.bind(r.Device, r.Fingerprint())
+}
+
+// bind makes sure that no device has two keys, and no key two devices.
+func (c *verification) bind(device board.DeviceID, f board.Fingerprint) error {
+	if known, ok := c.devices[device]; ok && known != f {
+		return &board.Conflict{Kind: board.ErrDeviceConflict, Device: device, Key: f, KnownDevice: device, KnownKey: known}
 	}
-	if owner, ok := c.keys[f]; ok && owner != r.Device {
-		return &board.Conflict{Kind: board.ErrKeyConflict, Device: r.Device, Key: f, KnownDevice: owner, KnownKey: f}
+	if owner, ok := c.keys[f]; ok && owner != device {
+		return &board.Conflict{Kind: board.ErrKeyConflict, Device: device, Key: f, KnownDevice: owner, KnownKey: f}
 	}
-	c.devices[r.Device], c.keys[f] = f, r.Device
+	c.devices[device], c.keys[f] = f, device
 	return nil
+}
+
+// brief looks at an entry of a pruned segment. Its hash is under the checkpoints, the rest under the signature of the summary.
+func (c *verification) brief(_, seq uint64, b *brief) error {
+	c.report.Pruned++
+	c.count(b.Kind)
+	if b.Kind == KindRecord {
+		if err := c.bind(b.Device, b.Key); err != nil {
+			return fmt.Errorf("entry %d: %w", seq, err)
+		}
+	}
+	return c.grow(b.Hash)
+}
+
+func (c *verification) count(kind Kind) {
+	switch kind {
+	case KindRefusal:
+		c.report.Refusals++
+	case KindRepeat:
+		c.report.Repeats++
+	case KindLost:
+		c.report.Lost++
+	case KindRecord:
+		c.report.Records++
+	}
 }

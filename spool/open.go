@@ -153,7 +153,7 @@ func (o *opening) read(segments []segmentFile) error {
 	var before tree
 	for ; skip+1 < len(segments); skip++ {
 		known, ok := o.sealed[segments[skip].first]
-		if !ok || segments[skip].first != before.n || known.Size != segments[skip].size || known.Next != segments[skip+1].first {
+		if !ok || segments[skip].first != before.n || known.Size != segments[skip].size || known.Next != segments[skip+1].first || known.Pruned != segments[skip].pruned {
 			break
 		}
 		before = tree{known.Next, known.Edge, known.Blind}
@@ -181,7 +181,7 @@ func (o *opening) read(segments []segmentFile) error {
 	if o.unusable == nil {
 		sure = o.progress.Next
 	}
-	o.scan = &scan{dir: o.cfg.Dir, disk: o.cfg.disk, sure: sure, next: o.from, visit: o.visit, damaged: o.damaged, done: o.done, sealed: sealedEnd(o.cfg.Dir)}
+	o.scan = &scan{dir: o.cfg.Dir, disk: o.cfg.disk, sure: sure, next: o.from, visit: o.visit, damaged: o.damaged, brief: o.brief, key: o.cfg.Identity.Verifier, done: o.done, sealed: sealedEnd(o.cfg.Dir)}
 	if err := o.scan.run(segments[skip:]); err != nil {
 		return err
 	}
@@ -217,6 +217,17 @@ func (o *opening) visit(at position, seq uint64, data []byte) error {
 	}
 	o.newest = append(o.newest[:0], data[:min(len(data), 64)]...)
 	return o.grow(h)
+}
+
+// brief is visit for an entry of a pruned segment, which the registry has.
+func (o *opening) brief(segment, seq uint64, b *brief) error {
+	if seq+1 == o.progress.Next && b.Hash == o.progress.Leaf {
+		o.same = true
+	}
+	if b.Kind == KindRecord && (seq >= o.progress.Next || covers(o.known, seq)) {
+		o.records = append(o.records, indexed{b.Device, b.Key, seq, position{segment: segment}, b.Time.UnixMilli(), 1})
+	}
+	return o.grow(b.Hash)
 }
 
 // moved finds what waits in the queue and does not stand where it did: there is damage before it in its file, or was.
@@ -283,7 +294,7 @@ func (o *opening) done(f segmentFile, next uint64) error {
 	if known, ok := o.sealed[f.first]; ok && o.tree.blind && known.Next == next && !known.Blind {
 		o.tree = tree{n: next, edge: slices.Clone(known.Edge)} // the index knows what the leaves came to
 	}
-	o.seals = append(o.seals, seal{f.first, sealedSegment{next, f.size, slices.Clone(o.tree.edge), o.tree.blind}, o.leaves})
+	o.seals = append(o.seals, seal{f.first, sealedSegment{next, f.size, slices.Clone(o.tree.edge), o.tree.blind, f.pruned}, o.leaves})
 	o.leaves, o.hashesOf = nil, next
 	return nil
 }
@@ -514,8 +525,10 @@ func (s *Spool) seal(seal seal) error {
 	if err := s.settleFile(leavesPath(dir, seal.first), l.encode()); err != nil {
 		return err
 	}
-	if err := os.Chmod(segmentPath(dir, seal.first), 0o400); err != nil {
-		return fmt.Errorf("sealing a segment: %w", err)
+	if !seal.sealed.Pruned {
+		if err := os.Chmod(segmentPath(dir, seal.first), 0o400); err != nil {
+			return fmt.Errorf("sealing a segment: %w", err)
+		}
 	}
 	if t := (tree{seal.sealed.Next, seal.sealed.Edge, seal.sealed.Blind}); !t.blind {
 		text, err := s.sign(checkpoint{t.n, t.root()})
@@ -551,7 +564,7 @@ func (s *Spool) rotate() (err error) {
 			s.broken = err
 		}
 	}()
-	old := seal{s.end.segment, sealedSegment{s.next, s.end.offset, slices.Clone(s.tree.edge), s.tree.blind}, s.leaves}
+	old := seal{s.end.segment, sealedSegment{s.next, s.end.offset, slices.Clone(s.tree.edge), s.tree.blind, false}, s.leaves}
 	if err := s.file.Close(); err != nil {
 		return fmt.Errorf("closing a segment: %w", err)
 	}

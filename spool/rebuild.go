@@ -36,7 +36,7 @@ func indexedOf(at position, seq uint64, data []byte) (*indexed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), seq, at, e.Time.UnixMilli()}, nil
+	return &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), seq, at, e.Time.UnixMilli(), 0}, nil
 }
 
 // glance reads an entry in the one encoding by its fixed order of fields, some ten times as fast as a decoder. If it is
@@ -150,6 +150,9 @@ func load(db *bolt.DB, records []indexed, empty bool) error {
 		order[i] = &records[i]
 	}
 	if err := put(db, bucketQueue, 1, order, func(b *bolt.Bucket, r *indexed) error {
+		if r.delivered != 0 {
+			return nil
+		}
 		q := queued{r.at.segment, r.at.offset, r.time}
 		return b.Put(encodeSeq(r.seq), q.encode())
 	}); err != nil {
@@ -160,7 +163,7 @@ func load(db *bolt.DB, records []indexed, empty bool) error {
 	byKey := order
 	order = newest(slices.Clone(order), func(a, b *indexed) int { return bytes.Compare(a.device[:], b.device[:]) })
 	if err := put(db, bucketDevices, 0.8, order, func(b *bolt.Bucket, r *indexed) error {
-		p := pointer{Key: r.key, Seq: r.seq, At: r.time}
+		p := pointer{Key: r.key, Seq: r.seq, At: r.time, Delivered: r.delivered}
 		return b.Put(r.device[:], p.encode())
 	}); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -106,6 +107,8 @@ type repair struct {
 	hashes  []tlog.Hash // of all entries; zero where it is not known
 	scan    *scan
 	last    uint64 // the segment that was written last
+	pruned  map[uint64]bool
+	restore map[uint64][]byte // what takes the place of a damaged summary
 }
 
 // hole is a damaged place with the times of the entries around it.
@@ -133,6 +136,10 @@ func (r *repair) examine() (err error) {
 		return err
 	}
 	r.last = segments[len(segments)-1].first
+	r.pruned, r.restore = map[uint64]bool{}, map[uint64][]byte{}
+	for _, s := range segments {
+		r.pruned[s.first] = s.pruned
+	}
 	paths := []string{checkpointPath(r.dir)}
 	for _, s := range segments {
 		paths = append(paths, sealPath(r.dir, s.first))
@@ -177,6 +184,15 @@ func (r *repair) examine() (err error) {
 			r.holes[open].after = t
 		}
 		r.hashes = append(r.hashes, tlog.RecordHash(data))
+		return nil
+	}
+	r.scan.key = r.v
+	r.scan.brief = func(_, _ uint64, b *brief) error {
+		newest = b.Time
+		for ; open < len(r.holes); open++ {
+			r.holes[open].after = b.Time
+		}
+		r.hashes = append(r.hashes, b.Hash)
 		return nil
 	}
 	r.scan.damaged = func(d Damage) error {
@@ -235,6 +251,10 @@ func (r *repair) plan(h *hole) {
 		r.report.Fixes = append(r.report.Fixes, Fix{Segment: h.Segment, Seq: h.First, From: FromNoise})
 		return
 	}
+	if r.pruned[h.Segment] {
+		r.planRestore(h)
+		return
+	}
 	copies, why := r.copies(h.Segment)
 	before := h.before
 	for seq := h.First; seq < h.Next; seq++ {
@@ -257,6 +277,60 @@ func (r *repair) plan(h *hole) {
 		}
 		r.report.Fixes = append(r.report.Fixes, f)
 	}
+}
+
+// planRestore has a whole segment back in the place of its damaged summary: only the hashes beside it say what is right.
+func (r *repair) planRestore(h *hole) {
+	reason := ""
+	if _, ok := r.restore[h.Segment]; !ok {
+		var text []byte
+		l, err := readLeaves(r.dir, h.Segment)
+		if err == nil && r.sources.Segment == nil {
+			err = errors.New("there is no copy of the segment")
+		}
+		if err == nil {
+			text, err = r.sources.Segment(h.Segment)
+		}
+		if err == nil {
+			err = sameLeaves(text, l)
+		}
+		if err != nil {
+			reason = fmt.Sprintf("the segment cannot be restored: %v", err)
+		} else {
+			r.restore[h.Segment] = text
+		}
+	}
+	for seq := h.First; seq < h.Next; seq++ {
+		f := Fix{Segment: h.Segment, Seq: seq, From: FromCopy, Device: r.devices[seq], Reason: reason}
+		if reason != "" {
+			f.From = FromNowhere
+		}
+		f.proven = reason == ""
+		r.report.Fixes = append(r.report.Fixes, f)
+	}
+}
+
+// restoreSegment puts it there; the damaged summary is kept.
+func (r *repair) restoreSegment(first uint64) error {
+	old, err := os.ReadFile(summaryPath(r.dir, first))
+	if err != nil {
+		return err
+	}
+	aside := ""
+	for n := 1; aside == ""; n++ {
+		candidate := asidePath(r.dir, fmt.Sprintf("%020d-%d.pruned", first, n))
+		if _, err := os.Lstat(candidate); errors.Is(err, fs.ErrNotExist) {
+			aside = candidate
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
+		return err
+	}
+	if err := errors.Join(writeDurably(osDisk{}, aside, old, 0o400), osDisk{}.syncDir(journalDir(r.dir))); err != nil {
+		return err
+	}
+	r.report.Aside = append(r.report.Aside, aside)
+	return putBack(osDisk{}, r.dir, first, r.restore[first])
 }
 
 // copies reads the good lines of a copy of a segment.
@@ -472,7 +546,13 @@ func (r *repair) apply() error {
 		}
 	}
 	for first, fix := range fixes {
-		if err := r.rewrite(first, fix); err != nil {
+		err := error(nil)
+		if r.pruned[first] {
+			err = r.restoreSegment(first)
+		} else {
+			err = r.rewrite(first, fix)
+		}
+		if err != nil {
 			return fmt.Errorf("repairing %s: %w", segmentPath(r.dir, first), err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -30,6 +31,8 @@ type Config struct {
 	SegmentSize int64
 	// DiskLow and DiskCritical are how full the file system may be, in percent, before Stats says so; 0 is 80 and 95.
 	DiskLow, DiskCritical int
+	// Retention is how old a segment must be before Run prunes it, if Prune would; 0 keeps all for ever.
+	Retention time.Duration
 
 	disk disk                                 // for tests
 	room func(dir string) (d Disk, err error) // for tests
@@ -61,6 +64,10 @@ type Spool struct {
 	index    atomic.Pointer[bolt.DB] // db, for those who read it without mu
 	room     atomic.Pointer[Disk]    // nil: not known
 	calling  stopwatch               // of calls to the disk
+
+	pruneMu   sync.Mutex // one pruning at a time; taken before all others
+	sinkMu    sync.Mutex // one call of the sink at a time
+	archiveMu sync.Mutex // one call of the archive at a time
 
 	groupMu sync.Mutex // guards the next two; taken after mu where both are
 	waiting []*request // for the next write

@@ -29,7 +29,8 @@ type Stats struct {
 	Signed   uint64 // entries under the newest checkpoint
 	Unsigned string // why no checkpoint is signed; empty if they are
 	Clock    string // what is wrong with the machine's clock; empty if nothing is
-	// Unarchived is how many sealed segments the archive does not have, ArchiveError why not; empty if it takes them.
+	// Archived is how many sealed segments there are that the archive has, or had when they were pruned; Unarchived how many it does not have, ArchiveError why not; empty if it takes them.
+	Archived     int
 	Unarchived   int
 	ArchiveError string
 	Forked       bool // ArchiveError says that another journal is there under this station's name
@@ -60,7 +61,7 @@ func (s *Spool) publish() {
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
 		Signed: s.signed, Clock: s.clock.fault,
-		Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked,
+		Archived: s.archive.have, Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked,
 	}
 	for _, d := range s.damage {
 		out.Damaged += d.Entries()
@@ -124,6 +125,11 @@ func (d watched) syncIndex(db *bolt.DB) error {
 func (d watched) rename(from, to string) error {
 	defer d.start()()
 	return d.disk.rename(from, to)
+}
+
+func (d watched) remove(path string) error {
+	defer d.start()()
+	return d.disk.remove(path)
 }
 
 func (d watched) syncDir(dir string) error {

@@ -1,0 +1,302 @@
+package spool
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"secretfree/station/board"
+)
+
+// summary is what stays of a segment that was pruned: of each entry what the index and the tree need. It is a signed note: what a summary says of
+// devices is in no hash that a checkpoint is over.
+type summary struct {
+	origin  string
+	first   uint64
+	entries []brief
+	signed  []byte // as it stands in the file, its signatures too
+}
+
+// brief is what stays of an entry.
+type brief struct {
+	Kind     Kind
+	Time     time.Time
+	Device   board.DeviceID    // of a record, a repeat or a refusal
+	Key      board.Fingerprint // as Device
+	Envelope [16]byte          // the front of the SHA-256 of a record's envelope
+	Hash     tlog.Hash         // of the leaf; zero: the line is damaged, and nothing of this is known
+}
+
+func (s *summary) next() uint64 { return s.first + uint64(len(s.entries)) }
+
+// ErrSummary says that something is not the summary of a segment.
+var ErrSummary = errors.New("not the summary of a pruned segment")
+
+const summaryHeader = "secretfree pruned 1"
+
+// summaryPath is where the summary of a pruned segment is.
+func summaryPath(dir string, first uint64) string {
+	return filepath.Join(journalDir(dir), fmt.Sprintf("%020d.pruned", first))
+}
+
+// summarize takes the lines of a whole segment together. Each record is given to visit.
+func summarize(origin string, first uint64, lines []byte, visit func(seq uint64, s board.Sealed)) (*summary, error) {
+	s := &summary{origin: origin, first: first}
+	for line := range bytes.Lines(lines) {
+		data, seq, err := readLine(line)
+		if err != nil {
+			return nil, err
+		}
+		e, err := ParseEntry(data)
+		if err != nil {
+			return nil, err
+		}
+		if seq != s.next() {
+			return nil, fmt.Errorf("%w: entry %d stands where %d should", ErrEntry, seq, s.next())
+		}
+		b := brief{Kind: e.Kind, Time: e.Time, Hash: tlog.RecordHash(data)}
+		switch e.Kind {
+		case KindRecord:
+			sealed, err := board.ParseEnvelope(e.Record)
+			if err != nil {
+				return nil, err
+			}
+			b.Device, b.Key, b.Envelope = sealed.Record.Device, sealed.Record.Fingerprint(), digestOf(e.Record)
+			visit(seq, sealed)
+		case KindRepeat:
+			b.Device, b.Key = e.Repeat.Device, e.Repeat.Fingerprint
+		case KindRefusal:
+			b.Device, b.Key = e.Refusal.Device, e.Refusal.Fingerprint
+		}
+		s.entries = append(s.entries, b)
+	}
+	return s, nil
+}
+
+// line is a line of a summary, without its line feed.
+func (b *brief) line(seq uint64) []byte {
+	device, key, envelope := "-", "-", "-"
+	if b.Device.Valid() {
+		device, key = b.Device.String(), b.Key.String()
+	}
+	if b.Kind == KindRecord {
+		envelope = hex.EncodeToString(b.Envelope[:])
+	}
+	line := fmt.Appendf(make([]byte, 0, 256), "%d %s %s %s %s %s %s", seq, b.Time.Format(timeLayout), b.Kind, device, key, envelope, base64.StdEncoding.EncodeToString(b.Hash[:]))
+	return fmt.Appendf(line, " %08x", crc32.Checksum(line, castagnoli))
+}
+
+func (s *summary) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n%s\n%d %d\n", summaryHeader, s.origin, s.first, s.next())
+	for i := range s.entries {
+		b.Write(s.entries[i].line(s.first + uint64(i)))
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// sign makes the file.
+func (s *summary) sign(by note.Signer) ([]byte, error) {
+	data, err := note.Sign(&note.Note{Text: s.text()}, by)
+	if err != nil {
+		return nil, fmt.Errorf("signing a summary: %w", err)
+	}
+	return data, nil
+}
+
+// check makes sure that a whole summary is the one which its station signed.
+func (s *summary) check(v note.Verifier) error {
+	if s.origin != v.Name() {
+		return fmt.Errorf("%w: a summary is of %.130q, this is %s", ErrForeign, s.origin, v.Name())
+	}
+	if _, err := note.Open(s.signed, note.VerifierList(v)); err != nil {
+		return fmt.Errorf("%w: the summary of a pruned segment is not the one that was signed: %v", ErrTampered, err)
+	}
+	return nil
+}
+
+// parseSummary reads what sign writes: what parses has the same text. Signatures are for check to look at.
+func parseSummary(data []byte) (*summary, error) {
+	s, holes, err := readSummary(data)
+	if err != nil {
+		return nil, err
+	}
+	text, _, _ := bytes.Cut(data, []byte("\n\n"))
+	if len(holes) > 0 || s.text() != string(text)+"\n" {
+		return nil, fmt.Errorf("%w: a line is damaged", ErrSummary)
+	}
+	return s, nil
+}
+
+// readSummary reads what is whole of a summary. Where a line is damaged the hash is zero, and the place is returned as a hole. It fails if it
+// cannot be said of which entries it is.
+func readSummary(data []byte) (s *summary, holes []Damage, err error) {
+	text, _, ok := bytes.Cut(data, []byte("\n\n"))
+	if !ok {
+		text = bytes.TrimSuffix(data, []byte("\n"))
+	}
+	lines := bytes.Split(text, []byte("\n"))
+	s = &summary{signed: data}
+	var next uint64
+	if len(lines) < 3 || string(lines[0]) != summaryHeader {
+		if isNewer(data, summaryHeader, "secretfree pruned ") {
+			return nil, nil, fmt.Errorf("the summary of a pruned segment, of a newer format (%.40q): %w; install the newer version again, nothing was changed", lines[0], board.ErrNewer)
+		}
+		return nil, nil, fmt.Errorf("%w: no header", ErrSummary)
+	}
+	s.origin = string(lines[1])
+	if n, err := fmt.Sscanf(string(lines[2]), "%d %d", &s.first, &next); n != 2 || err != nil || next <= s.first || next-s.first > maxHole || s.first >= 1<<62 {
+		return nil, nil, fmt.Errorf("%w: no range", ErrSummary)
+	}
+	s.entries = make([]brief, next-s.first)
+	offset := int64(len(lines[0]) + len(lines[1]) + len(lines[2]) + 3)
+	seq := s.first // of the next entry
+	hole := Damage{Line: 4, Offset: offset}
+	open := false
+	for i, line := range lines[3:] {
+		b, at, err := parseBrief(line)
+		offset += int64(len(line) + 1)
+		if err != nil || at < seq || at >= next {
+			open = true
+			continue
+		}
+		if open = open || at > seq; open {
+			hole.First, hole.Next, hole.Bytes = seq, at, offset-int64(len(line)+1)-hole.Offset
+			holes = append(holes, hole)
+			open = false
+		}
+		s.entries[at-s.first] = b
+		seq = at + 1
+		hole = Damage{Line: i + 5, Offset: offset}
+	}
+	if open || seq < next {
+		hole.First, hole.Next, hole.Bytes = seq, next, offset-hole.Offset
+		holes = append(holes, hole)
+	}
+	for i := range holes {
+		holes[i].Segment, holes[i].Reason = s.first, "its line in the summary of the pruned segment is damaged"
+	}
+	return s, holes, nil
+}
+
+func parseBrief(line []byte) (b brief, seq uint64, err error) {
+	bad := func(what string) (brief, uint64, error) {
+		return brief{}, 0, fmt.Errorf("%w: %s", ErrSummary, what)
+	}
+	text, err := checkLine(line)
+	if err != nil {
+		return brief{}, 0, err
+	}
+	f := strings.Split(string(text), " ")
+	if len(f) != 7 {
+		return bad("a line has not all fields")
+	}
+	seq, err = strconv.ParseUint(f[0], 10, 63)
+	if err != nil {
+		return bad("a line has no seq")
+	}
+	if b.Time, err = time.Parse(timeLayout, f[1]); err != nil {
+		return bad("a line has no time")
+	}
+	b.Time = b.Time.UTC()
+	b.Kind = Kind(f[2])
+	switch b.Kind {
+	case KindRecord, KindRepeat, KindRefusal:
+		var err2 error
+		b.Device, err = board.ParseDeviceID(f[3])
+		if b.Key, err2 = board.ParseFingerprint(f[4]); err != nil || err2 != nil {
+			return bad("a line names no device or no key")
+		}
+	case KindSegment, KindLost:
+	default:
+		return bad("an unknown kind")
+	}
+	if b.Kind == KindRecord {
+		if n, err := hex.Decode(b.Envelope[:], []byte(f[5][:min(len(f[5]), 32)])); err != nil || n != len(b.Envelope) {
+			return bad("a record has no envelope")
+		}
+	}
+	sum, err := base64.StdEncoding.Strict().DecodeString(f[6])
+	if err != nil || len(sum) != len(b.Hash) || tlog.Hash(sum) == (tlog.Hash{}) {
+		return bad("a line has no hash")
+	}
+	b.Hash = tlog.Hash(sum)
+	if !bytes.Equal(b.line(seq), line) {
+		return bad("a line is not in its one encoding")
+	}
+	return b, seq, nil
+}
+
+// loadSummary reads the summary of the segment that begins at an entry. A file of which nothing can be used is one hole up to limit, or
+// up to where the hashes beside it end.
+func (s *scan) loadSummary(first, limit uint64) (*summary, []Damage, error) {
+	path := summaryPath(s.dir, first)
+	data, err := os.ReadFile(path)
+	var sum *summary
+	var holes []Damage
+	if err == nil {
+		sum, holes, err = readSummary(data)
+		if errors.Is(err, board.ErrNewer) {
+			return nil, nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if err == nil && (sum.first != first || sum.next() > limit) {
+			err = fmt.Errorf("%w: it says that it is of entries %d to %d", ErrSummary, sum.first, sum.next()-1)
+		}
+	}
+	if err != nil {
+		next := limit
+		if sealed, ok := s.sealed(first); ok && sealed > first {
+			next = min(next, sealed)
+		}
+		return nil, []Damage{{Segment: first, First: first, Next: next, Line: 1, Bytes: int64(len(data)), Reason: err.Error()}}, nil
+	}
+	if s.key != nil && len(holes) == 0 {
+		if err := sum.check(s.key); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return sum, holes, nil
+}
+
+// pruned goes through the summary of a segment as segment goes through its lines.
+func (s *scan) pruned(first, limit uint64) error {
+	sum, holes, err := s.loadSummary(first, limit)
+	if err != nil {
+		return err
+	}
+	s.end = position{segment: first}
+	next := uint64(0)
+	if sum != nil {
+		next = sum.next()
+	} else {
+		next = holes[0].Next
+	}
+	for s.next < next {
+		if len(holes) > 0 && holes[0].First == s.next {
+			if err := s.damaged(holes[0]); err != nil {
+				return err
+			}
+			s.next, holes = max(s.next, holes[0].Next), holes[1:]
+			continue
+		}
+		if s.brief != nil {
+			if err := s.brief(first, s.next, &sum.entries[s.next-first]); err != nil {
+				return err
+			}
+		}
+		s.next++
+	}
+	return nil
+}
