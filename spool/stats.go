@@ -2,7 +2,6 @@ package spool
 
 import (
 	"io/fs"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -112,9 +111,9 @@ func (d watched) open(path string, flag int, mode fs.FileMode) (file, error) {
 	return watchedFile{f, d.stopwatch}, nil
 }
 
-func (d watched) openIndex(path string, flag int, mode fs.FileMode) (*os.File, error) {
+func (d watched) openIndex(path string, options *bolt.Options) (*bolt.DB, error) {
 	defer d.start()()
-	return d.disk.openIndex(path, flag, mode)
+	return d.disk.openIndex(path, options)
 }
 
 func (d watched) syncIndex(db *bolt.DB) error {

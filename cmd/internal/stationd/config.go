@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
@@ -31,6 +32,7 @@ type Config struct {
 	Transcripts Transcripts     `toml:"transcripts"`
 	Export      Export          `toml:"export"`
 	Disk        Disk            `toml:"disk"`
+	Retention   Retention       `toml:"retention"`
 	Log         config.Log      `toml:"log"`
 }
 
@@ -60,6 +62,14 @@ type Export struct {
 	TrustedReceipts []string `toml:"trusted_receipts"` // public keys of importers, in the note key format
 }
 
+// Retention is the table [retention].
+type Retention struct {
+	Days int `toml:"days"` // 0: what is delivered and archived stays on this disk for ever
+}
+
+// Age is how old a segment must be to be pruned; 0: none is.
+func (r Retention) Age() time.Duration { return time.Duration(r.Days) * 24 * time.Hour }
+
 // NoRegistry is the kind of registry of a station without a network: records leave it on a stick.
 const NoRegistry = "none"
 
@@ -68,7 +78,8 @@ const (
 	maxTranscripts = 100_000 // files of a kind
 	maxShelf       = 100_000 // MiB
 	// maxStateDir keeps the path of the control socket within the 107 bytes that an address of a socket holds.
-	maxStateDir = 107 - len("/"+controlName)
+	maxStateDir  = 107 - len("/"+controlName)
+	maxRetention = 36_500 // days
 )
 
 // Load reads and checks a configuration file, and fills in what may be left out.
@@ -128,6 +139,9 @@ func (c Config) check(f *config.File) error {
 	}
 	if err := c.Disk.check(f); err != nil {
 		return err
+	}
+	if c.Retention.Days < 0 || c.Retention.Days > maxRetention {
+		return f.Errorf("retention.days", fmt.Sprintf("Write a number from 0 to %d; 0 keeps all for ever.", maxRetention), "retention.days is %d", c.Retention.Days)
 	}
 	if err := c.Log.Check(f); err != nil {
 		return err

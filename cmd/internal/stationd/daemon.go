@@ -101,7 +101,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 		return nil, err
 	}
 	if d.spool, err = spool.Open(spool.Config{
-		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical,
+		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical, Retention: c.Retention.Age(),
 		Notify: func(notice string) { log.Warn().Msg(notice) },
 	}); err != nil {
 		return nil, err
