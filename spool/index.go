@@ -10,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 
 	"secretfree/station/board"
 )
@@ -213,7 +215,7 @@ func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) 
 		switch {
 		case errors.Is(err, bolterrors.ErrTimeout):
 			return fmt.Errorf("%w: it has %s open", ErrLocked, indexPath(dir))
-		case errors.Is(err, os.ErrPermission):
+		case notNow(err):
 			return fmt.Errorf("opening the index: %w", err)
 		case err != nil:
 			return fmt.Errorf("%w: %w", errIndexUnusable, err)
@@ -242,6 +244,13 @@ func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) 
 		db = nil
 	}
 	return db, p, err
+}
+
+// notNow tells whether a file could not be opened for a reason that says nothing of what is in it.
+func notNow(err error) bool {
+	return slices.ContainsFunc([]error{os.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EROFS, unix.ENOSPC}, func(reason error) bool {
+		return errors.Is(err, reason)
+	})
 }
 
 // walkIndex looks at every entry once, so that a damaged page is met here and not in the middle of a shift. (bbolt's own
