@@ -328,8 +328,12 @@ func (r *recorder) caller() string {
 	}
 }
 
-// syncCalls finds every call in the package that syncs something, and its file and line, but for those of osDisk and osFile, which are what
-// is called.
+// isDisk names the types that are what is called.
+func isDisk(receiver string) bool {
+	return strings.HasPrefix(receiver, "os") || strings.HasPrefix(receiver, "watched")
+}
+
+// syncCalls finds every call in the package that syncs something, and its file and line, but for those of the disk itself.
 func syncCalls(t testing.TB) map[string]string {
 	t.Helper()
 	out, lines := map[string]string{}, map[string]bool{}
@@ -348,7 +352,7 @@ func syncCalls(t testing.TB) map[string]string {
 		}
 		for _, declaration := range tree.Decls {
 			f, ok := declaration.(*ast.FuncDecl)
-			if !ok || f.Recv != nil && strings.HasPrefix(fmt.Sprint(f.Recv.List[0].Type), "os") {
+			if !ok || f.Recv != nil && isDisk(fmt.Sprint(f.Recv.List[0].Type)) {
 				continue
 			}
 			ast.Inspect(f, func(n ast.Node) bool {

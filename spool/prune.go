@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -288,16 +287,13 @@ func (s *Spool) letGo(p *Prunable, was sealedSegment, size int64) error {
 		return fmt.Errorf("removing the segment: %w", err)
 	}
 	p.Pruned = true
-	// From here on the summary counts. What goes wrong has the folder read anew.
-	err = s.cfg.disk.syncDir(journalDir(s.cfg.Dir))
-	if err == nil {
-		now.Pruned, now.Size = true, size
-		err = s.update(func(tx *bolt.Tx) error { return putSealed(tx, p.First, now) })
-	}
-	if err != nil {
+	// It need not be synced: were the segment back after a power failure, it would count, and be pruned again.
+	now.Pruned, now.Size = true, size
+	if err := s.update(func(tx *bolt.Tx) error { return putSealed(tx, p.First, now) }); err != nil {
 		s.broken = fmt.Errorf("pruning a segment: %w", err)
+		return s.broken
 	}
-	return err
+	return nil
 }
 
 // runPrune prunes by the policy until the context ends.
@@ -375,12 +371,12 @@ func Restore(dir string, v note.Verifier, copies func(first uint64) ([]byte, err
 	return fmt.Errorf("no segment with entry %d was pruned: %w", seq, fs.ErrNotExist)
 }
 
-// putBack makes a segment of what was pruned. The segment is durable before the summary goes.
+// putBack makes a segment of what was pruned. The segment is durable before the summary goes; were that back, the segment would count.
 func putBack(d disk, dir string, first uint64, lines []byte) error {
 	if err := writeDurably(d, segmentPath(dir, first), lines, 0o400); err != nil {
 		return fmt.Errorf("writing the segment: %w", err)
 	}
-	if err := errors.Join(d.remove(summaryPath(dir, first)), d.syncDir(journalDir(dir))); err != nil {
+	if err := d.remove(summaryPath(dir, first)); err != nil {
 		return fmt.Errorf("removing the summary: %w", err)
 	}
 	return nil

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -316,17 +315,8 @@ func (r *repair) restoreSegment(first uint64) error {
 	if err != nil {
 		return err
 	}
-	aside := ""
-	for n := 1; aside == ""; n++ {
-		candidate := asidePath(r.dir, fmt.Sprintf("%020d-%d.pruned", first, n))
-		if _, err := os.Lstat(candidate); errors.Is(err, fs.ErrNotExist) {
-			aside = candidate
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
-		return err
-	}
-	if err := errors.Join(writeDurably(osDisk{}, aside, old, 0o400), osDisk{}.syncDir(journalDir(r.dir))); err != nil {
+	aside, err := keepAside(osDisk{}, r.dir, fmt.Sprintf("%020d-%%d.pruned", first), old)
+	if err != nil {
 		return err
 	}
 	r.report.Aside = append(r.report.Aside, aside)
