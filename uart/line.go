@@ -38,6 +38,8 @@ type Line struct {
 	unseen  []byte // the end of that, in which the start of another board is looked for; bounded by maxText
 	err     error  // sticks: the line is of no more use
 	tape    *tape
+	// prompts: of TIAT; the board prints a prompt when it is ready for a command, and hears nothing before. Until Forget.
+	prompts bool
 }
 
 // LineOptions are the settings of a Line; the zero value is right for a real board.
@@ -84,7 +86,7 @@ func (l *Line) Mark() {
 
 // Forget is called when a board is gone: nothing of it stays on the line.
 func (l *Line) Forget() {
-	l.in, l.unseen, l.guard, l.tainted = nil, nil, guard{}, false
+	l.in, l.unseen, l.guard, l.tainted, l.prompts = nil, nil, guard{}, false, false
 	l.Mark()
 }
 

@@ -1,6 +1,7 @@
 package uart
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -26,6 +27,7 @@ func (TIAT) Name() string { return "ti-at" }
 const (
 	tiSilence  = 200 * time.Millisecond // an AT board that was cut off in mid-command has said all by then
 	tiFlush    = 2 * time.Second        // but a board that never stops is not waited for
+	tiReady    = 100 * time.Millisecond // from an answer to the prompt after it, if there is one
 	tiEcho     = 300 * time.Millisecond // echo of a CR, from a live board
 	tiPing     = 700 * time.Millisecond // between looks at an empty slot
 	tiAnswer   = 3 * time.Second        // to any command but sign_msg
@@ -53,6 +55,7 @@ var (
 	tiBuild   = regexp.MustCompile(`AT Commands Example Ver: ([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
 	tiOK      = regexp.MustCompile(`[\r\n](?:[A-Za-z: ]*)OK([\r\n]+)`)
 	tiSpeaks  = regexp.MustCompile(`[\r\n]OK[\r\n]|ERROR: (?:command not exist|number of parameters|parse parameters),-?[0-9]|\+event[a-z]+:`)
+	tiEvents  = regexp.MustCompile(`\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
 	// A prompt that some builds print can stand before an error, on the same line.
 	tiError = regexp.MustCompile(`ERROR: ((?:command not exist|number of parameters|parse parameters|process command|allocate),-?[0-9]{1,6}|length smaller than payload)$`)
 )
@@ -109,11 +112,29 @@ func (d TIAT) settle(ctx context.Context, l *Line) error {
 
 // test asks for an OK when all is quiet.
 func (d TIAT) test(ctx context.Context, l *Line) error {
-	if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
+	said, err := l.Discard(ctx, tiSilence, tiFlush)
+	if err != nil {
 		return err
 	}
-	_, err := d.ask(ctx, l, "at+test", "", tiAnswer)
+	// A prompt that comes once has a line end; one before every command has none.
+	l.prompts = strings.HasSuffix(tiEvents.ReplaceAllString(said, ""), tiPrompt)
+	_, err = d.ask(ctx, l, "at+test", "", tiAnswer)
 	return hide(err)
+}
+
+// ready waits for the prompt of a board that has one before every command: until the last character of it is on the wire the
+// firmware does not listen, and more than its UART holds is lost.
+func (TIAT) ready(ctx context.Context, l *Line) error {
+	for end := time.Now().Add(tiReady); ; {
+		if bytes.HasSuffix(tiEvents.ReplaceAll(l.in, nil), []byte(":")) { // its first part may have come before the answer
+			l.keep(0)
+			return nil
+		}
+		more, err := l.more(ctx, time.Until(end))
+		if err != nil || !more {
+			return err
+		}
+	}
 }
 
 // Read implements Dialect.
@@ -328,47 +349,64 @@ func hide(err error) error {
 // ask sends a command and waits for OK or ERROR. With a prefix it returns what follows it, to the end of the
 // line; the OK after it is what shows that the line was not cut. Echo, prompts and events are skipped: they can stand anywhere but inside an
 // answer. Errors: *refusal, ErrTimeout, ErrGarbled and those of Line. None of them quotes the board.
-func (TIAT) ask(ctx context.Context, l *Line, command, prefix string, limit time.Duration) (string, error) {
+func (d TIAT) ask(ctx context.Context, l *Line, command, prefix string, limit time.Duration) (string, error) {
+	value, prompted, err := d.dialogue(ctx, l, command, prefix, limit)
+	var refused *refusal
+	if l.prompts && !prompted && (err == nil || errors.As(err, &refused)) {
+		if err := d.ready(ctx, l); err != nil {
+			return "", err
+		}
+	}
+	return value, err
+}
+
+// dialogue is ask up to the end of the answer, and tells whether a prompt came with it.
+func (TIAT) dialogue(ctx context.Context, l *Line, command, prefix string, limit time.Duration) (value string, prompted bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
 	if err := l.Send(ctx, command+"\r"); err != nil {
-		return "", err
+		return "", false, err
 	}
-	value, have := "", false
+	have := false
 	for range tiLines {
 		line, err := l.ReadLine(ctx)
 		if weakened && have && errors.Is(err, ErrTimeout) {
-			return value, nil
+			return value, prompted, nil
 		}
 		if err != nil {
-			return "", err
+			return "", false, err
 		}
 		if strings.Contains(line, tiFatal) {
-			return "", fmt.Errorf("%w: its network processor has stopped; it needs a reset", ErrGarbled)
+			return "", false, fmt.Errorf("%w: its network processor has stopped; it needs a reset", ErrGarbled)
 		}
 		// After a cut echo an event stands on the same line. What it quotes, a network's name, is anybody's.
 		line, _, _ = strings.Cut(line, tiEvent)
+		before, _, _ := strings.Cut(line, "ERROR:")
+		if prefix != "" {
+			before, _, _ = strings.Cut(before, prefix)
+		}
+		prompted = prompted || strings.HasSuffix(strings.TrimSuffix(before, "OK"), ":")
 		switch before, ok := strings.CutSuffix(line, "OK"); {
 		case ok && strings.Contains(tiPrompt, before): // it can come in the middle of a prompt
 			if prefix != "" && !have {
-				return "", fmt.Errorf("%w: OK without an answer", ErrGarbled)
+				return "", false, fmt.Errorf("%w: OK without an answer", ErrGarbled)
 			}
-			return value, nil
+			return value, prompted, nil
 		case prefix != "" && strings.Contains(line, prefix):
 			if have {
-				return "", fmt.Errorf("%w: two answers to one question", ErrGarbled)
+				return "", false, fmt.Errorf("%w: two answers to one question", ErrGarbled)
 			}
 			_, value, _ = strings.Cut(line, prefix)
 			have = true
 		case strings.Contains(line, tiBanner):
-			return "", fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
+			return "", false, fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
 		default:
 			if m := tiError.FindStringSubmatch(line); m != nil {
-				return "", &refusal{m[1]}
+				return "", prompted, &refusal{m[1]}
 			}
 		}
 	}
-	return "", fmt.Errorf("%w: %d lines and no OK", ErrGarbled, tiLines)
+	return "", false, fmt.Errorf("%w: %d lines and no OK", ErrGarbled, tiLines)
 }
 
 // unpadded decodes fields that the grammar has checked: 0x and one or two hex digits.
