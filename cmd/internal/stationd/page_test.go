@@ -159,3 +159,28 @@ func TestMetricsAreGuarded(t *testing.T) {
 		t.Errorf("the hosts are %q", hosts)
 	}
 }
+
+// What net/http has to say, as of a bug in a handler, is in the daemon's log.
+func TestServerErrorsAreLogged(t *testing.T) {
+	log := new(lockedBuffer)
+	server := pageServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a bug") }), zerolog.New(log))
+	l := pipes{make(chan net.Conn), make(chan struct{})}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		server.Serve(l)
+	}()
+	near, far := net.Pipe()
+	l.next <- far
+	if _, err := io.WriteString(near, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := io.ReadAll(near); err != nil || len(said) > 0 {
+		t.Errorf("the client was told %q, %v", said, err)
+	}
+	if lines := strings.Split(strings.TrimSpace(log.String()), "\n"); len(lines) != 1 || !strings.HasPrefix(lines[0], `{"level":"warn","error":"http: panic serving`) {
+		t.Errorf("the log is %q", lines)
+	}
+	server.Close()
+	<-ended
+}
