@@ -146,6 +146,7 @@ func TestPageNotices(t *testing.T) {
 		"an error, over": {Backlog{LastError: "no route to host"}, nil, nil, "Cloud: all delivered"},
 		"one dead":       {Backlog{Dead: 1}, nil, []string{"!Call IT: the cloud refused 1 board for good."}, "Cloud: all delivered"},
 		"health":         {Backlog{}, errors.New("the disk is 99 % full"), []string{"!Call IT: the disk is 99 % full"}, "Cloud: all delivered"},
+		"health, twice":  {Backlog{}, errors.Join(errors.New("one"), errors.New("two")), []string{"!Call IT: one", "!Call IT: two"}, "Cloud: all delivered"},
 		"all, worst first": {Backlog{Pending: 3, Dead: 2, OldestSeconds: 99, LastError: "%d"}, errors.New("stuck"), []string{
 			"!Call IT: the cloud refused 2 boards for good.", "!Call IT: stuck",
 			"The cloud does not confirm: 3 boards wait, the oldest for 99 s. Go on working: every PASS is safe on this station. Last error: %d",

@@ -3,6 +3,7 @@ package station
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -103,7 +104,9 @@ func notices(b Backlog, health error) []Notice {
 		list = append(list, Notice{Urgent: true, Text: count(b.Dead, "notice-dead-one", "notice-dead-many")})
 	}
 	if health != nil {
-		list = append(list, Notice{Urgent: true, Text: say("notice-health", health)})
+		for reason := range strings.SplitSeq(health.Error(), "\n") { // as errors.Join has them
+			list = append(list, Notice{Urgent: true, Text: say("notice-health", reason)})
+		}
 	}
 	oldest := time.Duration(b.OldestSeconds) * time.Second
 	if b.Pending > 0 && (oldest >= worthTelling || b.LastError != "") {
