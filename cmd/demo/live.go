@@ -15,7 +15,11 @@ import (
 
 // live keeps the factory up until ctx ends or q is pressed.
 func (s *story) live(ctx context.Context, in *os.File) error {
-	s.say(`
+	keys := make(chan byte)
+	if restore, err := pressable(in); err == nil {
+		defer restore()
+		go read(in, keys)
+		s.say(`
 The page is live. What to try:
     a  b   plug a new board into slot A or B, or take out what is in it
     s      plug the board of step 1 into slot A again
@@ -25,12 +29,8 @@ The page is live. What to try:
     n      take the registry away, or bring it back: PASS still comes, and the backlog waits
     c      have the board of step 1 ask for its certificate
     q      end`)
-	keys := make(chan byte)
-	if restore, err := pressable(in); err == nil {
-		defer restore()
-		go read(in, keys)
 	} else {
-		s.say("(The standard input is no terminal: no keys. Ctrl-C or SIGTERM ends the demo.)")
+		s.say("\nThe page is live. The standard input is no terminal, so no keys plug boards. Ctrl-C or SIGTERM ends the demo.")
 	}
 	ticker := time.NewTicker(glance)
 	defer ticker.Stop()
