@@ -19,7 +19,8 @@ type request struct {
 	ctx    context.Context
 	sealed board.Sealed
 	key    board.Fingerprint
-	turn   chan bool // true: write the next group; false: it is written, see below
+	turn   chan bool  // true: write the next group; false: it is written, see below
+	signed chan error // once: what is wrong with the envelope
 
 	entry    Entry
 	data     []byte // the entry's JSON
@@ -48,7 +49,12 @@ func (s *Spool) Append(ctx context.Context, r board.Record) (board.Receipt, erro
 	if err != nil {
 		return board.Receipt{}, fmt.Errorf("appending a record: %w", err)
 	}
-	q := &request{ctx: ctx, sealed: sealed, key: r.Fingerprint(), turn: make(chan bool, 1)}
+	q := &request{ctx: ctx, sealed: sealed, key: r.Fingerprint(), turn: make(chan bool, 1), signed: make(chan error, 1)}
+	// The envelope is opened while the disk writes it: what is read back is compared with it.
+	go func() {
+		_, err := board.OpenEnvelope(sealed.Envelope, s.cfg.Identity.Verifier)
+		q.signed <- err
+	}()
 	s.groupMu.Lock()
 	s.waiting = append(s.waiting, q)
 	lead := !s.leading
@@ -57,8 +63,9 @@ func (s *Spool) Append(ctx context.Context, r board.Record) (board.Receipt, erro
 	if lead || <-q.turn {
 		s.lead()
 	}
+	signed := <-q.signed
 	if q.read != nil {
-		if err := q.check(s.cfg.Identity.Verifier); err != nil {
+		if err := q.check(signed); err != nil {
 			q.err = fmt.Errorf("reading entry %d back: %w", q.entry.Seq, err)
 			s.mu.Lock()
 			s.broken = q.err
@@ -76,8 +83,8 @@ func (s *Spool) Append(ctx context.Context, r board.Record) (board.Receipt, erro
 	return q.receipt, nil
 }
 
-// check compares what was read back from the disk with what should be there.
-func (q *request) check(v board.Verifier) error {
+// check compares what was read back from the disk with what should be there: of a record the envelope, whose signature was looked at.
+func (q *request) check(signed error) error {
 	data, seq, err := readLine(q.read)
 	if err != nil {
 		return err
@@ -85,12 +92,17 @@ func (q *request) check(v board.Verifier) error {
 	if seq != q.entry.Seq || !bytes.Equal(data, q.data) {
 		return errors.New("another entry is there")
 	}
-	e, err := ParseEntry(data)
-	if err != nil || e.Kind != KindRecord {
+	if q.entry.Kind != KindRecord {
+		return nil
+	}
+	envelope, err := envelopeOf(data)
+	if err != nil {
 		return err
 	}
-	_, err = board.OpenEnvelope(e.Record, v)
-	return err
+	if !bytes.Equal(envelope, q.sealed.Envelope) {
+		return errors.New("another record is there")
+	}
+	return signed
 }
 
 // lead writes the requests that wait, its own first, and hands over to the first of those that came meanwhile.
