@@ -32,6 +32,7 @@ type faultPlan struct {
 	op    string
 	after int    // good ones before it
 	also  string // fails from then on, if set
+	dead  bool   // from then on everything fails, and nothing reaches the disk: the process was killed
 	err   error
 	fired bool
 }
@@ -40,7 +41,7 @@ func (p *faultPlan) hit(op string) bool {
 	if p == nil || p.err == nil {
 		return false
 	}
-	if p.fired && op == p.also {
+	if p.fired && (op == p.also || p.dead) {
 		return true
 	}
 	if op != p.op || p.fired {
@@ -102,6 +103,9 @@ func (d faulty) openIndex(path string, options *bolt.Options) (*bolt.DB, error) 
 		return nil, err
 	}
 	hookWrites(db, func(b []byte, at int64, write func([]byte, int64) (int, error)) (int, error) {
+		if d.plan.dead && d.plan.fired {
+			return 0, d.plan.err
+		}
 		if d.plan.hit("page") {
 			n, _ := write(b[:len(b)/2], at)
 			return n, d.plan.err

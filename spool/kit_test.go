@@ -28,6 +28,7 @@ type kit struct {
 	size    int64 // of a segment
 	notices []string
 	damaged bool // the test leaves damage behind
+	carried bool // the test has records delivered to another registry than sink
 
 	mu       sync.Mutex
 	receipts map[board.DeviceID]board.Receipt
@@ -44,9 +45,12 @@ func newKit(t *testing.T) *kit {
 	k.mustOpen()
 	t.Cleanup(func() {
 		k.spool.Close()
-		if !k.damaged {
-			checkInvariants(t, k.dir, k.id, k.receipts)
+		if k.damaged {
+			k.checkDamaged()
+			return
 		}
+		checkInvariants(t, k.dir, k.id, k.receipts)
+		k.checkRegistry()
 	})
 	return k
 }
@@ -119,6 +123,63 @@ func (k *kit) mustAppend() board.Record {
 		k.t.Fatalf("Append: %+v, %v", receipt, err)
 	}
 	return r
+}
+
+// checkRegistry demands that what the index takes for delivered is in the registry.
+func (k *kit) checkRegistry() {
+	k.t.Helper()
+	if k.carried {
+		return
+	}
+	db, err := bolt.Open(indexPath(k.dir), 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		k.t.Errorf("invariant: %v", err)
+		return
+	}
+	defer db.Close()
+	db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketDevices).ForEach(func(device, value []byte) error {
+			var known pointer
+			if err := known.decode(value); err != nil {
+				k.t.Errorf("invariant: %v", err)
+			}
+			if key, ok := k.sink.have[board.DeviceID(device)]; known.Delivered != 0 && (!ok || key != known.Key) {
+				k.t.Errorf("invariant: device %x is taken for delivered, and is not in the registry", device)
+			}
+			return nil
+		})
+	})
+}
+
+// checkDamaged demands that a record for which there is a receipt is in the journal, or in a place that is known to be damaged.
+func (k *kit) checkDamaged() {
+	k.t.Helper()
+	segments, err := listSegments(k.dir)
+	if err != nil {
+		k.t.Errorf("invariant: %v", err)
+	}
+	var damage []Damage
+	records := map[uint64]board.DeviceID{}
+	scan := newScan(k.dir)
+	scan.damaged = func(d Damage) error {
+		damage = append(damage, d)
+		return nil
+	}
+	scan.visit = func(at position, seq uint64, data []byte) error {
+		r, err := indexedOf(at, seq, data)
+		if r != nil {
+			records[seq] = r.device
+		}
+		return err
+	}
+	if err := scan.run(segments); err != nil {
+		return // more is broken than the station would start with
+	}
+	for device, receipt := range k.receipts {
+		if records[receipt.Seq] != device && !covers(damage, receipt.Seq) && receipt.Seq < scan.next {
+			k.t.Errorf("invariant: a receipt for %s says entry %d, which is of %s, and is not damaged", device, receipt.Seq, records[receipt.Seq])
+		}
+	}
 }
 
 // checkInvariants opens what a test left behind.

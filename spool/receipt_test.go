@@ -141,6 +141,7 @@ func TestReceiptRefusals(t *testing.T) {
 
 func (k *kit) mustApply(im *importer) (sum Settled) {
 	k.t.Helper()
+	k.carried = true
 	receipts, err := Receipts(im.Stick, "widgiot/line3-a")
 	if err != nil {
 		k.t.Fatal(err)
@@ -160,6 +161,7 @@ func (k *kit) mustApply(im *importer) (sum Settled) {
 // A receipt that is not to be believed changes nothing.
 func TestApplyReceiptRefusals(t *testing.T) {
 	k := newKit(t)
+	k.carried = true
 	one, two := k.mustAppend(), k.mustAppend()
 	if _, err := k.append(one); err != nil { // a repeat, entry 3
 		t.Fatal(err)
