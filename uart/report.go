@@ -1,6 +1,7 @@
 package uart
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -48,16 +49,18 @@ var errRefused = fmt.Errorf("%w: its firmware answers error: it cannot sign with
 
 // Detect implements Dialect. Pings are answered without a signature.
 func (d ReportLine) Detect(ctx context.Context, l *Line) error {
-	for babble := 0; ; {
+	for babble, unheard := 0, 0; ; {
 		l.Mark()
 		_, err := d.ping(ctx, l, aboutOne(reportLook))
 		switch {
+		case err == nil && unheard == 0 && len(bytes.Trim(l.in, "\r\n")) == 0:
+			return nil // it was waiting: nothing else is on its way
 		case err == nil:
 			// Pings that came while it started are still being answered, and it may not listen meanwhile.
 			_, err := l.Discard(ctx, tiSilence, reportAnswer)
 			return err
 		case errors.Is(err, errNothing):
-			babble = 0
+			babble, unheard = 0, unheard+1
 		case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
 			if babble++; babble >= reportBabble {
 				return fmt.Errorf("%w: it says something, but does not answer as firmware of the dialect report does (%v)", ErrGarbled, err)

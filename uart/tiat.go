@@ -1,7 +1,6 @@
 package uart
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -47,14 +46,18 @@ const (
 )
 
 var (
-	tiUDID    = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2},){15}0x[0-9a-f]{1,2}$`)
-	tiVersion = regexp.MustCompile(`^0x[0-9a-f]{1,8}(?:,[0-9]{1,5}(?:\.[0-9]{1,5}){0,3}){4}$`)
-	tiMAC     = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2}:){5}0x[0-9a-f]{1,2}$`)
-	tiSigned  = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
-	tiKey1    = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
-	tiBuild   = regexp.MustCompile(`AT Commands Example Ver: ([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
-	tiOK      = regexp.MustCompile(`[\r\n](?:[A-Za-z: ]*)OK([\r\n]+)`)
-	tiSpeaks  = regexp.MustCompile(`[\r\n]OK[\r\n]|ERROR: (?:command not exist|number of parameters|parse parameters),-?[0-9]|\+event[a-z]+:`)
+	tiUDID     = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2},){15}0x[0-9a-f]{1,2}$`)
+	tiVersion  = regexp.MustCompile(`^0x[0-9a-f]{1,8}(?:,[0-9]{1,5}(?:\.[0-9]{1,5}){0,3}){4}$`)
+	tiMAC      = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2}:){5}0x[0-9a-f]{1,2}$`)
+	tiSigned   = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
+	tiKey1     = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
+	tiBuild    = regexp.MustCompile(`AT Commands Example Ver: ([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
+	tiOK       = regexp.MustCompile(`[\r\n](?:[A-Za-z: ]*)OK([\r\n]+)`)
+	tiSpeaks   = regexp.MustCompile(`[\r\n]OK[\r\n]|ERROR: (?:command not exist|number of parameters|parse parameters),-?[0-9]|\+event[a-z]+:`)
+	tiPrompted = regexp.MustCompile(`^Enter AT Command: *at\+`)
+	// What a board says that was waiting for a command: to a carriage return, and to at+test; and how that begins.
+	tiQuick   = regexp.MustCompile(`^(?:\r(?:\n\r|\n\n\r\r)|at\+test\r\n[\r\n]*OK[\r\n]+)(?:Enter AT Command:)?$`)
+	tiQuickly = regexp.MustCompile(`^(?:at\+test)?\r[\r\n]*(?:OK?)?[\r\n]*(?:E[A-Za-z ]*)?$`)
 	tiEvents  = regexp.MustCompile(`\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
 	// A prompt that some builds print can stand before an error, on the same line.
 	tiError = regexp.MustCompile(`ERROR: ((?:command not exist|number of parameters|parse parameters|process command|allocate),-?[0-9]{1,6}|length smaller than payload)$`)
@@ -73,7 +76,11 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 			return err
 		}
 		if here {
-			switch err := d.test(ctx, l); {
+			sure, err := d.quick(ctx, l)
+			if err == nil && !sure {
+				err = d.test(ctx, l)
+			}
+			switch {
 			case err == nil:
 				return nil
 			case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
@@ -107,7 +114,33 @@ func (TIAT) leave(ctx context.Context, l *Line, v vigil) error { return watch(ct
 
 // settle brings the board to where it waits for a command, whatever was typed before.
 func (d TIAT) settle(ctx context.Context, l *Line) error {
+	if sure, err := d.quick(ctx, l); sure || err != nil {
+		return err
+	}
 	return d.restore(ctx, l)
+}
+
+// quick spares a board the silence that waited for it: one that has answered a carriage return with a line end and nothing else, or at+test
+// with OK, had nothing half typed and listens. at+test fits into what its UART holds, should a prompt still come. False
+// means that it takes more than this to be sure.
+func (d TIAT) quick(ctx context.Context, l *Line) (bool, error) {
+	for end := time.Now().Add(tiReady); !tiQuick.Match(l.in); {
+		if !tiQuickly.Match(l.in) {
+			return false, nil
+		}
+		more, err := l.more(ctx, time.Until(end))
+		if err != nil || !more {
+			return false, err
+		}
+	}
+	l.keep(0)
+	l.prompts = false
+	_, err := d.ask(ctx, l, "at+test", "", tiPing)
+	var refused *refusal
+	if errors.As(err, &refused) || errors.Is(err, ErrTimeout) && ctx.Err() == nil || errors.Is(err, ErrGarbled) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // test asks for an OK when all is quiet.
@@ -126,7 +159,9 @@ func (d TIAT) test(ctx context.Context, l *Line) error {
 // firmware does not listen, and more than its UART holds is lost.
 func (TIAT) ready(ctx context.Context, l *Line) error {
 	for end := time.Now().Add(tiReady); ; {
-		if bytes.HasSuffix(tiEvents.ReplaceAll(l.in, nil), []byte(":")) { // its first part may have come before the answer
+		said := tiEvents.ReplaceAllString(string(l.in), "")
+		// Its first part may have come before the answer.
+		if end := said[strings.LastIndexAny(said, "\r\n")+1:]; end != "" && strings.HasSuffix(tiPrompt, end) {
 			l.keep(0)
 			return nil
 		}
@@ -386,6 +421,7 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command, prefix string, limit
 			before, _, _ = strings.Cut(before, prefix)
 		}
 		prompted = prompted || strings.HasSuffix(strings.TrimSuffix(before, "OK"), ":")
+		l.prompts = l.prompts || tiPrompted.MatchString(line) // and the echo on the same line
 		switch before, ok := strings.CutSuffix(line, "OK"); {
 		case ok && strings.Contains(tiPrompt, before): // it can come in the middle of a prompt
 			if prefix != "" && !have {

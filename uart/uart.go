@@ -4,9 +4,11 @@
 //
 // With a good board no time is waited out but this; all but csrEcho in Detect, before the board is read:
 //
-//   - tiSilence, 200 ms: dialects ti-at and report, before the first command. A board that was cut off in the middle of a
-//     command, or is still answering earlier probes, has said all by then; what is typed while it prints is lost. On a
-//     board that auto finds it is waited for twice: before the carriage return that ends the probe, and after it.
+//   - tiSilence, 200 ms: dialects ti-at and report, before the first command to a board that is just starting, or was met in the middle of
+//     something. A board that was cut off in the middle of a command, or is still answering earlier probes, has said all by then; what is
+//     typed while it prints is lost. One that answers the first probe with just what a waiting board says is spared it. On a
+//     board of ti-at that auto finds at its start it is waited for twice: before the carriage return that ends the probe, and after it; one of
+//     report that auto finds is always waited for once.
 //   - csrEcho, 20 ms: dialect ti-csr, after the first question. What was typed while the board started is its answer, and
 //     the question comes again; to answer too early would put every later answer one question off.
 //   - autoQuiet, 60 ms: dialect auto, after the echo of a probe that has no line end, before one is sent: an Enter alone
