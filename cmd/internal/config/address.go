@@ -11,9 +11,9 @@ import (
 )
 
 var (
-	hostLabel  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	hostLabel  = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`) // with the underscore that people use
 	allDigits  = regexp.MustCompile(`^[0-9]+$`)
-	regionName = regexp.MustCompile(`^[a-z]{2,}(-[a-z0-9]+)+$`)
+	regionName = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`) // private ones have names of their own
 	tableName  = regexp.MustCompile(`^[A-Za-z0-9_.-]{3,255}$`)
 	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 )

@@ -120,7 +120,7 @@ func TestRegistryCheck(t *testing.T) {
 		"region in words":      {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\nregion = \"Frankfurt\"\n", `:4: registry.region is "Frankfurt". Write`},
 		"endpoint, no scheme":  {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ndynamodb_endpoint = \"localhost:8000\"\n", `:4: registry.dynamodb_endpoint is "localhost:8000". Write http:// or https://`},
 		"endpoint, bad port":   {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ns3_endpoint = \"http://localhost:99999\"\n", `:4: registry.s3_endpoint is "http://localhost:99999". Write http:// or https://`},
-		"endpoints":            {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\ns3_endpoint = \"https://[::1]:7070/\"\ndynamodb_endpoint = \"http://vpce-1.example\"\n", ""},
+		"endpoints":            {"[registry]\nkind = \"aws\"\nbucket = \"keys\"\nregion = \"garage\"\ns3_endpoint = \"https://[::1]:7070/\"\ndynamodb_endpoint = \"http://vpce-1.example\"\n", ""},
 		"wrong pubkey format":  {"[registry]\nkind = \"dir\"\ndir = \"/r\"\npubkey_format = \"der\"\n", `:4: registry.pubkey_format is "der". Write "base64-pem" or "pem".`},
 	} {
 		t.Run(name, func(t *testing.T) {

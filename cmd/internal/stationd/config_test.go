@@ -89,7 +89,7 @@ trusted_receipts = []
 			t.Errorf("%s: %v, want %s", c.new, err, c.want)
 		}
 	}
-	for _, listen := range []string{":8080", "0.0.0.0:80", "[::1]:8080", "localhost:65535", "line3-a.factory.example:8080"} {
+	for _, listen := range []string{":8080", "0.0.0.0:80", "[::1]:8080", "localhost:65535", "line3_a:8080", "line3-a.factory.example:8080"} {
 		if _, err := load(t, strings.Replace(good, "127.0.0.1:8080", listen, 1)); err != nil {
 			t.Errorf("listen = %q: %v", listen, err)
 		}
