@@ -20,7 +20,7 @@ func TestPruneModel(t *testing.T) {
 		seed := rand.Uint64()
 		random := rand.New(rand.NewPCG(seed, 0))
 		k, archive := archiveKit(t)
-		m := model{map[board.DeviceID]board.Fingerprint{}, map[board.Fingerprint]board.DeviceID{}, map[board.DeviceID]uint64{}, map[board.DeviceID]bool{}}
+		m := model{keys: map[board.DeviceID]board.Fingerprint{}, owners: map[board.Fingerprint]board.DeviceID{}, seqs: map[board.DeviceID]uint64{}, pending: map[board.DeviceID]bool{}}
 		pool := []board.Record{newRecord(t), newRecord(t), newRecord(t)}
 		pruned, restored := 0, 0
 		// waits are the records of which the index does not know that they are delivered: after it was lost, all that are not pruned.
