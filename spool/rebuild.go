@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -149,27 +150,33 @@ func load(db *bolt.DB, records []indexed, empty bool) error {
 	for i := range records {
 		order[i] = &records[i]
 	}
-	if err := put(db, bucketQueue, 1, order, func(b *bolt.Bucket, r *indexed) error {
+	// The newest record of a key counts, and of those the newest of a device, as with apply. They are sorted while the queue is written.
+	var byKey, byDevice []*indexed
+	var sorting sync.WaitGroup
+	sorting.Go(func() {
+		key := func(a, b *indexed) int { return bytes.Compare(a.key[:], b.key[:]) }
+		byKey = newest(slices.Clone(order), key)
+		byDevice = newest(slices.Clone(byKey), func(a, b *indexed) int { return bytes.Compare(a.device[:], b.device[:]) })
+		if len(byKey) != len(byDevice) { // a device had two keys
+			byKey = newest(slices.Clone(byDevice), key)
+		}
+	})
+	err := put(db, bucketQueue, 1, order, func(b *bolt.Bucket, r *indexed) error {
 		if r.delivered != 0 {
 			return nil
 		}
 		q := queued{r.at.segment, r.at.offset, r.time}
 		return b.Put(encodeSeq(r.seq), q.encode())
-	}); err != nil {
+	})
+	sorting.Wait()
+	if err != nil {
 		return err
 	}
-	// The newest record of a key counts, and of those the newest of a device, as with apply.
-	order = newest(order, func(a, b *indexed) int { return bytes.Compare(a.key[:], b.key[:]) })
-	byKey := order
-	order = newest(slices.Clone(order), func(a, b *indexed) int { return bytes.Compare(a.device[:], b.device[:]) })
-	if err := put(db, bucketDevices, 0.8, order, func(b *bolt.Bucket, r *indexed) error {
+	if err := put(db, bucketDevices, 0.8, byDevice, func(b *bolt.Bucket, r *indexed) error {
 		p := pointer{Key: r.key, Seq: r.seq, At: r.time, Delivered: r.delivered}
 		return b.Put(r.device[:], p.encode())
 	}); err != nil {
 		return err
-	}
-	if len(byKey) != len(order) { // a device had two keys
-		byKey = newest(order, func(a, b *indexed) int { return bytes.Compare(a.key[:], b.key[:]) })
 	}
 	return put(db, bucketKeys, 0.8, byKey, func(b *bolt.Bucket, r *indexed) error {
 		return b.Put(r.key[:], r.device[:])
