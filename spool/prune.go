@@ -287,7 +287,8 @@ func (s *Spool) letGo(p *Prunable, was sealedSegment, size int64) error {
 		return fmt.Errorf("removing the segment: %w", err)
 	}
 	p.Pruned = true
-	// It need not be synced: were the segment back after a power failure, it would count, and be pruned again.
+	// From here on the summary counts. The removal need not be synced: were the segment back after a power failure, it would count, and
+	// be pruned again.
 	now.Pruned, now.Size = true, size
 	if err := s.update(func(tx *bolt.Tx) error { return putSealed(tx, p.First, now) }); err != nil {
 		s.broken = fmt.Errorf("pruning a segment: %w", err)
@@ -371,7 +372,7 @@ func Restore(dir string, v note.Verifier, copies func(first uint64) ([]byte, err
 	return fmt.Errorf("no segment with entry %d was pruned: %w", seq, fs.ErrNotExist)
 }
 
-// putBack makes a segment of what was pruned. The segment is durable before the summary goes; were that back, the segment would count.
+// putBack makes a segment of what was pruned. The segment is durable before the summary goes; if that comes back, it has no meaning.
 func putBack(d disk, dir string, first uint64, lines []byte) error {
 	if err := writeDurably(d, segmentPath(dir, first), lines, 0o400); err != nil {
 		return fmt.Errorf("writing the segment: %w", err)
