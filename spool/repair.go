@@ -315,21 +315,11 @@ func (r *repair) restoreSegment(first uint64) error {
 	if err != nil {
 		return err
 	}
-	aside := ""
-	for n := 1; aside == ""; n++ {
-		candidate := asidePath(r.dir, fmt.Sprintf("%020d-%d.pruned", first, n))
-		if _, err := os.Lstat(candidate); errors.Is(err, fs.ErrNotExist) {
-			aside = candidate
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
-		return err
-	}
-	if err := writeDurably(osDisk{}, aside, old, 0o400); err != nil {
+	aside, err := keepAside(osDisk{}, r.dir, fmt.Sprintf("%020d-%%d.pruned", first), old)
+	if err != nil {
 		return err
 	}
 	r.report.Aside = append(r.report.Aside, aside)
-	// It syncs the folder that the quarantine may be new in before the summary goes.
 	return putBack(osDisk{}, r.dir, first, r.restore[first])
 }
 
