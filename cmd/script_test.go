@@ -23,6 +23,11 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	// What the commands are made of, so that go test has compiled it before this test builds them: from a cold cache, both would
+	// do that work at once.
+	_ "secretfree/cmd/internal/issuerd"
+	_ "secretfree/cmd/internal/stationd"
+
 	"secretfree/fixtures"
 	"secretfree/station/board"
 )
