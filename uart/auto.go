@@ -156,8 +156,11 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 			return f, nil
 		}
 		wait := autoQuiet
-		if len(text) == before { // an empty slot
+		switch {
+		case len(text) == before: // an empty slot
 			wait = time.Until(end)
+		case text == probe && !entered: // the whole echo, and nothing but that
+			wait = 0
 		}
 		more, err := l.more(ctx, wait)
 		if err != nil {

@@ -12,7 +12,7 @@
 //   - csrEcho, 20 ms: dialect ti-csr, after the first question. What was typed while the board started is its answer, and
 //     the question comes again; to answer too early would put every later answer one question off.
 //   - autoQuiet, 60 ms: dialect auto, after the echo of a probe that has no line end, before one is sent: an Enter alone
-//     ends the firmware of the CSR example.
+//     ends the firmware of the CSR example. An echo with nothing before it is spared it.
 //
 // To add a dialect: write one file with a type that implements Dialect, its tests beside it, and add
 // one line to dialects. If it has the methods of finder as well, auto finds it. A proof whose signature covers something else than
