@@ -172,6 +172,12 @@ func (k *kit) checkDamaged() {
 		}
 		return err
 	}
+	scan.brief = func(_, seq uint64, b *brief) error {
+		if b.Kind == KindRecord {
+			records[seq] = b.Device
+		}
+		return nil
+	}
 	if err := scan.run(segments); err != nil {
 		return // more is broken than the station would start with
 	}
