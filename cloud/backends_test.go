@@ -282,6 +282,7 @@ type awsStore struct {
 	raw    *AWS // past the proxies
 	dynamo *proxy
 	s3     *proxy
+	client *http.Client // if set, what open calls with
 }
 
 func newAWSStore(t testing.TB, dynamoURL, s3URL string) *awsStore {
@@ -323,7 +324,16 @@ func (b *awsStore) open(t *testing.T, format PubkeyFormat) registry {
 	c.PubkeyFormat = format
 	a, err := NewAWS(context.Background(), c)
 	must(t, err)
+	if b.client != nil {
+		callWith(a, b.client)
+	}
 	return a
+}
+
+func callWith(a *AWS, client *http.Client) {
+	a.dynamo = dynamodb.New(a.dynamo.Options(), func(o *dynamodb.Options) { o.HTTPClient = client })
+	a.s3 = s3.New(a.s3.Options(), func(o *s3.Options) { o.HTTPClient = client })
+	a.slow = s3.New(a.slow.Options(), func(o *s3.Options) { o.HTTPClient = client })
 }
 
 func (b *awsStore) bucket() string { return b.config.Bucket }
