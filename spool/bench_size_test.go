@@ -97,7 +97,7 @@ func BenchmarkAppendLate(b *testing.B) {
 			middle := time.Now()
 			if err := db.Update(func(tx *bolt.Tx) error {
 				return errors.Join(
-					apply(tx, &indexed{r.Device, key, seq, at, int64(n), 0}),
+					apply(tx, &indexed{device: r.Device, key: key, seq: seq, at: at, time: int64(n)}),
 					tx.Bucket(bucketLeaves).Put(encodeSeq(seq), key[:]),
 					putProgress(tx, progress{Next: seq + 1}))
 			}); err != nil {
