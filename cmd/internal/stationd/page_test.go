@@ -67,7 +67,7 @@ func TestSlowClients(t *testing.T) {
 						t.Fatal(answer, err)
 					}
 				}
-				if took := <-gone; took != c.gone {
+				if took := <-gone; took < c.gone || took > c.gone+time.Second { // net/http may linger for half a second
 					t.Errorf("the connection was closed after %v, want %v", took, c.gone)
 				}
 				near.Close()
