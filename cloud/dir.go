@@ -282,7 +282,7 @@ func (d *Dir) explain(doing string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		remedy = "this program may not use the folder: give its user the right to read and write there: "
 	case errors.Is(err, syscall.EROFS):
-		remedy = "its disk is mounted read-only: check the disk and mount it for writing: "
+		remedy = "it is read-only for this program: check that its disk is mounted for writing, and that the unit of systemd names it in ReadWritePaths=: "
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ESTALE):
 		remedy = "its disk or share has failed: check it and mount it again: "
 	}

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -78,6 +79,46 @@ func TestUnits(t *testing.T) {
 	}
 	if n := len(settings(t, "stationd.service")["Service.DeviceAllow"]); n < 3 {
 		t.Errorf("stationd.service allows %d kinds of ports", n)
+	}
+}
+
+var udevRule = regexp.MustCompile(`^ATTRS\{idVendor\}=="[0-9a-f]{4}", ATTRS\{idProduct\}=="[0-9a-f]{4}", ENV\{ID_MM_DEVICE_IGNORE\}="1"$`)
+
+// The rules keep ModemManager away from adapters, and do nothing else.
+func TestUdevRules(t *testing.T) {
+	text, err := os.ReadFile("../systemd/udev/70-secretfree.rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), `"0451", ATTRS{idProduct}=="bef3"`) {
+		t.Error("there is no rule for the probe of the LaunchPads")
+	}
+	frame := []string{"", `ACTION=="remove", GOTO="secretfree_end"`, `SUBSYSTEM!="usb", SUBSYSTEM!="tty", GOTO="secretfree_end"`, `LABEL="secretfree_end"`}
+	for i, line := range strings.Split(string(text), "\n") {
+		if !udevRule.MatchString(line) && !strings.HasPrefix(line, "#") && !slices.Contains(frame, line) {
+			t.Errorf("line %d is no such rule: %s", i+1, line)
+		}
+	}
+}
+
+// A folder that the sample names as a registry can be written to under the unit.
+func TestRegistryFolder(t *testing.T) {
+	sample, err := os.ReadFile("../systemd/stationd.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(sample), `dir  = "`)
+	folder, _, ok := strings.Cut(after, `"`)
+	if writable := settings(t, "stationd.service")["Service.ReadWritePaths"]; !ok || !slices.Contains(writable, "-"+folder) {
+		t.Errorf("the sample has the registry %q, the unit lets stationd write to %q", folder, writable)
+	}
+}
+
+// A station cannot be built with the weakness that the mutation campaign must find.
+func TestNoWeakenedStation(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "vet", "-tags", "weakened", "../cmd/internal/stationd").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "noStationIsBuiltWithTheTagWeakened") {
+		t.Errorf("it can: %v\n%s", err, out)
 	}
 }
 
