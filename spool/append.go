@@ -74,7 +74,7 @@ func (s *Spool) Append(ctx context.Context, r board.Record) (board.Receipt, erro
 	}
 	switch {
 	case q.err != nil && q.conflict != nil:
-		return board.Receipt{}, fmt.Errorf("%w (and the refusal could not be journaled: %v)", q.conflict, q.err)
+		return board.Receipt{}, fmt.Errorf("%w (and the refusal could not be journaled: %w)", q.conflict, q.err)
 	case q.err != nil:
 		return board.Receipt{}, fmt.Errorf("appending a record: %w", q.err)
 	case q.conflict != nil:

@@ -102,6 +102,15 @@ func journalReason(err error) Reason {
 	return ReasonDiskError
 }
 
+// diskReason names what an error of Journal.Append means for the disk: a refusal that could not be journaled has two meanings.
+func diskReason(err error) Reason {
+	reason := journalReason(err)
+	if errno, ok := errors.AsType[syscall.Errno](err); ok && reason != ReasonDiskFull {
+		return journalReason(errno)
+	}
+	return reason
+}
+
 // portAdvice says what to do about an error of opening a port, and about whom or what; empty if the port is just not there.
 func portAdvice(err error) (advice word, detail string) {
 	var refused *uart.OpenError

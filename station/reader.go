@@ -132,11 +132,10 @@ func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event,
 	var receipt board.Receipt
 	s.toDisk(i, func() { receipt, err = s.journal.Append(ctx, record) })
 	if err != nil {
-		reason := journalReason(err)
 		if ctx.Err() == nil {
-			s.appended(reason)
+			s.appended(diskReason(err))
 		}
-		return event{kind: boardFailed, reason: reason, device: record.Device}, err, nil
+		return event{kind: boardFailed, reason: journalReason(err), device: record.Device}, err, nil
 	}
 	s.appended("")
 	return event{kind: boardPassed, device: record.Device, repeat: receipt.Repeat}, nil, nil

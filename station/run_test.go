@@ -390,6 +390,16 @@ func TestHealthOfTheDisk(t *testing.T) {
 				t.Errorf("Alive: %v; a restart frees no room", err)
 			}
 			b.ledger.set(nil, nil)
+			try(newBoard(), Passed)
+			if err := b.Health(); err != nil {
+				t.Errorf("with room again: %v", err)
+			}
+			b.ledger.set(fmt.Errorf("%w (and the refusal could not be journaled: %w)", &board.Conflict{Kind: board.ErrDeviceConflict}, c.refusal), nil)
+			try(newBoard(), Failed)
+			if err := b.Health(); err == nil || err.Error() != c.want {
+				t.Errorf("a refusal that could not be journaled: %v, want %q", err, c.want)
+			}
+			b.ledger.set(nil, nil)
 			clone := newBoard()
 			clone.Device = good.Device
 			try(clone, Failed)
