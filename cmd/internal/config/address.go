@@ -42,7 +42,7 @@ func isPort(port string) bool {
 func CheckListen(f *File, key, value, example string) error {
 	host, port, err := net.SplitHostPort(value)
 	if err != nil || !isPort(port) || host != "" && !isHost(host) {
-		return f.Errorf(key, fmt.Sprintf("Write an address and a port from 1 to 65535, such as %q; 0.0.0.0 is every address of this machine.", example), "%s is %q", key, value)
+		return f.Errorf(key, fmt.Sprintf("Write an address and a port up to 65535, such as %q; 0.0.0.0 is every address of this machine.", example), "%s is %q", key, value)
 	}
 	return nil
 }

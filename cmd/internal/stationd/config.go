@@ -123,6 +123,9 @@ func (c Config) check(f *config.File) error {
 			return f.Errorf("policy.algorithms", fmt.Sprintf("Write some of %q, %q, %q.", board.P256, board.P384, board.RSA), "policy.algorithms has %q", a)
 		}
 	}
+	if len(c.Policy.Algorithms) > 0 && !slices.Contains(c.Policy.Algorithms, board.P256) {
+		return f.Errorf("policy.algorithms", fmt.Sprintf("Add %q: no dialect of this version reads a board with another type of key, so all would be refused.", board.P256), "policy.algorithms is %q", c.Policy.Algorithms)
+	}
 	if c.Policy.Lot != "" && !filepath.IsAbs(c.Policy.Lot) {
 		return f.Errorf("policy.lot", "Write the absolute path of the file.", "policy.lot is %q", c.Policy.Lot)
 	}

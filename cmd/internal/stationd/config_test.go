@@ -73,6 +73,7 @@ trusted_receipts = []
 		{`"/dev/serial/by-path/two"`, `"ttyUSB0"`, `:12: the port of slot "B" is "ttyUSB0". Write`},
 		{`"auto"`, `"at"`, `:13: the dialect of slot "B" is "at". Write one of`},
 		{`["P-256"]`, `["P-521"]`, `:15: policy.algorithms has "P-521". Write some of`},
+		{`["P-256"]`, `["RSA"]`, `:15: policy.algorithms is ["RSA"]. Add "P-256"`},
 		{`"/srv/lot.txt"`, `"lot.txt"`, `:16: policy.lot is "lot.txt". Write the absolute path`},
 		{`failed = 1`, `failed = 0`, `:18: transcripts.failed is 0. Write a number from 1 to`},
 		{`max_mib = 1`, `max_mib = 1000000`, `:20: transcripts.max_mib is 1000000. Write a number`},
