@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -114,6 +115,15 @@ func TestReasons(t *testing.T) {
 	}
 	if strings.Join(got, " ") != want {
 		t.Errorf("the reasons are %v, want %s", got, want)
+	}
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, reason := range got {
+		if !strings.Contains(string(readme), "`"+reason+"`") {
+			t.Errorf("README does not say what %s means", reason)
+		}
 	}
 	// Every constant is listed.
 	file, err := parser.ParseFile(token.NewFileSet(), "slot.go", nil, 0)

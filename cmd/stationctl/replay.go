@@ -272,7 +272,7 @@ type junitFailure struct {
 func writeJUnit(name string, results []replayed) error {
 	suite := junitSuite{Name: "stationctl replay", Tests: len(results)}
 	for _, r := range results {
-		c := junitCase{Name: filepath.Base(r.File), Class: "transcripts", Seconds: r.Seconds}
+		c := junitCase{Name: r.File, Class: "transcripts", Seconds: r.Seconds}
 		if !r.OK {
 			suite.Failures++
 			c.Failure = &junitFailure{Message: r.Problem}

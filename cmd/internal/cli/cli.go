@@ -134,7 +134,7 @@ func run(ctx context.Context, name, description string, grammar interface{ commo
 	return ExitFailed
 }
 
-// longFlags lets -config stand for --config: services were often started so.
+// longFlags lets -config stand for --config: many services are started so.
 func longFlags(app *kong.Application, args []string) []string {
 	known := map[string]bool{}
 	var collect func(n *kong.Node)
