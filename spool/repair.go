@@ -37,6 +37,7 @@ const (
 	FromNowhere  From = "nowhere"  // it stays damaged; Reason says why
 	FromLost     From = "lost"     // an entry of kind lost takes its place: nothing was signed over it
 	FromNoise    From = "noise"    // no entry is missing; the bytes that do not belong there are dropped
+	FromDisk     From = "disk"     // it is whole, though the index has it as damaged: the disk could not read it then
 )
 
 // Fix is what becomes of one damaged entry.
@@ -53,7 +54,7 @@ type Fix struct {
 
 // RepairReport is what Repair did, or would do.
 type RepairReport struct {
-	Damage []Damage
+	Damage []Damage // also what only the index has
 	Fixes  []Fix
 	Left   int      // entries that stay damaged
 	Aside  []string // where the damaged files were put
@@ -80,6 +81,9 @@ func Repair(dir string, v note.Verifier, sources Sources, dryRun bool) (RepairRe
 		r.plan(&r.holes[i])
 	}
 	r.confirm()
+	if err := r.findStale(); err != nil {
+		return r.report, err
+	}
 	for _, f := range r.report.Fixes {
 		if f.From == FromNowhere {
 			r.report.Left++
@@ -242,6 +246,33 @@ func (r *repair) findDevices() error {
 			return nil
 		})
 	})
+}
+
+// findStale finds what the index has as damaged and is not. A sealed segment is not read at each start, so that would stay for ever.
+func (r *repair) findStale() error {
+	if r.db == nil {
+		return nil
+	}
+	known, err := readDamage(r.db)
+	if err != nil {
+		return fmt.Errorf("reading the index: %w", err)
+	}
+	found := slices.Clone(r.report.Damage)
+	for _, d := range known {
+		var whole []Fix
+		for seq := d.First; seq < d.Next; seq++ {
+			if !covers(found, seq) {
+				whole = append(whole, Fix{Segment: d.Segment, Seq: seq, From: FromDisk, Device: r.devices[seq]})
+			}
+		}
+		if d.Entries() == 0 && !slices.ContainsFunc(found, func(f Damage) bool { return f.Segment == d.Segment && f.Offset == d.Offset }) {
+			whole = append(whole, Fix{Segment: d.Segment, Seq: d.First, From: FromDisk})
+		}
+		if len(whole) > 0 {
+			r.report.Damage, r.report.Fixes = append(r.report.Damage, d), append(r.report.Fixes, whole...)
+		}
+	}
+	return nil
 }
 
 // plan finds a fix for each entry of a hole.
@@ -509,11 +540,13 @@ func (r *repair) apply() error {
 	lowest := uint64(math.MaxUint64)
 	for _, f := range r.report.Fixes {
 		if f.From != FromNowhere {
-			fixes[f.Segment] = append(fixes[f.Segment], f)
 			lowest = min(lowest, f.Segment)
 		}
+		if f.From != FromNowhere && f.From != FromDisk {
+			fixes[f.Segment] = append(fixes[f.Segment], f)
+		}
 	}
-	if len(fixes) == 0 {
+	if lowest == math.MaxUint64 {
 		return nil
 	}
 	// First the index is told to read them again: a start in between finds the damage as it is.
@@ -563,7 +596,7 @@ func (r *repair) rewrite(first uint64, fixes []Fix) error {
 		}
 	}
 	damaged := func(offset int64) bool {
-		return slices.ContainsFunc(r.report.Damage, func(d Damage) bool {
+		return slices.ContainsFunc(r.holes, func(d hole) bool {
 			return d.Segment == first && d.Offset <= offset && offset < d.Offset+d.Bytes
 		})
 	}

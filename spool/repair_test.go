@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	bolt "go.etcd.io/bbolt"
+
 	"secretfree/station/board"
 )
 
@@ -279,5 +281,79 @@ func TestRepairGivesUp(t *testing.T) {
 	}
 	if receipt, err := k.append(lost); err != nil || receipt.Repeat {
 		t.Errorf("the lost board again: %+v, %v", receipt, err)
+	}
+}
+
+// What the disk could not read once is in the index as damage, and is read again when Repair finds it whole.
+func TestRepairAfterABadSector(t *testing.T) {
+	k, all := smallKit(t, 14)
+	if err := k.spool.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	k.spool.Close()
+	if err := edited(indexPath(k.dir), func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(0)) }); err != nil {
+		t.Fatal(err)
+	}
+	k.disk = badSector{path: segmentPath(k.dir, 0)}
+	k.mustOpen()
+	damaged := int(k.spool.Stats().Damaged)
+	if damaged == 0 {
+		t.Fatal("nothing is damaged")
+	}
+	k.spool.Close()
+	k.disk = nil
+	before := k.files()
+	for _, dry := range []bool{true, false} {
+		report, err := Repair(k.dir, k.id.Verifier, Sources{}, dry)
+		if err != nil || report.Left > 0 || len(report.Fixes) != damaged || len(report.Damage) == 0 || len(report.Aside) > 0 {
+			t.Fatalf("Repair: %+v, %v", report, err)
+		}
+		for _, f := range report.Fixes {
+			if f.From != FromDisk {
+				t.Errorf("%+v", f)
+			}
+		}
+	}
+	if !sameFiles(before, k.files()) {
+		t.Error("a file was changed")
+	}
+	k.mustOpen()
+	if s := k.spool.Stats(); s.Damaged != 0 || s.Unsigned != "" {
+		t.Errorf("after it: %+v", s)
+	}
+	for _, r := range all {
+		k.remembers(r)
+	}
+	k.spool.Close()
+	if report, err := Repair(k.dir, k.id.Verifier, Sources{}, true); err != nil || len(report.Fixes) > 0 || len(report.Damage) > 0 {
+		t.Errorf("once more: %+v, %v", report, err)
+	}
+}
+
+// A line that is whole again beside one that is damaged for good is not dropped with it.
+func TestRepairAfterABadSectorInPart(t *testing.T) {
+	k, all := smallKit(t, 14)
+	copies := copiesOf(k)
+	k.spool.Close()
+	spoilEntry(t, k, 0, 2)
+	os.Remove(indexPath(k.dir))
+	k.disk = badSector{path: segmentPath(k.dir, 0)}
+	k.mustOpen()
+	k.spool.Close()
+	k.disk = nil
+	report, err := Repair(k.dir, k.id.Verifier, Sources{Segment: copies}, false)
+	if err != nil || report.Left > 0 || len(report.Aside) != 1 || !slices.ContainsFunc(report.Fixes, func(f Fix) bool { return f.From == FromDisk && f.Seq == 1 }) {
+		t.Fatalf("Repair: %+v, %v", report, err)
+	}
+	good, err := copies(0)
+	if b, err2 := os.ReadFile(segmentPath(k.dir, 0)); err != nil || err2 != nil || !bytes.Equal(b, good) {
+		t.Errorf("the segment is not what it was (%v, %v)", err, err2)
+	}
+	k.mustOpen()
+	if s := k.spool.Stats(); s.Damaged != 0 {
+		t.Errorf("after it: %+v", s)
+	}
+	for _, r := range all {
+		k.remembers(r)
 	}
 }
