@@ -35,7 +35,7 @@ type brief struct {
 	Device   board.DeviceID    // of a record, a repeat or a refusal
 	Key      board.Fingerprint // as Device
 	Envelope [16]byte          // the front of the SHA-256 of a record's envelope
-	Hash     tlog.Hash         // of the leaf; zero: the line is damaged, and nothing of this is known
+	Hash     tlog.Hash         // of the leaf
 }
 
 func (s *summary) next() uint64 { return s.first + uint64(len(s.entries)) }
@@ -127,68 +127,40 @@ func (s *summary) check(v note.Verifier) error {
 	return nil
 }
 
-// parseSummary reads what sign writes: what parses has the same text. Signatures are for check to look at.
+// parseSummary reads what sign writes: what parses has the same text. It reads all of it or nothing: only the signature over all of it says that
+// a device has a key. Signatures are for check to look at.
 func parseSummary(data []byte) (*summary, error) {
-	s, holes, err := readSummary(data)
-	if err != nil {
-		return nil, err
-	}
-	text, _, _ := bytes.Cut(data, []byte("\n\n"))
-	if len(holes) > 0 || s.text() != string(text)+"\n" {
-		return nil, fmt.Errorf("%w: a line is damaged", ErrSummary)
-	}
-	return s, nil
-}
-
-// readSummary reads what is whole of a summary. Where a line is damaged the hash is zero, and the place is returned as a hole. It fails if it
-// cannot be said of which entries it is.
-func readSummary(data []byte) (s *summary, holes []Damage, err error) {
-	text, _, ok := bytes.Cut(data, []byte("\n\n"))
-	if !ok {
-		text = bytes.TrimSuffix(data, []byte("\n"))
-	}
+	text, _, signed := bytes.Cut(data, []byte("\n\n"))
 	lines := bytes.Split(text, []byte("\n"))
-	s = &summary{signed: data}
+	s := &summary{signed: data}
 	var next uint64
 	if len(lines) < 3 || string(lines[0]) != summaryHeader {
 		if isNewer(data, summaryHeader, "secretfree pruned ") {
-			return nil, nil, fmt.Errorf("the summary of a pruned segment, of a newer format (%.40q): %w; install the newer version again, nothing was changed", lines[0], board.ErrNewer)
+			return nil, fmt.Errorf("the summary of a pruned segment, of a newer format (%.40q): %w; install the newer version again, nothing was changed", lines[0], board.ErrNewer)
 		}
-		return nil, nil, fmt.Errorf("%w: no header", ErrSummary)
+		return nil, fmt.Errorf("%w: no header", ErrSummary)
 	}
 	s.origin = string(lines[1])
 	if n, err := fmt.Sscanf(string(lines[2]), "%d %d", &s.first, &next); n != 2 || err != nil || next <= s.first || next-s.first > maxHole || s.first >= 1<<62 {
-		return nil, nil, fmt.Errorf("%w: no range", ErrSummary)
+		return nil, fmt.Errorf("%w: no range", ErrSummary)
 	}
-	s.entries = make([]brief, next-s.first)
-	offset := int64(len(lines[0]) + len(lines[1]) + len(lines[2]) + 3)
-	seq := s.first // of the next entry
-	hole := Damage{Line: 4, Offset: offset}
-	open := false
 	for i, line := range lines[3:] {
-		b, at, err := parseBrief(line)
-		offset += int64(len(line) + 1)
-		if err != nil || at < seq || at >= next {
-			open = true
-			continue
+		b, seq, err := parseBrief(line)
+		if err == nil && seq != s.next() {
+			err = fmt.Errorf("%w: entry %d stands where %d should", ErrSummary, seq, s.next())
 		}
-		if open = open || at > seq; open {
-			hole.First, hole.Next, hole.Bytes = seq, at, offset-int64(len(line)+1)-hole.Offset
-			holes = append(holes, hole)
-			open = false
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", i+4, err)
 		}
-		s.entries[at-s.first] = b
-		seq = at + 1
-		hole = Damage{Line: i + 5, Offset: offset}
+		s.entries = append(s.entries, b)
 	}
-	if open || seq < next {
-		hole.First, hole.Next, hole.Bytes = seq, next, offset-hole.Offset
-		holes = append(holes, hole)
+	if s.next() != next {
+		return nil, fmt.Errorf("%w: it ends at entry %d, and says %d", ErrSummary, s.next(), next)
 	}
-	for i := range holes {
-		holes[i].Segment, holes[i].Reason = s.first, "its line in the summary of the pruned segment is damaged"
+	if !signed || s.text() != string(text)+"\n" {
+		return nil, fmt.Errorf("%w: it is not whole", ErrSummary)
 	}
-	return s, holes, nil
+	return s, nil
 }
 
 func parseBrief(line []byte) (b brief, seq uint64, err error) {
@@ -239,15 +211,14 @@ func parseBrief(line []byte) (b brief, seq uint64, err error) {
 	return b, seq, nil
 }
 
-// loadSummary reads the summary of the segment that begins at an entry. A file of which nothing can be used is one hole up to limit, or
+// loadSummary reads the summary of the segment that begins at an entry. One of which not all is whole is one hole up to limit, or
 // up to where the hashes beside it end.
-func (s *scan) loadSummary(first, limit uint64) (*summary, []Damage, error) {
+func (s *scan) loadSummary(first, limit uint64) (*summary, *Damage, error) {
 	path := summaryPath(s.dir, first)
 	data, err := os.ReadFile(path)
 	var sum *summary
-	var holes []Damage
 	if err == nil {
-		sum, holes, err = readSummary(data)
+		sum, err = parseSummary(data)
 		if errors.Is(err, board.ErrNewer) {
 			return nil, nil, fmt.Errorf("%s: %w", path, err)
 		}
@@ -260,39 +231,33 @@ func (s *scan) loadSummary(first, limit uint64) (*summary, []Damage, error) {
 		if sealed, ok := s.sealed(first); ok && sealed > first {
 			next = min(next, sealed)
 		}
-		return nil, []Damage{{Segment: first, First: first, Next: next, Line: 1, Bytes: int64(len(data)), Reason: err.Error()}}, nil
+		return nil, &Damage{Segment: first, First: first, Next: next, Line: 1, Bytes: int64(len(data)), Reason: err.Error()}, nil
 	}
-	if s.key != nil && len(holes) == 0 {
+	if s.key != nil {
 		if err := sum.check(s.key); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	return sum, holes, nil
+	return sum, nil, nil
 }
 
 // pruned goes through the summary of a segment as segment goes through its lines.
 func (s *scan) pruned(first, limit uint64) error {
-	sum, holes, err := s.loadSummary(first, limit)
+	sum, hole, err := s.loadSummary(first, limit)
 	if err != nil {
 		return err
 	}
 	s.end = position{segment: first}
-	next := uint64(0)
-	if sum != nil {
-		next = sum.next()
-	} else {
-		next = holes[0].Next
-	}
-	for s.next < next {
-		if len(holes) > 0 && holes[0].First == s.next {
-			if err := s.damaged(holes[0]); err != nil {
-				return err
-			}
-			s.next, holes = max(s.next, holes[0].Next), holes[1:]
-			continue
+	if hole != nil {
+		if err := s.damaged(*hole); err != nil {
+			return err
 		}
+		s.next = hole.Next
+		return nil
+	}
+	for i := range sum.entries {
 		if s.brief != nil {
-			if err := s.brief(first, s.next, &sum.entries[s.next-first]); err != nil {
+			if err := s.brief(first, s.next, &sum.entries[i]); err != nil {
 				return err
 			}
 		}
