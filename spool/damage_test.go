@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"secretfree/station/board"
 )
 
@@ -274,6 +276,50 @@ func TestQuarantineWithoutLeaves(t *testing.T) {
 	if s := k.spool.Stats(); s.Damaged == 0 || s.Unsigned == "" || s.Signed != signed {
 		t.Errorf("without the index too: stats %+v", s)
 	}
+}
+
+// The hashes beside a segment may be all that is left to repair it by: they are not replaced by fewer of them.
+func TestSealKeepsHashes(t *testing.T) {
+	k, _ := smallKit(t, 14)
+	whole, err := readLeaves(k.dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := readSealed(k.spool.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(i int, h tlog.Hash) leaves {
+		l := leaves{whole.Origin, 0, slices.Clone(whole.Hashes)}
+		l.Hashes[i] = h
+		return l
+	}
+	fewer := with(1, tlog.Hash{})
+	short := leaves{whole.Origin, 0, whole.Hashes[:2]}
+	other := with(1, tlog.Hash{1})
+	otherShort := leaves{whole.Origin, 0, other.Hashes[:2]}
+	foreign := leaves{"widgiot/line4-b", 0, whole.Hashes}
+	for name, c := range map[string]struct{ have, hashes, want leaves }{
+		"one that was not known":    {whole, fewer, whole},
+		"an end that was not known": {whole, short, whole},
+		"one that is known now":     {fewer, whole, whole},
+		"another one":               {other, whole, whole},
+		"another one, and an end":   {otherShort, whole, whole},
+		"of others, and an end":     {other, short, short},
+		"of another station":        {foreign, fewer, fewer},
+	} {
+		path := leavesPath(k.dir, 0)
+		if err := errors.Join(os.Remove(path), os.WriteFile(path, c.have.encode(), 0o400)); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.spool.seal(seal{0, sealed[0], c.hashes.Hashes}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got, err := readLeaves(k.dir, 0); err != nil || string(got.encode()) != string(c.want.encode()) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	k.spool.seal(seal{0, sealed[0], whole.Hashes})
 }
 
 // tearGroup writes three lines in one write, of which a power failure tore the first.

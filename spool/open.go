@@ -522,8 +522,10 @@ func (o *opening) fill(db *bolt.DB, empty bool) error {
 func (s *Spool) seal(seal seal) error {
 	dir := s.cfg.Dir
 	l := leaves{Origin: s.origin, First: seal.first, Hashes: seal.hashes}
-	if err := s.settleFile(leavesPath(dir, seal.first), l.encode()); err != nil {
-		return err
+	if have, err := readLeaves(dir, seal.first); err != nil || !have.knowsMore(l) {
+		if err := s.settleFile(leavesPath(dir, seal.first), l.encode()); err != nil {
+			return err
+		}
 	}
 	if !seal.sealed.Pruned {
 		if err := os.Chmod(segmentPath(dir, seal.first), 0o400); err != nil {

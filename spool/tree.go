@@ -65,6 +65,22 @@ type leaves struct {
 
 func (l *leaves) next() uint64 { return l.First + uint64(len(l.Hashes)) }
 
+// knowsMore tells whether l knows every hash that other does, and some that it does not.
+func (l *leaves) knowsMore(other leaves) bool {
+	if l.Origin != other.Origin || l.First != other.First || len(l.Hashes) < len(other.Hashes) {
+		return false
+	}
+	more := len(l.Hashes) > len(other.Hashes)
+	for i, h := range other.Hashes {
+		if h == (tlog.Hash{}) {
+			more = more || l.Hashes[i] != h
+		} else if l.Hashes[i] != h {
+			return false
+		}
+	}
+	return more
+}
+
 // ErrLeaves says that something is not a file of leaf hashes.
 var ErrLeaves = errors.New("not a file of leaf hashes")
 
