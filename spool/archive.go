@@ -41,12 +41,15 @@ type archiveStats struct {
 	have      int // that it has
 	offered   uint64
 	lastError string
-	forked    bool // lastError is ErrFork
+	forked    string // what said ErrFork, once it did
 }
 
-// keyOffered is the size of the newest checkpoint that the archive has. The other keys of its bucket are the first seqs of the segments
-// that it has.
-var keyOffered = []byte("checkpoint")
+// keyOffered is the size of the newest checkpoint that the archive has, keyForked the text of the first ErrFork. The other keys of the
+// bucket are the first seqs of the segments that it has.
+var (
+	keyOffered = []byte("checkpoint")
+	keyForked  = []byte("forked")
+)
 
 // runArchive offers what is sealed until the context ends. It has its own pace: an archive that is slow or away does not hold back records.
 func (s *Spool) runArchive(ctx context.Context) {
@@ -65,17 +68,15 @@ func (s *Spool) runArchive(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		s.fork(err)
 		s.mu.Lock()
-		s.archive.lastError, s.archive.forked = "", errors.Is(err, ErrFork)
+		s.archive.lastError = ""
 		if err != nil {
 			s.archive.lastError = err.Error()
 		}
 		s.unlock()
 		switch {
 		case err != nil:
-			if errors.Is(err, ErrFork) && backoff == 0 {
-				s.cfg.Notify(err.Error())
-			}
 			backoff = min(max(backoffFirst, 2*backoff), archiveMax)
 			timer.Reset(backoff/2 + rand.N(backoff/2))
 			sealed = nil
@@ -86,6 +87,27 @@ func (s *Spool) runArchive(ctx context.Context) {
 			backoff, sealed = 0, s.sealed
 			timer.Reset(archiveMax)
 		}
+	}
+}
+
+// fork keeps the first ErrFork for good, over restarts too, and tells of it. That the archive takes other things later makes no
+// difference: there are two journals of one name. It ends with another state_dir.
+func (s *Spool) fork(err error) {
+	if !errors.Is(err, ErrFork) {
+		return
+	}
+	s.mu.Lock()
+	known := s.archive.forked != ""
+	if !known {
+		s.archive.forked = err.Error()
+	}
+	s.unlock()
+	if known {
+		return
+	}
+	s.cfg.Notify(err.Error())
+	if err := s.archived(keyForked, []byte(err.Error())); err != nil {
+		s.cfg.Notify(err.Error())
 	}
 }
 
@@ -146,6 +168,9 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 		b := tx.Bucket(bucketArchive)
 		if data := b.Get(keyOffered); len(data) == 8 {
 			s.archive.offered, _ = decodeSeq(data)
+		}
+		if data := b.Get(keyForked); data != nil {
+			s.archive.forked = string(data)
 		}
 		for at, segment := range all {
 			if segment.Pruned || bytes.Equal(b.Get(encodeSeq(at)), encodeSeq(segment.Next)) {

@@ -171,6 +171,67 @@ func TestArchiveFork(t *testing.T) {
 	})
 }
 
+// A fork stays, whatever the archive says before and after it, and over a restart.
+func TestForkStays(t *testing.T) {
+	fork := fmt.Errorf("s3: %w", ErrFork)
+	for name, answers := range map[string][]error{"at once": {fork}, "after another error": {errAway, fork}, "of a segment, then of a checkpoint": {fork, nil, nil, fork}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k, archive := archiveKit(t)
+				archive.set(func(put int) error {
+					if put > len(answers) {
+						return nil
+					}
+					return answers[put-1]
+				})
+				for range 10 {
+					k.mustAppend()
+				}
+				if err := k.spool.Checkpoint(); err != nil {
+					t.Fatal(err)
+				}
+				k.notices = nil
+				stop := k.run()
+				time.Sleep(time.Hour)
+				stop()
+				if told := strings.Count(strings.Join(k.notices, "\n"), ErrFork.Error()); told != 1 {
+					t.Errorf("told %d times: %q", told, k.notices)
+				}
+				if archive.puts < len(answers)+1 {
+					t.Errorf("%d puts: it was not asked again", archive.puts)
+				}
+				check := func() {
+					t.Helper()
+					if s := k.spool.Stats(); !s.Forked || !strings.Contains(s.ArchiveError, fork.Error()) || s.Unarchived != 0 {
+						t.Errorf("%+v", s)
+					}
+				}
+				check()
+				k.reopen()
+				stop = k.run()
+				time.Sleep(time.Minute)
+				stop()
+				check()
+			})
+		})
+	}
+}
+
+// So does one that pruning meets.
+func TestForkWhilePruning(t *testing.T) {
+	k, archive, _ := prunedKit(t, 12)
+	archive.set(func(int) error { return ErrFork })
+	k.notices = nil
+	if _, err := k.spool.Prune(t.Context(), 0, 0, true); !errors.Is(err, ErrFork) {
+		t.Fatalf("Prune: %v, want %v", err, ErrFork)
+	}
+	archive.set(nil)
+	k.settle()
+	if s := k.spool.Stats(); !s.Forked || len(k.notices) != 1 || !strings.Contains(k.notices[0], ErrFork.Error()) {
+		t.Errorf("%+v, told %q", s, k.notices)
+	}
+}
+
 func TestSameLeaves(t *testing.T) {
 	k, _ := smallKit(t, 10)
 	lines, err := os.ReadFile(segmentPath(k.dir, 0))

@@ -230,7 +230,9 @@ func (s *Spool) offerSegment(ctx context.Context, a ArchivedSegment) error {
 	bounded, cancel := context.WithTimeout(ctx, archiveLimit)
 	defer cancel()
 	if err := s.cfg.Archive.PutSegment(bounded, a); err != nil {
-		return fmt.Errorf("asking the archive: %w", err)
+		err = fmt.Errorf("asking the archive: %w", err)
+		s.fork(err)
+		return err
 	}
 	return nil
 }

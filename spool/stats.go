@@ -32,7 +32,9 @@ type Stats struct {
 	Archived     int
 	Unarchived   int
 	ArchiveError string
-	Forked       bool // ArchiveError says that another journal is there under this station's name
+	// Forked: the archive had another journal under this station's name, as ArchiveError says. It stays, over restarts too, until the index
+	// is built anew: nothing that the archive takes later makes one journal of two.
+	Forked bool
 	Disk         Disk // as Run looks at it every 10 s
 }
 
@@ -60,7 +62,10 @@ func (s *Spool) publish() {
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
 		Signed: s.signed, Clock: s.clock.fault,
-		Archived: s.archive.have, Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked,
+		Archived: s.archive.have, Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked != "",
+	}
+	if out.Forked {
+		out.ArchiveError = s.archive.forked
 	}
 	for _, d := range s.damage {
 		out.Damaged += d.Entries()
