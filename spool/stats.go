@@ -2,7 +2,8 @@ package spool
 
 import (
 	"io/fs"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -20,7 +21,7 @@ type Stats struct {
 	LastTry     time.Time
 	LastSuccess time.Time
 	Broken      string // why the disk is not trusted; empty if it is
-	// WritingSince is when the call to the disk began that has not returned; zero if none is under way. Calls take milliseconds: one that
+	// WritingSince is when the oldest call to the disk began that has not returned; zero if none is under way. Calls take milliseconds: one that
 	// takes seconds is of a disk that hangs, and until it returns nothing else here changes.
 	WritingSince time.Time
 	// Damaged is how many entries of the journal cannot be read; Damage has the places. They are quarantined until Repair.
@@ -35,15 +36,13 @@ type Stats struct {
 	// Forked: the archive had another journal under this station's name, as ArchiveError says. It stays, over restarts too, until the index
 	// is built anew: nothing that the archive takes later makes one journal of two.
 	Forked bool
-	Disk         Disk // as Run looks at it every 10 s
+	Disk   Disk // as Run looks at it every 10 s
 }
 
 // Stats returns what was the case when a call last changed something. It waits for nothing, also while the disk hangs.
 func (s *Spool) Stats() Stats {
 	out := *s.snapshot.Load()
-	if since := s.calling.since.Load(); since != nil {
-		out.WritingSince = *since
-	}
+	out.WritingSince = s.calling.since()
 	if room := s.room.Load(); room != nil {
 		out.Disk = *room
 	}
@@ -89,16 +88,34 @@ func (s *Spool) publish() {
 	s.index.Store(s.db)
 }
 
-// stopwatch tells since when a call to the disk is under way. Calls that are under way at once, or one within another, count from the first.
-type stopwatch struct{ since atomic.Pointer[time.Time] }
+// stopwatch tells since when a call to the disk is under way: of those that are under way at once, or one within another, the oldest.
+type stopwatch struct {
+	mu    sync.Mutex   // nobody waits for the disk with it
+	under []*time.Time // the oldest first
+}
 
 // start returns what stops it again.
 func (w *stopwatch) start() (stop func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	now := time.Now()
-	if !w.since.CompareAndSwap(nil, &now) {
-		return func() {}
+	w.under = append(w.under, &now)
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		i := slices.Index(w.under, &now)
+		w.under = slices.Delete(w.under, i, i+1)
 	}
-	return func() { w.since.Store(nil) }
+}
+
+// since is zero if no call is under way.
+func (w *stopwatch) since() (t time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.under) > 0 {
+		t = *w.under[0]
+	}
+	return t
 }
 
 // watched is a disk whose calls are timed.

@@ -115,6 +115,32 @@ func TestHangingIndex(t *testing.T) {
 	})
 }
 
+// A call that hangs is seen when another, which began before it, is over.
+func TestStopwatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t)
+		watch := &k.spool.calling
+		stopFirst := watch.start()
+		time.Sleep(time.Second)
+		began := time.Now()
+		stopSecond := watch.start()
+		time.Sleep(time.Second)
+		stopThird := watch.start()
+		stopFirst()
+		if s := k.spool.Stats(); !s.WritingSince.Equal(began) {
+			t.Errorf("the first is over: since %v, want %v", s.WritingSince, began)
+		}
+		stopThird()
+		if s := k.spool.Stats(); !s.WritingSince.Equal(began) {
+			t.Errorf("the third is over: since %v, want %v", s.WritingSince, began)
+		}
+		stopSecond()
+		if s := k.spool.Stats(); !s.WritingSince.IsZero() {
+			t.Errorf("all are over: since %v", s.WritingSince)
+		}
+	})
+}
+
 // What is closed says so, and its last snapshot stays.
 func TestStatsAfterClose(t *testing.T) {
 	k := newKit(t)
