@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"time"
@@ -37,8 +38,9 @@ const (
 )
 
 type archiveStats struct {
-	segments  int // that the archive does not have yet
-	have      int // that it has
+	segments  int       // that the archive does not have yet
+	since     time.Time // when the oldest of them was sealed
+	have      int       // that it has
 	offered   uint64
 	lastError string
 	forked    string // what said ErrFork, once it did
@@ -163,7 +165,8 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 	if err != nil {
 		return 0, sealed, false, fmt.Errorf("reading the index: %w", err)
 	}
-	s.archive.segments, s.archive.have = 0, 0
+	s.archive.segments, s.archive.have, s.archive.since = 0, 0, time.Time{}
+	oldest := uint64(math.MaxUint64)
 	err = s.view(func(tx *bolt.Tx) error {
 		b := tx.Bucket(bucketArchive)
 		if data := b.Get(keyOffered); len(data) == 8 {
@@ -178,6 +181,7 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 				continue // what is pruned was in the archive, also if the index has forgotten it
 			}
 			s.archive.segments++
+			oldest = min(oldest, at)
 			if segment.Blind || s.damagedIn(at, segment.Next) {
 				continue
 			}
@@ -187,6 +191,9 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 		}
 		return nil
 	})
+	if info, err := os.Stat(leavesPath(s.cfg.Dir, oldest)); err == nil {
+		s.archive.since = info.ModTime()
+	}
 	return first, sealed, ok, err
 }
 

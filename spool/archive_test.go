@@ -85,6 +85,9 @@ func TestArchive(t *testing.T) {
 		if s := k.spool.Stats(); s.Pending != 0 || s.Unarchived == 0 || !strings.Contains(s.ArchiveError, errAway.Error()) {
 			t.Errorf("while it is away: %+v", s)
 		}
+		if info, err := os.Stat(leavesPath(k.dir, 0)); err != nil || !k.spool.Stats().UnarchivedSince.Equal(info.ModTime()) {
+			t.Errorf("it waits since %v, want the time of %+v (%v)", k.spool.Stats().UnarchivedSince, info, err)
+		}
 		archive.set(func(put int) error { // stored, and the answer lost
 			if put%2 == 0 {
 				return errAway
@@ -94,7 +97,7 @@ func TestArchive(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		stop()
 		segments := k.segments()
-		if s := k.spool.Stats(); s.Unarchived != 0 || s.ArchiveError != "" || len(archive.segments) != len(segments)-1 {
+		if s := k.spool.Stats(); s.Unarchived != 0 || !s.UnarchivedSince.IsZero() || s.ArchiveError != "" || len(archive.segments) != len(segments)-1 {
 			t.Errorf("%d segments archived of %d: %+v", len(archive.segments), len(segments)-1, s)
 		}
 		if len(archive.checkpoints) == 0 {

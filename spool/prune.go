@@ -120,6 +120,9 @@ func (s *Spool) holds(tx *bolt.Tx, first uint64, segment sealedSegment) string {
 	case s.cfg.Archive == nil:
 		return "there is no archive for it"
 	case !bytes.Equal(tx.Bucket(bucketArchive).Get(encodeSeq(first)), encodeSeq(segment.Next)):
+		if why := s.archive.lastError; why != "" {
+			return "the archive does not have it yet: " + why
+		}
 		return "the archive does not have it yet"
 	}
 	return ""

@@ -271,6 +271,11 @@ func TestPruneKeeps(t *testing.T) {
 			k.lose()
 			k.deliver()
 		}, 0, "the archive does not have it yet"},
+		"not archived, for a reason": {func(k *kit, _ *memoryArchive, _ []board.Record) {
+			k.lose()
+			k.deliver()
+			k.spool.archive.lastError = errAway.Error()
+		}, 0, "the archive does not have it yet: " + errAway.Error()},
 		"no archive": {func(k *kit, _ *memoryArchive, _ []board.Record) {
 			k.archive = nil
 			k.reopen()

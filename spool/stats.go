@@ -29,10 +29,12 @@ type Stats struct {
 	Signed   uint64 // entries under the newest checkpoint
 	Unsigned string // why no checkpoint is signed; empty if they are
 	Clock    string // what is wrong with the machine's clock; empty if nothing is
-	// Archived is how many sealed segments there are that the archive has, or had when they were pruned; Unarchived how many it does not have, ArchiveError why not; empty if it takes them.
-	Archived     int
-	Unarchived   int
-	ArchiveError string
+	// Archived is how many sealed segments there are that the archive has, or had when they were pruned; Unarchived how many it does not
+	// have, UnarchivedSince when the oldest of those was sealed, ArchiveError why it takes nothing; empty if it does.
+	Archived        int
+	Unarchived      int
+	UnarchivedSince time.Time
+	ArchiveError    string
 	// Forked: the archive had another journal under this station's name, as ArchiveError says. It stays, over restarts too, until the index
 	// is built anew: nothing that the archive takes later makes one journal of two.
 	Forked bool
@@ -61,7 +63,7 @@ func (s *Spool) publish() {
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
 		Signed: s.signed, Clock: s.clock.fault,
-		Archived: s.archive.have, Unarchived: s.archive.segments, ArchiveError: s.archive.lastError, Forked: s.archive.forked != "",
+		Archived: s.archive.have, Unarchived: s.archive.segments, UnarchivedSince: s.archive.since, ArchiveError: s.archive.lastError, Forked: s.archive.forked != "",
 	}
 	if out.Forked {
 		out.ArchiveError = s.archive.forked

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"secretfree/cloud"
+	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
 	"secretfree/spool"
+	"secretfree/station"
 )
 
 // archive fits a registry's archive to the spool.
@@ -32,6 +35,18 @@ func (a archive) PutCheckpoint(ctx context.Context, checkpoint []byte) error {
 		return fmt.Errorf("archiving a checkpoint: %w", err)
 	}
 	return forked(a.to.PutCheckpoint(ctx, lines[0], size, checkpoint))
+}
+
+// unarchived is how long the oldest segment may wait for its copy before IT is told.
+const unarchived = time.Hour
+
+// archiveNotices are what people must know of the copies. That another writes under this name is a matter of the health.
+func archiveNotices(s spool.Stats) []station.Notice {
+	if s.Forked || s.ArchiveError == "" || s.UnarchivedSince.IsZero() || time.Since(s.UnarchivedSince) <= unarchived {
+		return nil
+	}
+	return []station.Notice{{Text: fmt.Sprintf("Tell IT: the registry takes no copies of the journal: %s of it can be lost with the disk of this station. Go on working. Last error: %s",
+		cli.Count(s.Unarchived, "segment", "segments"), s.ArchiveError)}}
 }
 
 // forked says in the spool's words that another machine writes under this name.

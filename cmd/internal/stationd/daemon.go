@@ -348,8 +348,8 @@ func (d *Daemon) watch(ctx context.Context) error {
 	if err != nil {
 		d.log.Warn().Err(err).Msg("reading systemd's watchdog settings")
 	}
-	var fed, told time.Time
-	var last spool.Stats
+	var fed time.Time
+	told := changes{log: d.log}
 	for {
 		stats := d.spool.Stats()
 		if interval > 0 && time.Since(fed) >= interval/3 {
@@ -360,27 +360,7 @@ func (d *Daemon) watch(ctx context.Context) error {
 				fed = time.Now()
 			}
 		}
-		switch {
-		case stats.LastError == "" && last.LastError != "":
-			d.log.Info().Int("pending", stats.Pending).Msg("the registry takes records again")
-		case stats.LastError != last.LastError && (last.LastError == "" || time.Since(told) > time.Minute):
-			d.log.Warn().Int("pending", stats.Pending).Str("error", stats.LastError).Msg("the registry does not take records; they wait on disk")
-			told = time.Now()
-		case stats.LastError != last.LastError:
-			stats.LastError = last.LastError // told within the last minute
-		}
-		if stats.Dead > last.Dead {
-			d.log.Error().Int("dead", stats.Dead).Msg("the registry refused a record for good; see: stationctl spool dead")
-		}
-		if stats.Broken != "" && last.Broken == "" {
-			d.log.Error().Str("error", stats.Broken).Msg("the disk is not trusted; the next board tries it anew")
-		}
-		if stats.Disk.Level != last.Disk.Level {
-			for _, n := range diskNotices(stats.Disk) {
-				d.log.Warn().Msg(n.Text)
-			}
-		}
-		last = stats
+		told.tell(stats)
 		select {
 		case <-ctx.Done():
 			return nil

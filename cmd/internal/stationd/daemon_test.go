@@ -147,6 +147,10 @@ func TestRegistryOutage(t *testing.T) {
 	if !strings.Contains(page, "stationctl registry init") {
 		t.Errorf("the page does not show what is wrong with the registry:\n%s", page)
 	}
+	_, metrics := d.get("/metrics")
+	if _, cause, ok := strings.Cut(metrics, `stationd_spool_delivery_error{cause="`); !ok || !strings.Contains(strings.SplitN(cause, "\n", 2)[0], "stationctl registry init") {
+		t.Errorf("/metrics do not say why nothing is delivered:\n%s", metrics)
+	}
 	// A restart in the outage keeps the backlog.
 	d.stop()
 	unplug()
@@ -158,6 +162,9 @@ func TestRegistryOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.await("the backlog to drain", func(s station.Status) bool { return s.Backlog.Pending == 0 && s.Backlog.LastError == "" })
+	if _, metrics := d.get("/metrics"); strings.Contains(metrics, "stationd_spool_delivery_error{") {
+		t.Errorf("after the outage:\n%s", metrics)
+	}
 	d.stop()
 	f.verify()
 }

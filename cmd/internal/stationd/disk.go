@@ -24,8 +24,11 @@ func (d Disk) check(f *config.File) error {
 	return nil
 }
 
-// notices are what people must know of the disk.
-func (d *Daemon) notices() []station.Notice { return diskNotices(d.spool.Stats().Disk) }
+// notices are what people must know of the disk and of the copies.
+func (d *Daemon) notices() []station.Notice {
+	stats := d.spool.Stats()
+	return append(diskNotices(stats.Disk), archiveNotices(stats)...)
+}
 
 func diskNotices(d spool.Disk) []station.Notice {
 	left := fmt.Sprintf("the disk of this station is %d %% full; %s are left, room for about %d boards", d.Percent(), size(d.Free), d.Boards())

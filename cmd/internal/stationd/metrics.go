@@ -2,6 +2,7 @@ package stationd
 
 import (
 	"net/http"
+	"regexp"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +33,8 @@ var (
 	descDamaged   = prometheus.NewDesc("stationd_spool_damaged_entries", "Entries of the journal that cannot be read and are kept aside.", nil, nil)
 	descSigned    = prometheus.NewDesc("stationd_spool_signed_entries", "Entries of the journal under the newest signed checkpoint.", nil, nil)
 	descUnarchive = prometheus.NewDesc("stationd_spool_unarchived_segments", "Sealed segments of the journal that the registry does not have a copy of.", nil, nil)
+	descDeliverEr = prometheus.NewDesc("stationd_spool_delivery_error", "1 for why the registry does not take records; nothing while it does.", []string{"cause"}, nil)
+	descArchiveEr = prometheus.NewDesc("stationd_spool_archive_error", "1 for why the registry does not take copies of the journal; nothing while it does.", []string{"cause"}, nil)
 	descDiskUsed  = prometheus.NewDesc("stationd_disk_used_bytes", "Bytes that the state directory takes.", nil, nil)
 	descDiskFree  = prometheus.NewDesc("stationd_disk_free_bytes", "Bytes that are left on the file system of the state directory.", nil, nil)
 	descDiskSize  = prometheus.NewDesc("stationd_disk_size_bytes", "Bytes that the file system of the state directory holds.", nil, nil)
@@ -70,6 +73,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descDamaged, float64(stats.Damaged))
 	gauge(descSigned, float64(stats.Signed))
 	gauge(descUnarchive, float64(stats.Unarchived))
+	if stats.LastError != "" {
+		gauge(descDeliverEr, 1, cause(stats.LastError))
+	}
+	if stats.ArchiveError != "" {
+		gauge(descArchiveEr, 1, cause(stats.ArchiveError))
+	}
 	gauge(descOldest, float64(status.Backlog.OldestSeconds))
 	counter(descDelivered, stats.Delivered)
 	if !stats.Disk.Time.IsZero() {
@@ -83,6 +92,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descHealthy, truth(c.d.station.Health() == nil))
 	gauge(descBuild, 1, cli.Version())
 }
+
+// which are the parts of an error that say what it happened to.
+var which = regexp.MustCompile(`\b(record|segment) [0-9]+|\b[0-9a-f]{20,}\b`)
+
+// cause is an error without what it happened to, so that an outage is one series and not one for each record.
+func cause(err string) string { return which.ReplaceAllString(err, "…") }
 
 func truth(b bool) float64 {
 	if b {
