@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -24,6 +25,7 @@ type Prunable struct {
 	Newest time.Time `json:"newest,omitzero"` // of its entries; zero if that was not looked at
 	Pruned bool      `json:"pruned"`          // it was, by this call
 	Kept   string    `json:"kept,omitempty"`  // why it is not; empty if it was, or would be
+	Wrong  bool      `json:"wrong,omitempty"` // Kept is what only pruning finds, and somebody must look into
 }
 
 const (
@@ -55,7 +57,7 @@ func (s *Spool) Prune(ctx context.Context, age time.Duration, most int, apply bo
 			continue
 		}
 		if p.Newest, err = newestOf(s.cfg.Dir, p.First); err != nil {
-			p.Kept = err.Error()
+			p.Kept, p.Wrong = err.Error(), true
 			continue
 		}
 		if left := age - time.Since(p.Newest); left > 0 {
@@ -156,7 +158,7 @@ func (s *Spool) pruneOne(ctx context.Context, p *Prunable, sealed map[uint64]sea
 	dir, first, segment := s.cfg.Dir, p.First, sealed[p.First]
 	a, err := s.readSegment(first, segment)
 	if err != nil {
-		p.Kept = err.Error()
+		p.Kept, p.Wrong = err.Error(), true
 		return nil
 	}
 	var records []board.Sealed
@@ -168,7 +170,7 @@ func (s *Spool) pruneOne(ctx context.Context, p *Prunable, sealed map[uint64]sea
 		err = s.underSeal(sum, segment, sealed, a.Checkpoint)
 	}
 	if err != nil {
-		p.Kept = err.Error()
+		p.Kept, p.Wrong = err.Error(), true
 		return nil
 	}
 	if err := s.offerSegment(ctx, a); err != nil {
@@ -181,7 +183,7 @@ func (s *Spool) pruneOne(ctx context.Context, p *Prunable, sealed map[uint64]sea
 				return context.Cause(ctx)
 			}
 			if permanent(err) {
-				p.Kept = fmt.Sprintf("the registry does not have entry %d: %v", seqs[i+j], err)
+				p.Kept, p.Wrong = fmt.Sprintf("the registry does not have entry %d: %v", seqs[i+j], err), true
 				return nil
 			}
 			if err != nil {
@@ -306,7 +308,7 @@ func (s *Spool) letGo(p *Prunable, was sealedSegment, size int64) error {
 func (s *Spool) runPrune(ctx context.Context) {
 	ticker := time.NewTicker(pruneEvery)
 	defer ticker.Stop()
-	told := ""
+	told, wrong := "", map[uint64]string{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -318,9 +320,13 @@ func (s *Spool) runPrune(ctx context.Context) {
 			if p.Pruned {
 				s.cfg.Notify(fmt.Sprintf("entries %d to %d were pruned: they are delivered, and in the archive", p.First, p.Last))
 			}
+			if p.Wrong && wrong[p.First] != p.Kept {
+				s.cfg.Notify(fmt.Sprintf("entries %d to %d cannot be pruned: %s", p.First, p.Last, p.Kept))
+				wrong[p.First] = p.Kept
+			}
 		}
 		why := ""
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrFork) { // which is told where it is met
 			why = err.Error()
 		}
 		if why != "" && why != told && ctx.Err() == nil {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -317,8 +318,9 @@ func TestPruneKeeps(t *testing.T) {
 			if err != nil || len(list) == 0 {
 				t.Fatalf("%+v, %v", list, err)
 			}
-			if p := list[0]; p.Pruned || !strings.Contains(p.Kept, c.want) {
-				t.Errorf("%+v, want %q", p, c.want)
+			wrong := slices.Contains([]string{"damaged", "the registry has forgotten it and has another", "the seal is over something else"}, name)
+			if p := list[0]; p.Pruned || !strings.Contains(p.Kept, c.want) || p.Wrong != wrong {
+				t.Errorf("%+v, want %q, wrong %v", p, c.want, wrong)
 			}
 			if k.isPruned(0) {
 				t.Error("it is pruned")
@@ -544,5 +546,30 @@ func TestRetention(t *testing.T) {
 				t.Errorf("segment %d is not pruned", s.first)
 			}
 		}
+	})
+}
+
+// What only pruning finds is told by the station itself, once for each segment and reason.
+func TestRetentionTellsWhatIsWrong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(26 * 366 * day) // a clock in 2000 is none to prune by
+		k, _, all := prunedKit(t, 12)
+		k.spool.Close()
+		c := k.config()
+		c.Retention = time.Minute
+		c.room = func(string) (Disk, error) { return Disk{}, nil }
+		var err error
+		if k.spool, err = Open(c); err != nil {
+			t.Fatal(err)
+		}
+		k.sink.have[all[0].Device] = board.Fingerprint{1} // somebody altered the table
+		k.notices = nil
+		stop := k.run()
+		time.Sleep(5 * time.Hour)
+		stop()
+		if told := strings.Join(k.notices, "\n"); strings.Count(told, "the registry does not have entry 1") != 1 || strings.Count(told, "were pruned") != len(k.segments())-2 {
+			t.Errorf("told %q", k.notices)
+		}
+		k.sink.have[all[0].Device] = all[0].Fingerprint()
 	})
 }
