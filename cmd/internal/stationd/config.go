@@ -153,6 +153,9 @@ func (c Config) check(f *config.File) error {
 		if c.Registry != (config.Registry{Kind: NoRegistry}) {
 			return f.Errorf("registry", `Remove what else is in [registry], or write kind = "aws" or kind = "dir".`, "registry.kind is %q, and there is more", NoRegistry)
 		}
+		if c.Retention.Days > 0 {
+			return f.Errorf("retention.days", "Write 0: without a registry there is no archive, and what is in no archive stays on this disk.", "retention.days is %d, and registry.kind is %q", c.Retention.Days, NoRegistry)
+		}
 		return nil
 	}
 	return c.Registry.Check(f)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +124,23 @@ func TestRetentionConfiguration(t *testing.T) {
 	}
 	if err := loadWith(t, "[retention]\ndays = 90\n"); err != nil {
 		t.Error(err)
+	}
+	f := newFactory(t)
+	f.config()
+	name := filepath.Join(f.dir, "stationd.toml")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(text), "[registry]")
+	for days, want := range map[int]string{0: "", 90: `retention.days is 90, and registry.kind is "none". Write 0`} {
+		carried := fmt.Sprintf("%s[registry]\nkind = \"none\"\n[retention]\ndays = %d\n", head, days)
+		if err := os.WriteFile(name, []byte(carried), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(name); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%d days without a registry: %v, want %q", days, err, want)
+		}
 	}
 	if age := (Retention{Days: 90}).Age(); age != 90*24*time.Hour {
 		t.Errorf("90 days are %s", age)
