@@ -29,6 +29,7 @@ type Prunable struct {
 }
 
 const (
+	pruneFirst = time.Minute // after the start: some stations are started more often than each hour
 	pruneEvery = time.Hour
 	day        = 24 * time.Hour
 )
@@ -306,15 +307,16 @@ func (s *Spool) letGo(p *Prunable, was sealedSegment, size int64) error {
 
 // runPrune prunes by the policy until the context ends.
 func (s *Spool) runPrune(ctx context.Context) {
-	ticker := time.NewTicker(pruneEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(pruneFirst)
+	defer timer.Stop()
 	told, wrong := "", map[uint64]string{}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
+		timer.Reset(pruneEvery)
 		list, err := s.Prune(ctx, s.cfg.Retention, 0, true)
 		for _, p := range list {
 			if p.Pruned {

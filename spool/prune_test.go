@@ -517,19 +517,26 @@ func TestPruneLeavesBoth(t *testing.T) {
 	}
 }
 
+// retain opens the spool with a policy of its own.
+func (k *kit) retain(age time.Duration) {
+	k.t.Helper()
+	k.spool.Close()
+	c := k.config()
+	c.Retention = age
+	c.room = func(string) (Disk, error) { return Disk{}, nil }
+	s, err := Open(c)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.spool = s
+}
+
 // The policy of the configuration prunes by itself, when the time has come.
 func TestRetention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(26 * 366 * day) // a clock in 2000 is none to prune by
 		k, _, _ := prunedKit(t, 12)
-		k.spool.Close()
-		c := k.config()
-		c.Retention = 30 * day
-		c.room = func(string) (Disk, error) { return Disk{}, nil }
-		var err error
-		if k.spool, err = Open(c); err != nil {
-			t.Fatal(err)
-		}
+		k.retain(30 * day)
 		k.notices = nil
 		stop := k.run()
 		time.Sleep(29 * day)
@@ -549,19 +556,27 @@ func TestRetention(t *testing.T) {
 	})
 }
 
+// A station that never runs for an hour prunes too.
+func TestRetentionOfShortRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(26 * 366 * day) // a clock in 2000 is none to prune by
+		k, _, _ := prunedKit(t, 12)
+		k.retain(time.Minute)
+		stop := k.run()
+		time.Sleep(2 * time.Minute)
+		stop()
+		if !k.isPruned(0) {
+			t.Error("it is not pruned")
+		}
+	})
+}
+
 // What only pruning finds is told by the station itself, once for each segment and reason.
 func TestRetentionTellsWhatIsWrong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(26 * 366 * day) // a clock in 2000 is none to prune by
 		k, _, all := prunedKit(t, 12)
-		k.spool.Close()
-		c := k.config()
-		c.Retention = time.Minute
-		c.room = func(string) (Disk, error) { return Disk{}, nil }
-		var err error
-		if k.spool, err = Open(c); err != nil {
-			t.Fatal(err)
-		}
+		k.retain(time.Minute)
 		k.sink.have[all[0].Device] = board.Fingerprint{1} // somebody altered the table
 		k.notices = nil
 		stop := k.run()
