@@ -30,7 +30,7 @@ type kit struct {
 	damaged bool // the test leaves damage behind
 	carried bool // the test has records delivered to another registry than sink
 
-	mu       sync.Mutex
+	mu       sync.Mutex // of the notices while the spool runs, and of the receipts
 	receipts map[board.DeviceID]board.Receipt
 }
 
@@ -69,7 +69,12 @@ func tempDir(t *testing.T) string {
 func now() time.Time { return milliseconds(time.Now()) }
 
 func (k *kit) config() Config {
-	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: func(n string) { k.notices = append(k.notices, n) }, Archive: k.archive, SegmentSize: k.size, disk: k.disk}
+	notify := func(n string) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.notices = append(k.notices, n)
+	}
+	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: notify, Archive: k.archive, SegmentSize: k.size, disk: k.disk}
 }
 
 func (k *kit) mustOpen() {

@@ -25,7 +25,7 @@ type Config struct {
 	Sink     Sink     // where records go; many at once if it is a BatchSink
 	Archive  Archive  // where sealed segments and checkpoints go; nil if nowhere
 	// Notify, if set, is told what an operator should know: a torn tail was cut, the index was rebuilt, the journal is
-	// damaged, the clock was set. It must not call the spool.
+	// damaged, the clock was set. It must not call the spool, and may be called by several goroutines at once.
 	Notify func(notice string)
 	// SegmentSize is how many bytes a segment may grow to before it is sealed and the next one begun; 0 is 16 MiB.
 	SegmentSize int64
