@@ -91,9 +91,9 @@ func (s *spoolPrune) Run(ctx context.Context, out *cli.Output) (err error) {
 		break
 	}
 	if s.Apply {
-		fmt.Fprintf(out.People, "%d segments were pruned, of %d bytes.\n", gone, bytes)
+		fmt.Fprintf(out.People, "Pruned: %s, %s.\n", cli.Count(gone, "segment", "segments"), cli.Size(bytes))
 	} else {
-		fmt.Fprintf(out.People, "%d segments would be pruned, of %d bytes. Nothing was changed; --apply does it.\n", gone, bytes)
+		fmt.Fprintf(out.People, "Would be pruned: %s, %s. Nothing was changed; --apply does it.\n", cli.Count(gone, "segment", "segments"), cli.Size(bytes))
 	}
 	return nil
 }

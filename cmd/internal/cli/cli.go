@@ -65,6 +65,22 @@ func Count[N int | int64 | uint64](n N, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
+// Size is a number of bytes as people say it.
+func Size(bytes int64) string {
+	const unit = 1000
+	if bytes < unit {
+		return Count(bytes, "byte", "bytes")
+	}
+	value, names := float64(bytes)/unit, []string{"kB", "MB", "GB", "TB"}
+	for len(names) > 1 && value >= unit {
+		value, names = value/unit, names[1:]
+	}
+	if value < 10 {
+		return fmt.Sprintf("%.1f %s", value, names[0])
+	}
+	return fmt.Sprintf("%.0f %s", value, names[0])
+}
+
 // Common holds the flags that every command has; a grammar embeds it.
 type Common struct {
 	JSON    bool             `name:"json" help:"Write one JSON object per line on the standard output; text for people goes to the standard error."`

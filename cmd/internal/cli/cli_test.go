@@ -320,3 +320,11 @@ func TestSecondSignal(t *testing.T) {
 		t.Errorf("%v, stderr %q", err, &stderr)
 	}
 }
+
+func TestSize(t *testing.T) {
+	for bytes, want := range map[int64]string{0: "0 bytes", 1: "1 byte", 999: "999 bytes", 1000: "1.0 kB", 16 << 20: "17 MB", 2_500_000_000: "2.5 GB", 5_000_000_000_000_000: "5000 TB"} {
+		if got := Size(bytes); got != want {
+			t.Errorf("%d: %q, want %q", bytes, got, want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package stationd
 import (
 	"fmt"
 
+	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
 	"secretfree/spool"
 	"secretfree/station"
@@ -31,8 +32,8 @@ func (d *Daemon) notices() []station.Notice {
 }
 
 func diskNotices(d spool.Disk) []station.Notice {
-	left := fmt.Sprintf("the disk of this station is %d %% full; %s are left, room for about %d boards", d.Percent(), size(d.Free), d.Boards())
-	remedy := fmt.Sprintf("The station's own files take %s: stationctl spool prune says what of them can go, otherwise it needs a larger disk.", size(d.Used))
+	left := fmt.Sprintf("the disk of this station is %d %% full; %s are left, room for about %d boards", d.Percent(), cli.Size(d.Free), d.Boards())
+	remedy := fmt.Sprintf("The station's own files take %s: stationctl spool prune says what of them can go, otherwise it needs a larger disk.", cli.Size(d.Used))
 	switch d.Level {
 	case spool.DiskLow:
 		return []station.Notice{{Text: fmt.Sprintf("Tell IT: %s. Go on working. %s", left, remedy)}}
@@ -40,20 +41,4 @@ func diskNotices(d spool.Disk) []station.Notice {
 		return []station.Notice{{Urgent: true, Text: fmt.Sprintf("Call IT: %s; then every board fails. %s", left, remedy)}}
 	}
 	return nil
-}
-
-// size is a number of bytes as people say it.
-func size(bytes int64) string {
-	const unit = 1000
-	if bytes < unit {
-		return fmt.Sprintf("%d bytes", bytes)
-	}
-	value, names := float64(bytes)/unit, []string{"kB", "MB", "GB", "TB"}
-	for len(names) > 1 && value >= unit {
-		value, names = value/unit, names[1:]
-	}
-	if value < 10 {
-		return fmt.Sprintf("%.1f %s", value, names[0])
-	}
-	return fmt.Sprintf("%.0f %s", value, names[0])
 }
