@@ -1,6 +1,20 @@
 package station
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
+
+// A station without a network blames no cloud.
+func TestNoticeCarried(t *testing.T) {
+	b := shown(t, func(config *Config) {
+		config.Backlog = func() Backlog { return Backlog{Pending: 2, OldestSeconds: 60, Carried: true} }
+	}, slotState{state: Empty, advice: adviceEmpty})
+	got := b.Status().Notices
+	if len(got) != 1 || got[0].Urgent || !strings.HasPrefix(got[0].Text, "For the stick: 2 boards wait") || strings.Contains(got[0].Text, "loud") {
+		t.Errorf("notices %+v", got)
+	}
+}
 
 // What else people must know stands among the station's own notices, what is urgent first.
 func TestNoticesOfOthers(t *testing.T) {

@@ -34,6 +34,7 @@ type Backlog struct {
 	Dead          int    `json:"dead"`           // records that the cloud refused for good
 	OldestSeconds int64  `json:"oldest_seconds"` // age of the oldest pending record
 	LastError     string `json:"last_error"`     // of the last try; empty after a success
+	Carried       bool   `json:"-"`              // records leave on a stick, and nobody tries
 }
 
 // Notice is a sentence across the page.
@@ -115,6 +116,9 @@ func notices(b Backlog, health error) []Notice {
 			waiting = say("waiting-many", b.Pending, span(oldest))
 		}
 		text := say("notice-backlog", waiting)
+		if b.Carried {
+			text = say("notice-carried", waiting)
+		}
 		if b.LastError != "" {
 			text += " " + say("notice-last-error", b.LastError)
 		}

@@ -70,6 +70,7 @@ var sentences = map[word]string{
 	"cloud-many":      "Cloud: %d boards waiting",
 
 	"notice-backlog":    "The cloud does not confirm: %s. Go on working: every PASS is safe on this station.",
+	"notice-carried":    "For the stick: %s. Go on working: every PASS is safe on this station.",
 	"notice-last-error": "Last error: %s",
 	"notice-dead-one":   "Call IT: the cloud refused 1 board for good.",
 	"notice-dead-many":  "Call IT: the cloud refused %d boards for good.",

@@ -252,7 +252,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		go func() { closed <- d.spool.Close() }()
 		failed = errors.Join(failed, await("closing the files", closed, time.Until(deadline)))
 	}
-	stats := d.spool.Stats()
+	stats := d.stats()
 	if len(hangs) > 0 {
 		return errors.Join(failed, unsettled(hangs, stats))
 	}
@@ -271,9 +271,18 @@ func (d *Daemon) drain() {
 	}
 }
 
-func (d *Daemon) backlog() station.Backlog {
+// stats is of the spool. That nothing is delivered where records are carried is no error.
+func (d *Daemon) stats() spool.Stats {
 	stats := d.spool.Stats()
-	b := station.Backlog{Pending: stats.Pending, Dead: stats.Dead, LastError: stats.LastError}
+	if d.carried {
+		stats.LastError = ""
+	}
+	return stats
+}
+
+func (d *Daemon) backlog() station.Backlog {
+	stats := d.stats()
+	b := station.Backlog{Pending: stats.Pending, Dead: stats.Dead, LastError: stats.LastError, Carried: d.carried}
 	if !stats.Oldest.IsZero() {
 		b.OldestSeconds = int64(max(0, time.Since(stats.Oldest)) / time.Second)
 	}
@@ -286,9 +295,12 @@ func (d *Daemon) confirmed(device board.DeviceID) bool {
 }
 
 func (d *Daemon) health() error {
-	stats := d.spool.Stats()
+	stats := d.stats()
 	var red []error
-	add := func(format string, args ...any) { red = append(red, fmt.Errorf(format, args...)) }
+	// Each is one line: an error of several causes has several.
+	add := func(format string, args ...any) {
+		red = append(red, errors.New(strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")))
+	}
 	if stats.Broken != "" {
 		add("the disk is not trusted: %s", stats.Broken)
 	}
@@ -351,7 +363,7 @@ func (d *Daemon) watch(ctx context.Context) error {
 	var fed time.Time
 	told := changes{log: d.log}
 	for {
-		stats := d.spool.Stats()
+		stats := d.stats()
 		if interval > 0 && time.Since(fed) >= interval/3 {
 			if err := errors.Join(d.station.Alive(), d.hangs(stats)); err != nil {
 				d.log.Error().Err(err).Msg("no progress; the watchdog is not fed")

@@ -27,7 +27,7 @@ func (d Disk) check(f *config.File) error {
 
 // notices are what people must know of the disk and of the copies.
 func (d *Daemon) notices() []station.Notice {
-	stats := d.spool.Stats()
+	stats := d.stats()
 	return append(diskNotices(stats.Disk), archiveNotices(stats)...)
 }
 

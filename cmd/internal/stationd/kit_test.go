@@ -48,7 +48,11 @@ func (f *factory) config() Config {
 	for i, port := range f.ports {
 		text += fmt.Sprintf("[[slot]]\nname = %q\nport = %q\ndialect = \"ti-at\"\n", string(rune('A'+i)), port)
 	}
-	text += fmt.Sprintf("[registry]\nkind = \"dir\"\ndir = %q\n%s", f.registry, f.extra)
+	if f.registry == "" {
+		text += "[registry]\nkind = \"none\"\n" + f.extra
+	} else {
+		text += fmt.Sprintf("[registry]\nkind = \"dir\"\ndir = %q\n%s", f.registry, f.extra)
+	}
 	name := filepath.Join(f.dir, "stationd.toml")
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		f.t.Fatal(err)

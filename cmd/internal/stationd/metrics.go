@@ -66,7 +66,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descSlot, truth(slot.State == state), slot.Name, string(state))
 		}
 	}
-	stats := c.d.spool.Stats()
+	stats := c.d.stats()
 	gauge(descEntries, float64(stats.Entries))
 	gauge(descPending, float64(stats.Pending))
 	gauge(descDead, float64(stats.Dead))
