@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -215,16 +216,20 @@ func parseBrief(line []byte) (b brief, seq uint64, err error) {
 // up to where the hashes beside it end.
 func (s *scan) loadSummary(first, limit uint64) (*summary, *Damage, error) {
 	path := summaryPath(s.dir, first)
-	data, err := os.ReadFile(path)
-	var sum *summary
-	if err == nil {
-		sum, err = parseSummary(data)
-		if errors.Is(err, board.ErrNewer) {
-			return nil, nil, fmt.Errorf("%s: %w", path, err)
-		}
-		if err == nil && (sum.first != first || sum.next() > limit) {
-			err = fmt.Errorf("%w: it says that it is of entries %d to %d", ErrSummary, sum.first, sum.next()-1)
-		}
+	f, err := s.disk.open(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the journal: %w", err)
+	}
+	data, err := io.ReadAll(&tolerant{f: f})
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	sum, err := parseSummary(data)
+	if errors.Is(err, board.ErrNewer) {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err == nil && (sum.first != first || sum.next() > limit) {
+		err = fmt.Errorf("%w: it says that it is of entries %d to %d", ErrSummary, sum.first, sum.next()-1)
 	}
 	if err != nil {
 		next := limit

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -240,6 +241,77 @@ func TestForgedSummary(t *testing.T) {
 			}
 			if s, err := Open(k.config()); !errors.Is(err, c.want) {
 				t.Errorf("Open: %v, %v, want %v", s, err, c.want)
+			}
+		})
+	}
+}
+
+// failing is a disk on which one file cannot be opened, or cannot be read.
+type failing struct {
+	osDisk
+	path             string
+	opening, reading error
+}
+
+func (d failing) open(path string, flag int, mode fs.FileMode) (file, error) {
+	if path != d.path {
+		return d.osDisk.open(path, flag, mode)
+	}
+	if d.opening != nil {
+		return nil, d.opening
+	}
+	f, err := d.osDisk.open(path, flag, mode)
+	return unreadable{f, d.reading}, err
+}
+
+type unreadable struct {
+	file
+	err error
+}
+
+func (f unreadable) ReadAt([]byte, int64) (int, error) { return 0, f.err }
+
+// A summary that cannot be read for a reason that says nothing of what is in it is not damaged; one on a bad sector is.
+func TestUnreadableSummary(t *testing.T) {
+	for name, c := range map[string]struct {
+		opening, reading error
+		want             error // nil: damage
+	}{
+		"no more files":     {syscall.EMFILE, nil, syscall.EMFILE},
+		"no permission":     {syscall.EACCES, nil, syscall.EACCES},
+		"a disk that fails": {syscall.EIO, nil, syscall.EIO},
+		"no memory":         {nil, syscall.ENOMEM, syscall.ENOMEM},
+		"a bad sector":      {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k, _, all := prunedKit(t, 12)
+			k.prune()
+			k.spool.Close()
+			if err := os.Remove(indexPath(k.dir)); err != nil {
+				t.Fatal(err)
+			}
+			k.disk = failing{path: summaryPath(k.dir, 0), opening: c.opening, reading: c.reading}
+			before := k.files()
+			if c.want == nil {
+				k.damaged = true
+				k.disk = badSector{path: summaryPath(k.dir, 0)}
+				k.mustOpen()
+				if s := k.spool.Stats(); s.Damaged != k.segments()[1].first || s.Unsigned != "" {
+					t.Errorf("%+v", s)
+				}
+				return
+			}
+			if s, err := Open(k.config()); !errors.Is(err, c.want) {
+				t.Fatalf("Open: %v, %v, want %v", s, err, c.want)
+			}
+			if !sameFiles(before, k.files()) {
+				t.Error("it changed something")
+			}
+			k.disk = osDisk{}
+			k.mustOpen()
+			k.remembers(all[0])
+			if s := k.spool.Stats(); s.Damaged != 0 {
+				t.Errorf("%+v", s)
 			}
 		})
 	}
