@@ -322,6 +322,27 @@ func TestSealKeepsHashes(t *testing.T) {
 	k.spool.seal(seal{0, sealed[0], whole.Hashes})
 }
 
+// A stray file whose name is far away is no reason to count to it.
+func TestStraySegment(t *testing.T) {
+	k := newKit(t)
+	k.mustAppend()
+	k.spool.Close()
+	stray := segmentPath(k.dir, 1<<62)
+	if err := os.WriteFile(stray, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(k.config()); !isDamage(err) || !strings.Contains(err.Error(), stray) {
+		t.Errorf("Open: %v, %v", s, err)
+	}
+	if report, err := VerifyDir(k.dir, k.id.Verifier); !isDamage(err) {
+		t.Errorf("VerifyDir: %+v, %v", report, err)
+	}
+	if err := os.Remove(stray); err != nil {
+		t.Fatal(err)
+	}
+	k.mustOpen()
+}
+
 // tearGroup writes three lines in one write, of which a power failure tore the first.
 func tearGroup(t *testing.T, k *kit) (clean []byte) {
 	t.Helper()

@@ -88,7 +88,9 @@ type scan struct {
 	// brief is visit for the entries of a pruned segment; may be nil. key is whose summaries they are; nil: whoever's.
 	brief func(segment, seq uint64, b *brief) error
 	key   note.Verifier
-	done  func(s segmentFile, next uint64) error // after each segment that another follows; may be nil
+	// mending: a summary that is not the one that was signed is damage too.
+	mending bool
+	done    func(s segmentFile, next uint64) error // after each segment that another follows; may be nil
 	// sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
 	sealed func(first uint64) (next uint64, ok bool)
 
@@ -120,7 +122,7 @@ func (s *scan) run(segments []segmentFile) error {
 			return &DamageError{Path: segmentPath(s.dir, segment.first), Line: 1, Reason: fmt.Errorf("%w: the segment before it has this entry too, up to %d", ErrEntry, s.next-1)}
 		}
 		if segment.first-s.next > maxHole {
-			return &DamageError{Path: segmentPath(s.dir, segment.first), Reason: fmt.Errorf("%w: the entries before it, from %d on, are missing", ErrEntry, s.next)}
+			return farAway(s.dir, segment.first, s.next)
 		}
 		for segment.first > s.next {
 			next := segment.first
@@ -146,6 +148,10 @@ func (s *scan) run(segments []segmentFile) error {
 		}
 	}
 	return nil
+}
+
+func farAway(dir string, first, next uint64) error {
+	return &DamageError{Path: segmentPath(dir, first), Reason: fmt.Errorf("%w: the entries before it, from %d on, are missing", ErrEntry, next)}
 }
 
 func (s *scan) segment(first, limit uint64) error {
@@ -220,6 +226,9 @@ func (s *scan) segment(first, limit uint64) error {
 		if sealed, ok := s.sealed(first); ok && sealed >= s.next {
 			limit = min(limit, sealed)
 		}
+	}
+	if limit > s.next && limit-s.next > maxHole {
+		return farAway(s.dir, limit, s.next)
 	}
 	if bad == nil && s.next < limit {
 		bad = &Damage{Segment: first, First: s.next, Offset: offset, Line: lines, Reason: "the end of the file is missing"}

@@ -189,7 +189,7 @@ func (r *repair) examine() (err error) {
 		r.hashes = append(r.hashes, tlog.RecordHash(data))
 		return nil
 	}
-	r.scan.key = r.v
+	r.scan.key, r.scan.mending = r.v, true
 	r.scan.brief = func(_, _ uint64, b *brief) error {
 		newest = b.Time
 		for ; open < len(r.holes); open++ {

@@ -231,16 +231,24 @@ func (s *scan) loadSummary(first, limit uint64) (*summary, *Damage, error) {
 	if err == nil && (sum.first != first || sum.next() > limit) {
 		err = fmt.Errorf("%w: it says that it is of entries %d to %d", ErrSummary, sum.first, sum.next()-1)
 	}
-	if err != nil {
+	damaged := func(why error) (*summary, *Damage, error) {
 		next := limit
 		if sealed, ok := s.sealed(first); ok && sealed > first {
 			next = min(next, sealed)
 		}
-		return nil, &Damage{Segment: first, First: first, Next: next, Line: 1, Bytes: int64(len(data)), Reason: err.Error()}, nil
+		if next-first > maxHole {
+			return nil, nil, &DamageError{Path: path, Line: 1, Reason: fmt.Errorf("%w; where it ends is not known", why)}
+		}
+		return nil, &Damage{Segment: first, First: first, Next: next, Line: 1, Bytes: int64(len(data)), Reason: why.Error()}, nil
+	}
+	if err != nil {
+		return damaged(err)
 	}
 	if s.key != nil {
-		if err := sum.check(s.key); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", path, err)
+		if err := sum.check(s.key); err != nil && !s.mending {
+			return nil, nil, fmt.Errorf("%s: %w; find out whether somebody changed it; stationctl spool repair puts the segment in its place, from the archive or another copy", path, err)
+		} else if err != nil {
+			return damaged(err)
 		}
 	}
 	return sum, nil, nil

@@ -217,7 +217,7 @@ func TestForgedSummary(t *testing.T) {
 		"a key conflict, with the key": {nil, func(s *summary) { s.entries[1].Key = s.entries[2].Key }, board.ErrKeyConflict},
 	} {
 		t.Run(name, func(t *testing.T) {
-			k, _, _ := prunedKit(t, 12)
+			k, archive, all := prunedKit(t, 12)
 			k.damaged = true
 			k.prune()
 			k.spool.Close()
@@ -226,11 +226,11 @@ func TestForgedSummary(t *testing.T) {
 				by = k.id.Signer
 			}
 			k.rewriteSummary(0, resign(t, readSummaryFile(t, k, 0), by, c.change))
-			clear(k.receipts) // a forger does not keep them
 			if _, err := VerifyDir(k.dir, k.id.Verifier); !errors.Is(err, c.want) {
 				t.Errorf("VerifyDir: %v, want %v", err, c.want)
 			}
 			if c.by == nil {
+				clear(k.receipts) // a forger does not keep them
 				return
 			}
 			if err := Restore(k.dir, k.id.Verifier, nil, 1); !errors.Is(err, c.want) {
@@ -239,8 +239,22 @@ func TestForgedSummary(t *testing.T) {
 			if err := os.Remove(indexPath(k.dir)); err != nil {
 				t.Fatal(err)
 			}
-			if s, err := Open(k.config()); !errors.Is(err, c.want) {
+			if s, err := Open(k.config()); !errors.Is(err, c.want) || !strings.Contains(err.Error(), "stationctl spool repair") {
 				t.Errorf("Open: %v, %v, want %v", s, err, c.want)
+			}
+			if report, err := Repair(k.dir, k.id.Verifier, Sources{}, false); err != nil || report.Left == 0 || !k.isPruned(0) {
+				t.Errorf("Repair without a copy: %+v, %v", report, err)
+			}
+			forged := readSummaryFile(t, k, 0)
+			copies := func(first uint64) ([]byte, error) { return archive.segments[first].Lines, nil }
+			report, err := Repair(k.dir, k.id.Verifier, Sources{Segment: copies}, false)
+			if err != nil || report.Left > 0 || len(report.Aside) != 1 || k.files()[report.Aside[0]] != string(forged) {
+				t.Fatalf("Repair: %+v, %v", report, err)
+			}
+			k.mustOpen()
+			k.remembers(all[0])
+			if s := k.spool.Stats(); s.Damaged > 0 || s.Unsigned != "" {
+				t.Errorf("after it: %+v", s)
 			}
 		})
 	}
@@ -314,6 +328,30 @@ func TestUnreadableSummary(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		})
+	}
+}
+
+// Where only a damaged summary is left nobody knows how far it went: that is told, and not counted to the end of all numbers.
+func TestDamagedSummaryAtTheEnd(t *testing.T) {
+	k, _, _ := prunedKit(t, 12)
+	k.prune()
+	partial := t.TempDir()
+	data := dropLine(readSummaryFile(t, k, 0), 4)
+	if err := errors.Join(os.Mkdir(journalDir(partial), 0o700), os.WriteFile(summaryPath(partial, 0), data, 0o400)); err != nil {
+		t.Fatal(err)
+	}
+	damaged := 0
+	for _, err := range Walk(partial) {
+		if !isDamage(err) {
+			t.Errorf("Walk: %v", err)
+		}
+		damaged++
+	}
+	if damaged != 1 {
+		t.Errorf("%d places are damaged", damaged)
+	}
+	if report, err := VerifyDir(partial, k.id.Verifier); !isDamage(err) || report.Entries != 0 {
+		t.Errorf("VerifyDir: %+v, %v", report, err)
 	}
 }
 
