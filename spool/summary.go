@@ -239,7 +239,7 @@ func (s *scan) loadSummary(first, limit uint64) (*summary, *Damage, error) {
 		if next-first > maxHole {
 			return nil, nil, &DamageError{Path: path, Line: 1, Reason: fmt.Errorf("%w; where it ends is not known", why)}
 		}
-		return nil, &Damage{Segment: first, First: first, Next: next, Line: 1, Bytes: int64(len(data)), Reason: why.Error()}, nil
+		return nil, &Damage{Segment: first, Pruned: true, First: first, Next: next, Line: 1, Bytes: int64(len(data)), Reason: why.Error()}, nil
 	}
 	if err != nil {
 		return damaged(err)

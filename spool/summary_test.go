@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -130,6 +131,7 @@ func TestDamagedSummary(t *testing.T) {
 				} else if err := edited(indexPath(k.dir), func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(0)) }); err != nil {
 					t.Fatal(err) // a sealed segment is not read at each start
 				}
+				k.notices = nil
 				k.mustOpen()
 				if err := k.spool.Checkpoint(); err != nil {
 					t.Fatal(err)
@@ -137,6 +139,13 @@ func TestDamagedSummary(t *testing.T) {
 				s := k.spool.Stats()
 				if s.Damaged != k.segments()[1].first || s.Unsigned != "" || s.Signed != s.Entries || s.Broken != "" {
 					t.Errorf("%+v", s)
+				}
+				name := filepath.Base(summaryPath(k.dir, 0))
+				if told := strings.Join(k.notices, "\n"); !strings.Contains(told, name) || !strings.Contains(told, "stationctl spool repair") || strings.Contains(told, ".jsonl") {
+					t.Errorf("notices %q", told)
+				}
+				if _, err := VerifyDir(k.dir, k.id.Verifier); !isDamage(err) || !errors.Is(err, ErrSummary) || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), ".jsonl") || !strings.Contains(err.Error(), "stationctl spool repair") {
+					t.Errorf("VerifyDir: %v", err)
 				}
 				if k.files()[leavesPath(k.dir, 0)] != beside {
 					t.Error("the hashes beside it are not what they were")
