@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -412,6 +413,29 @@ func TestTornGroup(t *testing.T) {
 		}
 	}
 	k.mustAppend()
+}
+
+// A torn group that there is no room to keep stays as it is, and what to do is said.
+func TestTornGroupOnAFullDisk(t *testing.T) {
+	k := newKit(t)
+	k.mustAppend()
+	clean := tearGroup(t, k)
+	torn, err := os.ReadFile(segment(k))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := faultPlan{op: "write", err: syscall.ENOSPC}
+	k.disk = faulty{plan: &plan}
+	if s, err := Open(k.config()); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), fmt.Sprintf("make %d bytes of room on the disk of %s", len(torn)-len(clean), k.dir)) {
+		t.Errorf("Open: %v, %v", s, err)
+	}
+	if after, err := os.ReadFile(segment(k)); err != nil || !bytes.Equal(after, torn) {
+		t.Errorf("something was cut off (%v)", err)
+	}
+	k.mustOpen()
+	if after, _ := os.ReadFile(segment(k)); !bytes.Equal(after, clean) {
+		t.Error("with room again the torn group was not cut off")
+	}
 }
 
 // Without the index nobody knows whether there were receipts for such lines: nothing is cut.

@@ -14,6 +14,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 )
 
 // opening is what open finds out in its one pass over the journal.
@@ -367,6 +368,9 @@ func (o *opening) openSegment(segments int) error {
 		notice := fmt.Sprintf("%s: the last %d bytes were a write cut short, and are cut off; no receipt was given for them", path, o.scan.torn)
 		if o.scan.tornGood {
 			aside, err := o.keepTail(f)
+			if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+				return fmt.Errorf("keeping the torn tail of %s: %w; make %d bytes of room on the disk of %s and start again: nothing was cut off", path, err, o.scan.torn, o.cfg.Dir)
+			}
 			if err != nil {
 				return fmt.Errorf("keeping the torn tail of %s: %w", path, err)
 			}
