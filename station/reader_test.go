@@ -27,11 +27,12 @@ func TestGoodBoard(t *testing.T) {
 		if r := b.ledger.records[good.Device]; string(r.Key.SPKI()) != string(good.SPKI()) || r.Facts["chip"] != "0x31000019" || r.Proof == nil {
 			t.Errorf("the journal holds %+v", r)
 		}
-		// Nothing is read again while it stays: carriage returns are all that it hears.
-		asked := c.asked("at+")
+		// Nothing is read again while it stays, but who it is: that, and carriage returns, is all that it hears.
+		asked, who := c.asked("at+"), c.asked("at+get=iot,udid\r")
 		time.Sleep(10 * time.Minute)
-		if n := c.asked("at+"); n != asked || c.asked("\r") < asked+100 {
-			t.Errorf("after PASS the board was asked %d more questions, and looked at %d times", n-asked, c.asked("\r")-n)
+		who = c.asked("at+get=iot,udid\r") - who
+		if n := c.asked("at+"); n-who != asked || who < 100 || who > 150 || c.asked("\r") < asked+2*who {
+			t.Errorf("after PASS the board was asked %d more questions and %d times who it is, and looked at %d times", n-who-asked, who, c.asked("\r")-n)
 		}
 		c.unplug()
 		b.await(0, Empty)
@@ -68,6 +69,109 @@ func TestQuickHands(t *testing.T) {
 		b.cables[0].plug(second)
 		b.awaitThat(0, "the second board", func(s SlotStatus) bool { return s.State == Passed && s.Device == second.ID() })
 	})
+}
+
+// The same with boards that run already when they touch, so that no start is heard: the board that is there now has nothing of the
+// first one's PASS, however short the pause, whether the first one was there for long, or was still being written down.
+func TestQuickHandsQuietly(t *testing.T) {
+	for _, c := range []struct {
+		dialect, firmware string
+		blind             bool // it cannot be asked who it is: only a missing echo shows that it went
+	}{
+		{"ti-at", fixtures.DialectAT, false}, {"report", fixtures.DialectReport, false}, {"ti-csr", fixtures.DialectCSR, true},
+		{"auto", fixtures.DialectAT, false}, {"auto", fixtures.DialectReport, false}, {"auto", fixtures.DialectCSR, true},
+	} {
+		for _, pause := range []time.Duration{0, 200 * time.Millisecond, 1500 * time.Millisecond} {
+			for _, there := range []time.Duration{0, 4700 * time.Millisecond, 10 * time.Minute} {
+				if c.blind && (pause < time.Second || there == 0 || there > time.Minute) {
+					continue // nobody looked meanwhile
+				}
+				bubble(t, fmt.Sprintf("%s %s, %v after %v", c.dialect, c.firmware, pause, there), func(t *testing.T) {
+					b := newBench(t, 1, func(config *Config) {
+						d, err := uart.DialectByName(c.dialect)
+						if err != nil {
+							t.Fatal(err)
+						}
+						config.Slots[0].Dialect = d
+					}).run()
+					first, second := newBoard(), newBoard()
+					first.Dialect, second.Dialect = c.firmware, c.firmware
+					second.Quiet, second.Boot = true, 0
+					written := make(chan struct{})
+					if there == 0 {
+						b.ledger.set(nil, written)
+					} else {
+						close(written)
+					}
+					b.await(0, Empty)
+					b.cables[0].plug(first)
+					if there == 0 {
+						for b.ledger.appends() == 0 {
+							time.Sleep(time.Millisecond)
+						}
+					} else {
+						b.await(0, Passed)
+						time.Sleep(there)
+						if s := b.Status().Slots[0]; s.Device != first.ID() {
+							t.Fatalf("before the swap the slot shows %+v", s)
+						}
+					}
+					b.cables[0].unplug()
+					time.Sleep(pause)
+					b.cables[0].plug(second)
+					swapped := time.Now()
+					if there == 0 {
+						close(written)
+					}
+					if c.blind {
+						b.awaitThat(0, "the second board, which must be reset", func(s SlotStatus) bool { return s.Reason == ReasonNeedsReset })
+					} else {
+						b.awaitThat(0, "the second board", func(s SlotStatus) bool { return s.State == Passed && s.Device == second.ID() })
+					}
+					if took := time.Since(swapped); took > 15*time.Second {
+						t.Errorf("the second board was noticed after %v", took)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A board that was read and does not say any more who it is has no PASS any more either.
+func TestPassedBoardFallsDumb(t *testing.T) {
+	for _, c := range []struct{ dialect, next string }{
+		{"ti-at", "udid"}, {"auto", "udid"}, {"report", fixtures.DialectAT}, {"auto", fixtures.DialectCSR},
+	} {
+		bubble(t, c.dialect+" "+c.next, func(t *testing.T) {
+			d, err := uart.DialectByName(c.dialect)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := newBench(t, 1, func(config *Config) { config.Slots[0].Dialect = d }).run()
+			first, second := newBoard(), newBoard()
+			second.Quiet, second.Boot = true, 0
+			switch {
+			case c.next == "udid":
+				second.Mute = c.next
+			case c.dialect == "report":
+				first.Dialect, second.Dialect = c.dialect, c.next
+			default:
+				second.Dialect = c.next
+			}
+			b.await(0, Empty)
+			b.cables[0].plug(first)
+			b.await(0, Passed)
+			time.Sleep(5 * time.Second)
+			b.cables[0].unplug()
+			b.cables[0].plug(second)
+			swapped := time.Now()
+			b.awaitThat(0, "not passed", func(s SlotStatus) bool { return s.State != Passed })
+			if took := time.Since(swapped); took > 25*time.Second {
+				t.Errorf("it was noticed after %v", took)
+			}
+			b.awaitThat(0, "judged", func(s SlotStatus) bool { return s.State == Failed })
+		})
+	}
 }
 
 func TestBoardVerdicts(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 //
 // It never sends a line end before it knows the board, but after it has seen its own probe echoed: then
 // the line is not empty, and an Enter does no harm. (An empty answer to the first question of the CSR example
-// ends that firmware.) So a probe has no line end of its own.
+// ends that firmware.) So a probe has no line end of its own. Gone sends line ends only with something before them.
 type Auto struct {
 	finders []finder
 
@@ -77,6 +77,7 @@ func (a *Auto) Name() string {
 
 // Detect implements Dialect.
 func (a *Auto) Detect(ctx context.Context, l *Line) error {
+	l.device = nil
 	a.mu.Lock()
 	a.was = a.last
 	order := slices.Clone(a.finders)
@@ -195,7 +196,19 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 	return nil, nil
 }
 
-func (a *Auto) recognise(text string) finder {
+// recognise names the dialect of what has arrived. A start says which board spoke last: the one before it may have left its words.
+func (a *Auto) recognise(text string) (found finder) {
+	last := -1
+	for _, f := range a.finders {
+		for _, start := range f.starts() {
+			if i := strings.LastIndex(text, start); i > last {
+				last, found = i, f
+			}
+		}
+	}
+	if found != nil {
+		return found
+	}
 	for _, f := range a.finders {
 		if f.recognises(text) {
 			return f

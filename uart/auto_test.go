@@ -203,10 +203,13 @@ func TestAutoSlot(t *testing.T) {
 					if err := <-gone; err != nil {
 						t.Fatal(err)
 					}
-					if err := d.Detect(t.Context(), l); err != nil {
+					ctx, cancel = context.WithTimeoutCause(t.Context(), time.Minute, errors.New("not seen"))
+					if err := d.Detect(ctx, l); err != nil {
 						t.Fatalf("after board %d, %s: Detect of %s: %v", i, b.Dialect, next.Dialect, err)
 					}
-					if report, err := d.Read(t.Context(), l); err != nil || report.Device != next.Device {
+					report, err = d.Read(ctx, l)
+					cancel()
+					if err != nil || report.Device != next.Device {
 						t.Fatalf("after board %d, %s: Read of %s: %v", i, b.Dialect, next.Dialect, err)
 					}
 					if next.Dialect == fixtures.DialectCSR {

@@ -40,6 +40,8 @@ type Line struct {
 	tape    *tape
 	// prompts: of TIAT; the board prints a prompt when it is ready for a command, and hears nothing before. Until Forget.
 	prompts bool
+	// device is the serial number that Read has read, for Gone; nil from when the next board is looked for until it was read.
+	device *[16]byte
 }
 
 // LineOptions are the settings of a Line; the zero value is right for a real board.

@@ -49,6 +49,7 @@ var errRefused = fmt.Errorf("%w: its firmware answers error: it cannot sign with
 
 // Detect implements Dialect. Pings are answered without a signature.
 func (d ReportLine) Detect(ctx context.Context, l *Line) error {
+	l.device = nil
 	for babble, unheard := 0, 0; ; {
 		l.Mark()
 		_, err := d.ping(ctx, l, aboutOne(reportLook))
@@ -196,6 +197,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	if again != report.Device && !weakened {
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
+	l.device = &report.Device
 	return report, nil
 }
 
@@ -249,10 +251,12 @@ func parseReport(text, nonce string) (Report, error) {
 // Gone implements Dialect. A board with another serial number is another board.
 func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ctx, l, vigil{}) }
 
-// watch is watch for firmware that need not echo.
+// watch is watch for firmware that need not echo. Each look asks for the serial number: it must be the one that was read, or, of a
+// board that could not be read, the first that is told. A board that was read and that says something else watchAsks
+// times in a row is another one as well.
 func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
-	var first [16]byte
-	for seen, silence := false, time.Duration(0); silence < watchGone; {
+	first, unsure := l.device, 0
+	for silence := time.Duration(0); silence < watchGone && unsure < watchAsks; {
 		if started, err := v.started(l); started || err != nil {
 			return err
 		}
@@ -270,6 +274,9 @@ func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 			continue
 		}
 		silence = 0
+		if l.device != nil && !l.tainted { // after a leak no answer would be seen
+			unsure++
+		}
 		said, err := l.Gather(ctx, tiPing, tiFlush+tiPing)
 		if err != nil {
 			return err
@@ -287,11 +294,11 @@ func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 			if _, err := hex.Decode(device[:], []byte(m[1])); err != nil {
 				continue
 			}
-			if seen && device != first {
+			if first != nil && device != *first {
 				l.Forget()
 				return nil
 			}
-			seen, first = true, device
+			first, unsure = &device, 0
 		}
 	}
 	l.Forget()

@@ -41,12 +41,14 @@ const (
 const (
 	tiBanner = "AT Commands Example Ver:" // only a fresh start prints it
 	tiPrompt = "Enter AT Command:"
+	tiWho    = "at+get=iot,udid"
 	tiEvent  = "+event"
 	tiFatal  = "+eventfatalerror"
 )
 
 var (
 	tiUDID     = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2},){15}0x[0-9a-f]{1,2}$`)
+	tiTold     = regexp.MustCompile(`\+get:((?:0x[0-9a-f]{1,2},){15}0x[0-9a-f]{1,2})[\r\n]+OK[\r\n]`)
 	tiVersion  = regexp.MustCompile(`^0x[0-9a-f]{1,8}(?:,[0-9]{1,5}(?:\.[0-9]{1,5}){0,3}){4}$`)
 	tiMAC      = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2}:){5}0x[0-9a-f]{1,2}$`)
 	tiSigned   = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
@@ -66,6 +68,7 @@ var (
 // Detect implements Dialect. It sends nothing but carriage returns, which every build ignores, until
 // something comes back.
 func (d TIAT) Detect(ctx context.Context, l *Line) error {
+	l.device = nil
 	for babble := 0; ; {
 		l.Mark()
 		if err := l.Send(ctx, "\r"); err != nil {
@@ -98,7 +101,16 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 
 // Gone implements Dialect.
 func (TIAT) Gone(ctx context.Context, l *Line) error {
-	return watch(ctx, l, vigil{probes: []string{"\r"}, starts: []string{tiBanner}})
+	return watch(ctx, l, vigil{probes: []string{"\r"}, starts: []string{tiBanner}, ask: tiWho + "\r", told: tiDevice})
+}
+
+// tiDevice finds the whole answer to tiWho in what a board says, with the OK after it.
+func tiDevice(text string) (device [16]byte, ok bool) {
+	m := tiTold.FindStringSubmatch(tiEvents.ReplaceAllString(text, ""))
+	if m == nil {
+		return device, false
+	}
+	return [16]byte(unpadded(m[1], ",")), true
 }
 
 // For auto.
@@ -110,7 +122,11 @@ func (TIAT) recognises(text string) bool {
 	return strings.Contains(text, tiBanner) || strings.Contains(text, tiPrompt) || tiSpeaks.MatchString(text)
 }
 
-func (TIAT) leave(ctx context.Context, l *Line, v vigil) error { return watch(ctx, l, v) }
+// leave asks for the serial number in a line of its own, after one that is never empty: see Auto.
+func (TIAT) leave(ctx context.Context, l *Line, v vigil) error {
+	v.clear, v.ask, v.told = autoProbe+"\r", tiWho+"\r", tiDevice
+	return watch(ctx, l, v)
+}
 
 // settle brings the board to where it waits for a command, whatever was typed before.
 func (d TIAT) settle(ctx context.Context, l *Line) error {
@@ -238,6 +254,7 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 	}
 	facts["hash"] = proof.Hash
 	d.met(l.heard(), facts)
+	l.device = &device
 	return Report{Device: device, SPKI: spki, Facts: facts, Proof: proof}, nil
 }
 
@@ -264,7 +281,7 @@ func (TIAT) met(heard string, facts map[string]string) {
 }
 
 func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
-	value, err := d.ask(ctx, l, "at+get=iot,udid", "+get:", tiAnswer)
+	value, err := d.ask(ctx, l, tiWho, "+get:", tiAnswer)
 	if err != nil {
 		return udid, fmt.Errorf("reading the serial number: %w", hide(err))
 	}

@@ -42,6 +42,7 @@ const (
 	csrAsks  = 48               // questions in all: some are asked again
 	csrAgain = 4                // times that one question is asked
 	csrNonce = 21
+	csrGone  = 2 * watchEcho // a board that was read and does not echo for so long is gone
 )
 
 const csrSerial = "Unique device ID = " // only a fresh start prints it
@@ -77,6 +78,7 @@ var errRestarted = fmt.Errorf("%w: the board started anew in the middle", ErrGar
 // Detect implements Dialect. A board that starts is waited for; one that is past its start is
 // ErrNeedsReset.
 func (d TICSR) Detect(ctx context.Context, l *Line) error {
+	l.device = nil
 	for babble := 0; ; {
 		l.Mark()
 		heard, err := l.Heard(ctx, aboutOne(csrLook))
@@ -168,7 +170,11 @@ func (d TICSR) read(ctx context.Context, l *Line) (Report, error) {
 			if !again {
 				return Report{}, fmt.Errorf("reading the serial number again: %w: it was not in the default for the common name", ErrGarbled)
 			}
-			return d.check(device, nonce, request, facts)
+			report, err := d.check(device, nonce, request, facts)
+			if err == nil {
+				l.device = &report.Device
+			}
+			return report, err
 		}
 		if len(asked) == 0 {
 			// Something typed before it was asked may have been taken for an answer, and the question comes again. The echo shows
@@ -382,8 +388,13 @@ func one(request *x509.CertificateRequest, oid string) (value string, ok bool) {
 
 // Gone implements Dialect. The board does not end its dialogue by itself, so a letter without a line end shows whether it
 // still echoes; one that has fallen silent is waited for until another one starts or the port is lost.
-func (TICSR) Gone(ctx context.Context, l *Line) error {
-	return watch(ctx, l, vigil{probes: []string{csrProbe}, starts: []string{csrSerial}, patient: true})
+//
+// This firmware tells its serial number at its start and never again, so a board that was read cannot be asked who it is. That
+// another one is in its place is known from its start, or from an echo that is missing for csrGone; a board without a pause in its
+// power that is put there between two looks, up to watchSlow apart, is not seen. Such a board has told its serial number
+// elsewhere: it needs a reset before it can be read, and its start is seen.
+func (d TICSR) Gone(ctx context.Context, l *Line) error {
+	return d.leave(ctx, l, vigil{probes: []string{csrProbe}, starts: []string{csrSerial}})
 }
 
 // For auto.
@@ -397,5 +408,8 @@ func (TICSR) recognises(text string) bool {
 
 func (TICSR) leave(ctx context.Context, l *Line, v vigil) error {
 	v.patient = true
+	if l.device != nil {
+		v.gone = csrGone
+	}
 	return watch(ctx, l, v)
 }

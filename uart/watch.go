@@ -13,6 +13,11 @@ type vigil struct {
 	// patient: the firmware may fall silent for good with the board in its place. Only one that echoed before and does not
 	// any more is gone, and one that speaks after a silence is another one.
 	patient bool
+	// ask is a command that a board of the dialect answers with its serial number, with its line end, and told finds the whole
+	// answer in what it says; empty if it cannot be asked. clear comes first: it ends what the probes have typed.
+	ask, clear string
+	told       func(text string) (device [16]byte, ok bool)
+	gone       time.Duration // in place of watchGone, if not 0
 }
 
 const (
@@ -21,16 +26,23 @@ const (
 	watchSlow  = 5 * time.Second // between looks at a board that has been there for long
 	watchQuick = 300             // looks before that: what is typed may fill the firmware's line
 	// watchGone is the silence after which a board is gone, with a look in each watchEcho of it. A board that is busy for a moment, or
-	// whose echo a glitch ate, is still there; who swaps boards faster than that is betrayed by the start of the next one.
+	// whose echo a glitch ate, is still there. Whether it is that board, and not one that was running when it was put there, only its
+	// serial number tells.
 	watchGone  = 2400 * time.Millisecond
-	watchStart = 2 * csrStart // a start, after a leak
-	watchTail  = 64           // what is kept of a look: the beginning of a start
+	watchAsk   = 5 * time.Second // a board that was read is asked for its serial number so often, and when a look at it was missed
+	watchAsks  = 3               // times in a row without an answer, after which nobody can say that it is still there
+	watchStart = 2 * csrStart    // a start, after a leak
+	watchTail  = 64              // what is kept of a look: the beginning of a start
 )
 
-// watch blocks until the board on l is gone or another one has started. What that one has printed stays on the
-// line, for its Detect; otherwise nothing stays.
+// watch blocks until the board on l is gone, or another one has started or is in its place. What one that has started has printed
+// stays on the line, for its Detect; otherwise nothing stays. Only a board that was read is asked who it is.
 func watch(ctx context.Context, l *Line, v vigil) error {
 	echoed, silence := false, time.Duration(0)
+	missed, unsure, known := true, 0, time.Now() // it may have been swapped while its record was written down
+	if v.gone == 0 {
+		v.gone = watchGone
+	}
 	for look := 0; ; look++ {
 		if started, err := v.started(l); started || err != nil { // quick hands: before anyone looked
 			return err
@@ -49,7 +61,8 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 			return err
 		}
 		if !heard {
-			if silence += watchEcho; silence >= watchGone {
+			missed = true
+			if silence += watchEcho; silence >= v.gone {
 				if echoed || !v.patient {
 					l.Forget()
 					return nil
@@ -64,16 +77,70 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 			}
 			continue
 		}
-		if v.patient && !echoed && silence >= watchGone {
+		if v.patient && !echoed && silence >= v.gone {
 			return v.follow(ctx, l)
 		}
 		echoed, silence = true, 0
+		// A board with a prompt before every command does not listen before that is out.
 		pause := watchLook - watchEcho
-		if look >= watchQuick {
-			pause = watchSlow
-		}
 		if _, err := l.Gather(ctx, pause, tiFlush+pause); err != nil {
 			return err
+		}
+		if started, err := v.started(l); started || err != nil {
+			return err
+		}
+		// After a leak no answer would be seen.
+		if l.device != nil && v.ask != "" && !l.tainted && (missed || look >= watchQuick || time.Since(known) >= watchAsk) {
+			device, told, err := v.identify(ctx, l)
+			if err != nil {
+				return err
+			}
+			if started, err := v.started(l); started || err != nil {
+				return err
+			}
+			if unsure++; told {
+				unsure = 0
+			}
+			if told && device != *l.device || unsure >= watchAsks {
+				l.Forget()
+				return nil
+			}
+			missed, known = !told, time.Now()
+		}
+		if look >= watchQuick {
+			if _, err := l.Gather(ctx, watchSlow, tiFlush+watchSlow); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// identify asks the board for its serial number. Nothing is consumed: it may be another one that starts. Not told is no answer, or the
+// start of a board.
+func (v vigil) identify(ctx context.Context, l *Line) (device [16]byte, told bool, err error) {
+	before := len(l.in)
+	if v.clear != "" {
+		if err := l.Send(ctx, v.clear); err != nil {
+			return device, false, err
+		}
+		if _, err := l.Gather(ctx, tiSilence, tiFlush); err != nil || len(l.in) == before {
+			return device, false, err
+		}
+		before = len(l.in)
+	}
+	if err := l.Send(ctx, v.ask); err != nil {
+		return device, false, err
+	}
+	for end := time.Now().Add(tiAnswer); ; {
+		if started, err := v.started(l); started || err != nil {
+			return device, false, err
+		}
+		if device, told = v.told(string(l.in[before:])); told {
+			return device, true, nil
+		}
+		more, err := l.more(ctx, time.Until(end))
+		if err != nil || !more {
+			return device, false, err
 		}
 	}
 }
