@@ -269,8 +269,8 @@ func newSeed(t testing.TB) *rand.Rand {
 //	go test ./spool -run TestPowerCut -timeout 0 -v -args -powercuts 100000
 func TestPowerCut(t *testing.T) {
 	images := *powerCuts
-	if testing.Short() {
-		images = 120
+	if testing.Short() || raceDetector {
+		images = min(images, 60)
 	}
 	for name, work := range shifts {
 		t.Run(name, func(t *testing.T) {
@@ -308,6 +308,9 @@ var syncs = map[string]string{
 // Without any one of the syncs in the code there is a power cut that breaks a promise. That they are all of them is read from the
 // code.
 func TestEverySyncCounts(t *testing.T) {
+	if raceDetector {
+		t.Skip("run it without -race: one goroutine works here")
+	}
 	calls := syncCalls(t)
 	calls[callIndexCommit] = ""
 	for call := range calls {
