@@ -27,7 +27,7 @@ type faultyFile struct {
 }
 
 type faultPlan struct {
-	// op is open, write, short, sync, truncate, read, rename, syncdir; of the index: openindex, syncindex, page (a write that is short),
+	// op is open, write, short, sync, truncate, read, rename, remove, syncdir; of the index: openindex, syncindex, page (a write that is short),
 	// meta (the write that makes a commit), commit (the sync after it, which fails with EINVAL).
 	op    string
 	after int    // good ones before it
@@ -146,6 +146,13 @@ func (d faulty) rename(from, to string) error {
 		return d.plan.err
 	}
 	return d.osDisk.rename(from, to)
+}
+
+func (d faulty) remove(path string) error {
+	if d.plan.hit("remove") {
+		return d.plan.err
+	}
+	return d.osDisk.remove(path)
 }
 
 func (d faulty) syncDir(dir string) error {

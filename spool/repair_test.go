@@ -19,6 +19,9 @@ func copiesOf(k *kit) func(first uint64) ([]byte, error) {
 	k.t.Helper()
 	kept := map[uint64][]byte{}
 	for _, s := range k.segments() {
+		if s.pruned {
+			continue
+		}
 		b, err := os.ReadFile(segmentPath(k.dir, s.first))
 		if err != nil {
 			k.t.Fatal(err)
