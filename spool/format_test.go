@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -17,10 +18,9 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/format<N> of the newest format, if it is not there")
 
-// knownIdentity is that of the journals in testdata. Its key follows from a word, so that none has to lie there.
-func knownIdentity(t *testing.T) Identity {
+// knownIdentity is that of what lies in testdata. Its key follows from a word, so that none has to lie there.
+func knownIdentity(t *testing.T, origin string) Identity {
 	t.Helper()
-	const origin = "widgiot/line3-a"
 	seed := sha256.Sum256([]byte("a station in testdata"))
 	public := ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey)
 	key, err := note.NewEd25519VerifierKey(origin, public)
@@ -41,7 +41,7 @@ func knownIdentity(t *testing.T) Identity {
 
 // Journals of every format that was ever released open, verify, prove their records and go on.
 func TestFormats(t *testing.T) {
-	id := knownIdentity(t)
+	id := knownIdentity(t, "widgiot/line3-a")
 	if *update {
 		writeFormat(t, id)
 	}
@@ -128,6 +128,112 @@ func writeFormat(t *testing.T, id Identity) {
 		t.Fatal(err)
 	}
 	if err := os.CopyFS(filepath.Join(to, "journal"), os.DirFS(journalDir(dir))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a station gives away, a stick with its receipt and a proof, and a summary, are read for ever, in every format that was ever released.
+func TestEvidenceFormats(t *testing.T) {
+	id, hq := knownIdentity(t, "widgiot/line3-a"), knownIdentity(t, "import/hq")
+	if *update {
+		writeEvidence(t, id, hq)
+	}
+	dirs, err := filepath.Glob(filepath.Join("testdata", "evidence*"))
+	if err != nil || len(dirs) != Format {
+		t.Fatalf("%v (%v), want one of each format up to %d", dirs, err, Format)
+	}
+	for n, from := range dirs {
+		t.Run(filepath.Base(from), func(t *testing.T) {
+			proof, err := os.ReadFile(filepath.Join(from, "board.tlog-proof"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := VerifyProof(proof, id.Verifier); err != nil {
+				t.Errorf("the proof: %v", err)
+			}
+			dir, stick := tempDir(t), tempDir(t)
+			journal := filepath.Join("testdata", "format"+string(rune('1'+n)))
+			if err := errors.Join(os.CopyFS(dir, os.DirFS(journal)), os.CopyFS(stick, os.DirFS(filepath.Join(from, "stick")))); err != nil {
+				t.Fatal(err)
+			}
+
+			sink := newMemorySink()
+			im := &importer{ImportConfig{Stick: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: sink, Identity: hq, Again: true}, t}
+			if confirmed, refused := im.mustRun(); confirmed != 12 || refused != 0 || len(sink.have) != 12 {
+				t.Errorf("the bundle: %d confirmed, %d refused", confirmed, refused)
+			}
+			s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			receipts, err := Receipts(filepath.Join(from, "stick"), "widgiot/line3-a")
+			if err != nil || len(receipts) != 1 {
+				t.Fatalf("%d receipts, %v", len(receipts), err)
+			}
+			if settled, err := s.ApplyReceipt(receipts[0].Data, note.VerifierList(hq.Verifier)); err != nil || settled.Confirmed != 12 {
+				t.Errorf("the receipt: %+v, %v", settled, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+
+			summary, err := os.ReadFile(filepath.Join(from, "00000000000000000000.pruned"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.Remove(segmentPath(dir, 0)), os.WriteFile(summaryPath(dir, 0), summary, 0o400), os.Remove(indexPath(dir))); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()}); err != nil {
+				t.Fatalf("with the summary: %v", err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if report, err := VerifyDir(dir, id.Verifier); err != nil || report.Pruned != 6 {
+				t.Errorf("with the summary: %+v, %v", report, err)
+			}
+		})
+	}
+}
+
+// writeEvidence makes it of the journal of the newest format.
+func writeEvidence(t *testing.T, id, hq Identity) {
+	t.Helper()
+	to := filepath.Join("testdata", "evidence"+string(rune('0'+Format)))
+	if _, err := os.Stat(to); err == nil {
+		return
+	}
+	dir, stick := tempDir(t), filepath.Join(to, "stick")
+	if err := errors.Join(os.CopyFS(dir, os.DirFS(filepath.Join("testdata", "format"+string(rune('0'+Format))))), os.MkdirAll(stick, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Export(dir, id.Verifier, stick, 0); err != nil {
+		t.Fatal(err)
+	}
+	im := &importer{ImportConfig{Stick: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: newMemorySink(), Identity: hq}, t}
+	im.mustRun()
+	lines, err := os.ReadFile(segmentPath(dir, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var device board.DeviceID
+	sum, err := summarize("widgiot/line3-a", 0, lines, func(_ uint64, r board.Sealed) { device = r.Record.Device })
+	if err != nil {
+		t.Fatal(err)
+	}
+	summary, err := sum.sign(id.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof, err := Prove(dir, device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(to, "00000000000000000000.pruned"), summary, 0o444),
+		os.WriteFile(filepath.Join(to, "board.tlog-proof"), proof, 0o444),
+	); err != nil {
 		t.Fatal(err)
 	}
 }
