@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"html"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -24,6 +25,11 @@ import (
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	minidyn "github.com/truora/minidyn/server"
+
+	"secretfree/spool"
+	"secretfree/station"
+	"secretfree/station/board"
+	"secretfree/uart"
 )
 
 // wire is the network between a station and AWS, in this process, so that its hours pass at once.
@@ -195,6 +201,9 @@ func TestStationInBadWeather(t *testing.T) {
 				case c.says != nil && (stats.Pending == 0 || !containsOne(stats.LastError, c.says)):
 					t.Errorf("in bad weather: %+v, want one of %q", stats, c.says)
 				}
+				if c.says != nil {
+					onPage(t, s, c.says)
+				}
 				time.Sleep(4 * time.Minute)
 				cancel()
 				must(t, <-ended)
@@ -208,6 +217,30 @@ func TestStationInBadWeather(t *testing.T) {
 				must(t, s.Close())
 			})
 		})
+	}
+}
+
+// onPage makes sure that the technician's page says why nothing moves.
+func onPage(t *testing.T, s *spool.Spool, says []string) {
+	t.Helper()
+	dialect, err := uart.DialectByName("ti-at")
+	must(t, err)
+	b, err := station.New(station.Config{
+		SKU: "widgiot", Station: "line3-a", Journal: s,
+		Slots: []station.SlotConfig{{Name: "A", Port: "/dev/null", Dialect: dialect, Open: func(context.Context) (uart.Conn, error) { return nil, net.ErrClosed }}},
+		Backlog: func() station.Backlog {
+			stats := s.Stats()
+			return station.Backlog{Pending: stats.Pending, LastError: stats.LastError}
+		},
+		Confirmed: func(board.DeviceID) bool { return false },
+	})
+	must(t, err)
+	out := httptest.NewRecorder()
+	b.Handler().ServeHTTP(out, httptest.NewRequest(http.MethodGet, "http://localhost/", nil))
+	_, notices, _ := strings.Cut(out.Body.String(), `<div id="notices"`)
+	notices, _, _ = strings.Cut(html.UnescapeString(notices), "</div>")
+	if !strings.Contains(notices, "The cloud does not confirm") || !containsOne(notices, says) {
+		t.Errorf("the page says %q (HTTP %d), want one of %q", notices, out.Code, says)
 	}
 }
 
