@@ -225,7 +225,7 @@ func TestForkWhilePruning(t *testing.T) {
 	k, archive, _ := prunedKit(t, 12)
 	archive.set(func(int) error { return ErrFork })
 	k.notices = nil
-	if _, err := k.spool.Prune(t.Context(), 0, 0, true); !errors.Is(err, ErrFork) {
+	if _, err := k.spool.Prune(t.Context(), 0, 0, 0, true); !errors.Is(err, ErrFork) {
 		t.Fatalf("Prune: %v, want %v", err, ErrFork)
 	}
 	archive.set(nil)

@@ -132,7 +132,7 @@ func (r *modelRun) crash() {
 			r.spool.Checkpoint()
 			r.spool.pass(r.t.Context())
 			r.spool.archiveNext(r.t.Context())
-			r.spool.Prune(r.t.Context(), 0, 0, true)
+			r.spool.Prune(r.t.Context(), 0, 0, 0, true)
 		}
 		r.spool.Close()
 	}

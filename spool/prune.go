@@ -34,7 +34,7 @@ const (
 	day        = 24 * time.Hour
 )
 
-// Prune lets go of segments that are sealed, older than age, wholly confirmed by the registry, and in the archive: at most so many of
+// Prune lets go of segments that begin at entry from or later, are sealed, older than age, wholly confirmed by the registry, and in the archive: at most so many of
 // them, or all if most is 0. Of each stays a summary, by which conflicts are refused and the tree goes on for ever, also when the index is
 // rebuilt; the entries themselves are in the archive only, from where Restore has them back. Without apply it only says what it would do, by what the
 // index knows.
@@ -43,14 +43,15 @@ const (
 // says that it has just these, and the registry confirms each of its records once more. Then the summary is made durable, and only then the segment is
 // removed: whatever happens in between, one of the two is there.
 //
-// The segments that are there are returned, the oldest first. An error means that the archive or the registry is away, or the disk fails.
-func (s *Spool) Prune(ctx context.Context, age time.Duration, most int, apply bool) ([]Prunable, error) {
+// The segments that are there, from from on, are returned, the oldest first. An error means that the archive or the registry is away, or the disk fails.
+func (s *Spool) Prune(ctx context.Context, age time.Duration, from uint64, most int, apply bool) ([]Prunable, error) {
 	s.pruneMu.Lock()
 	defer s.pruneMu.Unlock()
 	list, sealed, err := s.prunable()
 	if err != nil {
 		return nil, err
 	}
+	list = slices.DeleteFunc(list, func(p Prunable) bool { return p.First < from })
 	done := 0
 	for i := range list {
 		p := &list[i]
@@ -317,7 +318,7 @@ func (s *Spool) runPrune(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Reset(pruneEvery)
-		list, err := s.Prune(ctx, s.cfg.Retention, 0, true)
+		list, err := s.Prune(ctx, s.cfg.Retention, 0, 0, true)
 		for _, p := range list {
 			if p.Pruned {
 				s.cfg.Notify(fmt.Sprintf("entries %d to %d were pruned: they are delivered, and in the archive", p.First, p.Last))

@@ -49,7 +49,7 @@ func (k *kit) settle() {
 
 func (k *kit) prune() []Prunable {
 	k.t.Helper()
-	list, err := k.spool.Prune(k.t.Context(), 0, 0, true)
+	list, err := k.spool.Prune(k.t.Context(), 0, 0, 0, true)
 	if err != nil {
 		k.t.Fatalf("Prune: %v", err)
 	}
@@ -94,7 +94,7 @@ func TestPrune(t *testing.T) {
 	}
 	k.settle()
 	before := k.files()
-	list, err := k.spool.Prune(t.Context(), 0, 0, false)
+	list, err := k.spool.Prune(t.Context(), 0, 0, 0, false)
 	if err != nil || len(list) != len(k.segments())-1 || len(list) < 3 {
 		t.Fatalf("a dry run: %+v, %v", list, err)
 	}
@@ -107,7 +107,7 @@ func TestPrune(t *testing.T) {
 		t.Error("a dry run changes something")
 	}
 	puts := archive.puts
-	one, err := k.spool.Prune(t.Context(), 0, 1, true)
+	one, err := k.spool.Prune(t.Context(), 0, 0, 1, true)
 	if err != nil || !one[0].Pruned || one[1].Pruned || one[1].Kept == "" {
 		t.Errorf("one: %+v, %v", one, err)
 	}
@@ -314,7 +314,7 @@ func TestPruneKeeps(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			k, archive, all := prunedKit(t, 12)
 			c.spoil(k, archive, all)
-			list, err := k.spool.Prune(t.Context(), c.age, 0, true)
+			list, err := k.spool.Prune(t.Context(), c.age, 0, 0, true)
 			if err != nil || len(list) == 0 {
 				t.Fatalf("%+v, %v", list, err)
 			}
@@ -360,7 +360,7 @@ func TestPruneNeedsAnswers(t *testing.T) {
 			k, archive, _ := prunedKit(t, 12)
 			before := k.files()
 			c.spoil(k, archive)
-			if list, err := k.spool.Prune(t.Context(), 0, 0, true); !errors.Is(err, c.want) {
+			if list, err := k.spool.Prune(t.Context(), 0, 0, 0, true); !errors.Is(err, c.want) {
 				t.Errorf("%+v, %v, want %v", list, err, c.want)
 			}
 			if !sameFiles(before, k.files()) {
@@ -449,7 +449,7 @@ func TestPruneIsCutShort(t *testing.T) {
 				}
 				return syscall.EIO
 			}}
-			_, err := k.spool.Prune(t.Context(), 0, 1, true)
+			_, err := k.spool.Prune(t.Context(), 0, 0, 1, true)
 			if reached && !errors.Is(err, syscall.EIO) {
 				t.Errorf("call %d, %v: %v", at, ops, err)
 			}
@@ -587,4 +587,18 @@ func TestRetentionTellsWhatIsWrong(t *testing.T) {
 		}
 		k.sink.have[all[0].Device] = all[0].Fingerprint()
 	})
+}
+
+// What is before the entry from which pruning goes on is not looked at again.
+func TestPruneFrom(t *testing.T) {
+	k, archive, _ := prunedKit(t, 12)
+	segments := k.segments()
+	puts := archive.puts
+	list, err := k.spool.Prune(t.Context(), 0, segments[1].first, 1, true)
+	if err != nil || len(list) != len(segments)-2 || list[0].First != segments[1].first || !list[0].Pruned || archive.puts != puts+1 {
+		t.Errorf("%+v, %v, %d puts, want one segment, the second", list, err, archive.puts-puts)
+	}
+	if k.isPruned(0) {
+		t.Error("the first is pruned")
+	}
 }

@@ -216,7 +216,7 @@ func (s *shift) deliver() {
 // prune prunes so many segments, or all that it can.
 func (s *shift) prune(most int) {
 	s.t.Helper()
-	list, err := s.spool.Prune(s.t.Context(), 0, most, true)
+	list, err := s.spool.Prune(s.t.Context(), 0, 0, most, true)
 	if err != nil || len(list) == 0 || !list[0].Pruned {
 		s.t.Fatalf("pruning: %+v, %v", list, err)
 	}

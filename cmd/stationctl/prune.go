@@ -65,11 +65,18 @@ func (s *spoolPrune) Run(ctx context.Context, out *cli.Output) (err error) {
 	outside := func() (spool.Sink, spool.Archive, error) { return stationd.Outside(ctx, c) }
 	var bytes int64
 	gone := 0
-	for {
-		list, err := control.Prune(ctx, time.Duration(days)*24*time.Hour, s.Apply, outside)
-		again := false
+	from := uint64(0)
+	for again := true; again; {
+		list, err := control.Prune(ctx, time.Duration(days)*24*time.Hour, from, s.Apply, outside)
+		again = false
 		for _, p := range list {
-			if again = again || p.Pruned; p.Pruned || !s.Apply && p.Kept == "" {
+			if again {
+				break // the rest is for the next call, and what stays before it is not looked at again
+			}
+			switch again, from = p.Pruned, p.Last+1; {
+			case p.Kept != "":
+				err = errors.Join(err, out.Print(pruned{p, days}, fmt.Sprintf("%8d to %-8d stays: %s\n", p.First, p.Last, p.Kept)))
+			case p.Pruned || !s.Apply:
 				bytes += p.Bytes
 				gone++
 				err = errors.Join(err, out.Print(pruned{p, days}, fmt.Sprintf("%8d to %-8d %s\n", p.First, p.Last, map[bool]string{true: "pruned", false: "would be pruned"}[p.Pruned])))
@@ -78,17 +85,6 @@ func (s *spoolPrune) Run(ctx context.Context, out *cli.Output) (err error) {
 		if err != nil {
 			return err
 		}
-		if again {
-			continue
-		}
-		for _, p := range list {
-			if p.Kept != "" {
-				if err := out.Print(pruned{p, days}, fmt.Sprintf("%8d to %-8d stays: %s\n", p.First, p.Last, p.Kept)); err != nil {
-					return err
-				}
-			}
-		}
-		break
 	}
 	if s.Apply {
 		fmt.Fprintf(out.People, "Pruned: %s, %s.\n", cli.Count(gone, "segment", "segments"), cli.Size(bytes))

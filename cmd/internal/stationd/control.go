@@ -28,7 +28,7 @@ import (
 //	GET  /dead/{seq}           spool.Evidence
 //	POST /dead/{seq}/requeue   204
 //	POST /checkpoint           signs the journal as it is; Waiting
-//	POST /prune?age=DURATION   prunes one segment if one can be; with dry=true it only says what it would do; the segments, a JSON list of spool.Prunable
+//	POST /prune?age=DURATION&from=SEQ   prunes one segment that begins at that entry or later, if one can be; with dry=true it only says what it would do; the segments, a JSON list of spool.Prunable
 //	POST /receipt              applies the receipt in the body, which must be signed by a key of the configuration; spool.Settled
 //
 // An error is {"error"} with 404 if there is no such letter, 422 if it is no receipt for this station, otherwise 500.
@@ -92,9 +92,14 @@ func (d *Daemon) control() http.Handler {
 			answer(w, nil, fmt.Errorf("pruning: %w", err))
 			return
 		}
+		from, err := strconv.ParseUint(r.URL.Query().Get("from"), 10, 63)
+		if err != nil {
+			answer(w, nil, fmt.Errorf("pruning: %w", err))
+			return
+		}
 		// The registry is asked for each record.
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pruneLimit))
-		list, err := d.spool.Prune(r.Context(), age, 1, r.URL.Query().Get("dry") != "true")
+		list, err := d.spool.Prune(r.Context(), age, from, 1, r.URL.Query().Get("dry") != "true")
 		answer(w, list, err)
 	})
 	mux.HandleFunc("POST /receipt", func(w http.ResponseWriter, r *http.Request) {
@@ -281,10 +286,10 @@ func (c *Control) ApplyReceipt(ctx context.Context, data []byte) (settled spool.
 	return settled, c.call(ctx, http.MethodPost, "/receipt", data, &settled)
 }
 
-// Prune is Spool.Prune for one segment, by stationd if it runs. Otherwise it needs what the station has for delivery, its sink and its archive.
-func (c *Control) Prune(ctx context.Context, age time.Duration, apply bool, outside func() (spool.Sink, spool.Archive, error)) (list []spool.Prunable, err error) {
+// Prune is Spool.Prune for one segment from an entry on, by stationd if it runs. Otherwise it needs what the station has for delivery, its sink and its archive.
+func (c *Control) Prune(ctx context.Context, age time.Duration, from uint64, apply bool, outside func() (spool.Sink, spool.Archive, error)) (list []spool.Prunable, err error) {
 	if c.client != nil {
-		return list, c.callFor(ctx, pruneLimit, http.MethodPost, fmt.Sprintf("/prune?age=%s&dry=%v", age, !apply), nil, &list)
+		return list, c.callFor(ctx, pruneLimit, http.MethodPost, fmt.Sprintf("/prune?age=%s&from=%d&dry=%v", age, from, !apply), nil, &list)
 	}
 	if c.spool == nil {
 		sink, archive, err := outside()
@@ -295,7 +300,7 @@ func (c *Control) Prune(ctx context.Context, age time.Duration, apply bool, outs
 			return nil, err
 		}
 	}
-	return c.spool.Prune(ctx, age, 1, apply)
+	return c.spool.Prune(ctx, age, from, 1, apply)
 }
 
 // Close gives the spool back.

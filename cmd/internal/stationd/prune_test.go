@@ -77,7 +77,7 @@ func TestControlPrunes(t *testing.T) {
 		t.Helper()
 		control, err := OpenControl(f.state, note.VerifierList())
 		if err == nil {
-			list, err = control.Prune(t.Context(), age, apply, outside)
+			list, err = control.Prune(t.Context(), age, 0, apply, outside)
 		}
 		if err := errors.Join(err, control.Close()); err != nil {
 			t.Fatal(err)
