@@ -16,6 +16,18 @@ import (
 	"secretfree/uart"
 )
 
+var corruptSeed = flag.Uint64("corruptseed", 0, "the seed of TestCorruption and TestTICSRMisreadDigit; 0 takes one at random")
+
+// corruptRandom is what a test draws from; it says with which seed.
+func corruptRandom(t *testing.T) *rand.Rand {
+	seed := *corruptSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("-corruptseed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
 var exhaustive = flag.Bool("exhaustive", false, "corrupt a dialogue at every byte, not at one of a few")
 
 // noisy is a line that spoils one byte of what the board says.
@@ -114,12 +126,13 @@ func TestCorruption(t *testing.T) {
 				if *exhaustive {
 					step = 1
 				}
+				random := corruptRandom(t)
 				harmless, again, harmful := 0, 0, 0
-				for at := rand.IntN(step); at < len(said); at += step {
+				for at := random.IntN(step); at < len(said); at += step {
 					for _, kind := range []string{"flip", "drop", "insert"} {
-						with := byte(1) << rand.IntN(8)
+						with := byte(1) << random.IntN(8)
 						if kind == "insert" {
-							with = []byte("0a,x:\r\n\x00\x80 +=OK")[rand.IntN(14)]
+							with = []byte("0a,x:\r\n\x00\x80 +=OK")[random.IntN(14)]
 						}
 						switch passed, more := try(t, at, kind, with); {
 						case !passed:
@@ -146,13 +159,14 @@ func TestCorruption(t *testing.T) {
 func TestTICSRMisreadDigit(t *testing.T) {
 	for _, form := range []string{fixtures.NameShort, fixtures.NameJoined, fixtures.NamePadded} {
 		synctest.Test(t, func(t *testing.T) {
+			random := corruptRandom(t)
 			for range 8 {
 				b := newCSRBoard()
 				b.Boot, b.Think, b.Sign, b.DefaultName = 0, 0, 0, form
 				for i := range b.Device {
-					b.Device[i] >>= 4 * rand.IntN(2) // half of the bytes have one digit
+					b.Device[i] >>= 4 * random.IntN(2) // half of the bytes have one digit
 				}
-				i, bit := rand.IntN(16), byte(1)<<rand.IntN(8)
+				i, bit := random.IntN(16), byte(1)<<random.IntN(8)
 				told := b.Device
 				told[i] ^= bit
 				b.Serials = [][16]byte{told, b.Device}
