@@ -36,8 +36,8 @@ type finder interface {
 	// recognises tells whether what has arrived is of a board of this dialect. It sees text that is not complete.
 	recognises(text string) bool
 	// settle brings a board that was recognised to where Read begins, in bounded time. What made it recognised is
-	// still on the line.
-	settle(ctx context.Context, l *Line) error
+	// still on the line. first says that nothing that was sent in an earlier round may still be answered.
+	settle(ctx context.Context, l *Line, first bool) error
 	// leave is Gone with probes that no firmware minds, in place of its own: a board of another dialect may take the place.
 	leave(ctx context.Context, l *Line, v vigil) error
 }
@@ -92,7 +92,7 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 	})
 	a.mu.Unlock()
 	a.current = nil
-	for babble := 0; ; {
+	for babble, first := 0, true; ; first = false {
 		l.Mark() // a recording holds whole rounds, so that a replay takes the same way
 		found, err := a.round(ctx, l, order)
 		if err != nil {
@@ -104,7 +104,7 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 		}
 		if found != nil {
 			a.current = found
-			switch err := found.settle(ctx, l); {
+			switch err := found.settle(ctx, l, first); {
 			case err == nil, errors.Is(err, ErrNeedsReset):
 				a.mu.Lock()
 				a.last = found.Name()

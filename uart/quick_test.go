@@ -2,7 +2,12 @@ package uart_test
 
 import (
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +33,7 @@ func TestReadingTime(t *testing.T) {
 		"ti-at, event at once": {"ti-at", func(b *fixtures.Board) { b.Build, b.Event, b.EventIn = fixtures.Build111, event, fixtures.InPrompt }, "", 0, time.Millisecond},
 		"report":               {"report", func(b *fixtures.Board) { b.Dialect = fixtures.DialectReport }, "", 0, time.Millisecond},
 		"report, with a log":   {"report", func(b *fixtures.Board) { b.Dialect, b.Event = fixtures.DialectReport, "log: one\r\nlog: two" }, "", 0, time.Millisecond},
+		"auto, report":         {"auto/report", func(b *fixtures.Board) { b.Dialect = fixtures.DialectReport }, "", 0, time.Millisecond},
 		"auto, ti-at":          {"auto", func(b *fixtures.Board) {}, "", 0, time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -60,6 +66,105 @@ func TestReadingTime(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// starter is firmware of the dialect report that says something at once, listens only later, and has a UART that holds 32 bytes while it
+// is busy: two pings, but no nonce.
+type starter struct {
+	board *fixtures.Board
+	log   string
+	after time.Duration // then it listens
+
+	mu   sync.Mutex
+	busy bool
+	in   []byte
+}
+
+func (s *starter) serve(c net.Conn) {
+	s.busy = true
+	var ended atomic.Bool
+	go func() {
+		for buf := make([]byte, 64); ; {
+			n, err := c.Read(buf)
+			if err != nil {
+				ended.Store(true)
+				return
+			}
+			s.mu.Lock()
+			if s.in = append(s.in, buf[:n]...); s.busy {
+				s.in = s.in[:min(32, len(s.in))]
+			}
+			s.mu.Unlock()
+		}
+	}()
+	io.WriteString(c, s.log)
+	for pause := s.after; !ended.Load(); pause = time.Millisecond {
+		time.Sleep(pause)
+		s.mu.Lock()
+		s.busy = false
+		line, mine := "", false
+		for whole := true; whole && !mine; mine = line == "secretfree 1" || strings.HasPrefix(line, "secretfree 1 ") {
+			var rest string
+			if line, rest, whole = strings.Cut(string(s.in), ";"); whole {
+				s.in = []byte(rest)
+			} else {
+				line = ""
+			}
+		}
+		s.busy = mine
+		s.mu.Unlock()
+		if !mine {
+			continue
+		}
+		time.Sleep(30 * time.Millisecond)
+		answer := fmt.Sprintf("secretfree 1 ready %x", s.board.Device)
+		if nonce := strings.TrimPrefix(line, "secretfree 1 "); nonce != line {
+			signature, err := s.board.Signature(fmt.Appendf(nil, "secretfree 1 %s %x", nonce, s.board.Device))
+			if err != nil {
+				return
+			}
+			answer = fmt.Sprintf("secretfree 1 %x %x %x", s.board.Device, s.board.SPKI(), signature)
+		}
+		s.mu.Lock()
+		s.busy = strings.Count(string(s.in), ";") > 1 // the next one is at hand
+		s.mu.Unlock()
+		if _, err := io.WriteString(c, sumUp(answer)); err != nil {
+			return
+		}
+	}
+}
+
+// Pings that were sent while a board started are answered when it listens. The nonce is not sent into those answers: it would be
+// lost, and the reader would wait for a signature.
+func TestQuickWaitsForOlderPings(t *testing.T) {
+	for _, dialect := range []string{"report", "auto/report"} {
+		for _, log := range []string{"", "boot\r\n"} {
+			for _, after := range []time.Duration{0, 400 * time.Millisecond, 900 * time.Millisecond, 1400 * time.Millisecond, 2 * time.Second} {
+				synctest.Test(t, func(t *testing.T) {
+					ours, theirs := net.Pipe()
+					b := newBoard()
+					var serving sync.WaitGroup
+					serving.Go(func() { (&starter{board: b, log: log, after: after}).serve(theirs) })
+					defer serving.Wait()
+					defer theirs.Close()
+					defer ours.Close()
+					l := uart.NewLine(ours, uart.LineOptions{})
+					d := mustDialect(t, dialect)
+					start := time.Now()
+					if err := d.Detect(t.Context(), l); err != nil {
+						t.Fatal(err)
+					}
+					report, err := d.Read(t.Context(), l)
+					if err != nil || report.Device != b.Device {
+						t.Fatalf("%s: a start of %v with the log %q: %x, %v", dialect, after, log, report.Device, err)
+					}
+					if took := time.Since(start); took > after+4*time.Second {
+						t.Errorf("%s: a start of %v with the log %q, and it took %v", dialect, after, log, took)
+					}
+				})
+			}
+		}
 	}
 }
 

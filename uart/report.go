@@ -54,7 +54,7 @@ func (d ReportLine) Detect(ctx context.Context, l *Line) error {
 		l.Mark()
 		_, err := d.ping(ctx, l, aboutOne(reportLook))
 		switch {
-		case err == nil && unheard == 0 && len(bytes.Trim(l.in, "\r\n")) == 0:
+		case err == nil && unheard == 0 && babble == 0 && len(bytes.Trim(l.in, "\r\n")) == 0:
 			return nil // it was waiting: nothing else is on its way
 		case err == nil:
 			// Pings that came while it started are still being answered, and it may not listen meanwhile.
@@ -152,12 +152,33 @@ func (ReportLine) recognises(text string) bool { return reportHere.MatchString(t
 
 func (d ReportLine) leave(ctx context.Context, l *Line, v vigil) error { return d.watch(ctx, l, v) }
 
-func (d ReportLine) settle(ctx context.Context, l *Line) error {
+func (d ReportLine) settle(ctx context.Context, l *Line, first bool) error {
+	if first && d.onePing(l) {
+		text, err := d.answer(ctx, l, reportLook)
+		switch {
+		case err == nil && reportReady.MatchString(text) && len(bytes.Trim(l.in, "\r\n")) == 0:
+			_, err := d.ping(ctx, l, reportAnswer) // it was waiting, as in Detect; only the silence is spared it
+			return err
+		case err != nil && !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrGarbled) && !errors.Is(err, errRefused), ctx.Err() != nil:
+			return err
+		}
+	}
 	if _, err := l.Discard(ctx, tiSilence, reportAnswer); err != nil {
 		return err
 	}
 	_, err := d.ping(ctx, l, reportAnswer)
 	return err
+}
+
+// onePing tells whether one ping was sent since the last Mark.
+func (ReportLine) onePing(l *Line) bool {
+	pings := 0
+	for _, c := range l.tape.chunks {
+		if c.Direction == sent {
+			pings += bytes.Count(c.Bytes, []byte(reportPing))
+		}
+	}
+	return pings == 1
 }
 
 // Read implements Dialect.

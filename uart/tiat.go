@@ -129,7 +129,7 @@ func (TIAT) leave(ctx context.Context, l *Line, v vigil) error {
 }
 
 // settle brings the board to where it waits for a command, whatever was typed before.
-func (d TIAT) settle(ctx context.Context, l *Line) error {
+func (d TIAT) settle(ctx context.Context, l *Line, _ bool) error {
 	if sure, err := d.quick(ctx, l); sure || err != nil {
 		return err
 	}

@@ -94,7 +94,7 @@ func (d TICSR) Detect(ctx context.Context, l *Line) error {
 			babble = 0
 			continue
 		}
-		if err := d.settle(ctx, l); !errors.Is(err, ErrGarbled) {
+		if err := d.settle(ctx, l, false); !errors.Is(err, ErrGarbled) {
 			return err
 		}
 		if babble++; babble >= tiBabble {
@@ -105,7 +105,7 @@ func (d TICSR) Detect(ctx context.Context, l *Line) error {
 
 // settle waits until the serial number has come, and leaves it on the line. ErrNeedsReset: there is a board,
 // but it will not come; ErrGarbled: what there is makes no sense.
-func (TICSR) settle(ctx context.Context, l *Line) error {
+func (TICSR) settle(ctx context.Context, l *Line, _ bool) error {
 	end := time.Now().Add(4 * csrStart)
 	for {
 		text := string(l.in)
@@ -139,7 +139,7 @@ func (TICSR) settle(ctx context.Context, l *Line) error {
 func (d TICSR) Read(ctx context.Context, l *Line) (Report, error) {
 	report, err := d.read(ctx, l)
 	if errors.Is(err, errRestarted) {
-		if err := d.settle(ctx, l); err != nil {
+		if err := d.settle(ctx, l, false); err != nil {
 			return Report{}, err
 		}
 		return d.read(ctx, l)

@@ -2,13 +2,16 @@
 // dialects that boards speak, and records what passed. What it returns is decoded, not believed: the
 // caller checks it.
 //
-// With a good board no time is waited out but this; all but csrEcho in Detect, before the board is read:
+// With a good board no time is waited out but this; all in Detect, before the board is read, but csrEcho and where Read is named:
 //
+//   - autoLook, 500 ms, or 250 to 750 ms since looks are made together: dialect auto, for each dialect that is tried before the board's own. The
+//     one that was met last is tried first.
 //   - tiSilence, 200 ms: dialects ti-at and report, before the first command to a board that is just starting, or was met in the middle of
 //     something. A board that was cut off in the middle of a command, or is still answering earlier probes, has said all by then; what is
 //     typed while it prints is lost. One that answers the first probe with just what a waiting board says is spared it. On a
 //     board of ti-at that auto finds at its start it is waited for twice: before the carriage return that ends the probe, and after it; one of
-//     report that auto finds is always waited for once.
+//     report that auto finds is waited for once, unless it answered the first ping of the first round and said nothing else. In Read of ti-csr it
+//     is waited for after the first question, if a line end has come with or after that: something stale was answered.
 //   - csrEcho, 20 ms: dialect ti-csr, after the first question. What was typed while the board started is its answer, and
 //     the question comes again; to answer too early would put every later answer one question off.
 //   - autoQuiet, 60 ms: dialect auto, after the echo of a probe that has no line end, before one is sent: an Enter alone
