@@ -36,6 +36,9 @@ type Enrolment struct {
 	EnrolledAt time.Time
 	State      State
 	Generation int
+	// Epoch, if not 0, is the first whose certificates count: an operator raises it to let a device have another
+	// certificate, when the former ones were revoked or the device changed hands.
+	Epoch int
 }
 
 // Receipt says that a station's journal holds a record, durably.
