@@ -29,7 +29,7 @@ func BenchmarkFirstIssue(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		issued, err := w.issuer.Issue(b.Context(), request)
+		issued, err := w.issuer.Issue(b.Context(), request, testCA)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -282,7 +282,7 @@ func (ca *LocalCA) NotAfter() time.Time { return ca.issuing.NotAfter }
 
 // Issue signs the certificate of the claim. For one claim the bytes are always the same: nothing in it is chosen
 // here, and the signature is deterministic (RFC 6979).
-func (ca *LocalCA) Issue(_ context.Context, approved Approved, claim Claim) (Certificate, error) {
+func (ca *LocalCA) Issue(_ context.Context, approved Approved, claim Claim, _ Memo) (Certificate, error) {
 	if err := approved.check(); err != nil {
 		return Certificate{}, err
 	}
@@ -302,6 +302,12 @@ func (ca *LocalCA) Issue(_ context.Context, approved Approved, claim Claim) (Cer
 	}
 	return Certificate{Leaf: leaf, Chain: [][]byte{ca.issuing.Raw, ca.root.Raw}}, nil
 }
+
+// Profile is that of the interface CA.
+func (ca *LocalCA) Profile() Profile { return Profile{Roots: []*x509.Certificate{ca.root}} }
+
+// Revoke is that of the interface CA. There is nothing to do: the next revocation list is made from the claims.
+func (ca *LocalCA) Revoke(context.Context, Issuance, Reason) error { return nil }
 
 // readBlock reads a file that is one PEM block. What is in it stays out of errors.
 func readBlock(path, label string) ([]byte, error) {

@@ -20,15 +20,15 @@ import (
 func TestLocalCASignsTheSameTwice(t *testing.T) {
 	a := approvedFor(t)
 	claim := mustClaim(t, a)
-	first, err := localCA(t).Issue(t.Context(), a, claim)
+	first, err := localCA(t).Issue(t.Context(), a, claim, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := localCA(t).Issue(t.Context(), a, claim)
+	again, err := localCA(t).Issue(t.Context(), a, claim, nil)
 	if err != nil || !equal(first, again) {
 		t.Errorf("the same claim gave another certificate, or %v", err)
 	}
-	other, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a))
+	other, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a), nil)
 	if err != nil || equal(first, other) {
 		t.Errorf("another claim gave the same certificate, or %v", err)
 	}
@@ -292,7 +292,7 @@ func TestOpenSSL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certificate, err := w.issuer.Issue(t.Context(), request)
+	certificate, err := w.issuer.Issue(t.Context(), request, testCA)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"iter"
 	"math/big"
 	"time"
 
@@ -19,10 +20,13 @@ type Claim struct {
 	Device      board.DeviceID
 	Fingerprint board.Fingerprint
 	Generation  int
-	Serial      Serial
+	Epoch       int       // from 1; each has one certificate
+	CA          string    // the name of the CA that signs; any retry goes to the same
+	Serial      Serial    // for a CA that lets it be chosen
 	NotBefore   time.Time // UTC, whole seconds
 	NotAfter    time.Time
 	Created     time.Time // UTC, whole seconds
+	Challenge   string    // that the request answered; empty if none was asked for
 }
 
 // Serial is the serial number of a certificate: 128 random bits. As text it is 32 lower-case hex digits.
@@ -45,26 +49,29 @@ func ParseSerial(text string) (Serial, error) {
 }
 
 // newClaim proposes a claim for what was approved.
-func newClaim(a Approved, now time.Time) (Claim, error) {
+func newClaim(a Approved, epoch int, ca string, now time.Time) (Claim, error) {
 	if err := a.check(); err != nil {
 		return Claim{}, err
 	}
 	c := Claim{
-		Device: a.device, Fingerprint: a.key.Fingerprint(), Generation: a.generation,
-		NotBefore: a.notBefore, NotAfter: a.notAfter, Created: now.UTC().Truncate(time.Second),
+		Device: a.device, Fingerprint: a.key.Fingerprint(), Generation: a.generation, Epoch: epoch, CA: ca,
+		NotBefore: a.notBefore, NotAfter: a.notAfter, Created: now.UTC().Truncate(time.Second), Challenge: a.challenge,
 	}
 	_, _ = rand.Read(c.Serial[:]) // never fails (crypto/rand)
 	return c, nil
 }
 
-// ID names what may be issued once: this device with this key in this generation.
-func (c Claim) ID() string {
-	return fmt.Sprintf("%s-%s-%d", c.Device, c.Fingerprint, c.Generation)
+// ID names what may be issued once: this device with this key in this generation and epoch.
+func (c Claim) ID() string { return c.Device.String() + "/" + c.sortKey() }
+
+// sortKey puts the claims of a device in the order of their generations and epochs.
+func (c Claim) sortKey() string {
+	return fmt.Sprintf("%06d-%06d-%s", c.Generation, c.Epoch, c.Fingerprint)
 }
 
 // covers reports whether c is a claim for a.
 func (c Claim) covers(a Approved) error {
-	if c.Device != a.device || c.Fingerprint != a.key.Fingerprint() || c.Generation != a.generation {
+	if c.Device != a.device || c.Fingerprint != a.key.Fingerprint() || c.Generation != a.generation || c.Epoch < a.epoch {
 		return fmt.Errorf("claim %s is not for what was approved", c.ID())
 	}
 	return nil
@@ -90,67 +97,188 @@ func (c Certificate) ChainPEM() []byte {
 	return out
 }
 
-// Issuance is a claim and, once finished, its certificate.
+// Issuance is a claim and what became of it.
 type Issuance struct {
 	Claim       Claim
-	Certificate *Certificate // nil as long as the claim is not finished
+	Version     int // counts what was written; from 1
+	State       IssuanceState
+	Memo        string       // of the CA
+	Certificate *Certificate // nil in the state Claimed, and where nothing was signed before it was revoked
+	Activated   time.Time    // UTC, whole seconds; zero if it never was
+	Revoked     time.Time    // since when it is Revoking or Revoked
+	Reason      Reason       // of that
 }
+
+// IssuanceState is how far an issuance has come.
+type IssuanceState string
+
+// The states. A retry goes on from Claimed and Signed. From Revoking it only goes on to Revoked.
+const (
+	Claimed  IssuanceState = "claimed"  // nothing is known to be signed
+	Signed   IssuanceState = "signed"   // the certificate is here, and may be on its way to where devices connect
+	Live     IssuanceState = "active"   // it is registered, and was or may be answered
+	Revoking IssuanceState = "revoking" // it must not be answered; CA and registrar have yet to be told
+	Revoked  IssuanceState = "revoked"
+)
 
 // Claims is the memory of what was issued. Any number of callers, in any number of processes, may use it at
 // once. After an error nothing is known; the caller may try again, and will meet what was stored.
 type Claims interface {
-	// Claim stores the proposal if there is no claim of its ID, and returns what is stored: the proposal, or
-	// the claim that was there first. What it returns is durable.
-	Claim(ctx context.Context, proposal Claim) (Issuance, error)
-	// Finish stores the certificate of a claim that Claim returned, if there is none, and returns the one that is
-	// stored. What it returns is durable.
-	Finish(ctx context.Context, claim Claim, certificate Certificate) (Certificate, error)
+	// Issuances returns all of a device in ascending order of generation and epoch, read consistently.
+	Issuances(ctx context.Context, device board.DeviceID) ([]Issuance, error)
+	// Create stores an issuance of version 1 if there is none with the ID of its claim, and returns what is stored: this
+	// one, or the one that was there first. What it returns is durable.
+	Create(ctx context.Context, issuance Issuance) (Issuance, error)
+	// Replace stores the next version of an issuance if the stored one is of the version before, and returns what is
+	// stored: this one, or what another caller made of it. What it returns is durable. ErrNoClaim: there is none.
+	Replace(ctx context.Context, next Issuance) (Issuance, error)
+	// Serial finds the issuance whose claim has a serial, or ErrNoClaim.
+	Serial(ctx context.Context, serial Serial) (Issuance, error)
+	// All gives every issuance once. What is written meanwhile may be missing.
+	All(ctx context.Context) iter.Seq2[Issuance, error]
 }
 
 // What a store of claims says when what it holds cannot be used. Trying again does not help.
 var (
 	ErrBadClaim = errors.New("a stored claim cannot be read")
-	ErrNoClaim  = errors.New("there is no such claim to finish")
+	ErrNoClaim  = errors.New("there is no such claim")
 )
 
-// storedClaim is how both back ends write an issuance; the names are those of the table's attributes.
+// ErrMemo says that another caller wrote a memo first.
+var ErrMemo = errors.New("the memo of the claim was changed by another request")
+
+// storedClaim is how all back ends write an issuance; the names are those of the table's attributes. The first two are its key.
 type storedClaim struct {
-	ID          string            `json:"claim-id"`
-	Device      board.DeviceID    `json:"device-id"`
-	Fingerprint board.Fingerprint `json:"key-fingerprint"`
-	Generation  int               `json:"generation"`
-	Serial      string            `json:"serial"`
-	NotBefore   string            `json:"not-before"` // RFC 3339, UTC, seconds
-	NotAfter    string            `json:"not-after"`
-	Created     string            `json:"created"`
+	Device      string `json:"device-id"`
+	Claim       string `json:"claim"`
+	Version     int    `json:"version"`
+	Fingerprint string `json:"key-fingerprint"`
+	Generation  int    `json:"generation"`
+	Epoch       int    `json:"epoch"`
+	CA          string `json:"ca"`
+	Serial      string `json:"serial"`
+	NotBefore   string `json:"not-before"` // RFC 3339, UTC, seconds
+	NotAfter    string `json:"not-after"`
+	Created     string `json:"created"`
+	Challenge   string `json:"challenge,omitempty"`
+	State       string `json:"state"`
+	Memo        string `json:"memo,omitempty"`
+	Certificate string `json:"certificate,omitempty"` // PEM
+	Chain       string `json:"certificate-chain,omitempty"`
+	Activated   string `json:"activated,omitempty"`
+	Revoked     string `json:"revoked,omitempty"`
+	Reason      string `json:"reason,omitempty"`
 }
 
-func storeClaim(c Claim) storedClaim {
-	return storedClaim{
-		ID: c.ID(), Device: c.Device, Fingerprint: c.Fingerprint, Generation: c.Generation, Serial: c.Serial.String(),
-		NotBefore: c.NotBefore.Format(time.RFC3339), NotAfter: c.NotAfter.Format(time.RFC3339), Created: c.Created.Format(time.RFC3339),
+const claimTime = "2006-01-02T15:04:05Z"
+
+func storeIssuance(i Issuance) storedClaim {
+	c := i.Claim
+	at := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return t.UTC().Format(claimTime)
 	}
+	s := storedClaim{
+		Device: c.Device.String(), Claim: c.sortKey(), Version: i.Version, Fingerprint: c.Fingerprint.String(),
+		Generation: c.Generation, Epoch: c.Epoch, CA: c.CA, Serial: c.Serial.String(),
+		NotBefore: at(c.NotBefore), NotAfter: at(c.NotAfter), Created: at(c.Created), Challenge: c.Challenge,
+		State: string(i.State), Memo: i.Memo, Activated: at(i.Activated), Revoked: at(i.Revoked),
+	}
+	if !i.Revoked.IsZero() {
+		s.Reason = i.Reason.String()
+	}
+	if i.Certificate != nil {
+		s.Certificate, s.Chain = string(i.Certificate.LeafPEM()), string(i.Certificate.ChainPEM())
+	}
+	return s
 }
 
-// loadClaim reads what is stored under id.
-func loadClaim(id string, s storedClaim) (Claim, error) {
-	c := Claim{Device: s.Device, Fingerprint: s.Fingerprint, Generation: s.Generation}
-	var err error
+// load reads what is stored, strictly. The error wraps ErrBadClaim.
+func (s storedClaim) load() (Issuance, error) {
+	i, err := s.parse()
+	if err == nil {
+		err = i.check()
+	}
+	if err == nil && storeIssuance(i) != s {
+		err = errors.New("it is not as it was written")
+	}
+	if err != nil {
+		return Issuance{}, fmt.Errorf("%w: %.80q/%.100q: %v", ErrBadClaim, s.Device, s.Claim, err)
+	}
+	return i, nil
+}
+
+func (s storedClaim) parse() (i Issuance, err error) {
+	c := &i.Claim
+	if c.Device, err = board.ParseDeviceID(s.Device); err != nil {
+		return i, err
+	}
+	if c.Fingerprint, err = board.ParseFingerprint(s.Fingerprint); err != nil {
+		return i, err
+	}
 	if c.Serial, err = ParseSerial(s.Serial); err != nil {
-		return Claim{}, fmt.Errorf("%w: %s: %v", ErrBadClaim, id, err)
+		return i, err
 	}
 	for _, field := range []struct {
 		to   *time.Time
 		text string
-	}{{&c.NotBefore, s.NotBefore}, {&c.NotAfter, s.NotAfter}, {&c.Created, s.Created}} {
-		if *field.to, err = time.Parse("2006-01-02T15:04:05Z", field.text); err != nil {
-			return Claim{}, fmt.Errorf("%w: %s: %v", ErrBadClaim, id, err)
+	}{
+		{&c.NotBefore, s.NotBefore}, {&c.NotAfter, s.NotAfter}, {&c.Created, s.Created},
+		{&i.Activated, s.Activated}, {&i.Revoked, s.Revoked},
+	} {
+		if field.text == "" {
+			continue
+		}
+		if *field.to, err = time.Parse(claimTime, field.text); err != nil {
+			return i, err
 		}
 	}
-	if s.ID != id || c.ID() != id || !c.Device.Valid() || !c.NotAfter.After(c.NotBefore) {
-		return Claim{}, fmt.Errorf("%w: %s: it is of something else, or not valid at any time", ErrBadClaim, id)
+	c.Generation, c.Epoch, c.CA, c.Challenge = s.Generation, s.Epoch, s.CA, s.Challenge
+	i.Version, i.State, i.Memo = s.Version, IssuanceState(s.State), s.Memo
+	if s.Reason != "" {
+		var ok bool
+		if i.Reason, ok = parseReason(s.Reason); !ok {
+			return i, fmt.Errorf("the reason %.40q", s.Reason)
+		}
 	}
-	return c, nil
+	if s.Certificate != "" {
+		certificate, err := loadCertificate([]byte(s.Certificate), []byte(s.Chain))
+		if err != nil {
+			return i, err
+		}
+		i.Certificate = &certificate
+	}
+	return i, nil
+}
+
+const (
+	maxEpoch = 999_999
+	maxCA    = 64 // bytes of a CA's name
+)
+
+// check reports what no issuance can be.
+func (i Issuance) check() error {
+	c := i.Claim
+	revoked := i.State == Revoking || i.State == Revoked
+	switch {
+	case !c.Device.Valid() || c.Serial == (Serial{}):
+		return errors.New("it has no device or no serial")
+	case c.Generation < 1 || c.Generation > maxEpoch || c.Epoch < 1 || c.Epoch > maxEpoch || i.Version < 1:
+		return errors.New("its generation, epoch or version is out of range")
+	case c.CA == "" || len(c.CA) > maxCA || len(c.Challenge) > maxChallenge || len(i.Memo) > MaxMemo:
+		return errors.New("its CA, challenge or memo is missing or too long")
+	case !c.NotAfter.After(c.NotBefore) || c.NotBefore.IsZero() || c.Created.IsZero():
+		return errors.New("it is not valid at any time")
+	case i.State != Claimed && i.State != Signed && i.State != Live && !revoked:
+		return fmt.Errorf("the state %.40q", i.State)
+	case (i.State == Claimed) && i.Certificate != nil || (i.State == Signed || i.State == Live) && i.Certificate == nil:
+		return errors.New("its state and its certificate do not go together")
+	case revoked == i.Revoked.IsZero() || i.State == Live && i.Activated.IsZero() || (i.State == Claimed || i.State == Signed) && !i.Activated.IsZero():
+		return errors.New("its state and its times do not go together")
+	}
+	return nil
 }
 
 // maxChain caps how many certificates a stored chain may have.
@@ -158,24 +286,21 @@ const maxChain = 8
 
 // loadCertificate reads the PEM that LeafPEM and ChainPEM write. It does not parse what is in the blocks:
 // verifyIssued does.
-func loadCertificate(id string, leaf, chain []byte) (Certificate, error) {
+func loadCertificate(leaf, chain []byte) (Certificate, error) {
 	var c Certificate
 	for rest := leaf; len(rest) > 0; {
 		block, after := pem.Decode(rest)
 		if block == nil || block.Type != "CERTIFICATE" || c.Leaf != nil {
-			return Certificate{}, fmt.Errorf("%w: %s: its certificate is not one PEM block", ErrBadClaim, id)
+			return Certificate{}, errors.New("its certificate is not one PEM block")
 		}
 		c.Leaf, rest = block.Bytes, after
 	}
 	for rest := chain; len(rest) > 0; {
 		block, after := pem.Decode(rest)
 		if block == nil || block.Type != "CERTIFICATE" || len(c.Chain) == maxChain {
-			return Certificate{}, fmt.Errorf("%w: %s: its chain is not PEM blocks", ErrBadClaim, id)
+			return Certificate{}, errors.New("its chain is not PEM blocks")
 		}
 		c.Chain, rest = append(c.Chain, block.Bytes), after
-	}
-	if c.Leaf == nil || string(c.LeafPEM()) != string(leaf) || string(c.ChainPEM()) != string(chain) {
-		return Certificate{}, fmt.Errorf("%w: %s: its certificate is not as it was written", ErrBadClaim, id)
 	}
 	return c, nil
 }

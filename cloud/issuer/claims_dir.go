@@ -1,224 +1,544 @@
 package issuer
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
-	"time"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"secretfree/station/board"
 )
 
-// ClaimsDir keeps claims as files, for one machine, and for several processes on it. <claim-id>.claim is the
-// claim, <claim-id>.cert its certificate once it is finished; both are written once and never changed. It is made by
-// OpenClaimsDir.
+// ClaimsDir keeps claims in a folder, for one machine, and for several processes on it. Each version of an issuance is a line of
+// claims.log: its JSON, a space, the CRC-32C of that in 8 hex digits, LF. The last version of an issuance counts. Requests that
+// come at once share one sync of the disk. It is made by OpenClaimsDir; Close gives the file back.
 type ClaimsDir struct {
 	path string
-	// fault, in tests, fails a step of writing a file: before it, or after it.
+	file *os.File
+	// fault, in tests, fails a step: "before create", "after create", or the same with "replace".
 	fault func(step string) error
+
+	queue   sync.Mutex // of waiting
+	waiting []*claimWrite
+
+	mu      sync.Mutex // of the file and of what follows
+	end     int64      // of what is known of the log
+	devices map[board.DeviceID][]claimEntry
+	serials map[Serial]claimPlace
+	broken  error // what the disk said when it failed; what lies behind end is cut before anything else
+}
+
+type claimEntry struct {
+	offset      int64
+	length      int32 // of the JSON
+	version     int32
+	generation  int32
+	epoch       int32
+	fingerprint board.Fingerprint
+}
+
+type claimPlace struct {
+	device board.DeviceID
+	index  int32 // in devices
+}
+
+// claimWrite is one Create or Replace on its way to the disk.
+type claimWrite struct {
+	next   Issuance
+	create bool
+	stored Issuance
+	err    error
+	done   chan struct{}
+}
+
+func (w *claimWrite) kind() string {
+	if w.create {
+		return "create"
+	}
+	return "replace"
 }
 
 const (
-	claimsMarker    = "claims.json"
-	claimsVersion   = 1
-	maxClaimFile    = 256 << 10
-	abandonedTemp   = time.Hour
-	claimTempPrefix = ".new-"
+	claimsMarker  = "claims.json"
+	claimsLog     = "claims.log"
+	claimsVersion = 2
+	maxClaimLine  = 128 << 10
 )
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 type claimsMarkerJSON struct {
 	Version int `json:"version"`
 }
 
-type claimFile struct {
-	Version int `json:"version"`
-	storedClaim
-}
-
-type certificateFile struct {
-	Version     int    `json:"version"`
-	ID          string `json:"claim-id"`
-	Serial      string `json:"serial"` // of the claim
-	Certificate string `json:"certificate"`
-	Chain       string `json:"certificate-chain"`
-}
-
-// InitClaimsDir makes a folder of claims, durably, or finds that it is one already; one that holds something else is refused. It is not done in passing by OpenClaimsDir:
-// the empty mount point of a disk that is not there must not be taken for a store without claims.
+// InitClaimsDir makes a folder of claims, durably, or finds that it is one already; one that holds something else is refused. It is
+// not done in passing by OpenClaimsDir: the empty mount point of a disk that is not there must not be taken for a store
+// without claims.
 func InitClaimsDir(path string) error {
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := initClaimsDir(path); err != nil {
 		return fmt.Errorf("making the claims folder: %w", err)
+	}
+	d, err := OpenClaimsDir(path)
+	if err != nil {
+		return err
+	}
+	return d.Close()
+}
+
+func initClaimsDir(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
-		return fmt.Errorf("making the claims folder: %w", err)
+		return err
 	}
-	if !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == claimsMarker }) {
-		for _, e := range entries { // an earlier attempt may have broken off
-			if !strings.HasPrefix(e.Name(), claimTempPrefix) {
-				return fmt.Errorf("making the claims folder: %s holds %q already: choose an empty folder", path, e.Name())
-			}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	if slices.Contains(names, claimsMarker) {
+		return nil
+	}
+	for _, name := range names { // an earlier attempt may have broken off
+		if info, err := os.Stat(filepath.Join(path, name)); name != claimsLog || err != nil || info.Size() > 0 {
+			return fmt.Errorf("%s holds %q already: choose an empty folder", path, name)
 		}
 	}
 	marker, err := json.Marshal(claimsMarkerJSON{Version: claimsVersion})
 	if err != nil {
-		return fmt.Errorf("making the claims folder: %w", err)
-	}
-	d := &ClaimsDir{path: path}
-	if err := d.create(claimsMarker, append(marker, '\n')); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("making the claims folder: %w", err)
-	}
-	if err := syncDir(filepath.Dir(filepath.Clean(path))); err != nil {
-		return fmt.Errorf("making the claims folder: %w", err)
-	}
-	return d.usable()
-}
-
-// OpenClaimsDir opens what InitClaimsDir made.
-func OpenClaimsDir(path string) (*ClaimsDir, error) {
-	d := &ClaimsDir{path: path}
-	if err := d.usable(); err != nil {
-		return nil, err
-	}
-	// What a crash left half-written was never a claim; what is young may be another process at work.
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the claims folder: %w", err)
-	}
-	for _, entry := range entries {
-		if !strings.HasPrefix(entry.Name(), claimTempPrefix) {
-			continue
-		}
-		if info, err := entry.Info(); err == nil && time.Since(info.ModTime()) > abandonedTemp {
-			_ = os.Remove(filepath.Join(path, entry.Name()))
-		}
-	}
-	return d, nil
-}
-
-func (d *ClaimsDir) usable() error {
-	var marker claimsMarkerJSON
-	err := d.read(claimsMarker, &marker)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s is not a folder of claims: if its disk is missing, mount it; to begin a new one, make it with init", d.path)
-	case err != nil:
-		return fmt.Errorf("opening the claims folder: %w", err)
-	case marker.Version > claimsVersion:
-		return fmt.Errorf("%s has version %d: %w", d.path, marker.Version, board.ErrNewer)
-	case marker.Version != claimsVersion:
-		return fmt.Errorf("%w: %s has version %d", ErrBadClaim, d.path, marker.Version)
-	}
-	return nil
-}
-
-// Claim is that of the interface Claims.
-func (d *ClaimsDir) Claim(_ context.Context, proposal Claim) (Issuance, error) {
-	if err := d.usable(); err != nil {
-		return Issuance{}, err
-	}
-	data, err := json.Marshal(claimFile{Version: claimsVersion, storedClaim: storeClaim(proposal)})
-	if err != nil {
-		return Issuance{}, fmt.Errorf("encoding a claim: %w", err)
-	}
-	id := proposal.ID()
-	if err := d.create(id+".claim", append(data, '\n')); err != nil && !errors.Is(err, fs.ErrExist) {
-		return Issuance{}, fmt.Errorf("writing a claim: %w", err)
-	}
-	claim, err := d.claim(id)
-	if err != nil {
-		return Issuance{}, err
-	}
-	certificate, err := d.certificate(claim)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Issuance{Claim: claim}, nil
-	}
-	if err != nil {
-		return Issuance{}, err
-	}
-	return Issuance{Claim: claim, Certificate: &certificate}, nil
-}
-
-// Finish is that of the interface Claims.
-func (d *ClaimsDir) Finish(_ context.Context, claim Claim, certificate Certificate) (Certificate, error) {
-	id := claim.ID()
-	stored, err := d.claim(id)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && stored.Serial != claim.Serial {
-		return Certificate{}, fmt.Errorf("%w: %s with serial %s", ErrNoClaim, id, claim.Serial)
-	}
-	if err != nil {
-		return Certificate{}, err
-	}
-	data, err := json.Marshal(certificateFile{
-		Version: claimsVersion, ID: id, Serial: claim.Serial.String(),
-		Certificate: string(certificate.LeafPEM()), Chain: string(certificate.ChainPEM()),
-	})
-	if err != nil {
-		return Certificate{}, fmt.Errorf("encoding a certificate: %w", err)
-	}
-	if err := d.create(id+".cert", append(data, '\n')); err != nil && !errors.Is(err, fs.ErrExist) {
-		return Certificate{}, fmt.Errorf("writing a certificate: %w", err)
-	}
-	return d.certificate(claim)
-}
-
-func (d *ClaimsDir) claim(id string) (Claim, error) {
-	var file claimFile
-	if err := d.read(id+".claim", &file); err != nil {
-		return Claim{}, err
-	}
-	if file.Version != claimsVersion {
-		return Claim{}, fmt.Errorf("%w: %s has version %d", ErrBadClaim, id, file.Version)
-	}
-	return loadClaim(id, file.storedClaim)
-}
-
-func (d *ClaimsDir) certificate(claim Claim) (Certificate, error) {
-	var file certificateFile
-	id := claim.ID()
-	if err := d.read(id+".cert", &file); err != nil {
-		return Certificate{}, err
-	}
-	if file.Version != claimsVersion || file.ID != id || file.Serial != claim.Serial.String() {
-		return Certificate{}, fmt.Errorf("%w: the certificate of %s is that of something else", ErrBadClaim, id)
-	}
-	return loadCertificate(id, []byte(file.Certificate), []byte(file.Chain))
-}
-
-// create writes a file that must not exist (fs.ErrExist), whole or not at all. Either way, a file of that
-// name is durable when it returns: whoever was first may not have come as far as syncing the folder.
-func (d *ClaimsDir) create(name string, data []byte) (err error) {
-	if err := d.step("before " + filepath.Ext(name)); err != nil {
 		return err
 	}
-	temp, err := os.CreateTemp(d.path, claimTempPrefix+"*") // 0600
+	if !slices.Contains(names, claimsLog) {
+		if err := writeSynced(filepath.Join(path, claimsLog), nil); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	// The marker comes last and whole: a folder with it has its log.
+	temp, err := os.CreateTemp(filepath.Dir(filepath.Clean(path)), ".new-claims-*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(temp.Name())
-	_, err = temp.Write(data)
+	_, err = temp.Write(append(marker, '\n'))
 	if err := errors.Join(err, temp.Sync(), temp.Close()); err != nil {
 		return err
 	}
-	linked := os.Link(temp.Name(), filepath.Join(d.path, name))
-	if linked != nil && !errors.Is(linked, fs.ErrExist) {
-		return linked
-	}
-	if err := syncDir(d.path); err != nil {
+	if err := os.Rename(temp.Name(), filepath.Join(path, claimsMarker)); err != nil {
 		return err
 	}
-	if err := d.step("after " + filepath.Ext(name)); err != nil {
+	return errors.Join(syncDir(path), syncDir(filepath.Dir(filepath.Clean(path))))
+}
+
+// OpenClaimsDir opens what InitClaimsDir made. What a crash left half-written at the end of the log was never answered: it is
+// put aside in a file of its own. Any other damage is refused; it wraps ErrBadClaim.
+func OpenClaimsDir(path string) (*ClaimsDir, error) {
+	if err := usableClaims(path); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(filepath.Join(path, claimsLog), os.O_RDWR|os.O_APPEND, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening the claims folder: %w", err)
+	}
+	d := &ClaimsDir{path: path, file: file, devices: map[board.DeviceID][]claimEntry{}, serials: map[Serial]claimPlace{}}
+	err = d.locked(func() error { return d.catchUp() })
+	if err != nil {
+		return nil, fmt.Errorf("opening the claims folder: %w", errors.Join(err, file.Close()))
+	}
+	return d, nil
+}
+
+// Close gives the file back. Nothing may be called after it.
+func (d *ClaimsDir) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.file.Close()
+}
+
+func usableClaims(path string) error {
+	var marker claimsMarkerJSON
+	data, err := os.ReadFile(filepath.Join(path, claimsMarker))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s is not a folder of claims: if its disk is missing, mount it; to begin a new one, make it with init", path)
+	case err != nil:
+		return fmt.Errorf("opening the claims folder: %w", err)
+	case json.Unmarshal(data, &marker) != nil:
+		return fmt.Errorf("%w: %s/%s is not JSON", ErrBadClaim, path, claimsMarker)
+	case marker.Version > claimsVersion:
+		return fmt.Errorf("%s has version %d: %w", path, marker.Version, board.ErrNewer)
+	case marker.Version != claimsVersion:
+		return fmt.Errorf("%w: %s has version %d, which this version does not read", ErrBadClaim, path, marker.Version)
+	}
+	return nil
+}
+
+// locked runs do while no other process writes.
+func (d *ClaimsDir) locked(do func() error) (err error) {
+	for {
+		if err = unix.Flock(int(d.file.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("locking %s: %w", claimsLog, err)
+	}
+	defer func() { err = errors.Join(err, unix.Flock(int(d.file.Fd()), unix.LOCK_UN)) }()
+	return do()
+}
+
+// catchUp reads what was written since the last time, by whatever process. The log is locked, so nobody is writing what is
+// unfinished at its end: it is put aside.
+func (d *ClaimsDir) catchUp() error {
+	if d.broken != nil {
+		if err := errors.Join(d.file.Truncate(d.end), d.file.Sync()); err != nil {
+			return fmt.Errorf("after %w: cutting %s: %w", d.broken, claimsLog, err)
+		}
+		d.broken = nil
+	}
+	info, err := d.file.Stat()
+	if err != nil {
 		return err
 	}
-	return linked
+	if info.Size() < d.end {
+		return fmt.Errorf("%w: %s became shorter", ErrBadClaim, claimsLog)
+	}
+	fresh := bufio.NewReaderSize(io.NewSectionReader(d.file, d.end, info.Size()-d.end), 2*maxClaimLine)
+	for d.end < info.Size() {
+		line, err := fresh.ReadSlice('\n')
+		if err != nil && err != io.EOF && !errors.Is(err, bufio.ErrBufferFull) {
+			return fmt.Errorf("reading %s: %w", claimsLog, err)
+		}
+		whole := err == nil
+		issuance, length, err := parseClaimLine(bytes.TrimSuffix(line, []byte("\n")))
+		if err != nil || !whole {
+			return d.badEnd(line, fresh, err)
+		}
+		if err := d.learn(issuance, d.end, length); err != nil {
+			return fmt.Errorf("%w: %s at byte %d: %v", ErrBadClaim, claimsLog, d.end, err)
+		}
+		d.end += int64(len(line))
+	}
+	return nil
+}
+
+// badEnd refuses damage in the middle, and puts an unfinished end aside.
+func (d *ClaimsDir) badEnd(line []byte, fresh io.Reader, why error) error {
+	tail := bytes.Clone(line)
+	rest, err := io.ReadAll(fresh)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", claimsLog, err)
+	}
+	if hasClaimLine(rest) {
+		return fmt.Errorf("%w: %s is damaged at byte %d: %v; restore it from a copy", ErrBadClaim, claimsLog, d.end, why)
+	}
+	return d.putAside(append(tail, rest...))
+}
+
+// hasClaimLine tells damage in the middle from an unfinished end.
+func hasClaimLine(rest []byte) bool {
+	for line := range bytes.Lines(rest) {
+		if _, _, err := parseClaimLine(bytes.TrimSuffix(line, []byte("\n"))); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *ClaimsDir) putAside(tail []byte) error {
+	name := filepath.Join(d.path, fmt.Sprintf("claims.torn-%d", d.end))
+	if err := os.WriteFile(name, tail, 0o600); err != nil {
+		return fmt.Errorf("putting the unfinished end of %s aside: %w", claimsLog, err)
+	}
+	if err := d.file.Truncate(d.end); err != nil {
+		return fmt.Errorf("cutting the unfinished end of %s: %w", claimsLog, err)
+	}
+	return errors.Join(d.file.Sync(), syncDir(d.path))
+}
+
+func claimLine(i Issuance) ([]byte, error) {
+	if err := i.check(); err != nil {
+		return nil, fmt.Errorf("encoding a claim: %w", err)
+	}
+	data, err := json.Marshal(storeIssuance(i))
+	if err != nil {
+		return nil, fmt.Errorf("encoding a claim: %w", err)
+	}
+	if len(data) > maxClaimLine {
+		return nil, fmt.Errorf("a claim of %d bytes, at most %d are kept", len(data), maxClaimLine)
+	}
+	return fmt.Appendf(data, " %08x\n", crc32.Checksum(data, castagnoli)), nil
+}
+
+// parseClaimLine reads a line without its end, and tells how long its JSON is.
+func parseClaimLine(line []byte) (Issuance, int, error) {
+	length := len(line) - 9
+	if length < 2 || length > maxClaimLine || line[length] != ' ' {
+		return Issuance{}, 0, errors.New("it is not a claim and its checksum")
+	}
+	var sum [4]byte
+	if _, err := hex.Decode(sum[:], line[length+1:]); err != nil || crc32.Checksum(line[:length], castagnoli) != uint32(sum[0])<<24|uint32(sum[1])<<16|uint32(sum[2])<<8|uint32(sum[3]) {
+		return Issuance{}, 0, errors.New("the checksum does not hold")
+	}
+	decoder := json.NewDecoder(bytes.NewReader(line[:length]))
+	decoder.DisallowUnknownFields()
+	var s storedClaim
+	if err := decoder.Decode(&s); err != nil {
+		return Issuance{}, 0, err
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return Issuance{}, 0, errors.New("something follows the JSON")
+	}
+	i, err := s.load()
+	return i, length, err
+}
+
+// learn notes a line of the log.
+func (d *ClaimsDir) learn(i Issuance, offset int64, length int) error {
+	c := i.Claim
+	entry := claimEntry{
+		offset: offset, length: int32(length), version: int32(i.Version),
+		generation: int32(c.Generation), epoch: int32(c.Epoch), fingerprint: c.Fingerprint,
+	}
+	at := d.find(c)
+	switch {
+	case at < 0 && i.Version != 1, at >= 0 && int(d.devices[c.Device][at].version)+1 != i.Version:
+		return fmt.Errorf("version %d of %s follows no version before it", i.Version, c.ID())
+	case at < 0:
+		if _, taken := d.serials[c.Serial]; taken {
+			return fmt.Errorf("the serial of %s was given before", c.ID())
+		}
+		d.devices[c.Device] = append(d.devices[c.Device], entry)
+		d.serials[c.Serial] = claimPlace{c.Device, int32(len(d.devices[c.Device]) - 1)}
+	default:
+		if place, ok := d.serials[c.Serial]; !ok || place != (claimPlace{c.Device, int32(at)}) {
+			return fmt.Errorf("the serial of %s has changed", c.ID())
+		}
+		d.devices[c.Device][at] = entry
+	}
+	return nil
+}
+
+// find returns the index of a claim in those of its device, or -1.
+func (d *ClaimsDir) find(c Claim) int {
+	return slices.IndexFunc(d.devices[c.Device], func(e claimEntry) bool {
+		return int(e.generation) == c.Generation && int(e.epoch) == c.Epoch && e.fingerprint == c.Fingerprint
+	})
+}
+
+func (d *ClaimsDir) load(e claimEntry) (Issuance, error) {
+	line := make([]byte, e.length+9)
+	if _, err := d.file.ReadAt(line, e.offset); err != nil {
+		return Issuance{}, fmt.Errorf("reading %s: %w", claimsLog, err)
+	}
+	i, _, err := parseClaimLine(line)
+	if err != nil {
+		return Issuance{}, fmt.Errorf("%w: %s is damaged at byte %d: %w", ErrBadClaim, claimsLog, e.offset, err)
+	}
+	return i, nil
+}
+
+// Issuances is that of the interface Claims.
+func (d *ClaimsDir) Issuances(_ context.Context, device board.DeviceID) ([]Issuance, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []Issuance
+	err := d.locked(func() error {
+		if err := d.catchUp(); err != nil {
+			return err
+		}
+		for _, entry := range d.devices[device] {
+			i, err := d.load(entry)
+			if err != nil {
+				return err
+			}
+			out = append(out, i)
+		}
+		return nil
+	})
+	sort.Slice(out, func(a, b int) bool { return out[a].Claim.sortKey() < out[b].Claim.sortKey() })
+	return out, err
+}
+
+// Serial is that of the interface Claims.
+func (d *ClaimsDir) Serial(_ context.Context, serial Serial) (out Issuance, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err = d.locked(func() error {
+		if err := d.catchUp(); err != nil {
+			return err
+		}
+		place, ok := d.serials[serial]
+		if !ok {
+			return fmt.Errorf("%w: serial %s", ErrNoClaim, serial)
+		}
+		out, err = d.load(d.devices[place.device][place.index])
+		return err
+	})
+	return out, err
+}
+
+// All is that of the interface Claims.
+func (d *ClaimsDir) All(ctx context.Context) iter.Seq2[Issuance, error] {
+	return func(yield func(Issuance, error) bool) {
+		d.mu.Lock()
+		err := d.locked(func() error { return d.catchUp() })
+		var entries []claimEntry
+		for _, of := range d.devices {
+			entries = append(entries, of...)
+		}
+		d.mu.Unlock()
+		if err != nil {
+			yield(Issuance{}, err)
+			return
+		}
+		slices.SortFunc(entries, func(a, b claimEntry) int { return int(a.offset - b.offset) })
+		for _, entry := range entries { // lines never change, so no lock is needed
+			i, err := d.load(entry)
+			if err == nil {
+				err = ctx.Err()
+			}
+			if !yield(i, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Create is that of the interface Claims.
+func (d *ClaimsDir) Create(_ context.Context, issuance Issuance) (Issuance, error) {
+	return d.write(&claimWrite{next: issuance, create: true, done: make(chan struct{})})
+}
+
+// Replace is that of the interface Claims.
+func (d *ClaimsDir) Replace(_ context.Context, next Issuance) (Issuance, error) {
+	return d.write(&claimWrite{next: next, done: make(chan struct{})})
+}
+
+// write waits until w is on disk, with all that came at the same time. Whoever finds nobody at work writes for all that wait.
+func (d *ClaimsDir) write(w *claimWrite) (Issuance, error) {
+	d.queue.Lock()
+	d.waiting = append(d.waiting, w)
+	d.queue.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case <-w.done: // by another caller, while this one waited for its turn
+		return w.stored, w.err
+	default:
+	}
+	d.queue.Lock()
+	batch := d.waiting
+	d.waiting = nil
+	d.queue.Unlock()
+	d.commit(batch)
+	return w.stored, w.err
+}
+
+func (d *ClaimsDir) commit(batch []*claimWrite) {
+	defer func() {
+		for _, w := range batch {
+			close(w.done)
+		}
+	}()
+	err := d.locked(func() error { return d.append(batch) })
+	if err != nil {
+		for _, w := range batch {
+			w.stored, w.err = Issuance{}, err
+		}
+	}
+}
+
+func (d *ClaimsDir) append(batch []*claimWrite) error {
+	if err := usableClaims(d.path); err != nil {
+		return err
+	}
+	if err := d.catchUp(); err != nil {
+		return err
+	}
+	if err := d.step("before " + batch[0].kind()); err != nil {
+		return err
+	}
+	var (
+		out  []byte
+		undo []func()
+	)
+	for _, w := range batch {
+		c := w.next.Claim
+		at := d.find(c)
+		switch {
+		case at < 0 && !w.create:
+			w.err = fmt.Errorf("%w: %s", ErrNoClaim, c.ID())
+			continue
+		case at >= 0 && (w.create || int(d.devices[c.Device][at].version)+1 != w.next.Version):
+			entry := d.devices[c.Device][at]
+			if from := entry.offset - d.end; from >= 0 { // of this batch, and not yet in the file
+				w.stored, _, w.err = parseClaimLine(out[from : from+int64(entry.length)+9])
+			} else {
+				w.stored, w.err = d.load(entry)
+			}
+			continue
+		}
+		if w.create && w.next.Version != 1 {
+			w.err = fmt.Errorf("a new issuance of version %d", w.next.Version)
+			continue
+		}
+		line, err := claimLine(w.next)
+		if err != nil {
+			w.err = err
+			continue
+		}
+		undo = append(undo, d.before(c, at))
+		if w.err = d.learn(w.next, d.end+int64(len(out)), len(line)-10); w.err != nil {
+			undo = undo[:len(undo)-1]
+			continue
+		}
+		w.stored = w.next
+		out = append(out, line...)
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	_, err := d.file.Write(out)
+	if err == nil {
+		err = d.file.Sync()
+	}
+	if err != nil { // what of it is on disk is not known, so none of it counts
+		d.broken = err
+		for _, back := range slices.Backward(undo) {
+			back()
+		}
+		return fmt.Errorf("writing %s: %w", claimsLog, err)
+	}
+	d.end += int64(len(out))
+	return d.step("after " + batch[0].kind())
+}
+
+// before returns what takes back that a claim is learnt; at is where find found it.
+func (d *ClaimsDir) before(c Claim, at int) func() {
+	if at >= 0 {
+		old := d.devices[c.Device][at]
+		return func() { d.devices[c.Device][at] = old }
+	}
+	return func() {
+		d.devices[c.Device] = d.devices[c.Device][:len(d.devices[c.Device])-1]
+		delete(d.serials, c.Serial)
+	}
 }
 
 func (d *ClaimsDir) step(name string) error {
@@ -228,26 +548,5 @@ func (d *ClaimsDir) step(name string) error {
 	return d.fault(name)
 }
 
-func (d *ClaimsDir) read(name string, v any) error {
-	f, err := os.Open(filepath.Join(d.path, name))
-	if err != nil {
-		return fmt.Errorf("reading claims: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxClaimFile+1))
-	if err != nil {
-		return fmt.Errorf("reading claims: %w", err)
-	}
-	if len(data) > maxClaimFile {
-		return fmt.Errorf("%w: %s is longer than %d bytes", ErrBadClaim, name, maxClaimFile)
-	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(v); err != nil {
-		return fmt.Errorf("%w: %s: %v", ErrBadClaim, name, err)
-	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return fmt.Errorf("%w: %s: something follows", ErrBadClaim, name)
-	}
-	return nil
-}
+// String names the folder.
+func (d *ClaimsDir) String() string { return strings.TrimSuffix(d.path, "/") }

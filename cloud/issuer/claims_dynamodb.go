@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -16,18 +18,16 @@ import (
 	"secretfree/station/board"
 )
 
-// The attributes of an item in the table of claims. All are strings, bar the generation, a number.
+// The key of an item in the table of claims. The item of a serial number has the partition key "serial:<serial>" and the sort
+// key "claim", and names the claim.
 const (
-	attrClaimID     = "claim-id" // partition key
-	attrDevice      = "device-id"
-	attrFingerprint = "key-fingerprint"
-	attrGeneration  = "generation"
-	attrSerial      = "serial"
-	attrNotBefore   = "not-before"
-	attrNotAfter    = "not-after"
-	attrCreated     = "created"
-	attrCertificate = "certificate"       // PEM; absent until the claim is finished
-	attrChain       = "certificate-chain" // PEM
+	attrDevice = "device-id" // partition key
+	attrClaim  = "claim"     // sort key
+
+	serialPrefix = "serial:"
+	serialSort   = "claim"
+	attrOf       = "of" // the partition key of the claim; attrOfClaim its sort key
+	attrOfClaim  = "of-claim"
 )
 
 // ClaimsTable is the name of the table of claims of a SKU.
@@ -40,8 +40,9 @@ type ClaimsDynamoDBConfig struct {
 	Endpoint string // empty for AWS's own
 }
 
-// ClaimsDynamoDB keeps claims in a table with the partition key claim-id (S), one item for each. It needs
-// dynamodb:PutItem, GetItem and UpdateItem on that table. It is made by OpenClaimsDynamoDB.
+// ClaimsDynamoDB keeps claims in a table with the partition key device-id (S) and the sort key claim (S): an item for each, and one
+// for its serial number. It needs dynamodb:PutItem, GetItem and Query on that table; All needs Scan. It is made by
+// OpenClaimsDynamoDB.
 type ClaimsDynamoDB struct {
 	client *dynamodb.Client
 	table  string
@@ -67,111 +68,209 @@ func OpenClaimsDynamoDB(ctx context.Context, c ClaimsDynamoDBConfig) (*ClaimsDyn
 	})}, nil
 }
 
-// Claim is that of the interface Claims.
-func (d *ClaimsDynamoDB) Claim(ctx context.Context, proposal Claim) (Issuance, error) {
-	s := storeClaim(proposal)
-	text := func(v string) types.AttributeValue { return &types.AttributeValueMemberS{Value: v} }
-	_, err := d.client.PutItem(ctx, &dynamodb.PutItemInput{
-		TableName:                aws.String(d.table),
-		ConditionExpression:      aws.String("attribute_not_exists(#id)"),
-		ExpressionAttributeNames: map[string]string{"#id": attrClaimID},
-		Item: map[string]types.AttributeValue{
-			attrClaimID: text(s.ID), attrDevice: text(s.Device.String()), attrFingerprint: text(s.Fingerprint.String()),
-			attrGeneration: &types.AttributeValueMemberN{Value: strconv.Itoa(s.Generation)},
-			attrSerial:     text(s.Serial), attrNotBefore: text(s.NotBefore), attrNotAfter: text(s.NotAfter), attrCreated: text(s.Created),
-		},
+// Issuances is that of the interface Claims.
+func (d *ClaimsDynamoDB) Issuances(ctx context.Context, device board.DeviceID) ([]Issuance, error) {
+	var out []Issuance
+	pages := dynamodb.NewQueryPaginator(d.client, &dynamodb.QueryInput{
+		TableName: aws.String(d.table), ConsistentRead: aws.Bool(true),
+		KeyConditionExpression:    aws.String("#device = :device"),
+		ExpressionAttributeNames:  map[string]string{"#device": attrDevice},
+		ExpressionAttributeValues: map[string]types.AttributeValue{":device": text(device.String())},
 	})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("reading the claims of %s: %w", device, err)
+		}
+		for _, item := range page.Items {
+			i, err := claimFromDynamo(item)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, i)
+		}
+	}
+	return out, nil
+}
+
+// Create is that of the interface Claims. The claim and the item of its serial are written in one transaction.
+func (d *ClaimsDynamoDB) Create(ctx context.Context, issuance Issuance) (Issuance, error) {
+	if err := issuance.check(); err != nil || issuance.Version != 1 {
+		return Issuance{}, fmt.Errorf("creating a claim: version %d: %w", issuance.Version, errors.Join(err))
+	}
+	c := issuance.Claim
+	absent := aws.String("attribute_not_exists(#device)")
+	names := map[string]string{"#device": attrDevice}
+	_, err := d.client.TransactWriteItems(ctx, &dynamodb.TransactWriteItemsInput{TransactItems: []types.TransactWriteItem{
+		{Put: &types.Put{TableName: aws.String(d.table), Item: dynamoFromClaim(issuance), ConditionExpression: absent, ExpressionAttributeNames: names}},
+		{Put: &types.Put{TableName: aws.String(d.table), ConditionExpression: absent, ExpressionAttributeNames: names, Item: map[string]types.AttributeValue{
+			attrDevice: text(serialPrefix + c.Serial.String()), attrClaim: text(serialSort),
+			attrOf: text(c.Device.String()), attrOfClaim: text(c.sortKey()),
+		}}},
+	}})
 	if err == nil {
-		return Issuance{Claim: proposal}, nil
+		return issuance, nil
 	}
 	// The condition may have failed on our own write, whose answer was lost; any other error may hide a write
 	// that was done. What is stored tells.
-	issuance, found, readErr := d.read(ctx, s.ID)
-	switch {
-	case readErr != nil:
+	stored, readErr := d.read(ctx, c.Device.String(), c.sortKey())
+	if readErr != nil {
+		if errors.Is(readErr, ErrNoClaim) {
+			return Issuance{}, fmt.Errorf("writing a claim: %w", err)
+		}
 		return Issuance{}, fmt.Errorf("writing a claim: %w", errors.Join(err, readErr))
-	case !found:
-		return Issuance{}, fmt.Errorf("writing a claim: %w", err)
 	}
-	return issuance, nil
+	return stored, nil
 }
 
-// Finish is that of the interface Claims.
-func (d *ClaimsDynamoDB) Finish(ctx context.Context, claim Claim, certificate Certificate) (Certificate, error) {
-	_, err := d.client.UpdateItem(ctx, &dynamodb.UpdateItemInput{
-		TableName:           aws.String(d.table),
-		Key:                 map[string]types.AttributeValue{attrClaimID: &types.AttributeValueMemberS{Value: claim.ID()}},
-		UpdateExpression:    aws.String("SET #certificate = :certificate, #chain = :chain"),
-		ConditionExpression: aws.String("#serial = :serial AND attribute_not_exists(#certificate)"),
-		ExpressionAttributeNames: map[string]string{
-			"#serial": attrSerial, "#certificate": attrCertificate, "#chain": attrChain,
-		},
+// Replace is that of the interface Claims.
+func (d *ClaimsDynamoDB) Replace(ctx context.Context, next Issuance) (Issuance, error) {
+	if err := next.check(); err != nil {
+		return Issuance{}, fmt.Errorf("writing a claim: %w", err)
+	}
+	_, err := d.client.PutItem(ctx, &dynamodb.PutItemInput{
+		TableName: aws.String(d.table), Item: dynamoFromClaim(next),
+		ConditionExpression:      aws.String("#version = :version AND #serial = :serial"),
+		ExpressionAttributeNames: map[string]string{"#version": "version", "#serial": "serial"},
 		ExpressionAttributeValues: map[string]types.AttributeValue{
-			":serial":      &types.AttributeValueMemberS{Value: claim.Serial.String()},
-			":certificate": &types.AttributeValueMemberS{Value: string(certificate.LeafPEM())},
-			":chain":       &types.AttributeValueMemberS{Value: string(certificate.ChainPEM())},
+			":version": number(next.Version - 1), ":serial": text(next.Claim.Serial.String()),
 		},
 	})
 	if err == nil {
-		return certificate, nil
+		return next, nil
 	}
-	issuance, found, readErr := d.read(ctx, claim.ID())
+	stored, readErr := d.read(ctx, next.Claim.Device.String(), next.Claim.sortKey())
 	switch {
 	case readErr != nil:
-		return Certificate{}, fmt.Errorf("writing a certificate: %w", errors.Join(err, readErr))
-	case !found || issuance.Claim.Serial != claim.Serial:
-		return Certificate{}, fmt.Errorf("%w: %s with serial %s: %w", ErrNoClaim, claim.ID(), claim.Serial, err)
-	case issuance.Certificate == nil:
-		return Certificate{}, fmt.Errorf("writing a certificate: %w", err)
+		return Issuance{}, fmt.Errorf("writing a claim: %w", errors.Join(err, readErr))
+	case stored.Version < next.Version: // it was not applied
+		return Issuance{}, fmt.Errorf("writing a claim: %w", err)
 	}
-	return *issuance.Certificate, nil
+	return stored, nil
 }
 
-func (d *ClaimsDynamoDB) read(ctx context.Context, id string) (Issuance, bool, error) {
+// Serial is that of the interface Claims.
+func (d *ClaimsDynamoDB) Serial(ctx context.Context, serial Serial) (Issuance, error) {
+	item, err := d.get(ctx, serialPrefix+serial.String(), serialSort)
+	if err != nil {
+		return Issuance{}, err
+	}
+	i, err := d.read(ctx, textOf(item, attrOf), textOf(item, attrOfClaim))
+	if err == nil && i.Claim.Serial != serial {
+		err = fmt.Errorf("%w: the item of serial %s names the claim %s", ErrBadClaim, serial, i.Claim.ID())
+	}
+	return i, err
+}
+
+// All is that of the interface Claims. It needs dynamodb:Scan.
+func (d *ClaimsDynamoDB) All(ctx context.Context) iter.Seq2[Issuance, error] {
+	return func(yield func(Issuance, error) bool) {
+		pages := dynamodb.NewScanPaginator(d.client, &dynamodb.ScanInput{TableName: aws.String(d.table), ConsistentRead: aws.Bool(true)})
+		for pages.HasMorePages() {
+			page, err := pages.NextPage(ctx)
+			if err != nil {
+				yield(Issuance{}, fmt.Errorf("listing the claims: %w", err))
+				return
+			}
+			for _, item := range page.Items {
+				if strings.HasPrefix(textOf(item, attrDevice), serialPrefix) {
+					continue
+				}
+				if i, err := claimFromDynamo(item); !yield(i, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (d *ClaimsDynamoDB) get(ctx context.Context, device, claim string) (map[string]types.AttributeValue, error) {
 	out, err := d.client.GetItem(ctx, &dynamodb.GetItemInput{
-		TableName:      aws.String(d.table),
-		Key:            map[string]types.AttributeValue{attrClaimID: &types.AttributeValueMemberS{Value: id}},
-		ConsistentRead: aws.Bool(true),
+		TableName: aws.String(d.table), ConsistentRead: aws.Bool(true),
+		Key: map[string]types.AttributeValue{attrDevice: text(device), attrClaim: text(claim)},
 	})
 	if err != nil {
-		return Issuance{}, false, fmt.Errorf("reading a claim: %w", err)
+		return nil, fmt.Errorf("reading a claim: %w", err)
 	}
 	if len(out.Item) == 0 {
-		return Issuance{}, false, nil
+		return nil, fmt.Errorf("%w: %s/%s", ErrNoClaim, device, claim)
 	}
-	text := func(name string) string {
-		if v, ok := out.Item[name].(*types.AttributeValueMemberS); ok {
-			return v.Value
-		}
-		return ""
-	}
-	s := storedClaim{
-		ID: text(attrClaimID), Serial: text(attrSerial),
-		NotBefore: text(attrNotBefore), NotAfter: text(attrNotAfter), Created: text(attrCreated),
-	}
-	if s.Device, err = board.ParseDeviceID(text(attrDevice)); err != nil {
-		return Issuance{}, false, fmt.Errorf("%w: %s: %v", ErrBadClaim, id, err)
-	}
-	if s.Fingerprint, err = board.ParseFingerprint(text(attrFingerprint)); err != nil {
-		return Issuance{}, false, fmt.Errorf("%w: %s: %v", ErrBadClaim, id, err)
-	}
-	if n, ok := out.Item[attrGeneration].(*types.AttributeValueMemberN); ok {
-		s.Generation, err = strconv.Atoi(n.Value)
-	}
+	return out.Item, nil
+}
+
+func (d *ClaimsDynamoDB) read(ctx context.Context, device, claim string) (Issuance, error) {
+	item, err := d.get(ctx, device, claim)
 	if err != nil {
-		return Issuance{}, false, fmt.Errorf("%w: %s: %v", ErrBadClaim, id, err)
+		return Issuance{}, err
 	}
-	claim, err := loadClaim(id, s)
-	if err != nil {
-		return Issuance{}, false, err
+	return claimFromDynamo(item)
+}
+
+func text(v string) types.AttributeValue { return &types.AttributeValueMemberS{Value: v} }
+
+func number(v int) types.AttributeValue {
+	return &types.AttributeValueMemberN{Value: strconv.Itoa(v)}
+}
+
+func textOf(item map[string]types.AttributeValue, name string) string {
+	if v, ok := item[name].(*types.AttributeValueMemberS); ok {
+		return v.Value
 	}
-	issuance := Issuance{Claim: claim}
-	if leaf := text(attrCertificate); leaf != "" {
-		certificate, err := loadCertificate(id, []byte(leaf), []byte(text(attrChain)))
-		if err != nil {
-			return Issuance{}, false, err
+	return ""
+}
+
+// texts and numbers of an item, by the names of its attributes.
+func (s *storedClaim) texts() map[string]*string {
+	return map[string]*string{
+		attrDevice: &s.Device, attrClaim: &s.Claim, "key-fingerprint": &s.Fingerprint, "ca": &s.CA, "serial": &s.Serial,
+		"not-before": &s.NotBefore, "not-after": &s.NotAfter, "created": &s.Created, "challenge": &s.Challenge,
+		"state": &s.State, "memo": &s.Memo, "certificate": &s.Certificate, "certificate-chain": &s.Chain,
+		"activated": &s.Activated, "revoked": &s.Revoked, "reason": &s.Reason,
+	}
+}
+
+func (s *storedClaim) numbers() map[string]*int {
+	return map[string]*int{"version": &s.Version, "generation": &s.Generation, "epoch": &s.Epoch}
+}
+
+func dynamoFromClaim(i Issuance) map[string]types.AttributeValue {
+	s := storeIssuance(i)
+	item := map[string]types.AttributeValue{}
+	for name, value := range s.texts() {
+		if *value != "" {
+			item[name] = text(*value)
 		}
-		issuance.Certificate = &certificate
 	}
-	return issuance, true, nil
+	for name, value := range s.numbers() {
+		item[name] = number(*value)
+	}
+	return item
+}
+
+// claimFromDynamo reads an item. Attributes of other names are let pass: global tables add some.
+func claimFromDynamo(item map[string]types.AttributeValue) (Issuance, error) {
+	var s storedClaim
+	bad := func(name string) error {
+		return fmt.Errorf("%w: %.80q/%.100q: the attribute %s is not of its type", ErrBadClaim, textOf(item, attrDevice), textOf(item, attrClaim), name)
+	}
+	for name, to := range s.texts() {
+		switch v := item[name].(type) {
+		case nil:
+		case *types.AttributeValueMemberS:
+			*to = v.Value
+		default:
+			return Issuance{}, bad(name)
+		}
+	}
+	for name, to := range s.numbers() {
+		v, ok := item[name].(*types.AttributeValueMemberN)
+		if !ok {
+			return Issuance{}, bad(name)
+		}
+		var err error
+		if *to, err = strconv.Atoi(v.Value); err != nil {
+			return Issuance{}, bad(name)
+		}
+	}
+	return s.load()
 }

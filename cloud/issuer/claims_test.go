@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +24,7 @@ import (
 	"secretfree/station/board"
 )
 
-// claimsBackend is a store under test. fail makes its next write fail: the step is "claim" or "finish"; applied says that
+// claimsBackend is a store under test. fail makes its next write fail: the step is "create" or "replace"; applied says that
 // the write is done and only the answer is lost.
 type claimsBackend struct {
 	Claims
@@ -48,9 +47,8 @@ func claimsBackends() map[string]func(t *testing.T) claimsBackend {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { checkClaimsDir(t, path) })
-			return claimsBackend{d, func(step string, applied bool) {
-				d.fault = once(when(applied) + " " + map[string]string{"claim": ".claim", "finish": ".cert"}[step])
-			}}
+			t.Cleanup(func() { d.Close() })
+			return claimsBackend{d, func(step string, applied bool) { d.fault = once(when(applied) + " " + step) }}
 		},
 		"minidyn": func(t *testing.T) claimsBackend {
 			peer := server.NewServer()
@@ -148,10 +146,16 @@ func newClaimsTable(t *testing.T, peer http.Handler) claimsBackend {
 		t.Fatal(err)
 	}
 	_, err = d.client.CreateTable(t.Context(), &dynamodb.CreateTableInput{
-		TableName:            aws.String(table),
-		AttributeDefinitions: []types.AttributeDefinition{{AttributeName: aws.String(attrClaimID), AttributeType: types.ScalarAttributeTypeS}},
-		KeySchema:            []types.KeySchemaElement{{AttributeName: aws.String(attrClaimID), KeyType: types.KeyTypeHash}},
-		BillingMode:          types.BillingModePayPerRequest,
+		TableName: aws.String(table),
+		AttributeDefinitions: []types.AttributeDefinition{
+			{AttributeName: aws.String(attrDevice), AttributeType: types.ScalarAttributeTypeS},
+			{AttributeName: aws.String(attrClaim), AttributeType: types.ScalarAttributeTypeS},
+		},
+		KeySchema: []types.KeySchemaElement{
+			{AttributeName: aws.String(attrDevice), KeyType: types.KeyTypeHash},
+			{AttributeName: aws.String(attrClaim), KeyType: types.KeyTypeRange},
+		},
+		BillingMode: types.BillingModePayPerRequest,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -160,11 +164,11 @@ func newClaimsTable(t *testing.T, peer http.Handler) claimsBackend {
 	return claimsBackend{d, func(step string, lost bool) {
 		mu.Lock()
 		defer mu.Unlock()
-		operation, applied = map[string]string{"claim": "PutItem", "finish": "UpdateItem"}[step], lost
+		operation, applied = map[string]string{"create": "TransactWriteItems", "replace": "PutItem"}[step], lost
 	}}
 }
 
-// checkClaimsDir: every file is a claim, or the certificate of one, and reads back.
+// checkClaimsDir: a process that opens the folder anew finds what is there, whole.
 func checkClaimsDir(t *testing.T, path string) {
 	t.Helper()
 	d, err := OpenClaimsDir(path)
@@ -172,58 +176,72 @@ func checkClaimsDir(t *testing.T, path string) {
 		t.Error(err)
 		return
 	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		t.Error(err)
-	}
-	for _, entry := range entries {
-		if entry.Name() == claimsMarker {
-			continue
-		}
-		id, kind, _ := strings.Cut(entry.Name(), ".")
-		claim, err := d.claim(id)
+	defer d.Close()
+	checkClaims(t, d)
+}
+
+// checkClaims: every claim is found by its device and by its serial, once, and is as All gives it.
+func checkClaims(t *testing.T, claims Claims) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	seen := map[string]bool{}
+	for i, err := range claims.All(ctx) {
 		if err != nil {
-			t.Errorf("%s: %v", entry.Name(), err)
-			continue
+			t.Error(err)
+			return
 		}
-		switch kind {
-		case "claim":
-		case "cert":
-			if _, err := d.certificate(claim); err != nil {
-				t.Errorf("%s: %v", entry.Name(), err)
+		id := i.Claim.ID()
+		if seen[id] {
+			t.Errorf("%s is listed twice", id)
+		}
+		seen[id] = true
+		if err := i.check(); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+		if got, err := claims.Serial(ctx, i.Claim.Serial); err != nil || storeIssuance(got) != storeIssuance(i) {
+			t.Errorf("%s by its serial: %v", id, err)
+		}
+		of, err := claims.Issuances(ctx, i.Claim.Device)
+		if err != nil {
+			t.Errorf("%s by its device: %v", id, err)
+		}
+		found := 0
+		for n, got := range of {
+			if storeIssuance(got) == storeIssuance(i) {
+				found++
 			}
-		default:
-			t.Errorf("%s should not be here", entry.Name())
+			if n > 0 && of[n-1].Claim.sortKey() >= got.Claim.sortKey() {
+				t.Errorf("%s: not in order", id)
+			}
+		}
+		if found != 1 {
+			t.Errorf("%s is found %d times by its device", id, found)
 		}
 	}
 }
 
-// checkClaimsTable: every item is a claim that reads back, with the attributes of the contract and no others.
+// checkClaimsTable: every item is a claim that reads back, or the serial of one, with the attributes of the contract and no others.
 func checkClaimsTable(t *testing.T, d *ClaimsDynamoDB) {
 	t.Helper()
-	ctx := context.WithoutCancel(t.Context())
-	out, err := d.client.Scan(ctx, &dynamodb.ScanInput{TableName: aws.String(d.table)})
+	checkClaims(t, d)
+	out, err := d.client.Scan(context.WithoutCancel(t.Context()), &dynamodb.ScanInput{TableName: aws.String(d.table)})
 	if err != nil {
 		t.Error(err)
 		return
 	}
+	claims, serials := 0, 0
 	for _, item := range out.Items {
-		id, _ := item[attrClaimID].(*types.AttributeValueMemberS)
-		if id == nil {
-			t.Errorf("an item without %s", attrClaimID)
+		if strings.HasPrefix(textOf(item, attrDevice), serialPrefix) {
+			serials++
 			continue
 		}
-		issuance, found, err := d.read(ctx, id.Value)
-		if err != nil || !found {
-			t.Errorf("%s: %v", id.Value, err)
+		claims++
+		if i, err := claimFromDynamo(item); err != nil || len(item) != len(dynamoFromClaim(i)) {
+			t.Errorf("%v: %v", item, err)
 		}
-		want := 8
-		if issuance.Certificate != nil {
-			want += 2
-		}
-		if len(item) != want {
-			t.Errorf("%s has %d attributes, want %d: %v", id.Value, len(item), want, item)
-		}
+	}
+	if claims != serials {
+		t.Errorf("%d claims and %d serials", claims, serials)
 	}
 }
 
@@ -241,295 +259,177 @@ func approvedFor(t testing.TB) Approved {
 
 func mustClaim(t testing.TB, a Approved) Claim {
 	t.Helper()
-	c, err := newClaim(a, time.Now())
+	c, err := newClaim(a, 1, testCA, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
+// begun is the first version of an issuance.
+func begun(c Claim) Issuance { return Issuance{Claim: c, Version: 1, State: Claimed} }
+
+// finished is the next version of i, with its certificate.
+func finished(t testing.TB, a Approved, i Issuance) Issuance {
+	t.Helper()
+	out, err := localCA(t).Issue(t.Context(), a, i.Claim, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.Version++
+	i.State, i.Certificate, i.Activated = Live, &out, i.Claim.Created
+	return i
+}
+
+func same(a, b Issuance) bool { return storeIssuance(a) == storeIssuance(b) }
+
 func TestClaims(t *testing.T) {
 	for name, open := range claimsBackends() {
 		t.Run(name, func(t *testing.T) {
 			backend := open(t)
 			ctx := t.Context()
-			sign := func(a Approved, c Claim) Certificate {
+			create := func(i Issuance) Issuance {
 				t.Helper()
-				out, err := localCA(t).Issue(ctx, a, c)
+				got, err := backend.Create(ctx, i)
 				if err != nil {
 					t.Fatal(err)
 				}
-				return out
+				return got
 			}
-
 			t.Run("the first claim stays", func(t *testing.T) {
 				a := approvedFor(t)
-				first := mustClaim(t, a)
-				got, err := backend.Claim(ctx, first)
-				if err != nil || got.Claim != first || got.Certificate != nil {
-					t.Fatalf("%+v, %v", got, err)
+				if got, err := backend.Issuances(ctx, a.device); err != nil || len(got) != 0 {
+					t.Fatalf("before: %v, %v", got, err)
 				}
-				second := mustClaim(t, a)
-				if second.Serial == first.Serial {
+				first, second := begun(mustClaim(t, a)), begun(mustClaim(t, a))
+				if first.Claim.Serial == second.Claim.Serial {
 					t.Fatal("two proposals have one serial")
 				}
-				if got, err = backend.Claim(ctx, second); err != nil || got.Claim != first {
-					t.Fatalf("%+v, %v", got, err)
+				if got := create(first); !same(got, first) {
+					t.Fatalf("%+v", got)
 				}
-				other := a
-				other.generation++
-				if got, err = backend.Claim(ctx, mustClaim(t, other)); err != nil || got.Claim.Generation != 2 {
-					t.Fatalf("another generation is another claim: %+v, %v", got, err)
+				if got := create(second); !same(got, first) {
+					t.Fatalf("%+v", got)
 				}
-			})
-			t.Run("the first certificate stays", func(t *testing.T) {
-				a := approvedFor(t)
-				claim := mustClaim(t, a)
-				if _, err := backend.Claim(ctx, claim); err != nil {
-					t.Fatal(err)
+				if _, err := backend.Serial(ctx, second.Claim.Serial); !errors.Is(err, ErrNoClaim) {
+					t.Fatalf("the serial that lost: %v", err)
 				}
-				first := sign(a, claim)
-				if got, err := backend.Finish(ctx, claim, first); err != nil || !equal(got, first) {
-					t.Fatal(err)
-				}
-				later := claim
-				later.NotAfter = later.NotAfter.Add(-time.Hour)
-				if got, err := backend.Finish(ctx, claim, sign(a, later)); err != nil || !equal(got, first) {
-					t.Fatalf("the second certificate replaced the first, or %v", err)
-				}
-				got, err := backend.Claim(ctx, mustClaim(t, a))
-				if err != nil || got.Claim != claim || got.Certificate == nil || !equal(*got.Certificate, first) {
-					t.Fatalf("%+v, %v", got, err)
+				later := begun(mustClaim(t, a))
+				later.Claim.Epoch = 12
+				create(later)
+				between := begun(mustClaim(t, a))
+				between.Claim.Epoch = 2
+				create(between)
+				of, err := backend.Issuances(ctx, a.device)
+				if err != nil || len(of) != 3 || !same(of[0], first) || !same(of[1], between) || !same(of[2], later) {
+					t.Fatalf("%+v, %v", of, err)
 				}
 			})
-			t.Run("nothing to finish", func(t *testing.T) {
+			t.Run("the first of a version stays", func(t *testing.T) {
 				a := approvedFor(t)
-				claim := mustClaim(t, a)
-				if _, err := backend.Finish(ctx, claim, sign(a, claim)); !errors.Is(err, ErrNoClaim) {
+				first := create(begun(mustClaim(t, a)))
+				noted := first
+				noted.Version, noted.Memo = 2, "noted"
+				if got, err := backend.Replace(ctx, noted); err != nil || !same(got, noted) {
+					t.Fatal(err)
+				}
+				if got, err := backend.Replace(ctx, noted); err != nil || !same(got, noted) {
+					t.Fatalf("the same again: %v", err)
+				}
+				if got, err := backend.Replace(ctx, finished(t, a, first)); err != nil || !same(got, noted) {
+					t.Fatalf("from the version before: %+v, %v", got, err)
+				}
+				last := finished(t, a, noted)
+				if got, err := backend.Replace(ctx, last); err != nil || !same(got, last) {
+					t.Fatal(err)
+				}
+				if got := create(begun(mustClaim(t, a))); !same(got, last) {
+					t.Fatalf("%+v", got)
+				}
+			})
+			t.Run("nothing to replace", func(t *testing.T) {
+				a := approvedFor(t)
+				if _, err := backend.Replace(ctx, finished(t, a, begun(mustClaim(t, a)))); !errors.Is(err, ErrNoClaim) {
 					t.Fatalf("without a claim: %v", err)
 				}
-				if _, err := backend.Claim(ctx, claim); err != nil {
-					t.Fatal(err)
+			})
+			t.Run("what no issuance can be", func(t *testing.T) {
+				a := approvedFor(t)
+				bad := begun(mustClaim(t, a))
+				bad.State = "lost"
+				if _, err := backend.Create(ctx, bad); err == nil && name != "model" {
+					t.Error("an unknown state was stored")
 				}
-				other := mustClaim(t, a)
-				if _, err := backend.Finish(ctx, other, sign(a, other)); !errors.Is(err, ErrNoClaim) {
-					t.Fatalf("under another serial: %v", err)
+				if of, err := backend.Issuances(ctx, a.device); err != nil || len(of) != 0 && name != "model" {
+					t.Errorf("%v, %v", of, err)
+				}
+				if m, ok := backend.Claims.(*memClaims); ok {
+					delete(m.stored, bad.Claim.ID())
 				}
 			})
 			t.Run("a race has one winner", func(t *testing.T) {
 				a := approvedFor(t)
 				const racers = 16
-				claims, certificates := make([]Claim, racers), make([]Certificate, racers)
+				got := make([]Issuance, racers)
 				var wg sync.WaitGroup
 				for i := range racers {
 					wg.Go(func() {
-						got, err := backend.Claim(ctx, mustClaim(t, a))
+						stored, err := backend.Create(ctx, begun(mustClaim(t, a)))
 						if err != nil {
 							t.Error(err)
 							return
 						}
-						claims[i] = got.Claim
-						varied := got.Claim // so that each has another certificate to offer
-						varied.NotAfter = varied.NotAfter.Add(-time.Duration(i) * time.Second)
-						if certificates[i], err = backend.Finish(ctx, got.Claim, sign(a, varied)); err != nil {
+						if stored.Version > 1 { // another one is done already
+							got[i] = stored
+							return
+						}
+						stored.Memo = fmt.Sprint("racer ", i)
+						if got[i], err = backend.Replace(ctx, finished(t, a, stored)); err != nil {
 							t.Error(err)
 						}
 					})
 				}
 				wg.Wait()
 				for i := range racers {
-					if claims[i] != claims[0] || !equal(certificates[i], certificates[0]) {
+					if !same(got[i], got[0]) {
 						t.Errorf("racer %d met another claim or certificate", i)
 					}
 				}
 			})
-			for _, step := range []string{"claim", "finish"} {
+			for _, step := range []string{"create", "replace"} {
 				for _, applied := range []bool{false, true} {
 					t.Run(fmt.Sprintf("the %s fails, applied %v", step, applied), func(t *testing.T) {
 						a := approvedFor(t)
-						claim := mustClaim(t, a)
-						if step == "finish" {
-							if _, err := backend.Claim(ctx, claim); err != nil {
-								t.Fatal(err)
+						i := begun(mustClaim(t, a))
+						if step == "replace" {
+							create(i)
+							i = finished(t, a, i)
+						}
+						write := func(i Issuance) (Issuance, error) {
+							if step == "create" {
+								return backend.Create(ctx, i)
 							}
+							return backend.Replace(ctx, i)
 						}
 						backend.fail(step, applied)
-						certificate := sign(a, claim)
-						var first error
-						if step == "claim" {
-							_, first = backend.Claim(ctx, claim)
-						} else {
-							_, first = backend.Finish(ctx, claim, certificate)
-						}
-						if !applied && first == nil {
+						if _, err := write(i); !applied && err == nil {
 							t.Fatal("a write that was not done was reported as done")
 						}
-						// Again, as a retry does: with a new proposal.
-						got, err := backend.Claim(ctx, mustClaim(t, a))
+						of, err := backend.Issuances(ctx, a.device)
 						if err != nil {
 							t.Fatal(err)
 						}
-						if (applied || step == "finish") && got.Claim != claim {
-							t.Fatal("the claim that was stored is not the one that a retry meets")
+						if done := len(of) == 1 && same(of[0], i); done != applied {
+							t.Fatalf("applied %v, and it is there: %v", applied, done)
 						}
-						if stored := got.Certificate != nil; stored != (step == "finish" && applied) {
-							t.Fatalf("a certificate is stored: %v", stored)
-						}
-						if out, err := backend.Finish(ctx, got.Claim, sign(a, got.Claim)); err != nil || got.Claim == claim && !equal(out, certificate) {
-							t.Fatalf("finishing again: %v", err)
+						if got, err := write(i); err != nil || !same(got, i) {
+							t.Fatalf("again: %v", err)
 						}
 					})
 				}
 			}
+			checkClaims(t, backend.Claims)
 		})
-	}
-}
-
-func TestClaimsDirRefuses(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "claims")
-	if _, err := OpenClaimsDir(path); err == nil || !strings.Contains(err.Error(), "mount it") {
-		t.Errorf("a folder that is not there: %v", err)
-	}
-	if err := os.Mkdir(path, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := OpenClaimsDir(path); err == nil || !strings.Contains(err.Error(), "not a folder of claims") {
-		t.Errorf("an empty mount point: %v", err)
-	}
-	// Another file than what an init that broke off leaves behind.
-	for _, name := range []string{claimTempPrefix + "1", "root.key"} {
-		if err := os.WriteFile(filepath.Join(path, name), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := InitClaimsDir(path); err == nil || !strings.Contains(err.Error(), `holds "root.key" already`) {
-		t.Errorf("a folder of something else: %v", err)
-	}
-	if err := os.Remove(filepath.Join(path, "root.key")); err != nil {
-		t.Fatal(err)
-	}
-	if err := InitClaimsDir(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := InitClaimsDir(path); err != nil {
-		t.Errorf("making it twice: %v", err)
-	}
-	if err := os.Remove(filepath.Join(path, claimTempPrefix+"1")); err != nil {
-		t.Fatal(err)
-	}
-	d, err := OpenClaimsDir(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := approvedFor(t)
-	claim := mustClaim(t, a)
-	if _, err := d.Claim(t.Context(), claim); err != nil {
-		t.Fatal(err)
-	}
-	marker := filepath.Join(path, claimsMarker)
-	write := func(file, text string) {
-		t.Helper()
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	whole, err := os.ReadFile(marker)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(marker); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.Claim(t.Context(), claim); err == nil {
-		t.Error("a claim was made in a folder that went away")
-	}
-	write(marker, `{"version":2}`)
-	if _, err := OpenClaimsDir(path); !errors.Is(err, board.ErrNewer) {
-		t.Errorf("a newer folder: %v", err)
-	}
-	write(marker, `{"version":0}`)
-	if _, err := OpenClaimsDir(path); !errors.Is(err, ErrBadClaim) {
-		t.Errorf("a folder of version 0: %v", err)
-	}
-	write(marker, string(whole))
-
-	file := filepath.Join(path, claim.ID()+".claim")
-	good, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, bad := range map[string]string{
-		"torn":             string(good[:20]),
-		"empty":            "",
-		"an unknown field": strings.Replace(string(good), `{"version"`, `{"x":1,"version"`, 1),
-		"a newer version":  strings.Replace(string(good), `"version":1`, `"version":2`, 1),
-		"another device":   strings.Replace(string(good), `"device-id":"`+a.device.String(), `"device-id":"`+newSimulated(t).id.String(), 1),
-		"no serial":        strings.Replace(string(good), claim.Serial.String(), strings.Repeat("0", 32), 1),
-		"no time":          strings.Replace(string(good), claim.NotAfter.Format(time.RFC3339), "tomorrow", 1),
-		"no time at all":   strings.Replace(string(good), claim.NotAfter.Format(time.RFC3339), claim.NotBefore.Format(time.RFC3339), 1),
-		"something after":  string(good) + "{}",
-		"too long":         string(good) + strings.Repeat(" ", maxClaimFile),
-	} {
-		write(file, bad)
-		if bad == string(good) {
-			t.Fatalf("%s: nothing was changed", name)
-		}
-		if _, err := d.Claim(t.Context(), claim); !errors.Is(err, ErrBadClaim) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	write(file, string(good))
-	certificate, err := localCA(t).Issue(t.Context(), a, claim)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.Finish(t.Context(), claim, certificate); err != nil {
-		t.Fatal(err)
-	}
-	file = filepath.Join(path, claim.ID()+".cert")
-	if good, err = os.ReadFile(file); err != nil {
-		t.Fatal(err)
-	}
-	for name, bad := range map[string][]byte{
-		"torn":           good[:200],
-		"another serial": bytes.Replace(good, []byte(claim.Serial.String()), []byte(strings.Repeat("1", 32)), 1),
-		"no PEM":         bytes.ReplaceAll(good, []byte("BEGIN"), []byte("BEGUN")),
-		"two leaves":     bytes.Replace(good, []byte(`","certificate-chain":"`), []byte(``), 1),
-		"a damaged line": bytes.Replace(good, []byte(`-----\nMII`), []byte(`-----\n MII`), 1),
-	} {
-		write(file, string(bad))
-		if _, err := d.Claim(t.Context(), claim); !errors.Is(err, ErrBadClaim) {
-			t.Errorf("certificate, %s: %v", name, err)
-		}
-	}
-	write(file, string(good))
-	checkClaimsDir(t, path)
-}
-
-// What a crash leaves behind is cleared away, but not under another process's hands.
-func TestClaimsDirClearsUp(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "claims")
-	if err := InitClaimsDir(path); err != nil {
-		t.Fatal(err)
-	}
-	young, old := filepath.Join(path, claimTempPrefix+"1"), filepath.Join(path, claimTempPrefix+"2")
-	for _, file := range []string{young, old} {
-		if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	long := time.Now().Add(-2 * abandonedTemp)
-	if err := os.Chtimes(old, long, long); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := OpenClaimsDir(path); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the old one: %v", err)
-	}
-	if _, err := os.Stat(young); err != nil {
-		t.Errorf("the young one: %v", err)
 	}
 }
 

@@ -1,22 +1,25 @@
 // Package issuer turns a certificate signing request from a customer's home and the factory's record of that board into
-// a certificate: parse, look up, Decide, claim, sign, check, finish, answer.
+// a certificate: parse, look up, Decide, claim, sign, check, register, finish, answer.
 //
-// Start reading at Decide, then Issuer.Issue. HTTP is a shell around them.
+// Start reading at Decide, then Approved.plan (what a device gets that has had one before), then Issuer.Issue. HTTP, EST
+// and Lambda are shells around them. Issuer.Sweep settles what broke off.
 package issuer
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"secretfree/station/board"
 )
 
-// DefaultValidity is how long a certificate is valid where the policy does not say. It is long, because a
-// device has one certificate for each generation and this issuer renews none.
+// DefaultValidity is how long a certificate is valid where the policy does not say. It is long, because stock firmware
+// makes plain requests only, and cannot renew without an operator.
 const DefaultValidity = 10 * 365 * 24 * time.Hour
 
 const maxValidity = 50 * 365 * 24 * time.Hour
@@ -36,6 +39,30 @@ type Policy struct {
 	// AllowNoProof lets records pass in which the board proved nothing at the factory.
 	AllowNoProof bool
 	Validity     time.Duration // 0 means DefaultValidity
+	// Renew is how long before its end a certificate may be renewed by a fresh request. 0 means a third of Validity.
+	Renew time.Duration
+	// Challenges are what makes a request fresh; nil if this issuer makes none.
+	Challenges *Challenges
+	// RequireFresh refuses every request that answers no challenge. Without it the first certificate of an epoch is free, for
+	// firmware that only makes a plain request; the same again as well; any further one needs a fresh request, or an operator.
+	RequireFresh bool
+	// MinGeneration refuses records of earlier generations; 0 means none.
+	MinGeneration int
+	// Holds keeps back whole lots.
+	Holds []LotHold
+	// Organization stands in each subject beside the common name, unless it is empty.
+	Organization string
+}
+
+// LotHold keeps back the boards that a station read at a time.
+type LotHold struct {
+	Station  string    // "<sku>/<station>"; empty: all stations
+	From, To time.Time // of ReadAt; From is held, To is not; zero: without limit
+	Why      string
+}
+
+func (h LotHold) holds(r board.Record) bool {
+	return (h.Station == "" || h.Station == r.Origin()) && !r.ReadAt.Before(h.From) && (h.To.IsZero() || r.ReadAt.Before(h.To))
 }
 
 // Check reports a policy that could never let anything through, or lets through too much.
@@ -54,7 +81,35 @@ func (p Policy) Check() error {
 	if p.Validity != 0 && (p.Validity < time.Hour || p.Validity > maxValidity) {
 		return fmt.Errorf("policy: a validity of %v, want 1h to %v", p.Validity, maxValidity)
 	}
+	if p.Renew < 0 || p.Renew >= p.validity() {
+		return fmt.Errorf("policy: renewal %v before the end of a validity of %v", p.Renew, p.validity())
+	}
+	if p.RequireFresh && p.Challenges == nil {
+		return errors.New("policy: fresh requests are required, and no challenges are made: every request would be refused")
+	}
+	for _, hold := range p.Holds {
+		if hold.Why == "" || !hold.To.IsZero() && !hold.To.After(hold.From) {
+			return errors.New("policy: a hold of a lot needs a reason, and must end after it begins")
+		}
+	}
+	if len(p.Organization) > 64 || strings.ContainsFunc(p.Organization, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return errors.New("policy: the organization is not at most 64 characters of printable ASCII")
+	}
 	return nil
+}
+
+func (p Policy) validity() time.Duration {
+	if p.Validity == 0 {
+		return DefaultValidity
+	}
+	return p.Validity
+}
+
+func (p Policy) renew() time.Duration {
+	if p.Renew == 0 {
+		return p.validity() / 3
+	}
+	return p.Renew
 }
 
 // Approved is what may be made into a certificate. Only Decide makes one that is not zero, and a CA refuses the
@@ -63,8 +118,21 @@ type Approved struct {
 	device     board.DeviceID
 	key        board.Key
 	generation int
+	epoch      int       // the first that counts
 	notBefore  time.Time // UTC, whole seconds
 	notAfter   time.Time
+	org        string            // beside the device id in the subject; may be empty
+	csr        string            // DER
+	challenge  string            // that it answers; empty if none
+	peer       *x509.Certificate // as in Request
+}
+
+func (a Approved) subject() pkix.Name {
+	name := pkix.Name{CommonName: a.device.String()}
+	if a.org != "" {
+		name.Organization = []string{a.org}
+	}
+	return name
 }
 
 // Device is the subject of the certificate: its one common name.
@@ -73,8 +141,12 @@ func (a Approved) Device() board.DeviceID { return a.device }
 // Key is the one thing in the certificate that the request brought.
 func (a Approved) Key() board.Key { return a.key }
 
-// Generation of the record: the epoch in which this device and key get one certificate.
+// Generation of the record.
 func (a Approved) Generation() int { return a.generation }
+
+// CSR is a fresh copy of the request in DER, for CAs that sign nothing else. Its signature was verified; of the rest
+// nothing but the key may get into a certificate.
+func (a Approved) CSR() []byte { return []byte(a.csr) }
 
 func (a Approved) check() error {
 	if !a.device.Valid() || a.key == (board.Key{}) || a.generation < 1 || !a.notAfter.After(a.notBefore) {
@@ -90,13 +162,12 @@ func (a Approved) check() error {
 // An unknown device and a wrong key are told apart before any costly check of the record, so that
 // they take alike.
 func Decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) (Approved, error) {
-	approved, trail := decide(request, enrolment, policy, now)
+	approved, trail := decide(request, enrolment, policy, now, trail{})
 	return approved, trail.err
 }
 
-func decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) (Approved, trail) {
+func decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time, t trail) (Approved, trail) {
 	var (
-		t      trail
 		csr    = request.csr
 		names  = request.commonNames()
 		key    board.Key
@@ -107,22 +178,25 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 	if enrolment != nil {
 		item = *enrolment
 	}
+	if t.about != nil { // no request: the record alone
+		device, key = *t.about, item.Key
+	}
 
 	// The request alone: is it what it says, and does its sender own the key?
-	t.rule(KeyType, func() (err error) {
+	t.ask(KeyType, func() (err error) {
 		key, err = allowedKey(csr, policy.Algorithms)
 		return err
 	})
-	t.rule(SignatureAlgorithm, func() error { return allowedSignature(csr.SignatureAlgorithm, policy.RefuseSHA1) })
-	t.rule(CSRSignature, func() error { return csr.CheckSignature() })
-	t.require(NoCN, len(names) > 0, "the subject has no common name")
-	t.require(SeveralCN, len(names) <= 1, "the subject has more than one common name")
-	t.rule(CNNotADeviceID, func() (err error) {
+	t.ask(SignatureAlgorithm, func() error { return allowedSignature(csr.SignatureAlgorithm, policy.RefuseSHA1) })
+	t.ask(CSRSignature, func() error { return csr.CheckSignature() })
+	t.ask(NoCN, func() error { return unless(len(names) > 0, "the subject has no common name") })
+	t.ask(SeveralCN, func() error { return unless(len(names) <= 1, "the subject has more than one common name") })
+	t.ask(CNNotADeviceID, func() (err error) {
 		device, err = deviceIDOf(names[0])
 		return err
 	})
-	t.rule(ExtraNames, func() error { return onlyHarmlessNames(request) })
-	t.rule(CARequested, func() error { return notForACA(csr) })
+	t.ask(ExtraNames, func() error { return onlyHarmlessNames(request) })
+	t.ask(CARequested, func() error { return notForACA(csr) })
 
 	// The registry: is this the key that the factory saw in this board?
 	t.require(NotEnrolled, enrolment != nil, "the registry holds nothing under this device id")
@@ -156,18 +230,44 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 	t.require(StateScrapped, item.State != board.Scrapped, "the device was scrapped")
 	t.require(StateRevoked, item.State != board.Revoked, "the device was revoked")
 	t.require(StateUnknown, item.State == board.Active, "the item's state is none of the known ones")
+	t.require(GenerationTooOld, record.Generation >= policy.MinGeneration, "the policy wants a later generation")
+	t.rule(LotHeld, func() error {
+		for _, hold := range policy.Holds {
+			if hold.holds(record) {
+				return errors.New(hold.Why)
+			}
+		}
+		return nil
+	})
 
-	if t.err != nil {
+	// Freshness: was it made now, and for us?
+	challenge, once := request.answered()
+	t.ask(SeveralChallenges, func() error { return unless(once, "it answers more than one challenge") })
+	var expired error
+	t.ask(BadChallenge, func() error {
+		if challenge == "" {
+			return nil
+		}
+		err := policy.Challenges.check(challenge, now)
+		if errors.Is(err, errExpired) {
+			expired, err = err, nil
+		}
+		return err
+	})
+	t.ask(ChallengeExpired, func() error { return expired })
+	t.ask(ChallengeSignature, func() error { return request.detached.verify(key, policy.RefuseSHA1) })
+	t.ask(NoChallenge, func() error {
+		return unless(challenge != "" || !policy.RequireFresh, "it answers no challenge, and the policy asks for one")
+	})
+
+	if t.err != nil || t.about != nil {
 		return Approved{}, t
-	}
-	validity := policy.Validity
-	if validity == 0 {
-		validity = DefaultValidity
 	}
 	notBefore := now.UTC().Add(-backdate).Truncate(time.Second)
 	return Approved{
-		device: device, key: key, generation: record.Generation,
-		notBefore: notBefore, notAfter: notBefore.Add(validity).Truncate(time.Second),
+		device: device, key: key, generation: record.Generation, epoch: item.Epoch, org: policy.Organization, csr: string(csr.Raw),
+		notBefore: notBefore, notAfter: notBefore.Add(policy.validity()).Truncate(time.Second),
+		challenge: challenge, peer: request.peer,
 	}, t
 }
 
@@ -210,6 +310,7 @@ const (
 	oidOrganization       = "2.5.4.10"
 	oidOrganizationalUnit = "2.5.4.11"
 	oidEmail              = "1.2.840.113549.1.9.1"
+	oidChallengePassword  = "1.2.840.113549.1.9.7"
 	oidSubjectAltName     = "2.5.29.17"
 	oidBasicConstraints   = "2.5.29.19"
 )

@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -31,6 +32,7 @@ type scene struct {
 	item    func(e *board.Enrolment)
 	absent  bool
 	policy  Policy
+	beside  func(r Request) Request // adds what comes beside the request
 }
 
 func newScene(t *testing.T) *scene {
@@ -38,11 +40,36 @@ func newScene(t *testing.T) *scene {
 	s.csr = s.board.csr()
 	s.record = s.board.record(t, s.station)
 	s.seal = func(r board.Record) board.Enrolment { return enrolment(t, r, s.station) }
-	s.policy = Policy{SKU: testSKU, Stations: []board.Verifier{s.station.verifier}}
+	s.policy = Policy{SKU: testSKU, Stations: []board.Verifier{s.station.verifier}, Challenges: challenges(t)}
 	return s
 }
 
+// challenge is one that can be answered.
+func (s *scene) challenge() string {
+	text, _ := s.policy.Challenges.New(time.Now())
+	return text
+}
+
+// detach puts a signature over a challenge beside the request.
+func (s *scene) detach(challenge, signature string) {
+	s.beside = func(r Request) Request {
+		r, err := r.WithSignature(challenge, signature)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return r
+	}
+}
+
 func (s *scene) inputs() (Request, *board.Enrolment) {
+	request, item := s.plainInputs()
+	if s.beside != nil {
+		request = s.beside(request)
+	}
+	return request, item
+}
+
+func (s *scene) plainInputs() (Request, *board.Enrolment) {
 	if s.absent {
 		return s.csr.request(s.t), nil
 	}
@@ -194,6 +221,61 @@ var refusals = []struct {
 	{"scrapped", StateScrapped, func(s *scene) { s.item = func(e *board.Enrolment) { e.State = board.Scrapped } }},
 	{"revoked", StateRevoked, func(s *scene) { s.item = func(e *board.Enrolment) { e.State = board.Revoked } }},
 	{"no state", StateUnknown, func(s *scene) { s.item = func(e *board.Enrolment) { e.State = "" } }},
+	{"a generation that was replaced", GenerationTooOld, func(s *scene) { s.policy.MinGeneration = 2 }},
+	{"a lot that is held, of one station", LotHeld, func(s *scene) {
+		s.policy.Holds = []LotHold{
+			{Station: "widgiot/other", Why: "not this one"},
+			{From: s.record.ReadAt.Add(time.Second), Why: "not yet"}, {To: s.record.ReadAt, Why: "no longer"},
+			{Station: "widgiot/line3-a", From: s.record.ReadAt, To: s.record.ReadAt.Add(time.Second), Why: "a bad fixture"},
+		}
+	}},
+	{"two challenges", SeveralChallenges, func(s *scene) { s.csr.passwords = []string{s.challenge()}; s.detach(s.challenge(), "AAAA") }},
+	{"a challenge of another issuer", BadChallenge, func(s *scene) {
+		other, err := NewChallenges(testSKU, make([]byte, 32), time.Minute)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		text, _ := other.New(time.Now())
+		s.csr.passwords = []string{text}
+	}},
+	{"a challenge of another SKU", BadChallenge, func(s *scene) {
+		other, err := NewChallenges("gadget", bytes.Repeat([]byte("k"), 32), time.Minute)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		text, _ := other.New(time.Now())
+		s.csr.passwords = []string{text}
+	}},
+	{"a password that is no challenge", BadChallenge, func(s *scene) { s.csr.passwords = []string{"hunter2"} }},
+	{"a challenge where none are made", BadChallenge, func(s *scene) {
+		s.csr.passwords = []string{s.challenge()}
+		s.policy.Challenges = nil
+	}},
+	{"a challenge from the future", BadChallenge, func(s *scene) {
+		text, _ := s.policy.Challenges.New(time.Now().Add(48 * time.Hour))
+		s.csr.passwords = []string{text}
+	}},
+	{"a challenge in a unit that was changed", BadChallenge, func(s *scene) {
+		text := s.challenge()
+		s.csr.subject = append(s.csr.subject, name(oid(2, 5, 4, 11), asn1.TagPrintableString, text[:len(text)-2]+"AA"))
+	}},
+	{"a nonce that is replayed too late", ChallengeExpired, func(s *scene) {
+		text, _ := s.policy.Challenges.New(time.Now().Add(-DefaultChallengeLife))
+		s.csr.passwords = []string{text}
+	}},
+	{"another key's answer to a challenge", ChallengeSignature, func(s *scene) {
+		text := s.challenge()
+		s.detach(text, newSimulated(s.t).answer(s.t, text, crypto.SHA256))
+	}},
+	{"the answer to another challenge", ChallengeSignature, func(s *scene) {
+		s.detach(s.challenge(), s.board.answer(s.t, s.challenge(), crypto.SHA256))
+	}},
+	{"an answer with SHA-1 where the policy refuses it", ChallengeSignature, func(s *scene) {
+		text := s.challenge()
+		s.csr.sha256, s.policy.RefuseSHA1 = true, true
+		s.detach(text, s.board.answer(s.t, text, crypto.SHA1))
+	}},
+	{"no challenge where the policy asks for one", NoChallenge, func(s *scene) { s.policy.RequireFresh = true }},
 }
 
 func TestDecideRefuses(t *testing.T) {
@@ -288,7 +370,35 @@ func TestDecideApproves(t *testing.T) {
 			s.csr.key, s.record = s.board.key, s.board.record(s.t, s.station)
 			s.policy.Algorithms, s.policy.AllowNoProof = []board.Algorithm{board.RSA}, true
 		},
-		"a second generation": func(s *scene) { s.record.Generation = 2 },
+		"a second generation": func(s *scene) { s.record.Generation, s.policy.MinGeneration = 2, 2 },
+		"a challenge as password": func(s *scene) {
+			s.csr.passwords, s.policy.RequireFresh = []string{s.challenge()}, true
+		},
+		"a challenge as organizational unit": func(s *scene) {
+			s.csr.subject = append(s.csr.subject, name(oid(2, 5, 4, 11), asn1.TagPrintableString, s.challenge()))
+			s.policy.RequireFresh = true
+		},
+		"a challenge twice": func(s *scene) {
+			text := s.challenge()
+			s.csr.passwords, s.policy.RequireFresh = []string{text}, true
+			s.detach(text, s.board.answer(s.t, text, crypto.SHA256))
+		},
+		"an answer beside the request": func(s *scene) {
+			text := s.challenge()
+			s.detach(text, s.board.answer(s.t, text, crypto.SHA256))
+			s.policy.RequireFresh = true
+		},
+		"an answer with SHA-1": func(s *scene) {
+			text := s.challenge()
+			s.detach(text, s.board.answer(s.t, text, crypto.SHA1))
+		},
+		"an answer of an RSA key": func(s *scene) {
+			s.board.key = s.rsaKey(2048)
+			s.csr.key, s.record = s.board.key, s.board.record(s.t, s.station)
+			s.policy.Algorithms, s.policy.AllowNoProof = []board.Algorithm{board.RSA}, true
+			text := s.challenge()
+			s.detach(text, s.board.answer(s.t, text, crypto.SHA256))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(t)
@@ -319,11 +429,11 @@ func TestNothingButApproved(t *testing.T) {
 	if _, err := Decide(Request{}, item, s.policy, time.Now()); !errors.Is(err, KeyType) {
 		t.Errorf("deciding on no request: %v", err)
 	}
-	if _, err := newClaim(Approved{}, time.Now()); err == nil {
+	if _, err := newClaim(Approved{}, 1, testCA, time.Now()); err == nil {
 		t.Error("the zero Approved was claimed")
 	}
 	claim := Claim{Device: s.board.id, Fingerprint: s.record.Fingerprint(), Generation: 1, Serial: Serial{1}, NotAfter: time.Now().Add(time.Hour)}
-	if _, err := localCA(t).Issue(t.Context(), Approved{}, claim); err == nil {
+	if _, err := localCA(t).Issue(t.Context(), Approved{}, claim, nil); err == nil {
 		t.Error("the zero Approved was signed")
 	}
 	request, item := s.inputs()
@@ -338,12 +448,12 @@ func TestNothingButApproved(t *testing.T) {
 		"no serial":          func(c *Claim) { c.Serial = Serial{} },
 		"beyond the CA":      func(c *Claim) { c.NotAfter = localCA(t).NotAfter().Add(time.Second) },
 	} {
-		claim, err := newClaim(a, time.Now())
+		claim, err := newClaim(a, 1, testCA, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
 		spoil(&claim)
-		if _, err := localCA(t).Issue(t.Context(), a, claim); err == nil {
+		if _, err := localCA(t).Issue(t.Context(), a, claim, nil); err == nil {
 			t.Errorf("%s: signed under a claim that is not for it", name)
 		}
 	}

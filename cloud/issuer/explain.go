@@ -10,13 +10,20 @@ import (
 // Verdict is what one rule said.
 type Verdict struct {
 	Rule    Refusal `json:"rule"`
-	Verdict string  `json:"verdict"` // "passed", "refused", or "not reached" after a refusal
+	Verdict string  `json:"verdict"` // "passed", "refused", "not reached" after a refusal, "not asked" without a request
 	Detail  string  `json:"detail,omitempty"`
 }
 
 // Explain is Decide told rule by rule, in its order. The error is that of Decide.
 func Explain(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
-	_, t := decide(request, enrolment, policy, now)
+	_, t := decide(request, enrolment, policy, now, trail{})
+	return t.verdicts(), t.err
+}
+
+// ExplainDevice is Explain without a request: what is known of the device, and whether a request of its own would get a
+// certificate as far as that goes. Rules about the request are NotAsked.
+func ExplainDevice(device board.DeviceID, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
+	_, t := decide(Request{}, enrolment, policy, now, trail{about: &device})
 	return t.verdicts(), t.err
 }
 
@@ -26,6 +33,21 @@ type trail struct {
 	rules  []Refusal
 	failed int // index of the refusal in rules, if err is not nil
 	err    error
+	about  *board.DeviceID // set if there is no request
+	asked  map[Refusal]bool
+}
+
+// ask is rule for what only a request can tell.
+func (t *trail) ask(name Refusal, holds func() error) {
+	if t.about == nil {
+		t.rule(name, holds)
+		return
+	}
+	if t.asked == nil {
+		t.asked = map[Refusal]bool{}
+	}
+	t.asked[name] = true
+	t.rules = append(t.rules, name)
 }
 
 func (t *trail) rule(name Refusal, holds func() error) {
@@ -48,6 +70,8 @@ func (t *trail) verdicts() []Verdict {
 	for i, name := range t.rules {
 		v := Verdict{Rule: name, Verdict: "passed"}
 		switch {
+		case t.asked[name]:
+			v.Verdict = "not asked"
 		case t.err != nil && i == t.failed:
 			v.Verdict, v.Detail = "refused", t.err.Error()
 		case t.err != nil && i > t.failed:

@@ -10,13 +10,21 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
 )
 
-// HeaderCSR is the request header of the reference deployment: the base64 of a PEM request.
-const HeaderCSR = "device-csr"
+// The request's headers.
+const (
+	// HeaderCSR is that of the reference deployment: the base64 of a PEM request.
+	HeaderCSR = "device-csr"
+	// HeaderChallenge and HeaderSignature are what a device answers to a challenge that does not stand in its request:
+	// the challenge, and the base64 of its key's signature over that text (ECDSA in DER, with SHA-256 or SHA-1).
+	HeaderChallenge = "device-challenge"
+	HeaderSignature = "device-sig"
+)
 
 const (
 	readTimeout  = 10 * time.Second // for a body
@@ -27,8 +35,16 @@ const (
 
 // HandlerConfig of a Handler.
 type HandlerConfig struct {
-	Issuer   *Issuer
-	Endpoint string // where a device connects with its certificate; part of the answer
+	Issuer *Issuer
+	// New and Proto are the names of the CAs behind POST /new and POST /proto.
+	New, Proto string
+	// Endpoint tells where a device connects with its certificate; part of the answer. nil: nowhere.
+	Endpoint func(context.Context) (string, error)
+	// Challenges, if set, are made by GET /challenge.
+	Challenges *Challenges
+	// Sources, if set, limits each source of requests; Source names it (nil: the address it connects from, of IPv6 the /64).
+	Sources *Limiter
+	Source  func(*http.Request) string
 	// Log, if set, is told of every request, in the request's own goroutine.
 	Log func(Decision)
 }
@@ -41,7 +57,8 @@ type Decision struct {
 	Device  string        // as claimed; empty if the request claims none that is a device id
 	Refusal Refusal       // if malformed or refused
 	Err     error         // what lies behind a refusal or failure; not for strangers
-	Took    time.Duration // from the first byte of the body to the answer
+	Began   time.Time     // when the headers were there
+	Took    time.Duration // from then to the answer
 }
 
 // Outcome of a request.
@@ -58,13 +75,14 @@ const (
 // Stats counts requests since the start.
 type Stats struct {
 	Issued   uint64
-	TryLater uint64
+	TryLater uint64             // without Limited
+	Limited  uint64             // of a source or a device that asked too often
 	Refused  map[Refusal]uint64 // malformed ones too
 	// Failing is since when every issuance that was tried has ended in TryLater; zero if the last one did not.
 	Failing time.Time
 }
 
-// Handler serves POST /new and POST /proto, which are the same, and GET /healthz.
+// Handler serves POST /new and POST /proto, which differ in their CA only, GET /challenge and GET /healthz.
 //
 // The request comes in the header device-csr (base64 of PEM), or as a body application/pkcs10 (PEM, DER, or base64
 // of DER); never both. The answer is JSON with the fields certificate, certificateChain (both PEM, the chain up to the
@@ -90,13 +108,82 @@ func NewHandler(config HandlerConfig) (*Handler, error) {
 		return nil, errors.New("issuer: a handler needs an issuer")
 	}
 	h := &Handler{config: config, mux: http.NewServeMux(), stats: Stats{Refused: map[Refusal]uint64{}}}
-	h.mux.HandleFunc("POST /new", h.issue)
-	h.mux.HandleFunc("POST /proto", h.issue)
+	h.mux.HandleFunc("POST /new", func(w http.ResponseWriter, r *http.Request) { h.issue(w, r, config.New) })
+	h.mux.HandleFunc("POST /proto", func(w http.ResponseWriter, r *http.Request) { h.issue(w, r, config.Proto) })
 	h.mux.HandleFunc("GET /healthz", h.health)
+	if config.Challenges != nil {
+		h.mux.HandleFunc("GET /challenge", h.challenge)
+	}
 	return h, nil
 }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+
+// challenge answers {"challenge": text, "expires": RFC 3339}, or the text alone to whom Accept asks for text/plain.
+func (h *Handler) challenge(w http.ResponseWriter, r *http.Request) {
+	d := newDecision(r)
+	if err := h.admit(r); err != nil {
+		d.Err = err
+		d.Outcome, _ = classify(err)
+		h.finish(&d)
+		writeError(w, d)
+		return
+	}
+	text, until := h.config.Challenges.New(time.Now())
+	if wanted(r.Header.Values("Accept")) == "text/plain" {
+		w.Header().Set("Content-Type", "text/plain")
+		w.Header().Set("Cache-Control", "no-store")
+		_, _ = io.WriteString(w, text)
+		return
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Challenge string `json:"challenge"`
+		Expires   string `json:"expires"`
+	}{text, until.Format(time.RFC3339)})
+}
+
+// admit counts a request of its source.
+func (h *Handler) admit(r *http.Request) error {
+	source := h.config.Source
+	if source == nil {
+		source = sourceOf
+	}
+	if name := source(r); !h.config.Sources.Allow(name, time.Now()) {
+		return ErrTooMany{"the source " + name}
+	}
+	return nil
+}
+
+func sourceOf(r *http.Request) string {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	bits := 32
+	if at.Addr().Unmap().Is6() {
+		bits = 64
+	}
+	prefix, err := at.Addr().Unmap().Prefix(bits)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return prefix.String()
+}
+
+func newDecision(r *http.Request) Decision {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
+	return Decision{ID: hex.EncodeToString(id[:]), Path: r.URL.Path, Began: time.Now()}
+}
+
+// finish counts and logs a decision.
+func (h *Handler) finish(d *Decision) {
+	d.Took = time.Since(d.Began)
+	h.count(*d)
+	if h.config.Log != nil {
+		h.config.Log(*d)
+	}
+}
 
 // Stats returns a copy.
 func (h *Handler) Stats() Stats {
@@ -126,36 +213,31 @@ func (h *Handler) health(w http.ResponseWriter, _ *http.Request) {
 	_, _ = io.WriteString(w, "ok\n")
 }
 
-func (h *Handler) issue(w http.ResponseWriter, r *http.Request) {
-	start := time.Now()
-	var id [8]byte
-	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
-	d := Decision{ID: hex.EncodeToString(id[:]), Path: r.URL.Path}
-
-	certificate, err := h.answer(w, r, &d)
-	d.Took = time.Since(start)
+func (h *Handler) issue(w http.ResponseWriter, r *http.Request, ca string) {
+	d := newDecision(r)
+	certificate, endpoint, err := h.answer(w, r, ca, &d)
 	d.Err = err
 	d.Outcome, d.Refusal = classify(err)
-	h.count(d)
-	if h.config.Log != nil {
-		h.config.Log(d)
-	}
+	h.finish(&d)
 	if d.Outcome == Issued {
-		writeCertificate(w, r, certificate, h.config.Endpoint)
+		writeCertificate(w, r, certificate, endpoint)
 		return
 	}
 	writeError(w, d)
 }
 
-func (h *Handler) answer(w http.ResponseWriter, r *http.Request, d *Decision) (_ Certificate, err error) {
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, ca string, d *Decision) (_ Certificate, endpoint string, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic: %v", v)
 		}
 	}()
+	if err := h.admit(r); err != nil {
+		return Certificate{}, "", err
+	}
 	request, err := readRequest(w, r)
 	if err != nil {
-		return Certificate{}, err
+		return Certificate{}, "", err
 	}
 	if device, ok := request.Claimed(); ok {
 		d.Device = device.String()
@@ -163,7 +245,13 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, d *Decision) (_
 	// A device that hangs up does not stop what was begun: it will come back for it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), issueTimeout)
 	defer cancel()
-	return h.config.Issuer.Issue(ctx, request)
+	certificate, err := h.config.Issuer.Issue(ctx, request, ca)
+	if err == nil && h.config.Endpoint != nil {
+		if endpoint, err = h.config.Endpoint(ctx); err != nil {
+			err = fmt.Errorf("finding out where devices connect: %w", err)
+		}
+	}
+	return certificate, endpoint, err
 }
 
 func readRequest(w http.ResponseWriter, r *http.Request) (Request, error) {
@@ -179,19 +267,37 @@ func readRequest(w http.ResponseWriter, r *http.Request) (Request, error) {
 	if err != nil {
 		return Request{}, fmt.Errorf("%w: the body broke off: %v", NoRequest, err)
 	}
-	headers := r.Header.Values(HeaderCSR)
+	request, err := requestFrom(r.Header, body)
+	if err != nil {
+		return Request{}, err
+	}
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		request = request.WithPeer(r.TLS.PeerCertificates[0])
+	}
+	return request, nil
+}
+
+func requestFrom(header http.Header, body []byte) (request Request, err error) {
+	headers := header.Values(HeaderCSR)
 	switch {
 	case len(headers) == 0 && len(body) == 0:
 		return Request{}, NoRequest
 	case len(headers) > 1 || len(headers) == 1 && len(body) > 0:
 		return Request{}, TwoRequests
+	case len(header.Values(HeaderChallenge)) > 1 || len(header.Values(HeaderSignature)) > 1:
+		return Request{}, fmt.Errorf("%w: two answers to challenges", TwoRequests)
 	case len(headers) == 1:
-		return ParseHeader(headers[0])
+		request, err = ParseHeader(headers[0])
+	default:
+		if kind, _, typeErr := mime.ParseMediaType(header.Get("Content-Type")); typeErr != nil || kind != "application/pkcs10" {
+			return Request{}, fmt.Errorf("%w: want application/pkcs10", ContentType)
+		}
+		request, err = ParseRequest(body)
 	}
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/pkcs10" {
-		return Request{}, fmt.Errorf("%w: want application/pkcs10", ContentType)
+	if err != nil {
+		return Request{}, err
 	}
-	return ParseRequest(body)
+	return request.WithSignature(header.Get(HeaderChallenge), header.Get(HeaderSignature))
 }
 
 // classify is the one place that turns an error into what a stranger may know.
@@ -218,6 +324,10 @@ func (h *Handler) count(d Decision) {
 		h.stats.Issued++
 		h.stats.Failing = time.Time{}
 	case TryLater:
+		if _, limited := errors.AsType[ErrTooMany](d.Err); limited {
+			h.stats.Limited++
+			return
+		}
 		h.stats.TryLater++
 		h.lastFailure = time.Now()
 		if h.stats.Failing.IsZero() {

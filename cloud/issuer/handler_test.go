@@ -36,7 +36,10 @@ func newDoor(t testing.TB) *door {
 	t.Helper()
 	d := &door{world: newWorld(t)}
 	var err error
-	d.handler, err = NewHandler(HandlerConfig{Issuer: d.issuer, Endpoint: "iot.example.com", Log: d.note})
+	d.handler, err = NewHandler(HandlerConfig{
+		Issuer: d.issuer, New: testCA, Proto: testCA, Log: d.note,
+		Endpoint: func(context.Context) (string, error) { return "iot.example.com", nil },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,11 +244,11 @@ func TestHandlerRefuses(t *testing.T) {
 func TestHandlerTriesLater(t *testing.T) {
 	for name, spoil := range map[string]func(d *door){
 		"the registry is away": func(d *door) { d.registry.err = errInjected },
-		"the claims are away":  func(d *door) { d.claims.fault = once("before claim") },
+		"the claims are away":  func(d *door) { d.claims.fault = once("before create") },
 		"the CA is away":       func(d *door) { d.ca.before = func() error { return errInjected } },
 		"the CA is wrong":      func(d *door) { d.ca.after = func(c *Certificate) error { c.Chain = nil; return nil } },
 		"the CA panics":        func(d *door) { d.ca.before = func() error { panic(errInjected) } },
-		"finishing fails":      func(d *door) { d.claims.fault = once("before finish") },
+		"finishing fails":      func(d *door) { d.claims.fault = once("before replace") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDoor(t)
@@ -281,7 +284,7 @@ func TestHealthFades(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.registry.err = errInjected
-		h, err := NewHandler(HandlerConfig{Issuer: w.issuer})
+		h, err := NewHandler(HandlerConfig{Issuer: w.issuer, New: testCA, Proto: testCA})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +312,7 @@ func TestHealthFades(t *testing.T) {
 // A device that hangs up finds its certificate finished when it comes back.
 func TestHandlerFinishesWhatItBegan(t *testing.T) {
 	w := newWorld(t)
-	h, err := NewHandler(HandlerConfig{Issuer: w.issuer})
+	h, err := NewHandler(HandlerConfig{Issuer: w.issuer, New: testCA, Proto: testCA})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,7 +379,7 @@ func TestHandlerAtOnce(t *testing.T) {
 // bare ÷ whole, both taken in turn in one run: 1 would mean that all the rest is free.
 func BenchmarkIssue(b *testing.B) {
 	w := newWorld(b)
-	h, err := NewHandler(HandlerConfig{Issuer: w.issuer})
+	h, err := NewHandler(HandlerConfig{Issuer: w.issuer, New: testCA, Proto: testCA})
 	if err != nil {
 		b.Fatal(err)
 	}

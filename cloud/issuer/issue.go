@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"secretfree/station/board"
@@ -19,28 +20,25 @@ type Registry interface {
 	Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error)
 }
 
-// CA signs. Any number of callers may use it at once.
-type CA interface {
-	// Issue makes the certificate of a claim for what was approved: subject, key and extensions are those of
-	// Approved, the validity that of the claim. For one claim it gives one certificate, as
-	// far as the CA can. The caller checks what it returns; after an error the caller may ask again.
-	Issue(ctx context.Context, approved Approved, claim Claim) (Certificate, error)
-}
-
-// Config of an Issuer. All fields are required.
+// Config of an Issuer.
 type Config struct {
 	Policy   Policy
 	Registry Registry
-	CA       CA
 	Claims   Claims
-	// Roots are the trust anchors that every certificate must chain to before it leaves.
-	Roots []*x509.Certificate
+	// CAs by name, of at most 64 characters. A claim remembers its CA's name, and any retry goes to the same, so a name
+	// outlives the claims that were made under it.
+	CAs map[string]CA
+	// Registrar is where certificates are made known before they are answered; nil if nowhere.
+	Registrar Registrar
+	// Admit, if set, is asked before an approved request costs anything; an error means try later.
+	Admit func(board.DeviceID) error
+	Now   func() time.Time // nil: time.Now
 }
 
 // Issuer issues certificates. Its methods may be called at once.
 type Issuer struct {
 	config Config
-	roots  *x509.CertPool
+	roots  map[string]*x509.CertPool // by the name of the CA
 }
 
 // New checks the configuration.
@@ -48,77 +46,243 @@ func New(config Config) (*Issuer, error) {
 	if err := config.Policy.Check(); err != nil {
 		return nil, err
 	}
-	if config.Registry == nil || config.CA == nil || config.Claims == nil {
+	if config.Registry == nil || len(config.CAs) == 0 || config.Claims == nil {
 		return nil, errors.New("issuer: it needs a registry, a CA and claims")
 	}
-	if len(config.Roots) == 0 {
-		return nil, errors.New("issuer: no root certificate: nothing that a CA returns could be checked")
+	if config.Now == nil {
+		config.Now = time.Now
 	}
-	i := &Issuer{config: config, roots: x509.NewCertPool()}
-	for _, root := range config.Roots {
-		i.roots.AddCert(root)
+	i := &Issuer{config: config, roots: map[string]*x509.CertPool{}}
+	for name, ca := range config.CAs {
+		if name == "" || len(name) > maxCA || ca == nil {
+			return nil, fmt.Errorf("issuer: the CA %q has no name, or is none", name)
+		}
+		profile := ca.Profile()
+		if len(profile.Roots) == 0 && !profile.Foreign {
+			return nil, fmt.Errorf("issuer: the CA %q has no root certificate: nothing that it returns could be checked", name)
+		}
+		pool := x509.NewCertPool()
+		for _, root := range profile.Roots {
+			pool.AddCert(root)
+		}
+		i.roots[name] = pool
 	}
 	return i, nil
 }
 
-// Issue gives the one certificate of the device, key and generation of a request; repeated, the same one. An
-// error that wraps a Refusal is a verdict. Any other says that it could not be done now: asking again goes on
-// from where it broke off, and nothing that was signed is lost or signed differently.
-func (i *Issuer) Issue(ctx context.Context, request Request) (Certificate, error) {
+// conflictTries is how often a step is tried again when other requests of the same device were first.
+const conflictTries = 8
+
+// ErrBusy says that other requests of the same device kept being first. Asking again helps.
+var ErrBusy = errors.New("other requests of this device are under way")
+
+// Issue gives the one certificate of the device, key, generation and epoch of a request; repeated, the same one. A new one
+// is made by the CA of that name. An error that wraps a Refusal is a verdict. Any other says that it could not be done now: asking
+// again goes on from where it broke off, and nothing that was signed is lost.
+func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certificate, error) {
+	if i.config.CAs[ca] == nil {
+		return Certificate{}, fmt.Errorf("there is no CA %q", ca)
+	}
 	enrolment, err := i.lookup(ctx, request)
 	if err != nil {
 		return Certificate{}, err
 	}
-	now := time.Now()
+	now := i.config.Now()
 	approved, err := Decide(request, enrolment, i.config.Policy, now)
 	if err != nil {
 		return Certificate{}, err
 	}
-
-	proposal, err := newClaim(approved, now)
+	if i.config.Admit != nil {
+		if err := i.config.Admit(approved.device); err != nil {
+			return Certificate{}, err
+		}
+	}
+	issuance, err := i.claim(ctx, approved, ca, now)
 	if err != nil {
 		return Certificate{}, err
 	}
-	issuance, err := i.config.Claims.Claim(ctx, proposal)
-	if err != nil {
-		return Certificate{}, fmt.Errorf("claiming the issuance: %w", err)
+	for range conflictTries {
+		next, done, err := i.step(ctx, approved, issuance, now)
+		if err != nil {
+			return Certificate{}, err
+		}
+		if done {
+			return *next.Certificate, nil
+		}
+		issuance = next
 	}
-	claim := issuance.Claim
-	if err := claim.covers(approved); err != nil {
-		return Certificate{}, err
-	}
-	if !now.Before(claim.NotAfter) {
-		return Certificate{}, fmt.Errorf("%w: on %s", CertificateExpired, claim.NotAfter.Format(time.DateOnly))
-	}
-	if issuance.Certificate != nil {
-		return i.checked(*issuance.Certificate, approved, claim, now)
-	}
-
-	fresh, err := i.config.CA.Issue(ctx, approved, claim)
-	if err != nil {
-		return Certificate{}, fmt.Errorf("asking the CA: %w", err)
-	}
-	if fresh, err = i.checked(fresh, approved, claim, now); err != nil {
-		return Certificate{}, err
-	}
-	stored, err := i.config.Claims.Finish(ctx, claim, fresh)
-	if err != nil {
-		return Certificate{}, fmt.Errorf("finishing the issuance: %w", err)
-	}
-	if bytes.Equal(stored.Leaf, fresh.Leaf) {
-		return stored, nil
-	}
-	return i.checked(stored, approved, claim, now) // another caller was first
+	return Certificate{}, ErrBusy
 }
 
-// Explain looks up the device that a request claims to be, and tells every rule of the decision. The verdicts are
-// nil if the registry could not be read.
+// claim returns the issuance that a request goes on from, written down before anything is signed.
+func (i *Issuer) claim(ctx context.Context, approved Approved, ca string, now time.Time) (Issuance, error) {
+	had, err := i.config.Claims.Issuances(ctx, approved.device)
+	if err != nil {
+		return Issuance{}, fmt.Errorf("reading what was issued: %w", err)
+	}
+	known, epoch, err := approved.plan(had, i.config.Policy, now)
+	if err != nil {
+		return Issuance{}, err
+	}
+	if known != nil {
+		return *known, nil
+	}
+	proposal, err := newClaim(approved, epoch, ca, now)
+	if err != nil {
+		return Issuance{}, err
+	}
+	issuance, err := i.config.Claims.Create(ctx, Issuance{Claim: proposal, Version: 1, State: Claimed})
+	if err != nil {
+		return Issuance{}, fmt.Errorf("claiming the issuance: %w", err)
+	}
+	return issuance, nil
+}
+
+// step takes an issuance one state further. It is done when the certificate may be answered.
+func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance, now time.Time) (_ Issuance, done bool, err error) {
+	if err := issuance.Claim.covers(approved); err != nil {
+		return Issuance{}, false, err
+	}
+	ca := i.config.CAs[issuance.Claim.CA]
+	if ca == nil {
+		return Issuance{}, false, fmt.Errorf("the claim is with the CA %q, which this issuer does not have", issuance.Claim.CA)
+	}
+	if !now.Before(issuance.Claim.NotAfter) {
+		return Issuance{}, false, fmt.Errorf("%w: on %s", CertificateExpired, issuance.Claim.NotAfter.Format(time.DateOnly))
+	}
+	switch issuance.State {
+	case Claimed:
+		memo := &claimMemo{claims: i.config.Claims, issuance: issuance}
+		fresh, err := ca.Issue(ctx, approved, issuance.Claim, memo)
+		issuance = memo.issuance
+		if issuance.State != Claimed || errors.Is(err, ErrMemo) { // another request was first
+			return issuance, false, nil
+		}
+		if err != nil {
+			return Issuance{}, false, fmt.Errorf("asking the CA: %w", err)
+		}
+		if err := i.checked(fresh, approved, issuance.Claim, now); err != nil {
+			return Issuance{}, false, err
+		}
+		issuance.State, issuance.Certificate = Signed, &fresh
+		if i.config.Registrar == nil {
+			issuance.State, issuance.Activated = Live, now.UTC().Truncate(time.Second)
+		}
+		return i.replace(ctx, issuance)
+	case Signed:
+		if err := i.checked(*issuance.Certificate, approved, issuance.Claim, now); err != nil {
+			return Issuance{}, false, err
+		}
+		return i.activate(ctx, issuance, now)
+	case Live:
+		return issuance, true, i.checked(*issuance.Certificate, approved, issuance.Claim, now)
+	}
+	return Issuance{}, false, fmt.Errorf("%w: epoch %d, because of %s", CertificateRevoked, issuance.Claim.Epoch, issuance.Reason)
+}
+
+// activate registers a certificate that is written down, and notes that it was done.
+func (i *Issuer) activate(ctx context.Context, issuance Issuance, now time.Time) (Issuance, bool, error) {
+	if i.config.Registrar != nil {
+		if err := i.config.Registrar.Register(ctx, issuance.Claim.Device, *issuance.Certificate); err != nil {
+			return Issuance{}, false, fmt.Errorf("registering the certificate: %w", err)
+		}
+	}
+	next := issuance
+	next.State, next.Activated = Live, now.UTC().Truncate(time.Second)
+	stored, done, err := i.replace(ctx, next)
+	if err == nil && (stored.State == Revoking || stored.State == Revoked) && i.config.Registrar != nil {
+		// It was revoked while it was being registered, and that may have come last.
+		if err := i.config.Registrar.Deactivate(ctx, stored.Claim.Device, *issuance.Certificate); err != nil {
+			return Issuance{}, false, fmt.Errorf("deactivating a certificate that was revoked meanwhile: %w", err)
+		}
+	}
+	return stored, done, err
+}
+
+// replace writes the next version of an issuance; done, if it was this one that was written, and it may be answered.
+func (i *Issuer) replace(ctx context.Context, next Issuance) (Issuance, bool, error) {
+	next.Version++
+	stored, err := i.config.Claims.Replace(ctx, next)
+	if err != nil {
+		return Issuance{}, false, fmt.Errorf("writing down the issuance: %w", err)
+	}
+	return stored, stored.State == Live && next.State == Live && storeIssuance(stored) == storeIssuance(next), nil
+}
+
+// claimMemo is the memo of one issuance.
+type claimMemo struct {
+	claims   Claims
+	issuance Issuance
+}
+
+func (m *claimMemo) Read() string { return m.issuance.Memo }
+
+func (m *claimMemo) Write(ctx context.Context, text string) error {
+	if len(text) > MaxMemo {
+		return fmt.Errorf("a memo of %d bytes, at most %d are kept", len(text), MaxMemo)
+	}
+	next := m.issuance
+	next.Memo = text
+	next.Version++
+	stored, err := m.claims.Replace(ctx, next)
+	if err != nil {
+		return fmt.Errorf("writing a memo: %w", err)
+	}
+	m.issuance = stored
+	if storeIssuance(stored) != storeIssuance(next) {
+		return ErrMemo
+	}
+	return nil
+}
+
+// Explain looks up the device that a request claims to be, and tells every rule of the decision, and then what the device would
+// get. The verdicts are nil if the registry, or what was issued, could not be read. It writes nothing.
 func (i *Issuer) Explain(ctx context.Context, request Request) ([]Verdict, error) {
 	enrolment, err := i.lookup(ctx, request)
 	if err != nil {
 		return nil, err
 	}
-	return Explain(request, enrolment, i.config.Policy, time.Now())
+	now := i.config.Now()
+	approved, t := decide(request, enrolment, i.config.Policy, now, trail{})
+	var had []Issuance
+	if t.err == nil {
+		if had, err = i.config.Claims.Issuances(ctx, approved.device); err != nil {
+			return nil, fmt.Errorf("reading what was issued: %w", err)
+		}
+	}
+	known, epoch, refused := approved.plan(had, i.config.Policy, now)
+	t.rule(afterDecide(refused), func() error { return refused })
+	verdicts := t.verdicts()
+	if t.err == nil {
+		detail := fmt.Sprintf("a new certificate, of epoch %d", epoch)
+		if known != nil {
+			detail = fmt.Sprintf("the certificate of epoch %d again (%s)", epoch, known.State)
+		}
+		verdicts[len(verdicts)-1].Detail = detail
+	}
+	return verdicts, t.err
+}
+
+// afterDecide is the name of the last rule: what the device has had.
+func afterDecide(err error) Refusal {
+	if refusal, ok := errors.AsType[Refusal](err); ok {
+		return refusal
+	}
+	return "epoch"
+}
+
+// ExplainDevice is Explain without a request, and what the device has had.
+func (i *Issuer) ExplainDevice(ctx context.Context, device board.DeviceID) ([]Verdict, []Issuance, error) {
+	enrolment, err := i.enrolment(ctx, device)
+	if err != nil {
+		return nil, nil, err
+	}
+	had, err := i.config.Claims.Issuances(ctx, device)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading what was issued: %w", err)
+	}
+	verdicts, err := ExplainDevice(device, enrolment, i.config.Policy, i.config.Now())
+	return verdicts, had, err
 }
 
 func (i *Issuer) lookup(ctx context.Context, request Request) (*board.Enrolment, error) {
@@ -126,6 +290,11 @@ func (i *Issuer) lookup(ctx context.Context, request Request) (*board.Enrolment,
 	if !ok {
 		return nil, nil // Decide refuses it by name
 	}
+	return i.enrolment(ctx, device)
+}
+
+// enrolment is nil if the registry surely holds nothing.
+func (i *Issuer) enrolment(ctx context.Context, device board.DeviceID) (*board.Enrolment, error) {
 	enrolment, err := i.config.Registry.Lookup(ctx, device)
 	if errors.Is(err, board.ErrNotEnrolled) {
 		return nil, nil
@@ -140,15 +309,16 @@ func (i *Issuer) lookup(ctx context.Context, request Request) (*board.Enrolment,
 // one. It does not leave.
 var ErrWrongCertificate = errors.New("the certificate is not the one that was approved")
 
-func (i *Issuer) checked(c Certificate, approved Approved, claim Claim, now time.Time) (Certificate, error) {
-	if err := verifyIssued(c, approved, claim, i.roots, now); err != nil {
-		return Certificate{}, fmt.Errorf("%w: %w", ErrWrongCertificate, err)
+func (i *Issuer) checked(c Certificate, approved Approved, claim Claim, now time.Time) error {
+	profile := i.config.CAs[claim.CA].Profile()
+	if err := verifyIssued(c, approved, claim, profile, i.roots[claim.CA], now); err != nil {
+		return fmt.Errorf("%w: %w", ErrWrongCertificate, err)
 	}
-	return c, nil
+	return nil
 }
 
 // verifyIssued compares a certificate with what was approved, field by field.
-func verifyIssued(c Certificate, approved Approved, claim Claim, roots *x509.CertPool, now time.Time) error {
+func verifyIssued(c Certificate, approved Approved, claim Claim, profile Profile, roots *x509.CertPool, now time.Time) error {
 	leaf, err := x509.ParseCertificate(c.Leaf)
 	if err != nil {
 		return fmt.Errorf("parsing it: %w", err)
@@ -157,14 +327,26 @@ func verifyIssued(c Certificate, approved Approved, claim Claim, roots *x509.Cer
 	if err != nil || key != approved.key {
 		return errors.New("it has another key")
 	}
-	names := leaf.Subject.Names
-	if len(names) != 1 || names[0].Type.String() != oidCommonName || names[0].Value != approved.device.String() {
-		return errors.New("its subject is not the device id alone")
+	if leaf.IsCA {
+		return errors.New("it is a CA's")
+	}
+	if len(c.Chain) > maxChain {
+		return fmt.Errorf("a chain of %d certificates", len(c.Chain))
+	}
+	if profile.Foreign {
+		return verifyForeign(leaf, approved, now)
+	}
+	subject, err := asn1.Marshal(approved.subject().ToRDNSequence())
+	if err != nil {
+		return fmt.Errorf("encoding the subject: %w", err)
+	}
+	if !sameSubject(leaf.RawSubject, subject) {
+		return errors.New("its subject is not the device's")
 	}
 	if !leaf.NotBefore.Equal(claim.NotBefore) || !leaf.NotAfter.Equal(claim.NotAfter) {
 		return fmt.Errorf("it is valid from %v to %v, want %v to %v", leaf.NotBefore, leaf.NotAfter, claim.NotBefore, claim.NotAfter)
 	}
-	if leaf.IsCA || leaf.KeyUsage != x509.KeyUsageDigitalSignature {
+	if leaf.KeyUsage != x509.KeyUsageDigitalSignature {
 		return errors.New("its key may be used for more, or for less, than signatures")
 	}
 	if len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth || len(leaf.UnknownExtKeyUsage) > 0 {
@@ -175,8 +357,8 @@ func verifyIssued(c Certificate, approved Approved, claim Claim, roots *x509.Cer
 			return errors.New("it has alternative names")
 		}
 	}
-	if len(c.Chain) == 0 || len(c.Chain) > maxChain {
-		return fmt.Errorf("a chain of %d certificates", len(c.Chain))
+	if len(c.Chain) == 0 {
+		return errors.New("it has no chain")
 	}
 	intermediates := x509.NewCertPool()
 	for _, der := range c.Chain {
@@ -195,13 +377,42 @@ func verifyIssued(c Certificate, approved Approved, claim Claim, roots *x509.Cer
 	return nil
 }
 
+// foreignName is the subject that AWS IoT Core gives where it takes none from a request.
+const foreignName = "AWS IoT Certificate"
+
+func verifyForeign(leaf *x509.Certificate, approved Approved, now time.Time) error {
+	if name := leaf.Subject.CommonName; name != approved.device.String() && name != foreignName {
+		return errors.New("its subject is another's")
+	}
+	if now.Before(leaf.NotBefore) || !now.Before(leaf.NotAfter) {
+		return fmt.Errorf("it is valid from %v to %v, and not now", leaf.NotBefore, leaf.NotAfter)
+	}
+	return nil
+}
+
+// sameSubject compares two distinguished names, but not the string types of their values: CAs choose these.
+func sameSubject(a, b []byte) bool {
+	var x, y []relativeNameSET
+	if rest, err := asn1.Unmarshal(a, &x); err != nil || len(rest) > 0 {
+		return false
+	}
+	if rest, err := asn1.Unmarshal(b, &y); err != nil || len(rest) > 0 {
+		return false
+	}
+	return slices.EqualFunc(x, y, func(x, y relativeNameSET) bool {
+		return slices.EqualFunc(x, y, func(x, y attribute) bool {
+			return x.Type.Equal(y.Type) && bytes.Equal(x.Value.Bytes, y.Value.Bytes)
+		})
+	})
+}
+
 // template is the profile of a device's certificate (RFC 5280): all that is in it comes from here, bar the
 // issuer's name and key identifier.
 func (a Approved) template(claim Claim) *x509.Certificate {
 	fingerprint := a.key.Fingerprint()
 	return &x509.Certificate{
 		SerialNumber:          claim.Serial.Int(),
-		Subject:               pkix.Name{CommonName: a.device.String()},
+		Subject:               a.subject(),
 		NotBefore:             claim.NotBefore,
 		NotAfter:              claim.NotAfter,
 		KeyUsage:              x509.KeyUsageDigitalSignature,

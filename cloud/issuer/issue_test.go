@@ -22,7 +22,7 @@ import (
 func TestIssue(t *testing.T) {
 	w := newWorld(t)
 	request := w.board.csr().request(t)
-	first, err := w.issuer.Issue(t.Context(), request)
+	first, err := w.issuer.Issue(t.Context(), request, testCA)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestIssue(t *testing.T) {
 	sha256 := w.board.csr()
 	sha256.sha256 = true
 	for _, again := range []Request{request, w.board.csr().request(t), sha256.request(t)} {
-		if got, err := w.issuer.Issue(t.Context(), again); err != nil || !equal(got, first) {
+		if got, err := w.issuer.Issue(t.Context(), again, testCA); err != nil || !equal(got, first) {
 			t.Errorf("a repeat gave another certificate, or %v", err)
 		}
 	}
@@ -62,7 +62,7 @@ func TestIssue(t *testing.T) {
 	c := rich.csr()
 	c.subject = append(c.subject, name(oid(2, 5, 4, 10), 19, "Smuggled"))
 	c.extensions = []extension{{ID: oid(1, 2, 3, 4), Critical: true, Value: []byte("Smuggled")}}
-	got, err := w.issuer.Issue(t.Context(), c.request(t))
+	got, err := w.issuer.Issue(t.Context(), c.request(t), testCA)
 	if err != nil || bytes.Contains(got.Leaf, []byte("Smuggled")) {
 		t.Errorf("the request shows through, or %v", err)
 	}
@@ -71,48 +71,48 @@ func TestIssue(t *testing.T) {
 func TestIssueRefuses(t *testing.T) {
 	w := newWorld(t)
 	stranger := newSimulated(t)
-	if _, err := w.issuer.Issue(t.Context(), stranger.csr().request(t)); !errors.Is(err, NotEnrolled) {
+	if _, err := w.issuer.Issue(t.Context(), stranger.csr().request(t), testCA); !errors.Is(err, NotEnrolled) {
 		t.Errorf("not enrolled: %v", err)
 	}
 	thief := stranger.csr()
 	thief.subject[0] = cn(w.board.id.String())
-	if _, err := w.issuer.Issue(t.Context(), thief.request(t)); !errors.Is(err, KeyMismatch) {
+	if _, err := w.issuer.Issue(t.Context(), thief.request(t), testCA); !errors.Is(err, KeyMismatch) {
 		t.Errorf("another key under this id: %v", err)
 	}
 	calls := w.registry.calls
 	nameless := w.board.csr()
 	nameless.subject = nil
-	if _, err := w.issuer.Issue(t.Context(), nameless.request(t)); !errors.Is(err, NoCN) || w.registry.calls != calls {
+	if _, err := w.issuer.Issue(t.Context(), nameless.request(t), testCA); !errors.Is(err, NoCN) || w.registry.calls != calls {
 		t.Errorf("no CN: %v, after %d calls", err, w.registry.calls-calls)
 	}
 	// Whoever can write the table, but does not have a station's key, enrols nobody.
 	forged := enrolment(t, w.board.record(t, w.station), w.station)
 	forged.Device, forged.Key = stranger.id, stranger.boardKey(t)
 	w.registry.put(forged)
-	if _, err := w.issuer.Issue(t.Context(), stranger.csr().request(t)); !errors.Is(err, RecordMismatch) {
+	if _, err := w.issuer.Issue(t.Context(), stranger.csr().request(t), testCA); !errors.Is(err, RecordMismatch) {
 		t.Errorf("a borrowed record: %v", err)
 	}
 	rogue := newStation(t, testSKU, "line3-a")
 	w.registry.put(enrolment(t, stranger.record(t, rogue), rogue))
-	if _, err := w.issuer.Issue(t.Context(), stranger.csr().request(t)); !errors.Is(err, UntrustedRecord) {
+	if _, err := w.issuer.Issue(t.Context(), stranger.csr().request(t), testCA); !errors.Is(err, UntrustedRecord) {
 		t.Errorf("a forged record: %v", err)
 	}
 	// A device that has its certificate and is held gets nothing, not even a repeat.
 	request := w.board.csr().request(t)
-	if _, err := w.issuer.Issue(t.Context(), request); err != nil {
+	if _, err := w.issuer.Issue(t.Context(), request, testCA); err != nil {
 		t.Fatal(err)
 	}
 	held := w.registry.items[w.board.id]
 	held.State = board.Held
 	w.registry.put(held)
-	if _, err := w.issuer.Issue(t.Context(), request); !errors.Is(err, StateHeld) {
+	if _, err := w.issuer.Issue(t.Context(), request, testCA); !errors.Is(err, StateHeld) {
 		t.Errorf("held: %v", err)
 	}
 	if verdicts, err := w.issuer.Explain(t.Context(), request); !errors.Is(err, StateHeld) || len(verdicts) == 0 {
 		t.Errorf("explained: %v, %v", verdicts, err)
 	}
 	w.registry.err = errInjected
-	if _, err := w.issuer.Issue(t.Context(), request); !errors.Is(err, errInjected) {
+	if _, err := w.issuer.Issue(t.Context(), request, testCA); !errors.Is(err, errInjected) {
 		t.Errorf("no registry: %v", err)
 	} else if outcome, _ := classify(err); outcome != TryLater {
 		t.Errorf("no registry is %s", outcome)
@@ -139,7 +139,7 @@ func TestIssueAtOnce(t *testing.T) {
 			for i := range callers {
 				wg.Go(func() {
 					var err error
-					if got[i], err = w.issuer.Issue(t.Context(), w.board.csr().request(t)); err != nil {
+					if got[i], err = w.issuer.Issue(t.Context(), w.board.csr().request(t), testCA); err != nil {
 						t.Error(err)
 					}
 				})
@@ -164,7 +164,7 @@ func TestIssueGoesOn(t *testing.T) {
 		if name == "dynamodb" {
 			continue // the same code as minidyn; TestClaims runs there
 		}
-		for _, step := range []string{"claim", "sign", "finish"} {
+		for _, step := range []string{"create", "sign", "replace"} {
 			for _, applied := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%s fails, applied %v", name, step, applied), func(t *testing.T) {
 					w := newWorld(t)
@@ -180,7 +180,7 @@ func TestIssueGoesOn(t *testing.T) {
 						w.ca.before = func() error { return fault("now") }
 					}
 					request := w.board.csr().request(t)
-					first, err := w.issuer.Issue(t.Context(), request)
+					first, err := w.issuer.Issue(t.Context(), request, testCA)
 					if err == nil && (!applied || step == "sign") {
 						t.Fatal("a failure was reported as success")
 					}
@@ -190,11 +190,11 @@ func TestIssueGoesOn(t *testing.T) {
 						}
 					}
 					w.open(t, backend.Claims)
-					second, err := w.issuer.Issue(t.Context(), request)
+					second, err := w.issuer.Issue(t.Context(), request, testCA)
 					if err != nil {
 						t.Fatal(err)
 					}
-					third, err := w.issuer.Issue(t.Context(), request)
+					third, err := w.issuer.Issue(t.Context(), request, testCA)
 					if err != nil || !equal(second, third) || first.Leaf != nil && !equal(first, second) {
 						t.Errorf("the retries differ, or %v", err)
 					}
@@ -215,23 +215,23 @@ func TestIssueAfterExpiry(t *testing.T) {
 		w.policy.Validity = 24 * time.Hour
 		w.open(t, w.claims)
 		request := w.board.csr().request(t)
-		first, err := w.issuer.Issue(t.Context(), request)
+		first, err := w.issuer.Issue(t.Context(), request, testCA)
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(23 * time.Hour)
-		if got, err := w.issuer.Issue(t.Context(), request); err != nil || !equal(got, first) {
+		if got, err := w.issuer.Issue(t.Context(), request, testCA); err != nil || !equal(got, first) {
 			t.Errorf("within its time: %v", err)
 		}
 		time.Sleep(2 * time.Hour)
-		if _, err := w.issuer.Issue(t.Context(), request); !errors.Is(err, CertificateExpired) {
+		if _, err := w.issuer.Issue(t.Context(), request, testCA); !errors.Is(err, CertificateExpired) {
 			t.Errorf("after its time: %v", err)
 		}
 		// A deliberate new generation gives a new certificate.
 		r := w.board.record(t, w.station)
 		r.Generation = 2
 		w.registry.put(enrolment(t, r, w.station))
-		if got, err := w.issuer.Issue(t.Context(), request); err != nil || equal(got, first) {
+		if got, err := w.issuer.Issue(t.Context(), request, testCA); err != nil || equal(got, first) {
 			t.Errorf("in the second generation: %v", err)
 		}
 		w.claims.stored = nil // the invariants are about certificates that are valid now
@@ -245,7 +245,7 @@ type lyingCA struct {
 	key any
 }
 
-func (l *lyingCA) Issue(_ context.Context, a Approved, claim Claim) (Certificate, error) {
+func (l *lyingCA) Issue(_ context.Context, a Approved, claim Claim, _ Memo) (Certificate, error) {
 	template := a.template(claim)
 	if l.lie != nil {
 		l.lie(template)
@@ -277,7 +277,7 @@ func TestWhatDoesNotLeave(t *testing.T) {
 		}}},
 		{name: "a longer life", want: "valid from", ca: lyingCA{lie: func(c *x509.Certificate) { c.NotAfter = c.NotAfter.Add(time.Hour) }}},
 		{name: "an earlier start", want: "valid from", ca: lyingCA{lie: func(c *x509.Certificate) { c.NotBefore = c.NotBefore.Add(-time.Hour) }}},
-		{name: "a CA", want: "used for more", ca: lyingCA{lie: func(c *x509.Certificate) { c.IsCA = true }}},
+		{name: "a CA", want: "it is a CA's", ca: lyingCA{lie: func(c *x509.Certificate) { c.IsCA = true }}},
 		{name: "key encipherment", want: "used for more", ca: lyingCA{lie: func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyEncipherment }}},
 		{name: "server authentication", want: "client authentication", ca: lyingCA{lie: func(c *x509.Certificate) {
 			c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
@@ -288,7 +288,7 @@ func TestWhatDoesNotLeave(t *testing.T) {
 			c.ExtraExtensions = []pkix.Extension{{Id: oid(1, 2, 3), Critical: true, Value: []byte{5, 0}}}
 		}}},
 		{name: "no certificate", want: "parsing it", out: func(c *Certificate) { c.Leaf = nil }},
-		{name: "no chain", want: "a chain of 0", out: func(c *Certificate) { c.Chain = nil }},
+		{name: "no chain", want: "no chain", out: func(c *Certificate) { c.Chain = nil }},
 		{name: "a chain too long", want: "a chain of 9", out: func(c *Certificate) {
 			for len(c.Chain) < 9 {
 				c.Chain = append(c.Chain, c.Chain[0])
@@ -308,12 +308,12 @@ func TestWhatDoesNotLeave(t *testing.T) {
 				return nil
 			}}
 			config := w.issuer.config
-			config.CA = lying
+			config.CAs = map[string]CA{testCA: lying}
 			crooked, err := New(config)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = crooked.Issue(t.Context(), w.board.csr().request(t))
+			_, err = crooked.Issue(t.Context(), w.board.csr().request(t), testCA)
 			if !errors.Is(err, ErrWrongCertificate) || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("got %v, want %q in it", err, c.want)
 			}
@@ -323,7 +323,7 @@ func TestWhatDoesNotLeave(t *testing.T) {
 				}
 			}
 			// Once the CA is right again, the claim is finished.
-			if _, err := w.issuer.Issue(t.Context(), w.board.csr().request(t)); err != nil {
+			if _, err := w.issuer.Issue(t.Context(), w.board.csr().request(t), testCA); err != nil {
 				t.Error(err)
 			}
 		})
@@ -336,7 +336,7 @@ func TestStoredCertificateIsChecked(t *testing.T) {
 	other := newSimulated(t)
 	w.registry.put(enrolment(t, other.record(t, w.station), w.station))
 	for _, b := range []simulated{w.board, other} {
-		if _, err := w.issuer.Issue(t.Context(), b.csr().request(t)); err != nil {
+		if _, err := w.issuer.Issue(t.Context(), b.csr().request(t), testCA); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -347,25 +347,26 @@ func TestStoredCertificateIsChecked(t *testing.T) {
 	a, b := w.claims.stored[ids[0]], w.claims.stored[ids[1]]
 	a.Certificate, b.Certificate = b.Certificate, a.Certificate
 	w.claims.stored[ids[0]], w.claims.stored[ids[1]] = a, b
-	if _, err := w.issuer.Issue(t.Context(), w.board.csr().request(t)); !errors.Is(err, ErrWrongCertificate) {
+	if _, err := w.issuer.Issue(t.Context(), w.board.csr().request(t), testCA); !errors.Is(err, ErrWrongCertificate) {
 		t.Errorf("swapped certificates: %v", err)
-	}
-	a.Claim, b.Claim = b.Claim, a.Claim
-	w.claims.stored[ids[0]], w.claims.stored[ids[1]] = a, b
-	if _, err := w.issuer.Issue(t.Context(), w.board.csr().request(t)); err == nil {
-		t.Error("a swapped claim was used")
 	}
 	w.claims.stored = nil
 }
+
+// rootless says nothing about what its certificates must chain to.
+type rootless struct{ *LocalCA }
+
+func (*rootless) Profile() Profile { return Profile{} }
 
 func TestNewRefuses(t *testing.T) {
 	w := newWorld(t)
 	good := w.issuer.config
 	for name, spoil := range map[string]func(c *Config){
 		"no registry": func(c *Config) { c.Registry = nil },
-		"no CA":       func(c *Config) { c.CA = nil },
+		"no CA":       func(c *Config) { c.CAs = nil },
+		"a nil CA":    func(c *Config) { c.CAs = map[string]CA{testCA: nil} },
 		"no claims":   func(c *Config) { c.Claims = nil },
-		"no root":     func(c *Config) { c.Roots = nil },
+		"no root":     func(c *Config) { c.CAs = map[string]CA{testCA: &rootless{localCA(t)}} },
 		"no policy":   func(c *Config) { c.Policy = Policy{} },
 	} {
 		c := good

@@ -17,10 +17,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,7 +33,10 @@ import (
 	"secretfree/station/board"
 )
 
-const testSKU = "widgiot"
+const (
+	testSKU = "widgiot"
+	testCA  = "main"
+)
 
 // station is a signing station with its note key.
 type station struct {
@@ -149,6 +155,7 @@ type csr struct {
 	subject    [][]attribute // relative distinguished names
 	extensions []extension
 	sha256     bool             // else ECDSA with SHA-1, as the boards do
+	passwords  []string         // values of the attribute challengePassword
 	public     crypto.PublicKey // spliced in, instead of the signing key's
 }
 
@@ -200,6 +207,12 @@ func (c csr) der(t testing.TB) []byte {
 		}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}, [][]extension{c.extensions}}, "")
 		attributes = append(attributes, asn1.RawValue{FullBytes: request})
 	}
+	if c.passwords != nil {
+		attributes = append(attributes, asn1.RawValue{FullBytes: mustASN1(t, struct {
+			ID     asn1.ObjectIdentifier
+			Values []string `asn1:"set"`
+		}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}, c.passwords}, "")})
+	}
 	info := mustASN1(t, struct {
 		Version    int
 		Subject    []relativeNameSET
@@ -239,6 +252,28 @@ func (c csr) der(t testing.TB) []byte {
 
 func (c csr) pem(t testing.TB) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: c.der(t)})
+}
+
+// answer is the base64 of a signature over a challenge.
+func (s simulated) answer(t testing.TB, challenge string, hash crypto.Hash) string {
+	t.Helper()
+	h := hash.New()
+	h.Write([]byte(challenge))
+	signature, err := s.key.Sign(rand.Reader, h.Sum(nil), hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(signature)
+}
+
+// challenges of a fixed key.
+func challenges(t testing.TB) *Challenges {
+	t.Helper()
+	c, err := NewChallenges(testSKU, bytes.Repeat([]byte("k"), 32), DefaultChallengeLife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func (c csr) header(t testing.TB) string { return base64.StdEncoding.EncodeToString(c.pem(t)) }
@@ -297,36 +332,66 @@ func (m *memClaims) step(name string) error {
 	return m.fault(name)
 }
 
-func (m *memClaims) Claim(_ context.Context, proposal Claim) (Issuance, error) {
+func (m *memClaims) Issuances(_ context.Context, device board.DeviceID) ([]Issuance, error) {
+	var out []Issuance
+	for _, i := range m.all() {
+		if i.Claim.Device == device {
+			out = append(out, i)
+		}
+	}
+	slices.SortFunc(out, func(a, b Issuance) int { return strings.Compare(a.Claim.sortKey(), b.Claim.sortKey()) })
+	return out, nil
+}
+
+func (m *memClaims) Create(_ context.Context, i Issuance) (Issuance, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.step("before claim"); err != nil {
+	if err := m.step("before create"); err != nil {
 		return Issuance{}, err
 	}
 	if m.stored == nil {
 		m.stored = map[string]Issuance{}
 	}
-	if _, ok := m.stored[proposal.ID()]; !ok {
-		m.stored[proposal.ID()] = Issuance{Claim: proposal}
+	if _, ok := m.stored[i.Claim.ID()]; !ok {
+		m.stored[i.Claim.ID()] = i
 	}
-	return m.stored[proposal.ID()], m.step("after claim")
+	return m.stored[i.Claim.ID()], m.step("after create")
 }
 
-func (m *memClaims) Finish(_ context.Context, claim Claim, c Certificate) (Certificate, error) {
+func (m *memClaims) Replace(_ context.Context, next Issuance) (Issuance, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.step("before finish"); err != nil {
-		return Certificate{}, err
+	if err := m.step("before replace"); err != nil {
+		return Issuance{}, err
 	}
-	stored, ok := m.stored[claim.ID()]
-	if !ok || stored.Claim.Serial != claim.Serial {
-		return Certificate{}, ErrNoClaim
+	stored, ok := m.stored[next.Claim.ID()]
+	if !ok {
+		return Issuance{}, ErrNoClaim
 	}
-	if stored.Certificate == nil {
-		stored.Certificate = &c
-		m.stored[claim.ID()] = stored
+	if stored.Version+1 == next.Version {
+		stored = next
+		m.stored[next.Claim.ID()] = next
 	}
-	return *stored.Certificate, m.step("after finish")
+	return stored, m.step("after replace")
+}
+
+func (m *memClaims) Serial(_ context.Context, serial Serial) (Issuance, error) {
+	for _, i := range m.all() {
+		if i.Claim.Serial == serial {
+			return i, nil
+		}
+	}
+	return Issuance{}, ErrNoClaim
+}
+
+func (m *memClaims) All(context.Context) iter.Seq2[Issuance, error] {
+	return func(yield func(Issuance, error) bool) {
+		for _, i := range m.all() {
+			if !yield(i, nil) {
+				return
+			}
+		}
+	}
 }
 
 func (m *memClaims) all() map[string]Issuance {
@@ -344,7 +409,7 @@ type countingCA struct {
 	after  func(*Certificate) error
 }
 
-func (c *countingCA) Issue(ctx context.Context, a Approved, claim Claim) (Certificate, error) {
+func (c *countingCA) Issue(ctx context.Context, a Approved, claim Claim, memo Memo) (Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.before != nil {
@@ -352,7 +417,7 @@ func (c *countingCA) Issue(ctx context.Context, a Approved, claim Claim) (Certif
 			return Certificate{}, err
 		}
 	}
-	out, err := c.CA.Issue(ctx, a, claim)
+	out, err := c.CA.Issue(ctx, a, claim, memo)
 	if err != nil {
 		return out, err
 	}
@@ -433,7 +498,7 @@ func (w *world) open(t testing.TB, claims Claims) {
 	t.Helper()
 	var err error
 	w.issuer, err = New(Config{
-		Policy: w.policy, Registry: w.registry, CA: w.ca, Claims: claims, Roots: []*x509.Certificate{localCA(t).Root()},
+		Policy: w.policy, Registry: w.registry, CAs: map[string]CA{testCA: w.ca}, Claims: claims,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -462,7 +527,7 @@ func (w *world) check(t testing.TB) {
 			continue
 		}
 		a := Approved{device: item.Device, key: item.Key}
-		if err := verifyIssued(*issuance.Certificate, a, issuance.Claim, roots, time.Now()); err != nil {
+		if err := verifyIssued(*issuance.Certificate, a, issuance.Claim, localCA(t).Profile(), roots, time.Now()); err != nil {
 			t.Errorf("claim %s: %v", id, err)
 		}
 	}

@@ -13,6 +13,7 @@ const (
 	NotBase64   Refusal = "not-base64"    // strict RFC 4648, with padding
 	NotOnePEM   Refusal = "not-one-pem"   // not exactly one PEM block of a request, without headers
 	NotARequest Refusal = "not-a-request" // not PKCS #10, bytes after it, a key that is off its curve
+	NoSignature Refusal = "no-signature"  // a challenge without a signature, or the reverse
 )
 
 // What Decide refuses (403, refused), in the order in which it looks.
@@ -38,18 +39,34 @@ const (
 	StateScrapped      Refusal = "state-scrapped"
 	StateRevoked       Refusal = "state-revoked"
 	StateUnknown       Refusal = "state-unknown"
+	GenerationTooOld   Refusal = "generation-too-old"
+	LotHeld            Refusal = "lot-held"
+	SeveralChallenges  Refusal = "several-challenges"
+	BadChallenge       Refusal = "bad-challenge" // it is not one of this issuer
+	ChallengeExpired   Refusal = "challenge-expired"
+	ChallengeSignature Refusal = "challenge-signature" // another key signed it
+	NoChallenge        Refusal = "no-challenge"        // the policy asks for one
 )
 
-// CertificateExpired is what Issue refuses with after Decide: the one certificate of this device, key and
-// epoch has expired, and a repeat would only give the same one again. A new generation gives a new one.
-const CertificateExpired Refusal = "certificate-expired"
+// What is refused after Decide, by what the device has had already.
+const (
+	// ChallengeReplayed: the challenge has opened an earlier epoch.
+	ChallengeReplayed Refusal = "challenge-replayed"
+	// CertificateExpired: the certificate of the epoch has expired, and a repeat would only give the same one again. A
+	// fresh request opens the next epoch; so does an operator.
+	CertificateExpired Refusal = "certificate-expired"
+	// CertificateRevoked: only an operator opens another epoch.
+	CertificateRevoked Refusal = "certificate-revoked"
+	// NoPeer: a request to renew that was not authenticated by the certificate that it renews.
+	NoPeer Refusal = "no-peer"
+)
 
 func (r Refusal) Error() string { return string(r) }
 
 // Malformed reports whether r says that the bytes were no request, rather than one that is refused.
 func (r Refusal) Malformed() bool {
 	switch r {
-	case NoRequest, TwoRequests, ContentType, TooLarge, NotBase64, NotOnePEM, NotARequest:
+	case NoRequest, TwoRequests, ContentType, TooLarge, NotBase64, NotOnePEM, NotARequest, NoSignature:
 		return true
 	}
 	return false

@@ -2,9 +2,13 @@ package issuer
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -22,6 +26,15 @@ const (
 type Request struct {
 	csr        *x509.CertificateRequest
 	attributes []attribute // of the subject, in order
+	challenges []string    // that stand in the request, under its signature
+	detached   *detached
+	peer       *x509.Certificate
+}
+
+// detached is a signature over a challenge that stands beside the request.
+type detached struct {
+	challenge string
+	signature []byte
 }
 
 // attribute is one AttributeTypeAndValue of a distinguished name. The value stays raw, because decoders
@@ -113,7 +126,79 @@ func parseDER(der []byte) (Request, error) {
 	for _, name := range names {
 		r.attributes = append(r.attributes, name...)
 	}
+	if len(r.attributes) > maxAttributes || len(csr.Extensions) > maxAttributes {
+		return Request{}, fmt.Errorf("%w: more than %d attributes or extensions", TooLarge, maxAttributes)
+	}
+	if r.challenges, err = challengesIn(r.attributes, csr.RawTBSCertificateRequest); err != nil {
+		return Request{}, fmt.Errorf("%w: %v", NotARequest, err)
+	}
 	return r, nil
+}
+
+// maxAttributes caps those of a subject, those of a request, and its extensions.
+const maxAttributes = 24
+
+// challengesIn finds what a device answers under the request's own signature: in the attribute challengePassword (RFC
+// 2985, 5.4.1), or, for firmware that can only fill in a subject, as an organizational unit. The reader of a unit that is no
+// challenge leaves it alone.
+func challengesIn(subject []attribute, tbs []byte) (found []string, err error) {
+	for _, a := range subject {
+		if a.Type.String() == oidOrganizationalUnit && bytes.HasPrefix(a.Value.Bytes, []byte(challengePrefix)) {
+			found = append(found, string(a.Value.Bytes))
+		}
+	}
+	var info struct {
+		Version    int
+		Subject    asn1.RawValue
+		Key        asn1.RawValue
+		Attributes []struct {
+			Type   asn1.ObjectIdentifier
+			Values []asn1.RawValue `asn1:"set"`
+		} `asn1:"tag:0,set"`
+	}
+	if rest, err := asn1.Unmarshal(tbs, &info); err != nil || len(rest) > 0 {
+		return nil, errors.New("its attributes cannot be read")
+	}
+	if len(info.Attributes) > maxAttributes {
+		return nil, fmt.Errorf("it has more than %d attributes", maxAttributes)
+	}
+	for _, a := range info.Attributes {
+		if a.Type.String() != oidChallengePassword {
+			continue
+		}
+		if len(a.Values) != 1 {
+			return nil, errors.New("its challengePassword has not one value")
+		}
+		found = append(found, string(a.Values[0].Bytes))
+	}
+	return found, nil
+}
+
+// WithSignature adds a signature over a challenge that stands beside the request: base64 of ECDSA in DER, with SHA-256 or SHA-1,
+// over the text of the challenge. The errors wrap a Refusal that is Malformed.
+func (r Request) WithSignature(challenge, signature string) (Request, error) {
+	if len(challenge) > maxChallenge || len(signature) > MaxText {
+		return r, fmt.Errorf("%w: the challenge or its signature", TooLarge)
+	}
+	if (challenge == "") != (signature == "") {
+		return r, fmt.Errorf("%w: a challenge and its signature go together", NoSignature)
+	}
+	if challenge == "" {
+		return r, nil
+	}
+	raw, err := base64.StdEncoding.Strict().DecodeString(signature)
+	if err != nil || strings.ContainsAny(signature, "\r\n") {
+		return r, fmt.Errorf("%w: the signature over the challenge", NotBase64)
+	}
+	r.detached = &detached{challenge, raw}
+	return r, nil
+}
+
+// WithPeer adds the certificate with which the sender authenticated itself in TLS, whose handshake showed that
+// it has the key. Whether it counts is decided later.
+func (r Request) WithPeer(certificate *x509.Certificate) Request {
+	r.peer = certificate
+	return r
 }
 
 // DER returns a fresh copy of the request.
@@ -156,4 +241,35 @@ func deviceIDOf(value asn1.RawValue) (board.DeviceID, error) {
 		return board.ParseDeviceID(string(value.Bytes))
 	}
 	return board.DeviceID{}, fmt.Errorf("the common name is of string type %d", value.Tag)
+}
+
+// answered is the challenge that r answers in whatever way; empty if none. once is false if there are several that
+// differ.
+func (r Request) answered() (challenge string, once bool) {
+	all := r.challenges
+	if r.detached != nil {
+		all = append(all[:len(all):len(all)], r.detached.challenge)
+	}
+	for _, text := range all {
+		if challenge != "" && text != challenge {
+			return "", false
+		}
+		challenge = text
+	}
+	return challenge, true
+}
+
+// verify checks the signature over the challenge's text; nil is good.
+func (d *detached) verify(key board.Key, refuseSHA1 bool) error {
+	if d == nil {
+		return nil
+	}
+	message := []byte(d.challenge)
+	if public, ok := key.Public().(*ecdsa.PublicKey); ok {
+		old, sum := sha1.Sum(message), sha256.Sum256(message)
+		return unless(ecdsa.VerifyASN1(public, sum[:], d.signature) || !refuseSHA1 && ecdsa.VerifyASN1(public, old[:], d.signature),
+			"the signature over the challenge is not of this key")
+	}
+	signer := x509.Certificate{PublicKey: key.Public()}
+	return signer.CheckSignature(x509.SHA256WithRSA, message, d.signature)
 }

@@ -4,9 +4,12 @@ package issuerd
 
 import (
 	"context"
-	"crypto/x509"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,6 +32,9 @@ type Config struct {
 	Endpoint      string          `toml:"endpoint"` // where devices connect with their certificates; part of the answer
 	Registry      config.Registry `toml:"registry"`
 	CA            CA              `toml:"ca"`
+	Proto         *CA             `toml:"proto"` // behind POST /proto; without it, that of [ca]
+	Challenge     Challenge       `toml:"challenge"`
+	Limits        Limits          `toml:"limits"`
 	Issuance      Issuance        `toml:"issuance"`
 	Stations      []Station       `toml:"trusted_station"`
 	Policy        Policy          `toml:"policy"`
@@ -44,6 +50,7 @@ type TLS struct {
 // CA is the table [ca].
 type CA struct {
 	Kind           string `toml:"kind"` // "local"
+	Name           string `toml:"name"` // that claims remember; empty: the kind
 	Dir            string `toml:"dir"`
 	PassphraseFile string `toml:"passphrase_file"`
 }
@@ -71,6 +78,33 @@ type Policy struct {
 	RefuseSHA1   bool              `toml:"refuse_sha1"`
 	AllowNoProof bool              `toml:"allow_no_proof"`
 	Days         int               `toml:"days"` // of a certificate; 0: the issuer's default
+
+	RenewDays        int    `toml:"renew_days"` // before the end; 0: a third of the validity
+	RequireChallenge bool   `toml:"require_challenge"`
+	MinGeneration    int    `toml:"min_generation"`
+	Organization     string `toml:"organization"`
+	Holds            []Hold `toml:"hold"`
+}
+
+// Hold is an element of [[policy.hold]].
+type Hold struct {
+	Station string    `toml:"station"`
+	From    time.Time `toml:"from"`
+	To      time.Time `toml:"to"`
+	Why     string    `toml:"why"`
+}
+
+// Challenge is the table [challenge].
+type Challenge struct {
+	KeyFile string `toml:"key_file"` // base64 of 32 bytes; empty: made at the start, for one issuer alone
+	Minutes int    `toml:"minutes"`  // to answer in
+}
+
+// Limits is the table [limits]; 0 is none.
+type Limits struct {
+	DevicePerMinute int `toml:"device_per_minute"`
+	SourcePerMinute int `toml:"source_per_minute"`
+	Proxies         int `toml:"proxies"` // in front, each of which adds to X-Forwarded-For
 }
 
 const (
@@ -80,7 +114,10 @@ const (
 
 // Load reads and checks a configuration file, and fills in what may be left out.
 func Load(name string) (Config, error) {
-	c := Config{Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue}}
+	c := Config{
+		Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue},
+		Challenge: Challenge{Minutes: 5}, Limits: Limits{DevicePerMinute: 12, SourcePerMinute: 240},
+	}
 	file, err := config.Load(name, &c)
 	if err != nil {
 		return Config{}, err
@@ -117,8 +154,30 @@ func (c Config) check(f *config.File) error {
 	if err := c.Registry.Check(f); err != nil {
 		return err
 	}
-	if err := c.CA.check(f); err != nil {
+	if err := c.CA.check(f, "ca"); err != nil {
 		return err
+	}
+	if c.Proto != nil {
+		if err := c.Proto.check(f, "proto"); err != nil {
+			return err
+		}
+		if c.Proto.name() == c.CA.name() {
+			return f.Errorf("proto.name", "Give one of them a name of its own; claims remember it.", "[ca] and [proto] are both named %q", c.CA.name())
+		}
+	}
+	if c.Challenge.KeyFile != "" && !filepath.IsAbs(c.Challenge.KeyFile) {
+		return f.Errorf("challenge.key_file", "Write the absolute path of the file.", "challenge.key_file is %q", c.Challenge.KeyFile)
+	}
+	if c.Challenge.Minutes < 1 || c.Challenge.Minutes > 24*60 {
+		return f.Errorf("challenge.minutes", "Write 1 to 1440.", "challenge.minutes is %d", c.Challenge.Minutes)
+	}
+	for _, limit := range []struct {
+		key   string
+		value int
+	}{{"device_per_minute", c.Limits.DevicePerMinute}, {"source_per_minute", c.Limits.SourcePerMinute}, {"proxies", c.Limits.Proxies}} {
+		if limit.value < 0 || limit.value > 1_000_000 {
+			return f.Errorf("limits."+limit.key, "Write 0 or more.", "limits.%s is %d", limit.key, limit.value)
+		}
 	}
 	if err := c.Issuance.check(f, c.Registry); err != nil {
 		return err
@@ -143,7 +202,11 @@ func (c Config) check(f *config.File) error {
 	if err := c.Log.Check(f); err != nil {
 		return err
 	}
-	policy, err := c.policy()
+	challenges, err := c.Challenge.with(c.SKU, make([]byte, 32)) // the key is not looked at here
+	if err != nil {
+		return f.Errorf("challenge", "Correct it.", "%v", err)
+	}
+	policy, err := c.policy(challenges)
 	if err != nil {
 		return err
 	}
@@ -153,19 +216,31 @@ func (c Config) check(f *config.File) error {
 	return nil
 }
 
-func (c CA) check(f *config.File) error {
+func (c CA) name() string {
+	if c.Name != "" {
+		return c.Name
+	}
+	return c.Kind
+}
+
+func (c CA) check(f *config.File, table string) error {
 	switch c.Kind {
 	case "local":
 	case "acmpca", "iotcore":
-		return f.Errorf("ca.kind", `Write kind = "local" with dir and passphrase_file.`, "this version cannot sign with a CA of kind %q", c.Kind)
+		return f.Errorf(table+".kind", `Write kind = "local" with dir and passphrase_file.`, "this version cannot sign with a CA of kind %q", c.Kind)
 	default:
-		return f.Errorf("ca.kind", `Write kind = "local" with dir and passphrase_file.`, "ca.kind is %q", c.Kind)
+		return f.Errorf(table+".kind", `Write kind = "local" with dir and passphrase_file.`, "%s.kind is %q", table, c.Kind)
+	}
+	if c.Name != "" {
+		if err := board.CheckName(c.Name); err != nil {
+			return f.Errorf(table+".name", "Write 1 to 63 of a-z, 0-9 and -, and never change it.", "%s.name is %q", table, c.Name)
+		}
 	}
 	if !filepath.IsAbs(c.Dir) {
-		return f.Errorf("ca.dir", "Write the absolute path of the folder that issuerctl ca init made.", "ca.dir is %q", c.Dir)
+		return f.Errorf(table+".dir", "Write the absolute path of the folder that issuerctl ca init made.", "%s.dir is %q", table, c.Dir)
 	}
 	if !filepath.IsAbs(c.PassphraseFile) {
-		return f.Errorf("ca.passphrase_file", "Write the absolute path of the file that holds the passphrase of issuing.key.", "ca.passphrase_file is %q", c.PassphraseFile)
+		return f.Errorf(table+".passphrase_file", "Write the absolute path of the file that holds the passphrase of issuing.key.", "%s.passphrase_file is %q", table, c.PassphraseFile)
 	}
 	return nil
 }
@@ -224,10 +299,16 @@ func (s Station) verifier(sku string) (board.Verifier, error) {
 	return v, nil
 }
 
-func (c Config) policy() (issuer.Policy, error) {
+func days(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
+
+func (c Config) policy(challenges *issuer.Challenges) (issuer.Policy, error) {
 	p := issuer.Policy{
 		SKU: c.SKU, Algorithms: c.Policy.Algorithms, RefuseSHA1: c.Policy.RefuseSHA1, AllowNoProof: c.Policy.AllowNoProof,
-		Validity: time.Duration(c.Policy.Days) * 24 * time.Hour,
+		Validity: days(c.Policy.Days), Renew: days(c.Policy.RenewDays), RequireFresh: c.Policy.RequireChallenge,
+		MinGeneration: c.Policy.MinGeneration, Organization: c.Policy.Organization, Challenges: challenges,
+	}
+	for _, h := range c.Policy.Holds {
+		p.Holds = append(p.Holds, issuer.LotHold{Station: h.Station, From: h.From, To: h.To, Why: h.Why})
 	}
 	for _, s := range c.Stations {
 		v, err := s.verifier(c.SKU)
@@ -239,25 +320,105 @@ func (c Config) policy() (issuer.Policy, error) {
 	return p, nil
 }
 
+// open makes the CA.
+func (c CA) open() (issuer.CA, error) {
+	return issuer.OpenLocalCA(issuer.LocalCAConfig{Dir: c.Dir, PassphraseFile: c.PassphraseFile})
+}
+
+// Opened is an issuer with what its doors need.
+type Opened struct {
+	*issuer.Issuer
+	Registry   config.Backend
+	New, Proto string // the names of the CAs behind the two doors
+	Challenges *issuer.Challenges
+	Endpoint   func(context.Context) (string, error)
+	close      func() error
+}
+
+// Close gives back what is open.
+func (o *Opened) Close() error { return o.close() }
+
 // OpenIssuer makes the issuer of a configuration that came from Load.
-func (c Config) OpenIssuer(ctx context.Context) (*issuer.Issuer, error) {
-	policy, err := c.policy()
+func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
+	challenges, err := c.Challenge.open(c.SKU)
 	if err != nil {
 		return nil, err
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	policy, err := c.policy(challenges)
 	if err != nil {
+		return nil, err
+	}
+	o := &Opened{New: c.CA.name(), Proto: c.CA.name(), Challenges: challenges, close: func() error { return nil }}
+	if o.Registry, err = c.Registry.Open(ctx, c.SKU); err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	claims, err := c.Issuance.open(ctx, c.SKU, c.Registry)
-	if err != nil {
-		return nil, fmt.Errorf("opening the memory of what was issued: %w", err)
-	}
-	ca, err := issuer.OpenLocalCA(issuer.LocalCAConfig{Dir: c.CA.Dir, PassphraseFile: c.CA.PassphraseFile})
-	if err != nil {
+	config := issuer.Config{Policy: policy, Registry: o.Registry, CAs: map[string]issuer.CA{}}
+	if config.CAs[o.New], err = c.CA.open(); err != nil {
 		return nil, err
 	}
-	return issuer.New(issuer.Config{Policy: policy, Registry: registry, CA: ca, Claims: claims, Roots: []*x509.Certificate{ca.Root()}})
+	if c.Proto != nil {
+		o.Proto = c.Proto.name()
+		if config.CAs[o.Proto], err = c.Proto.open(); err != nil {
+			return nil, err
+		}
+	}
+	if c.Endpoint != "" {
+		o.Endpoint = func(context.Context) (string, error) { return c.Endpoint, nil }
+	}
+	if limiter := c.Limits.limiter(c.Limits.DevicePerMinute); limiter != nil {
+		config.Admit = func(device board.DeviceID) error {
+			if !limiter.Allow(device.String(), time.Now()) {
+				return issuer.ErrTooMany{Who: "the device " + device.String()}
+			}
+			return nil
+		}
+	}
+	if config.Claims, err = c.Issuance.open(ctx, c.SKU, c.Registry); err != nil {
+		return nil, fmt.Errorf("opening the memory of what was issued: %w", err)
+	}
+	if closer, ok := config.Claims.(io.Closer); ok {
+		o.close = closer.Close
+	}
+	if o.Issuer, err = issuer.New(config); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
+	return o, nil
+}
+
+func (l Limits) limiter(perMinute int) *issuer.Limiter {
+	if perMinute == 0 {
+		return nil
+	}
+	return issuer.NewLimiter(time.Minute/time.Duration(perMinute), perMinute)
+}
+
+// source names where a request comes from: behind proxies, what the outermost of ours saw.
+func (l Limits) source(r *http.Request) string {
+	if l.Proxies == 0 {
+		return ""
+	}
+	forwarded := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	return strings.TrimSpace(forwarded[max(len(forwarded)-l.Proxies, 0)])
+}
+
+func (c Challenge) with(sku string, key []byte) (*issuer.Challenges, error) {
+	return issuer.NewChallenges(sku, key, time.Duration(c.Minutes)*time.Minute)
+}
+
+func (c Challenge) open(sku string) (*issuer.Challenges, error) {
+	key := make([]byte, 32)
+	if c.KeyFile == "" {
+		_, _ = rand.Read(key) // never fails (crypto/rand)
+		return c.with(sku, key)
+	}
+	text, err := issuer.ReadPassphrase(c.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("the key of the challenges: %w", err)
+	}
+	if key, err = base64.StdEncoding.DecodeString(string(text)); err != nil || len(key) != 32 {
+		return nil, fmt.Errorf("the key of the challenges: %s does not hold the base64 of 32 bytes; make it with: openssl rand -base64 32", c.KeyFile)
+	}
+	return c.with(sku, key)
 }
 
 // NewLog makes the daemon's logger; every line has the SKU.

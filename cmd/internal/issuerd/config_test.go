@@ -88,7 +88,7 @@ level = "info"
 	if err != nil {
 		t.Fatal(err)
 	}
-	policy, err := c.policy()
+	policy, err := c.policy(nil)
 	if err != nil || policy.Validity != 18250*24*time.Hour {
 		t.Fatal(policy, err)
 	}

@@ -29,6 +29,7 @@ const maxHeaders = 10 << 10
 // Daemon serves an issuer over HTTP.
 type Daemon struct {
 	handler *issuer.Handler
+	opened  *Opened
 	servers []served
 	log     zerolog.Logger
 }
@@ -44,8 +45,20 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (_ *Daemon, err err
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{log: log}
-	if d.handler, err = issuer.NewHandler(issuer.HandlerConfig{Issuer: i, Endpoint: c.Endpoint, Log: d.decided}); err != nil {
+	d := &Daemon{log: log, opened: i}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, i.Close())
+		}
+	}()
+	handler := issuer.HandlerConfig{
+		Issuer: i.Issuer, New: i.New, Proto: i.Proto, Endpoint: i.Endpoint, Challenges: i.Challenges,
+		Sources: c.Limits.limiter(c.Limits.SourcePerMinute), Log: d.decided,
+	}
+	if c.Limits.Proxies > 0 {
+		handler.Source = c.Limits.source
+	}
+	if d.handler, err = issuer.NewHandler(handler); err != nil {
 		return nil, err
 	}
 	var security *tls.Config
@@ -125,6 +138,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 	}
 	serving.Wait()
+	if err := d.opened.Close(); err != nil {
+		d.log.Warn().Err(err).Msg("closing the memory of what was issued")
+	}
 	d.log.Info().Msg("stopped")
 	return failed
 }
