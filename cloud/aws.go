@@ -46,7 +46,7 @@ type AWSConfig struct {
 
 // AWS is a registry in an S3 bucket and a DynamoDB table with the partition key device-id (S). Put
 // needs s3:PutObject and s3:GetObject on pubkeys/*, dynamodb:PutItem and dynamodb:GetItem; Lookup needs
-// dynamodb:GetItem; the archive and the listings say what they need. Any number of callers may use it at once. It is made by NewAWS.
+// dynamodb:GetItem; the archive, the listings and what operators do say what they need. Any number of callers may use it at once. It is made by NewAWS.
 type AWS struct {
 	s3     *s3.Client
 	slow   *s3.Client // for what is large

@@ -25,7 +25,7 @@ import (
 //
 //	registry.json                   the marker: this folder is a registry; its lock is the writers' lock
 //	pubkeys/<device>/<key>.pem      public keys
-//	items/<device>.json             device items
+//	items/<device>.json             device items; what operators do replaces one as a whole, with what others wrote into it
 //	guards/<key>.json               guard items: whose key is it
 //	pending.json                    while a Put is under way: its device items, one after another
 //	.new, .new1, …                  in any folder: files on their way to their names; nobody reads one that a crash left
@@ -36,6 +36,7 @@ const (
 	pendingName   = "pending.json"
 	newName       = ".new"
 	maxFile       = 128 << 10
+	maxItemFile   = 1 << 20 // with a long history
 	maxPending    = pendingItems * maxFile
 	pendingItems  = 50
 	lockTimeout   = 30 * time.Second
@@ -547,6 +548,24 @@ func (w *writing) write(name string, content []byte) error {
 	return errors.Join(err, f.Close())
 }
 
+// replace puts a whole, synced file in the place of another: a reader, and a crash, meet the one or the other.
+func (w *writing) replace(name string, content []byte) error {
+	via := path.Join(path.Dir(name), newName)
+	if err := w.write(via, content); err != nil {
+		return err
+	}
+	if err := w.step(name + " written"); err != nil {
+		return err
+	}
+	if err := w.root.Rename(via, name); err != nil {
+		return err
+	}
+	if err := w.step(name + " renamed"); err != nil {
+		return err
+	}
+	return syncFolder(w.root, path.Dir(name))
+}
+
 // sideBySide calls do for 0 to n-1, some at once; after an error it may leave some out.
 func sideBySide(n int, do func(int) error) error {
 	var group sync.WaitGroup
@@ -587,7 +606,7 @@ func readFile(root *os.Root, name string, limit int64) ([]byte, error) {
 
 // readItem returns nil if there is none.
 func readItem(root *os.Root, name string, device board.DeviceID) (*item, error) {
-	data, err := readFile(root, name, maxFile)
+	data, err := readFile(root, name, maxItemFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, folderThere(root, name)
 	}

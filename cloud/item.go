@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,27 +37,42 @@ type item struct {
 	enrolledAt  string // when the station read the board
 	state       string
 	generation  string // decimal; a number on the wire
+	epoch       string // decimal; a number on the wire
+	history     string // the one JSON encoding of events; a list on the wire
+
+	rest string // of a file: attributes of other names, as JSON after a comma each, in order
 }
 
 type attribute struct {
-	name   string
-	value  *string
-	number bool
+	name  string
+	value *string
+	kind  attributeKind
 }
+
+// attributeKind is the type of an attribute on the wire.
+type attributeKind int
+
+const (
+	textKind attributeKind = iota
+	numberKind
+	historyKind
+)
 
 // attributes is the one list of names; both encodings follow it.
 func (i *item) attributes() []attribute {
 	return []attribute{
-		{"device-id", &i.device, false},
-		{"pubkey", &i.pubkey, false},
-		{"pubkey-bucket", &i.bucket, false},
-		{"pubkey-object", &i.object, false},
-		{"key-fingerprint", &i.fingerprint, false},
-		{"record", &i.record, false},
-		{"station", &i.station, false},
-		{"enrolled-at", &i.enrolledAt, false},
-		{"state", &i.state, false},
-		{"generation", &i.generation, true},
+		{"device-id", &i.device, textKind},
+		{"pubkey", &i.pubkey, textKind},
+		{"pubkey-bucket", &i.bucket, textKind},
+		{"pubkey-object", &i.object, textKind},
+		{"key-fingerprint", &i.fingerprint, textKind},
+		{"record", &i.record, textKind},
+		{"station", &i.station, textKind},
+		{"enrolled-at", &i.enrolledAt, textKind},
+		{"state", &i.state, textKind},
+		{"generation", &i.generation, numberKind},
+		{"epoch", &i.epoch, numberKind},
+		{"state-history", &i.history, historyKind},
 	}
 }
 
@@ -114,7 +131,30 @@ func (i *item) enrolment(asked board.DeviceID) (board.Enrolment, error) {
 			return e, damaged(asked, "generation is %.40q, want a number from 1", i.generation)
 		}
 	}
+	if i.epoch != "" {
+		if e.Epoch, err = strconv.Atoi(i.epoch); err != nil || e.Epoch < 0 || e.Epoch > maxEpoch {
+			return e, damaged(asked, "epoch is %.40q, want a number from 0", i.epoch)
+		}
+	}
+	if _, err := i.events(e); err != nil {
+		return e, damaged(asked, "state-history: %v", err)
+	}
 	return e, nil
+}
+
+// events are the changes of the state, the latest last. The state and the epoch must be what they lead to.
+func (i *item) events(e board.Enrolment) ([]Event, error) {
+	if i.history == "" {
+		return nil, nil
+	}
+	events, err := parseEvents([]byte(i.history))
+	if err != nil {
+		return nil, err
+	}
+	if last := events[len(events)-1]; last.To != e.State || last.Epoch != e.Epoch {
+		return nil, fmt.Errorf("it leads to %s in epoch %d, the item says %q in epoch %d", last.To, last.Epoch, e.State, e.Epoch)
+	}
+	return events, nil
 }
 
 // enrolledBy is the origin of the station that the item names, or empty; i may be nil.
@@ -165,7 +205,9 @@ func (i *item) dynamo() map[string]types.AttributeValue {
 	for _, a := range i.attributes() {
 		switch {
 		case *a.value == "":
-		case a.number:
+		case a.kind == historyKind:
+			out[a.name] = eventsToDynamo(*a.value)
+		case a.kind == numberKind:
 			out[a.name] = &types.AttributeValueMemberN{Value: *a.value}
 		default:
 			out[a.name] = &types.AttributeValueMemberS{Value: *a.value}
@@ -181,13 +223,21 @@ func itemFromDynamo(device board.DeviceID, in map[string]types.AttributeValue) (
 		case nil:
 			continue
 		case *types.AttributeValueMemberN:
-			if a.number {
+			if a.kind == numberKind {
 				*a.value = v.Value
 				continue
 			}
 		case *types.AttributeValueMemberS:
-			if !a.number {
+			if a.kind == textKind {
 				*a.value = v.Value
+				continue
+			}
+		case *types.AttributeValueMemberL:
+			if a.kind == historyKind {
+				var err error
+				if *a.value, err = eventsFromDynamo(v); err != nil {
+					return nil, damaged(device, "%s: %v", a.name, err)
+				}
 				continue
 			}
 		}
@@ -237,12 +287,15 @@ func (i *item) json() []byte {
 			separator = "{\n  "
 		}
 		value := *a.value
-		if !a.number {
+		switch a.kind {
+		case textKind:
 			value = quote(value)
+		case historyKind:
+			value = onePerLine(value)
 		}
 		b.WriteString(separator + quote(a.name) + ": " + value)
 	}
-	b.WriteString("\n}\n")
+	b.WriteString(i.rest + "\n}\n")
 	return b.Bytes()
 }
 
@@ -257,14 +310,31 @@ func itemFromJSON(device board.DeviceID, data []byte) (*item, error) {
 		if !ok {
 			continue
 		}
-		if a.number {
+		delete(object, a.name)
+		switch a.kind {
+		case numberKind:
 			*a.value = string(raw) // enrolment reads it as a whole number, or not at all
+			continue
+		case historyKind:
+			events, err := parseEvents(raw)
+			if err != nil {
+				return nil, damaged(device, "%s: %v", a.name, err)
+			}
+			*a.value = encodeEvents(events)
 			continue
 		}
 		if err := json.Unmarshal(raw, a.value); err != nil || raw[0] != '"' {
 			return nil, damaged(device, "the attribute %s is not of its type", a.name)
 		}
 	}
+	var rest bytes.Buffer
+	for _, name := range slices.Sorted(maps.Keys(object)) {
+		rest.WriteString(",\n  " + quote(name) + ": ")
+		if err := json.Compact(&rest, object[name]); err != nil {
+			return nil, damaged(device, "the attribute %.80q: %v", name, err)
+		}
+	}
+	i.rest = rest.String()
 	return i, nil
 }
 

@@ -66,7 +66,7 @@ func TestItemTypes(t *testing.T) {
 
 // What is read as an item encodes and reads back to the same.
 func FuzzItem(f *testing.F) {
-	for _, name := range []string{"testdata/item-pem.json", "testdata/item-base64-pem.json", "testdata/guard-pem.json"} {
+	for _, name := range []string{"testdata/item-pem.json", "testdata/item-base64-pem.json", "testdata/item-history.json", "testdata/guard-pem.json"} {
 		seed, err := os.ReadFile(name)
 		must(f, err)
 		f.Add(seed)

@@ -6,6 +6,9 @@
 // brings it to its end. It never changes an item that is there, so a device that is held stays held. PutBatch is Put of many
 // records, and costs far less than as many Puts.
 //
+// Operators, and nobody else, change items: ChangeState alters the state and the epoch of a device and adds to the item's history who
+// did it and why, in one write, so that the state is always what the history leads to.
+//
 // Errors that can never change are a *board.Conflict, and what wraps board.ErrRecord or
 // board.ErrEnvelope. Every other error may pass by itself or when somebody acts on it, ErrDamaged and
 // ErrUnsigned too: the caller keeps the record, tries again later and shows the error, which says what to do.
