@@ -117,15 +117,20 @@ func (w *itemWrites) write(ctx context.Context, group []int) error {
 			TableName: aws.String(w.config.Table), Item: newItem(s, w.config.PubkeyFormat, w.config.Bucket).dynamo(),
 			ConditionExpression:      aws.String("attribute_not_exists(#id)"),
 			ExpressionAttributeNames: map[string]string{"#id": "device-id"},
-		}}, types.TransactWriteItem{Put: &types.Put{
-			TableName: aws.String(w.config.Table), Item: key.dynamo(),
-			ConditionExpression:       aws.String("attribute_not_exists(#id) OR #device = :device"),
-			ExpressionAttributeNames:  map[string]string{"#id": "device-id", "#device": "device"},
-			ExpressionAttributeValues: map[string]types.AttributeValue{":device": &types.AttributeValueMemberS{Value: key.Device.String()}},
-		}})
+		}}, w.putGuard(key))
 	}
 	_, err := w.dynamo.TransactWriteItems(ctx, &dynamodb.TransactWriteItemsInput{TransactItems: puts})
 	return err
+}
+
+// putGuard holds if there is none, or it names the same device.
+func (a *AWS) putGuard(key Guard) types.TransactWriteItem {
+	return types.TransactWriteItem{Put: &types.Put{
+		TableName: aws.String(a.config.Table), Item: key.dynamo(),
+		ConditionExpression:       aws.String("attribute_not_exists(#id) OR #device = :device"),
+		ExpressionAttributeNames:  map[string]string{"#id": "device-id", "#device": "device"},
+		ExpressionAttributeValues: map[string]types.AttributeValue{":device": &types.AttributeValueMemberS{Value: key.Device.String()}},
+	}}
 }
 
 // blame settles the devices that a transaction was refused for, and returns the others. Not every server gives reasons, and

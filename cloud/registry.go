@@ -7,7 +7,8 @@
 // records, and costs far less than as many Puts.
 //
 // Operators, and nobody else, change items: ChangeState alters the state and the epoch of a device and adds to the item's history who
-// did it and why, in one write, so that the state is always what the history leads to.
+// did it and why, in one write, so that the state is always what the history leads to. Import signs, in an operator's name, what the published
+// reference's own loader wrote.
 //
 // Errors that can never change are a *board.Conflict, and what wraps board.ErrRecord or
 // board.ErrEnvelope. Every other error may pass by itself or when somebody acts on it, ErrDamaged and
@@ -29,7 +30,7 @@ var (
 	ErrDamaged = errors.New("the registry holds something that no station wrote")
 	// ErrUnsigned: the device has an item with this same key but without a station's signed record, as the
 	// published reference's own loader writes it. The issuer would refuse it, so it does not count as enrolled, and
-	// it is not overwritten, because only a person knows where it comes from.
+	// it is not overwritten, because only a person knows where it comes from: who does may Import it.
 	ErrUnsigned = errors.New("the registry holds an item of this device without a signed record")
 )
 
