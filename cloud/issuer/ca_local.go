@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/youmark/pkcs8"
@@ -27,6 +28,7 @@ const (
 	rootCertificateFile    = "root.pem"
 	rootKeyFile            = "root.key"
 	issuingCertificateFile = "issuing.pem"
+	chainFile              = "chain.pem" // the CAs between the two, from the issuing one's up; absent where there are none
 	issuingKeyFile         = "issuing.key"
 )
 
@@ -67,9 +69,6 @@ func InitLocalCA(init LocalCAInit) error {
 	}
 	if len(init.RootPassphrase) == 0 {
 		init.RootPassphrase = init.Passphrase
-	}
-	if init.iterations == 0 {
-		init.iterations = pbkdf2Iterations
 	}
 	if init.RootValidity == 0 {
 		init.RootValidity = 30 * 365 * 24 * time.Hour
@@ -135,16 +134,24 @@ func newLocalCA(init LocalCAInit, now time.Time) (map[string][]byte, error) {
 		rootCertificateFile:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}),
 		issuingCertificateFile: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuingDER}),
 	}
-	if files[rootKeyFile], err = encryptKey(rootKey, init.RootPassphrase, init.iterations); err != nil {
+	if files[rootKeyFile], err = EncryptKey(rootKey, init.RootPassphrase, init.iterations); err != nil {
 		return nil, err
 	}
-	if files[issuingKeyFile], err = encryptKey(issuingKey, init.Passphrase, init.iterations); err != nil {
+	if files[issuingKeyFile], err = EncryptKey(issuingKey, init.Passphrase, init.iterations); err != nil {
 		return nil, err
 	}
 	return files, nil
 }
 
-func encryptKey(key *ecdsa.PrivateKey, passphrase []byte, iterations int) ([]byte, error) {
+// EncryptKey is the text of a key file: PEM of encrypted PKCS #8, as InitLocalCA writes it. The iterations are those of PBKDF2: 0 means
+// 600 000, and only tests want others. An empty passphrase is refused. No error tells of the key.
+func EncryptKey(key *ecdsa.PrivateKey, passphrase []byte, iterations int) ([]byte, error) {
+	if len(passphrase) == 0 {
+		return nil, errors.New("encrypting the key: the passphrase is empty")
+	}
+	if iterations == 0 {
+		iterations = pbkdf2Iterations
+	}
 	der, err := pkcs8.MarshalPrivateKey(key, passphrase, &pkcs8.Opts{
 		Cipher:  pkcs8.AES256CBC,
 		KDFOpts: pkcs8.PBKDF2Opts{SaltSize: 16, IterationCount: iterations, HMACHash: crypto.SHA256},
@@ -235,16 +242,18 @@ func ReadPassphrase(path string) ([]byte, error) {
 type LocalCA struct {
 	key     *ecdsa.PrivateKey
 	issuing *x509.Certificate
+	chain   []*x509.Certificate // between the two, from the issuing one's up
 	root    *x509.Certificate
 }
 
-// LocalCAConfig says where a local CA is. Only root.pem, issuing.pem and issuing.key need to be there.
+// LocalCAConfig says where a local CA is. Only root.pem, issuing.pem and issuing.key need to be there, and chain.pem where the
+// root did not sign the issuing CA itself.
 type LocalCAConfig struct {
 	Dir            string
 	PassphraseFile string // see ReadPassphrase
 }
 
-// OpenLocalCA reads and checks what InitLocalCA wrote.
+// OpenLocalCA reads and checks what InitLocalCA wrote, or a folder like it.
 func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 	passphrase, err := ReadPassphrase(config.PassphraseFile)
 	if err != nil {
@@ -257,7 +266,10 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 	if ca.issuing, err = readCertificate(filepath.Join(config.Dir, issuingCertificateFile)); err != nil {
 		return nil, fmt.Errorf("opening the CA: %w", err)
 	}
-	if ca.key, err = readKey(filepath.Join(config.Dir, issuingKeyFile), passphrase); err != nil {
+	if ca.chain, err = readChain(filepath.Join(config.Dir, chainFile)); err != nil {
+		return nil, fmt.Errorf("opening the CA: %w", err)
+	}
+	if ca.key, err = ReadKey(filepath.Join(config.Dir, issuingKeyFile), passphrase); err != nil {
 		return nil, fmt.Errorf("opening the CA: %w", err)
 	}
 	if !ca.key.PublicKey.Equal(ca.issuing.PublicKey) {
@@ -268,8 +280,19 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.root)
-	if _, err := ca.issuing.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	between := x509.NewCertPool()
+	for _, certificate := range ca.chain {
+		between.AddCert(certificate)
+	}
+	paths, err := ca.issuing.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
 		return nil, fmt.Errorf("opening the CA: %s under %s: %w", issuingCertificateFile, rootCertificateFile, err)
+	}
+	// What is sent with a certificate is this chain, in this order.
+	whole := slices.Concat([]*x509.Certificate{ca.issuing}, ca.chain, []*x509.Certificate{ca.root})
+	if !slices.ContainsFunc(paths, func(path []*x509.Certificate) bool { return slices.EqualFunc(path, whole, (*x509.Certificate).Equal) }) {
+		return nil, fmt.Errorf("opening the CA: %s does not hold just the CAs between %s and %s, each before the one that signed it",
+			chainFile, issuingCertificateFile, rootCertificateFile)
 	}
 	return ca, nil
 }
@@ -300,7 +323,11 @@ func (ca *LocalCA) Issue(_ context.Context, approved Approved, claim Claim, _ Me
 	if err != nil {
 		return Certificate{}, fmt.Errorf("signing the certificate: %w", err)
 	}
-	return Certificate{Leaf: leaf, Chain: [][]byte{ca.issuing.Raw, ca.root.Raw}}, nil
+	chain := [][]byte{ca.issuing.Raw}
+	for _, certificate := range ca.chain {
+		chain = append(chain, certificate.Raw)
+	}
+	return Certificate{Leaf: leaf, Chain: append(chain, ca.root.Raw)}, nil
 }
 
 // Profile is that of the interface CA.
@@ -344,7 +371,32 @@ func readCertificate(path string) (*x509.Certificate, error) {
 	return certificate, nil
 }
 
-func readKey(path string, passphrase []byte) (*ecdsa.PrivateKey, error) {
+// readChain reads certificates one after another. Where there is no file there are none.
+func readChain(path string) ([]*x509.Certificate, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var chain []*x509.Certificate
+	for len(bytes.TrimSpace(text)) > 0 {
+		block, rest := pem.Decode(text)
+		if block == nil || block.Type != "CERTIFICATE" || len(chain) == maxChain-2 { // with the issuing CA and the root
+			return nil, fmt.Errorf("%s is not 1 to %d certificates", path, maxChain-2)
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", path, err)
+		}
+		chain, text = append(chain, certificate), rest
+	}
+	return chain, nil
+}
+
+// ReadKey reads what EncryptKey wrote: an encrypted P-256 key. No error tells of the key or the passphrase.
+func ReadKey(path string, passphrase []byte) (*ecdsa.PrivateKey, error) {
 	der, err := readBlock(path, "ENCRYPTED PRIVATE KEY")
 	if err != nil {
 		return nil, err

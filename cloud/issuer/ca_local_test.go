@@ -6,12 +6,14 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,10 +110,10 @@ func TestInitLocalCA(t *testing.T) {
 	if err != nil || !bytes.Contains(der, iterations) {
 		t.Errorf("the key is not stretched %d times, or %v", pbkdf2Iterations, err)
 	}
-	if _, err := readKey(filepath.Join(fresh, rootKeyFile), []byte("y")); err != nil {
+	if _, err := ReadKey(filepath.Join(fresh, rootKeyFile), []byte("y")); err != nil {
 		t.Error(err)
 	}
-	if _, err := readKey(filepath.Join(fresh, rootKeyFile), []byte("x")); err == nil || !strings.Contains(err.Error(), "wrong passphrase") {
+	if _, err := ReadKey(filepath.Join(fresh, rootKeyFile), []byte("x")); err == nil || !strings.Contains(err.Error(), "wrong passphrase") {
 		t.Errorf("the root's key under the issuing CA's passphrase: %v", err)
 	}
 }
@@ -151,7 +153,7 @@ func TestOpenLocalCARefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	otherKey, err := encryptKey(other, []byte(testPassphrase), 1)
+	otherKey, err := EncryptKey(other, []byte(testPassphrase), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,5 +318,101 @@ func TestOpenSSL(t *testing.T) {
 	public := run("pkey", "-in", filepath.Join(parent, "ca", issuingKeyFile), "-passin", "file:"+filepath.Join(parent, "passphrase"), "-pubout")
 	if want := run("x509", "-in", "issuing.pem", "-noout", "-pubkey"); public != want {
 		t.Errorf("the key in %s is %s, want %s", issuingKeyFile, public, want)
+	}
+}
+
+// A root may sign a CA in between, which signs the issuing one.
+func TestOpenLocalCAWithAChain(t *testing.T) {
+	dir := t.TempDir()
+	passphrase := filepath.Join(t.TempDir(), "passphrase")
+	write := func(path string, text []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(passphrase, []byte(testPassphrase))
+	var keys []*ecdsa.PrivateKey
+	var certificates []*x509.Certificate
+	var texts [][]byte
+	for i, name := range []string{"root", "line", "issuing"} {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: Serial{byte(i + 1)}.Int(), Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(DefaultValidity * 2),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, MaxPathLen: 2 - i, MaxPathLenZero: true, SubjectKeyId: []byte(name),
+		}
+		parent, signer := template, key
+		if i > 0 {
+			parent, signer = certificates[i-1], keys[i-1]
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, certificates = append(keys, key), append(certificates, certificate)
+		texts = append(texts, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	keyText, err := EncryptKey(keys[2], []byte(testPassphrase), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(filepath.Join(dir, issuingKeyFile), keyText)
+	write(filepath.Join(dir, rootCertificateFile), texts[0])
+	write(filepath.Join(dir, issuingCertificateFile), texts[2])
+	for name, c := range map[string]struct {
+		chain []byte
+		want  string
+	}{
+		"none":                      {nil, "signed by unknown authority"},
+		"garbage":                   {[]byte("x"), "is not 1 to"},
+		"a certificate too much":    {bytes.Repeat(texts[1], maxChain-1), "is not 1 to"},
+		"one that is garbage":       {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "reading"},
+		"the root as well":          {slices.Concat(texts[1], texts[0]), "does not hold just the CAs between"},
+		"the issuing CA as well":    {slices.Concat(texts[2], texts[1]), "does not hold just the CAs between"},
+		"a folder in a file's name": {[]byte("folder"), "is a directory"},
+		"as it should be":           {texts[1], ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(dir, chainFile)
+			if err := os.RemoveAll(path); err != nil {
+				t.Fatal(err)
+			}
+			if string(c.chain) == "folder" {
+				if err := os.Mkdir(path, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			} else if c.chain != nil {
+				write(path, c.chain)
+			}
+			ca, err := OpenLocalCA(LocalCAConfig{Dir: dir, PassphraseFile: passphrase})
+			if c.want != "" {
+				if err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("got %v, want %q in it", err, c.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := approvedFor(t)
+			certificate, err := ca.Issue(t.Context(), a, mustClaim(t, a))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(certificate.Chain) != 3 || !bytes.Equal(certificate.Chain[1], certificates[1].Raw) || !bytes.Equal(certificate.Chain[2], ca.Root().Raw) {
+				t.Errorf("a chain of %d", len(certificate.Chain))
+			}
+		})
+	}
+	if _, err := EncryptKey(keys[2], nil, 1); err == nil || !strings.Contains(err.Error(), "passphrase is empty") {
+		t.Errorf("a key without a passphrase: %v", err)
 	}
 }
