@@ -48,6 +48,14 @@ func Load(name string, into any) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return Parse(name, data, into)
+}
+
+// Parse is Load of what was read already; the name is the one that errors have.
+func Parse(name string, data []byte, into any) (*File, error) {
+	if len(data) > MaxSize {
+		return nil, &Error{File: name, Problem: fmt.Sprintf("the file is larger than %d bytes", MaxSize), Remedy: "Is this the right file?"}
+	}
 	file := &File{name: name, lines: lines(data)}
 	decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
 	if err := decoder.Decode(into); err != nil {
@@ -65,9 +73,6 @@ func read(name string) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
-	}
-	if len(data) > MaxSize {
-		return nil, &Error{File: name, Problem: fmt.Sprintf("the file is larger than %d bytes", MaxSize), Remedy: "Is this the right file?"}
 	}
 	return data, nil
 }

@@ -1,0 +1,63 @@
+package issuerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"secretfree/cloud/issuer"
+	"secretfree/cmd/internal/config"
+	"secretfree/station/board"
+)
+
+// Parse is Load of a text that is in no file; the name is the one that errors have.
+func Parse(name string, text []byte) (Config, error) {
+	c := Config{Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue}}
+	file, err := config.Parse(name, text, &c)
+	if err != nil {
+		return Config{}, err
+	}
+	if c.Issuance.Kind == "" {
+		c.Issuance.Kind = c.Registry.Kind
+	}
+	return c, c.check(file)
+}
+
+// Decider decides on requests and can issue nothing: it knows neither a CA nor what was issued. Any number of callers may
+// use it at once.
+type Decider struct {
+	registry issuer.Registry
+	policy   issuer.Policy
+}
+
+// OpenDecider makes the Decider of a configuration that came from Load or Parse. It calls nothing outside this machine.
+func (c Config) OpenDecider(ctx context.Context) (*Decider, error) {
+	policy, err := c.policy()
+	if err != nil {
+		return nil, err
+	}
+	registry, err := c.Registry.Open(ctx, c.SKU)
+	if err != nil {
+		return nil, fmt.Errorf("opening the registry: %w", err)
+	}
+	return &Decider{registry, policy}, nil
+}
+
+// Decide is issuer.Decide on what the registry holds now. An error that wraps an issuer.Refusal is a verdict; any other says
+// that the registry could not be read.
+func (d *Decider) Decide(ctx context.Context, request issuer.Request) (issuer.Approved, error) {
+	var enrolment *board.Enrolment
+	if device, ok := request.Claimed(); ok {
+		found, err := d.registry.Lookup(ctx, device)
+		switch {
+		case err == nil:
+			enrolment = &found
+		case !errors.Is(err, board.ErrNotEnrolled):
+			return issuer.Approved{}, fmt.Errorf("looking up device %s: %w", device, err)
+		}
+	}
+	return issuer.Decide(request, enrolment, d.policy, time.Now())
+}

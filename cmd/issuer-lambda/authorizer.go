@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/aws/aws-lambda-go/events"
+	"github.com/rs/zerolog"
+
+	"secretfree/cloud/issuer"
+)
+
+// decideTimeout is less than the function's own, so that an outage ends in an error that says so.
+const decideTimeout = 8 * time.Second
+
+// decider is what an authorizer asks; see issuerd.Decider.
+type decider interface {
+	// Decide returns an error that wraps an issuer.Refusal for a verdict, any other if none could be reached.
+	Decide(ctx context.Context, request issuer.Request) (issuer.Approved, error)
+}
+
+// authorizer answers API Gateway's question whether a request may go on to the issuer (a REQUEST authorizer whose answers are
+// not cached). It decides as the issuer will, issues nothing, and grants nothing but that one method.
+type authorizer struct {
+	decider decider
+	log     zerolog.Logger
+}
+
+// An ARN with a wildcard or a variable in it would be more than the called method.
+var methodARN = regexp.MustCompile(`^arn:aws[a-z-]*:execute-api:[a-z0-9-]+:[a-z0-9-]+:[a-z0-9-]+/[A-Za-z0-9_-]+/[A-Z]+(/[A-Za-z0-9._~-]*)+$`)
+
+var errMethodARN = errors.New("the ARN of the called method is not one")
+
+// invoke returns an error, and API Gateway an error of the server, only if there is no verdict.
+func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAuthorizerRequestTypeRequest) (_ events.APIGatewayCustomAuthorizerResponse, err error) {
+	start := time.Now()
+	defer func() {
+		if recovered(a.log, recover()) {
+			err = errInternal
+		}
+	}()
+	if !methodARN.MatchString(event.MethodArn) {
+		return events.APIGatewayCustomAuthorizerResponse{}, errMethodARN
+	}
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails (crypto/rand)
+	id := hex.EncodeToString(random[:])
+
+	values := headersOf(event.MultiValueHeaders, event.Headers).Values(issuer.HeaderCSR)
+	digest := ""
+	if len(values) == 1 {
+		digest = digestOf(values[0])
+	}
+	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
+	defer cancel()
+	device, err := a.decide(ctx, values)
+	named, verdict := errors.AsType[issuer.Refusal](err)
+
+	outcome, level := issuer.Outcome("authorized"), zerolog.InfoLevel
+	switch {
+	case err == nil:
+	case !verdict:
+		outcome, level = issuer.TryLater, zerolog.ErrorLevel
+	case named.Malformed():
+		outcome = issuer.Malformed
+	default:
+		outcome = issuer.Refused
+	}
+	line := a.log.WithLevel(level).Str("id", id).Str("request_id", event.RequestContext.RequestID).Str("path", event.Path).
+		Str("outcome", string(outcome)).Dur("took_ms", time.Since(start))
+	if device != "" {
+		line = line.Str("device", device)
+	}
+	if verdict {
+		line = line.Str("refusal", string(named))
+	}
+	line.AnErr("error", err).Msg("authorization")
+
+	if err != nil && !verdict {
+		return events.APIGatewayCustomAuthorizerResponse{}, fmt.Errorf("no verdict could be reached (%s)", id)
+	}
+	if device == "" {
+		device = "unidentified-" + id // a principal there must be
+	}
+	effect := "Deny"
+	if err == nil {
+		effect = "Allow"
+	}
+	return events.APIGatewayCustomAuthorizerResponse{
+		PrincipalID: device,
+		PolicyDocument: events.APIGatewayCustomAuthorizerPolicy{
+			Version: "2012-10-17",
+			Statement: []events.IAMPolicyStatement{{
+				Effect: effect, Action: []string{"execute-api:Invoke"}, Resource: []string{event.MethodArn},
+			}},
+		},
+		Context: map[string]any{contextID: id, contextDigest: digest},
+	}, nil
+}
+
+// decide returns the device that the request claims to be, if it claims one.
+func (a *authorizer) decide(ctx context.Context, headers []string) (device string, err error) {
+	switch len(headers) {
+	case 0:
+		return "", issuer.NoRequest
+	case 1:
+	default:
+		return "", issuer.TwoRequests
+	}
+	request, err := issuer.ParseHeader(headers[0])
+	if err != nil {
+		return "", err
+	}
+	if claimed, ok := request.Claimed(); ok {
+		device = claimed.String()
+	}
+	_, err = a.decider.Decide(ctx, request)
+	return device, err
+}
