@@ -20,10 +20,11 @@ import (
 
 // world is a factory that has enrolled one board, and what an issuer needs: a registry, a CA, claims, a station's key.
 type world struct {
-	root   string // of the package; the folder stations is in it
-	config string
-	board  *fixtures.Board
-	other  *fixtures.Board // with a key of its own, and enrolled nowhere
+	root     string // of the package; the folder stations is in it
+	registry string
+	config   string
+	board    *fixtures.Board
+	other    *fixtures.Board // with a key of its own, and enrolled nowhere
 }
 
 func newWorld(t testing.TB) *world {
@@ -37,9 +38,9 @@ func newWorld(t testing.TB) *world {
 	must(t, os.MkdirAll(filepath.Join(w.root, "stations"), 0o700))
 	must(t, os.WriteFile(filepath.Join(w.root, "stations", "line3-a.pub"), []byte(public+"\n"), 0o600))
 
-	registry := filepath.Join(dir, "registry")
-	must(t, cloud.InitDir(registry))
-	store, err := cloud.OpenDir(cloud.DirConfig{Path: registry})
+	w.registry = filepath.Join(dir, "registry")
+	must(t, cloud.InitDir(w.registry))
+	store, err := cloud.OpenDir(cloud.DirConfig{Path: w.registry})
 	must(t, err)
 	sealed, err := board.Seal(record(t, w.board), signer)
 	must(t, err)
@@ -62,7 +63,7 @@ dir = %q
 passphrase_file = %q
 [issuance]
 dir = %q
-`, registry, ca, passphrase, claims)
+`, w.registry, ca, passphrase, claims)
 	return w
 }
 
