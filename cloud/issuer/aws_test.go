@@ -1,0 +1,119 @@
+package issuer
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	"github.com/aws/smithy-go"
+)
+
+func writeCredentials(t testing.TB, path, id, secret string) {
+	t.Helper()
+	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", id, secret)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// noAWSEnvironment keeps what this machine knows of AWS from a test, and returns the path of its credentials file.
+func noAWSEnvironment(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "credentials")
+	for name, value := range map[string]string{
+		"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_SESSION_TOKEN": "", "AWS_PROFILE": "", "AWS_REGION": "", "AWS_DEFAULT_REGION": "",
+		"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": path, "AWS_CONFIG_FILE": filepath.Join(t.TempDir(), "none"),
+	} {
+		t.Setenv(name, value)
+	}
+	return path
+}
+
+// An issuer whose credentials were wrong, or were not there, goes on as soon as they are right.
+func TestAWSCredentialsCorrected(t *testing.T) {
+	for _, code := range []string{"none", "UnrecognizedClientException", "ExpiredTokenException", "InvalidSignatureException"} {
+		t.Run(code, func(t *testing.T) {
+			path := noAWSEnvironment(t)
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if !strings.Contains(r.Header.Get("Authorization"), "Credential=right/") {
+					w.WriteHeader(http.StatusBadRequest)
+					fmt.Fprintf(w, `{"__type":"com.amazonaws.dynamodb.v20120810#%s","message":"no"}`, code)
+					return
+				}
+				fmt.Fprint(w, `{}`)
+			}))
+			defer server.Close()
+			loaded, _, err := awsConfig(t.Context(), "us-east-1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			client := dynamodb.NewFromConfig(loaded, func(o *dynamodb.Options) {
+				o.BaseEndpoint = aws.String(server.URL)
+				o.HTTPSignerV4 = awsSigner{}
+			})
+			call := func() error {
+				_, err := client.ListTables(t.Context(), &dynamodb.ListTablesInput{})
+				return err
+			}
+			if code != "none" {
+				writeCredentials(t, path, "wrong", "secret")
+			}
+			if err := call(); err == nil || code != "none" && awsCode(err) != code {
+				t.Fatalf("with wrong credentials: %v", err)
+			}
+			writeCredentials(t, path, "right", "secret")
+			if err := call(); err != nil {
+				t.Fatalf("with right credentials: %v", err)
+			}
+		})
+	}
+}
+
+// A corrected secret counts at once, under the same access key too.
+func TestAWSSignerForgets(t *testing.T) {
+	seen := map[string]bool{}
+	for _, secret := range []string{"wrong", "right"} {
+		r, err := http.NewRequest(http.MethodGet, "http://127.0.0.1/a", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := time.Date(2026, 11, 24, 10, 20, 30, 0, time.UTC)
+		if err := (awsSigner{}).SignHTTP(t.Context(), aws.Credentials{AccessKeyID: "id", SecretAccessKey: secret}, r, "hash", "service", "us-east-1", at); err != nil {
+			t.Fatal(err)
+		}
+		seen[r.Header.Get("Authorization")] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("both secrets sign alike: %v", seen)
+	}
+}
+
+func TestAWSNoRegion(t *testing.T) {
+	noAWSEnvironment(t)
+	if _, _, err := awsConfig(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "no AWS region") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAWSFault(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{&smithy.GenericAPIError{Code: "ThrottlingException", Message: "slow\ndown"}, "doing: ThrottlingException: slow down"},
+		{&smithy.GenericAPIError{Code: "InvalidSignatureException", Message: "x-amz-security-token:secret"}, "doing: InvalidSignatureException"},
+		{&smithy.GenericAPIError{Code: "C", Message: strings.Repeat("ä", 200)}, "doing: C: " + strings.Repeat("ä", 148) + "…"},
+		{errInjected, "doing: injected"},
+	} {
+		if got := awsFault("doing", test.err).Error(); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
