@@ -403,7 +403,7 @@ func TestOpenLocalCAWithAChain(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := approvedFor(t)
-			certificate, err := ca.Issue(t.Context(), a, mustClaim(t, a))
+			certificate, err := ca.Issue(t.Context(), a, mustClaim(t, a), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,11 +7,8 @@ import (
 	"iter"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
@@ -54,14 +51,12 @@ func OpenClaimsDynamoDB(ctx context.Context, c ClaimsDynamoDBConfig) (*ClaimsDyn
 	if c.Table == "" || c.Region == "" {
 		return nil, errors.New("claims in DynamoDB: it needs a table and a region")
 	}
-	loaded, err := config.LoadDefaultConfig(ctx,
-		config.WithRegion(c.Region),
-		config.WithRetryMaxAttempts(3),
-		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(5*time.Second)))
+	loaded, _, err := awsConfig(ctx, c.Region)
 	if err != nil {
-		return nil, fmt.Errorf("claims in DynamoDB: loading the AWS configuration: %w", err)
+		return nil, fmt.Errorf("claims in DynamoDB: %w", err)
 	}
 	return &ClaimsDynamoDB{table: c.Table, client: dynamodb.NewFromConfig(loaded, func(o *dynamodb.Options) {
+		o.HTTPSignerV4 = awsSigner{}
 		if c.Endpoint != "" {
 			o.BaseEndpoint = aws.String(c.Endpoint)
 		}

@@ -215,7 +215,7 @@ issuance = {dir = "/nowhere"}
 		{with(requireSetting, "yes"), root, `SECRETFREE_REQUIRE_AUTHORIZER is "yes"`},
 		{with(configSetting, " "), root, `SECRETFREE_CONFIG is empty`},
 		{with(configSetting, "sku = 1"), root, `SECRETFREE_CONFIG:1: sku takes a text`},
-		{good, root, `opening the memory of what was issued`},
+		{good, root, `opening the CA`},
 		{good, t.TempDir(), `there is no trusted station`},
 	} {
 		if _, err := open(t.Context(), getenv(c.env), c.root, io.Discard); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -62,7 +62,7 @@ func taskRoot() string {
 	return "."
 }
 
-// open makes the handler of the role. It calls nothing outside this machine, so that an outage does not keep a function from
+// open makes the handler of the role. It calls nothing outside this machine but for what keys in KMS need, so that another outage does not keep a function from
 // starting, and the first request waits for nothing.
 func open(ctx context.Context, getenv func(string) string, root string, logs io.Writer) (any, error) {
 	role := getenv(roleSetting)
@@ -94,7 +94,9 @@ func open(ctx context.Context, getenv func(string) string, root string, logs io.
 		return nil, err
 	}
 	f := &front{requireAuthorizer: require == "1", log: log}
-	if f.handler, err = issuer.NewHandler(issuer.HandlerConfig{Issuer: i, Endpoint: config.Endpoint, Log: f.decided}); err != nil {
+	doors := i.Doors(config.Limits)
+	doors.Log = f.decided
+	if f.handler, err = issuer.NewHandler(doors); err != nil {
 		return nil, err
 	}
 	return f.invoke, nil

@@ -96,8 +96,11 @@ type Hold struct {
 
 // Challenge is the table [challenge].
 type Challenge struct {
-	KeyFile string `toml:"key_file"` // base64 of 32 bytes; empty: made at the start, for one issuer alone
-	Minutes int    `toml:"minutes"`  // to answer in
+	KeyFile     string `toml:"key_file"` // base64 of 32 bytes
+	KMSKey      string `toml:"kms_key"`  // or a key of AWS KMS; neither: made at the start, for one issuer alone
+	Region      string `toml:"region"`   // of kms_key
+	KMSEndpoint string `toml:"kms_endpoint"`
+	Minutes     int    `toml:"minutes"` // to answer in
 }
 
 // Limits is the table [limits]; 0 is none.
@@ -112,16 +115,25 @@ const (
 	maxDays       = 50 * 365 // what issuer.Policy allows
 )
 
-// Load reads and checks a configuration file, and fills in what may be left out.
-func Load(name string) (Config, error) {
-	c := Config{
+// defaults is what a file may leave out.
+func defaults() Config {
+	return Config{
 		Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue},
 		Challenge: Challenge{Minutes: 5}, Limits: Limits{DevicePerMinute: 12, SourcePerMinute: 240},
 	}
+}
+
+// Load reads and checks a configuration file, and fills in what may be left out.
+func Load(name string) (Config, error) {
+	c := defaults()
 	file, err := config.Load(name, &c)
 	if err != nil {
 		return Config{}, err
 	}
+	return c.filled(file)
+}
+
+func (c Config) filled(file *config.File) (Config, error) {
 	if c.Issuance.Kind == "" {
 		c.Issuance.Kind = c.Registry.Kind
 	}
@@ -167,6 +179,9 @@ func (c Config) check(f *config.File) error {
 	}
 	if c.Challenge.KeyFile != "" && !filepath.IsAbs(c.Challenge.KeyFile) {
 		return f.Errorf("challenge.key_file", "Write the absolute path of the file.", "challenge.key_file is %q", c.Challenge.KeyFile)
+	}
+	if c.Challenge.KeyFile != "" && c.Challenge.KMSKey != "" {
+		return f.Errorf("challenge.kms_key", "Remove one of them.", "[challenge] has a key_file and a kms_key")
 	}
 	if c.Challenge.Minutes < 1 || c.Challenge.Minutes > 24*60 {
 		return f.Errorf("challenge.minutes", "Write 1 to 1440.", "challenge.minutes is %d", c.Challenge.Minutes)
@@ -335,12 +350,23 @@ type Opened struct {
 	close      func() error
 }
 
+// Doors are what the issuer's handlers have in common.
+func (o *Opened) Doors(l Limits) issuer.HandlerConfig {
+	c := issuer.HandlerConfig{
+		Issuer: o.Issuer, New: o.New, Proto: o.Proto, Endpoint: o.Endpoint, Challenges: o.Challenges, Sources: l.limiter(l.SourcePerMinute),
+	}
+	if l.Proxies > 0 {
+		c.Source = l.source
+	}
+	return c
+}
+
 // Close gives back what is open.
 func (o *Opened) Close() error { return o.close() }
 
 // OpenIssuer makes the issuer of a configuration that came from Load.
 func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
-	challenges, err := c.Challenge.open(c.SKU)
+	challenges, err := c.Challenge.open(ctx, c.SKU)
 	if err != nil {
 		return nil, err
 	}
@@ -405,7 +431,14 @@ func (c Challenge) with(sku string, key []byte) (*issuer.Challenges, error) {
 	return issuer.NewChallenges(sku, key, time.Duration(c.Minutes)*time.Minute)
 }
 
-func (c Challenge) open(sku string) (*issuer.Challenges, error) {
+func (c Challenge) open(ctx context.Context, sku string) (*issuer.Challenges, error) {
+	if c.KMSKey != "" {
+		key, err := issuer.KMSMac(ctx, issuer.KMSConfig{KeyID: c.KMSKey, Region: c.Region, Endpoint: c.KMSEndpoint}, "secretfree challenges of "+sku)
+		if err != nil {
+			return nil, fmt.Errorf("the key of the challenges: %w", err)
+		}
+		return c.with(sku, key)
+	}
 	key := make([]byte, 32)
 	if c.KeyFile == "" {
 		_, _ = rand.Read(key) // never fails (crypto/rand)

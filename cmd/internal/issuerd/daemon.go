@@ -51,14 +51,9 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (_ *Daemon, err err
 			err = errors.Join(err, i.Close())
 		}
 	}()
-	handler := issuer.HandlerConfig{
-		Issuer: i.Issuer, New: i.New, Proto: i.Proto, Endpoint: i.Endpoint, Challenges: i.Challenges,
-		Sources: c.Limits.limiter(c.Limits.SourcePerMinute), Log: d.decided,
-	}
-	if c.Limits.Proxies > 0 {
-		handler.Source = c.Limits.source
-	}
-	if d.handler, err = issuer.NewHandler(handler); err != nil {
+	doors := i.Doors(c.Limits)
+	doors.Log = d.decided
+	if d.handler, err = issuer.NewHandler(doors); err != nil {
 		return nil, err
 	}
 	var security *tls.Config

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"secretfree/cloud/issuer"
 	"secretfree/cmd/internal/config"
 	"secretfree/station/board"
@@ -15,15 +13,12 @@ import (
 
 // Parse is Load of a text that is in no file; the name is the one that errors have.
 func Parse(name string, text []byte) (Config, error) {
-	c := Config{Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue}}
+	c := defaults()
 	file, err := config.Parse(name, text, &c)
 	if err != nil {
 		return Config{}, err
 	}
-	if c.Issuance.Kind == "" {
-		c.Issuance.Kind = c.Registry.Kind
-	}
-	return c, c.check(file)
+	return c.filled(file)
 }
 
 // Decider decides on requests and can issue nothing: it knows neither a CA nor what was issued. Any number of callers may
@@ -33,9 +28,14 @@ type Decider struct {
 	policy   issuer.Policy
 }
 
-// OpenDecider makes the Decider of a configuration that came from Load or Parse. It calls nothing outside this machine.
+// OpenDecider makes the Decider of a configuration that came from Load or Parse. It calls nothing outside this machine, but
+// for a key of the challenges in KMS.
 func (c Config) OpenDecider(ctx context.Context) (*Decider, error) {
-	policy, err := c.policy()
+	challenges, err := c.Challenge.open(ctx, c.SKU)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := c.policy(challenges)
 	if err != nil {
 		return nil, err
 	}
