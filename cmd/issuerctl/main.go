@@ -1,4 +1,4 @@
-// Issuerctl makes a CA, and says why an issuer decides as it does.
+// Issuerctl makes a CA, says why an issuer decides as it does, and lets operators decide about devices.
 package main
 
 import (
@@ -24,6 +24,16 @@ type grammar struct {
 		Init claimsInit `cmd:"" help:"Make a folder that remembers what was issued."`
 	} `cmd:"" help:"The memory of what was issued."`
 	Explain explain `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
+	Device  device  `cmd:"" help:"What may be done with a device."`
+}
+
+// newGrammar joins the commands with what they need besides the registry.
+func newGrammar(h hooks) *grammar {
+	g := new(grammar)
+	for _, c := range []*changeFlags{&g.Device.Hold.changeFlags, &g.Device.Release.changeFlags, &g.Device.Scrap.changeFlags, &g.Device.Revoke.changeFlags, &g.Device.Transfer.changeFlags} {
+		c.hooks = h
+	}
+	return g
 }
 
 func (grammar) Help() string {
@@ -34,7 +44,9 @@ func (grammar) Help() string {
   issuerctl claims init /var/lib/issuerd/claims
       Make the folder in which issuerd remembers what it issued.
   issuerctl explain --config /etc/secretfree/issuerd.toml board.csr
-      Say why this request is, or is not, answered with a certificate: exit 0, or 1 if it is refused.`
+      Say why this request is, or is not, answered with a certificate: exit 0, or 1 if it is refused.
+  issuerctl device hold 4d1f8e27b3c05a9e61f2d47788aabbcc --why "ticket 4711: returned by the customer"
+      No certificate until it is released.`
 }
 
 type caInit struct {
@@ -164,5 +176,5 @@ func parseRequest(data []byte) (issuer.Request, error) {
 }
 
 func main() {
-	os.Exit(cli.Main("issuerctl", "Make a CA for an issuer, and see how it decides.", new(grammar), os.Args[1:]))
+	os.Exit(cli.Main("issuerctl", "Make a CA for an issuer, see how it decides, and say what may be done with devices.", newGrammar(hooks{}), os.Args[1:]))
 }

@@ -35,6 +35,7 @@ type Backend interface {
 	issuer.Registry
 	Archive
 	Listing
+	Operation
 }
 
 // Listing gives everything that a registry holds; see package cloud.
@@ -42,6 +43,14 @@ type Listing interface {
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
 	Objects(ctx context.Context) iter.Seq2[cloud.Object, error]
 	Guards(ctx context.Context) iter.Seq2[cloud.Guard, error]
+}
+
+// Operation is what operators do to a registry, and no daemon; see package cloud.
+type Operation interface {
+	ChangeState(ctx context.Context, device board.DeviceID, c cloud.Change) (board.Enrolment, error)
+	History(ctx context.Context, device board.DeviceID) ([]cloud.Event, error)
+	Loaded(ctx context.Context) ([]cloud.Loaded, error)
+	Import(ctx context.Context, l cloud.Loaded, s board.Sealed) error
 }
 
 // Archive keeps the journals of stations; see package cloud.
@@ -138,6 +147,11 @@ func (h hinted) PutBatch(ctx context.Context, records []board.Sealed) []error {
 func (h hinted) Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error) {
 	enrolment, err := h.Backend.Lookup(ctx, device)
 	return enrolment, h.hint(err)
+}
+
+func (h hinted) Loaded(ctx context.Context) ([]cloud.Loaded, error) {
+	all, err := h.Backend.Loaded(ctx)
+	return all, h.hint(err)
 }
 
 func (h hinted) hint(err error) error {
