@@ -23,8 +23,9 @@ type grammar struct {
 	Claims struct {
 		Init claimsInit `cmd:"" help:"Make a folder that remembers what was issued."`
 	} `cmd:"" help:"The memory of what was issued."`
-	Explain explain `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
-	Device  device  `cmd:"" help:"What may be done with a device."`
+	Explain explain     `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
+	Device  device      `cmd:"" help:"What may be done with a device."`
+	Import  importTable `cmd:"" help:"Take in a table that the published reference's loader filled."`
 }
 
 // newGrammar joins the commands with what they need besides the registry.
@@ -46,7 +47,9 @@ func (grammar) Help() string {
   issuerctl explain --config /etc/secretfree/issuerd.toml board.csr
       Say why this request is, or is not, answered with a certificate: exit 0, or 1 if it is refused.
   issuerctl device hold 4d1f8e27b3c05a9e61f2d47788aabbcc --why "ticket 4711: returned by the customer"
-      No certificate until it is released.`
+      No certificate until it is released.
+  issuerctl import --config /etc/secretfree/issuerd.toml
+      List what an import would do; change nothing.`
 }
 
 type caInit struct {
