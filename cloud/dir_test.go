@@ -244,7 +244,7 @@ func TestDirRefusals(t *testing.T) {
 			return put(t, b)
 		}, ErrDamaged, "guards"},
 		{"item too long", func(t *testing.T, b *dirStore) error {
-			must(t, os.WriteFile(b.file(deviceN(1).String()), make([]byte, maxFile+1), 0o644))
+			must(t, os.WriteFile(b.file(deviceN(1).String()), make([]byte, maxItemFile+1), 0o644))
 			_, err := b.openDir(t, "").Lookup(t.Context(), deviceN(1))
 			return err
 		}, ErrDamaged, "longer"},

@@ -24,7 +24,7 @@ import (
 )
 
 // MaxEvents is how many changes the item of a device remembers. Then no more is taken, because none is ever dropped; the
-// item stays below half of what DynamoDB takes.
+// item stays below half of what DynamoDB takes. The last two are kept for a revocation and a scrapping.
 const MaxEvents = 256
 
 // Of a change, in bytes.
@@ -76,6 +76,17 @@ func (a Action) transition() (transition, bool) {
 	return transition{}, false
 }
 
+// room is how many events there may be before it.
+func (a Action) room() int {
+	switch a {
+	case Scrap:
+		return MaxEvents
+	case Revoke:
+		return MaxEvents - 1
+	}
+	return MaxEvents - 2
+}
+
 // Raises tells whether the action needs a new epoch for a device in that state.
 func (a Action) Raises(from board.State) bool {
 	t, ok := a.transition()
@@ -111,7 +122,7 @@ var (
 	ErrTransition = errors.New("this cannot be done to a device in this state")
 	ErrEpoch      = errors.New("the epoch has to rise")
 	ErrMeanwhile  = errors.New("another change came first")
-	ErrFull       = errors.New("the history of the device is full")
+	ErrFull       = errors.New("the history of the device is full: it can only be revoked, and scrapped")
 )
 
 // Refused says why a change was not made, and what is there.
@@ -206,7 +217,7 @@ func (c Change) on(device board.DeviceID, stored *item) (e board.Enrolment, even
 		err = ErrTransition
 	case c.Epoch != 0 && c.Epoch < e.Epoch, t.raises(e.State) && c.Epoch <= e.Epoch:
 		err = ErrEpoch
-	case len(events) >= MaxEvents:
+	case len(events) >= c.Action.room():
 		err = ErrFull
 	}
 	if err != nil {

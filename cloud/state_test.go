@@ -285,19 +285,40 @@ func testFullHistory(t *testing.T, b backend) {
 	must(t, r.Put(t.Context(), seal(t, record)))
 	stored := b.items(t)[deviceN(1).String()]
 	events := longHistory()
-	stored["state-history"], stored["epoch"] = encodeEvents(events[:MaxEvents-1]), fmt.Sprint(events[MaxEvents-2].Epoch)
+	events = events[:MaxEvents-3]
+	stored["state-history"], stored["epoch"] = encodeEvents(events), fmt.Sprint(events[len(events)-1].Epoch)
 	b.set(t, stored)
-	last := changeN(7, Transfer, maxEpoch-1)
-	_, err := r.ChangeState(t.Context(), deviceN(1), last)
-	must(t, err)
-	want := append(events[:MaxEvents-1:MaxEvents-1], eventOf(last, board.Active, board.Active, maxEpoch-1))
-	for _, action := range []Action{Hold, Scrap, Revoke} {
-		_, err := r.ChangeState(t.Context(), deviceN(1), changeN(8, action, 0))
-		wantRefused(t, err, ErrFull, board.Active, maxEpoch-1, &want[MaxEvents-1])
+	epoch := maxEpoch - 1
+	change := func(n int, action Action, from, to board.State) Change {
+		t.Helper()
+		c := changeN(n, action, 0)
+		if action == Transfer {
+			c.Epoch = epoch
+		}
+		_, err := r.ChangeState(t.Context(), deviceN(1), c)
+		must(t, err)
+		events = append(events, eventOf(c, from, to, epoch))
+		return c
 	}
-	_, err = r.ChangeState(t.Context(), deviceN(1), last) // which is there
+	full := func(state board.State, actions ...Action) {
+		t.Helper()
+		for _, action := range actions {
+			_, err := r.ChangeState(t.Context(), deviceN(1), changeN(99, action, maxEpoch))
+			wantRefused(t, err, ErrFull, state, epoch, &events[len(events)-1])
+		}
+	}
+	last := change(1, Transfer, board.Active, board.Active)
+	full(board.Active, Hold, Transfer)
+	_, err := r.ChangeState(t.Context(), deviceN(1), last) // which is there
 	must(t, err)
-	wantHistory(t, r, deviceN(1), want)
+	// What has to be possible always.
+	change(2, Revoke, board.Active, board.Revoked)
+	full(board.Revoked, Release)
+	change(3, Scrap, board.Revoked, board.Scrapped)
+	if len(events) != MaxEvents {
+		t.Errorf("%d changes, want %d", len(events), MaxEvents)
+	}
+	wantHistory(t, r, deviceN(1), events)
 	check(t, b)
 }
 
