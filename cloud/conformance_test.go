@@ -56,6 +56,7 @@ func TestConformance(t *testing.T) {
 		{"full history", testFullHistory},
 		{"damaged history", testDamagedHistory},
 		{"exact history", testHistoryGolden},
+		{"changes as a plain model", testChangeModel},
 		{"race of operators", testRaceOperators},
 		{"race of transfers", testRaceTransfers},
 		{"import", testImport},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -101,6 +102,15 @@ func TestChangeMeanwhile(t *testing.T) {
 			}, func(t *testing.T, _ board.DeviceID, err error) {
 				last := eventOf(changeN(100, Transfer, 1), board.Active, board.Active, 1)
 				wantRefused(t, err, ErrMeanwhile, board.Active, 1, &last)
+			}},
+			{"changes that lead back", func(device board.DeviceID) {
+				_, err := b.raw.ChangeState(t.Context(), device, changeN(100, Hold, 0))
+				must(t, err)
+				_, err = b.raw.ChangeState(t.Context(), device, changeN(101, Release, 0))
+				must(t, err)
+			}, func(t *testing.T, _ board.DeviceID, err error) {
+				last := eventOf(changeN(101, Release, 0), board.Held, board.Active, 0)
+				wantRefused(t, err, ErrMeanwhile, board.Active, 0, &last)
 			}},
 			{"a change of the state", func(device board.DeviceID) {
 				_, err := b.raw.ChangeState(t.Context(), device, changeN(100, Scrap, 0))
@@ -353,4 +363,85 @@ func TestDirChangeProcess(t *testing.T) {
 			t.Errorf("change %d: %v", n, err)
 		}
 	}
+}
+
+// testChangeModel makes many changes, old ones again among them, and compares each verdict with a plain model. Over AWS every other call
+// loses a request or an answer.
+func testChangeModel(t *testing.T, b backend) {
+	random := rand.New(rand.NewPCG(3, 4))
+	r := b.open(t, "")
+	const boards = 3
+	type device struct {
+		state   board.State
+		epoch   int
+		changes []Change
+		events  []Event
+	}
+	devices := make([]device, boards)
+	for n := range devices {
+		must(t, r.Put(t.Context(), sealed(t, n, n)))
+		devices[n].state = board.Active
+	}
+	for step := range 120 {
+		n := random.IntN(boards)
+		d := &devices[n]
+		if d.state == board.Scrapped && random.IntN(4) > 0 {
+			continue
+		}
+		action := []Action{Hold, Release, Revoke, Transfer, Hold, Release, Release}[random.IntN(7)]
+		if step > 90 && random.IntN(8) == 0 {
+			action = Scrap
+		}
+		c := changeN(step, action, max(0, min(1, random.IntN(4))*(d.epoch+random.IntN(3)-1)))
+		again := len(d.changes) > 0 && random.IntN(5) == 0
+		if again {
+			c = d.changes[random.IntN(len(d.changes))]
+		}
+		if a, ok := b.(*awsStore); ok && step%2 == 0 {
+			a.dynamo.lose([]string{"GetItem", "UpdateItem"}[random.IntN(2)], []fate{notApplied, lostAnswer}[random.IntN(2)], 1)
+		}
+		e, err := r.ChangeState(t.Context(), deviceN(n), c)
+		if a, ok := b.(*awsStore); ok {
+			a.dynamo.decide(nil)
+		}
+		to := map[Action]map[board.State]board.State{
+			Hold:     {board.Active: board.Held},
+			Release:  {board.Held: board.Active, board.Revoked: board.Active},
+			Scrap:    {board.Active: board.Scrapped, board.Held: board.Scrapped, board.Revoked: board.Scrapped},
+			Revoke:   {board.Active: board.Revoked, board.Held: board.Revoked},
+			Transfer: {board.Active: board.Active},
+		}[c.Action][d.state]
+		rises := c.Action == Transfer || d.state == board.Revoked && c.Action == Release
+		var want error
+		switch {
+		case again:
+		case to == "":
+			want = ErrTransition
+		case c.Epoch != 0 && c.Epoch < d.epoch, rises && c.Epoch <= d.epoch:
+			want = ErrEpoch
+		default:
+			epoch := max(d.epoch, c.Epoch)
+			d.events = append(d.events, eventOf(c, d.state, to, epoch))
+			d.changes = append(d.changes, c)
+			d.state, d.epoch = to, epoch
+		}
+		if !errors.Is(err, want) || (err == nil) != (want == nil) {
+			t.Fatalf("step %d: %s of device %d, which is %s: got %v, want %v", step, c.Action, n, d.state, err, want)
+		}
+		if err == nil && (e.State != d.state || e.Epoch != d.epoch) {
+			t.Errorf("step %d: it is %s in epoch %d, want %s in %d", step, e.State, e.Epoch, d.state, d.epoch)
+		}
+		if random.IntN(10) == 0 {
+			must(t, r.Put(t.Context(), sealed(t, n, n)))
+		}
+	}
+	made := 0
+	for n, d := range devices {
+		wantHistory(t, r, deviceN(n), d.events)
+		made += len(d.events)
+	}
+	if made < 20 {
+		t.Errorf("only %d changes were made: this looks at nothing", made)
+	}
+	check(t, b)
 }
