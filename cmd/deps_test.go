@@ -52,6 +52,7 @@ func rules() []rule {
 		{"station", []string{"station/board", "uart"}, map[string]string{bbolt: storage, aws: cloudy}},
 		{"cloud", []string{"station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
 		{"cloud/issuer", []string{"station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"cloud/issuer/pki", []string{"cloud/issuer", "station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
 		{"fixtures", []string{"uart", "station/board"}, map[string]string{aws: cloudy, bbolt: storage, tests: "the demo links it", zerolog: logs}},
 	}
 }

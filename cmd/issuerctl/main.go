@@ -23,6 +23,7 @@ type grammar struct {
 	Claims struct {
 		Init claimsInit `cmd:"" help:"Make a folder that remembers what was issued."`
 	} `cmd:"" help:"The memory of what was issued."`
+	PKI     pkiCommands `cmd:"" name:"pki" help:"A root, a CA of the product line and an issuing CA for each region, in a ceremony."`
 	Explain explain     `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
 	Device  device      `cmd:"" help:"What may be done with a device."`
 	Import  importTable `cmd:"" help:"Take in a table that the published reference's loader filled."`
