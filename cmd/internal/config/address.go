@@ -14,7 +14,7 @@ var (
 	hostLabel  = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`) // with the underscore that people use
 	allDigits  = regexp.MustCompile(`^[0-9]+$`)
 	regionName = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`) // private ones have names of their own
-	tableName  = regexp.MustCompile(`^[A-Za-z0-9_.-]{3,255}$`)
+	tableName  = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`) // of 3 to 255; as a part of the expression, that would take 4 ms of every start
 	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 )
 
@@ -73,7 +73,7 @@ func checkEndpoint(f *File, key, value string) error {
 // CheckDynamoDB refuses a table, a region or an endpoint that cannot be one; what is empty is not looked at. prefix is the table of the
 // configuration that they are in.
 func CheckDynamoDB(f *File, prefix, table, region, endpoint string) error {
-	if table != "" && !tableName.MatchString(table) {
+	if table != "" && (!tableName.MatchString(table) || len(table) < 3 || len(table) > 255) {
 		return f.Errorf(prefix+".table", "Write the name of the table: 3 to 255 of letters, digits, _, . and -.", "%s.table is %q", prefix, table)
 	}
 	if region != "" && !regionName.MatchString(region) {

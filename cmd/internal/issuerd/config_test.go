@@ -65,6 +65,7 @@ level = "info"
 		{`"/etc/secretfree/ca.pass"`, `"ca.pass"`, `:15: ca.passphrase_file is "ca.pass". Write the absolute path`},
 		{`[issuance]` + "\nkind = \"aws\"", `[issuance]` + "\nkind = \"s3\"", `:17: issuance.kind is "s3". Write`},
 		{`"widgiot-iot-issuance"`, `"x"`, `:18: issuance.table is "x". Write the name of the table`},
+		{`"widgiot-iot-issuance"`, `"` + strings.Repeat("x", 256) + `"`, `xxx". Write the name of the table`},
 		{`"eu-central-1"`, `"Frankfurt"`, `:19: issuance.region is "Frankfurt". Write`},
 		{`"http://localhost:8000"`, `"localhost:8000"`, `:20: issuance.dynamodb_endpoint is "localhost:8000". Write http:// or https://`},
 		{`name = "widgiot/line3-a"`, `name = "widgiot/line4-a"`, `:21: trusted station "widgiot/line4-a": its key is that of "widgiot/line3-a". Copy`},
