@@ -39,6 +39,7 @@ type Config struct {
 type Issuer struct {
 	config Config
 	roots  map[string]*x509.CertPool // by the name of the CA
+	turns  turns
 }
 
 // New checks the configuration.
@@ -97,6 +98,11 @@ func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certifi
 			return Certificate{}, err
 		}
 	}
+	back, err := i.turns.take(ctx, approved.device)
+	if err != nil {
+		return Certificate{}, err
+	}
+	defer back()
 	issuance, err := i.claim(ctx, approved, ca, now)
 	if err != nil {
 		return Certificate{}, err

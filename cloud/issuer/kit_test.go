@@ -292,6 +292,7 @@ type memRegistry struct {
 	mu    sync.Mutex
 	items map[board.DeviceID]board.Enrolment
 	err   error
+	fault func(step string) error
 	calls int
 }
 
@@ -301,6 +302,11 @@ func (m *memRegistry) Lookup(_ context.Context, id board.DeviceID) (board.Enrolm
 	m.calls++
 	if m.err != nil {
 		return board.Enrolment{}, m.err
+	}
+	if m.fault != nil {
+		if err := m.fault("lookup"); err != nil {
+			return board.Enrolment{}, err
+		}
 	}
 	e, ok := m.items[id]
 	if !ok {
@@ -333,8 +339,13 @@ func (m *memClaims) step(name string) error {
 }
 
 func (m *memClaims) Issuances(_ context.Context, device board.DeviceID) ([]Issuance, error) {
+	if err := m.step("before read"); err != nil {
+		return nil, err
+	}
 	var out []Issuance
-	for _, i := range m.all() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range m.stored {
 		if i.Claim.Device == device {
 			out = append(out, i)
 		}
