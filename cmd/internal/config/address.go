@@ -14,7 +14,7 @@ var (
 	hostLabel  = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`) // with the underscore that people use
 	allDigits  = regexp.MustCompile(`^[0-9]+$`)
 	regionName = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`) // private ones have names of their own
-	tableName  = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`) // of 3 to 255; as a part of the expression, that would take 4 ms of every start
+	tableName  = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)        // of 3 to 255; as a part of the expression, that would take 4 ms of every start
 	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 )
 
