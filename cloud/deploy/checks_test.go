@@ -182,7 +182,7 @@ func grants(resources map[string]any) []string {
 		"IssuerPolicy": {
 			"ReadsTheRegistry":             "dynamodb:GetItem",
 			"RemembersWhatWasIssued":       "dynamodb:GetItem dynamodb:PutItem dynamodb:UpdateItem dynamodb:Query",
-			"Challenges":                   "kms:GenerateMac kms:VerifyMac",
+			"Challenges":                   "kms:GenerateMac",
 			"SignsWithTheKeyOfTheCa":       "kms:Sign",
 			"ReadsTheKeyOfTheCa":           "kms:GetPublicKey",
 			"IssuesWithOneTemplate":        "acm-pca:IssueCertificate",
@@ -192,7 +192,7 @@ func grants(resources map[string]any) []string {
 			"IotThingsOfThisAccount":       "iot:CreateThing iot:DescribeThing",
 			"IotGroupOfTheProduct":         "iot:AddThingToThingGroup",
 		},
-		"AuthorizerPolicy": {"ReadsTheRegistry": "dynamodb:GetItem", "Challenges": "kms:GenerateMac kms:VerifyMac"},
+		"AuthorizerPolicy": {"ReadsTheRegistry": "dynamodb:GetItem", "Challenges": "kms:GenerateMac"},
 		"StationPolicy": {
 			"EnrolsBoards": "dynamodb:GetItem dynamodb:PutItem", "StoresKeys": "s3:GetObject s3:PutObject",
 			"StoresItsJournal": "s3:GetObject s3:PutObject", "ListsItsJournal": "s3:ListBucket",
