@@ -100,7 +100,8 @@ var errBroken = errors.New("broken off by the test")
 
 // world is AWS as far as a ceremony sees it. It checks what AWS checks.
 type world struct {
-	breakAt int // the number of the event that fails; 0: none
+	breakAt int             // the number of the event that fails; 0: none
+	broken  map[string]bool // if it is not nil, each event fails once
 	events  []string
 
 	pca     *fakePCA
@@ -116,7 +117,7 @@ func newWorld(t testing.TB) *world {
 	w.pca = &fakePCA{w: w, key: key, subject: pkix.Name{CommonName: "Widgets Europe", Organization: []string{"Widgets"}}, pending: 1,
 		tokens: map[string]string{}, issued: map[string]*x509.Certificate{}}
 	for _, region := range []string{"us-east-1", "eu-west-1"} {
-		w.iot[region] = &fakeIoT{w: w, code: "code-of-" + region}
+		w.iot[region] = &fakeIoT{w: w, region: region, code: "code-of-" + region}
 	}
 	return w
 }
@@ -124,7 +125,10 @@ func newWorld(t testing.TB) *world {
 // event may be where everything breaks.
 func (w *world) event(what string) error {
 	w.events = append(w.events, what)
-	if len(w.events) == w.breakAt {
+	if len(w.events) == w.breakAt || w.broken != nil && !w.broken[what] {
+		if w.broken != nil {
+			w.broken[what] = true
+		}
 		return fmt.Errorf("%s: %w", what, errBroken)
 	}
 	return nil
@@ -273,8 +277,9 @@ func (p *fakePCA) GetCertificate(_ context.Context, in *acmpca.GetCertificateInp
 
 // fakeIoT is IoT Core in a region.
 type fakeIoT struct {
-	w    *world
-	code string
+	w      *world
+	region string
+	code   string
 
 	id       string // of the one CA that is registered
 	ca       *x509.Certificate
@@ -284,13 +289,13 @@ type fakeIoT struct {
 }
 
 func (f *fakeIoT) GetRegistrationCode(context.Context, *iot.GetRegistrationCodeInput, ...func(*iot.Options)) (*iot.GetRegistrationCodeOutput, error) {
-	return call(f.w, "GetRegistrationCode", func() (*iot.GetRegistrationCodeOutput, error) {
+	return call(f.w, "GetRegistrationCode "+f.region, func() (*iot.GetRegistrationCodeOutput, error) {
 		return &iot.GetRegistrationCodeOutput{RegistrationCode: aws.String(f.code)}, nil
 	})
 }
 
 func (f *fakeIoT) RegisterCACertificate(_ context.Context, in *iot.RegisterCACertificateInput, _ ...func(*iot.Options)) (*iot.RegisterCACertificateOutput, error) {
-	return call(f.w, "RegisterCACertificate", func() (*iot.RegisterCACertificateOutput, error) {
+	return call(f.w, "RegisterCACertificate "+f.region, func() (*iot.RegisterCACertificateOutput, error) {
 		ca, err := parseCertificate([]byte(aws.ToString(in.CaCertificate)))
 		if err != nil || !ca.IsCA {
 			return nil, &iottypes.CertificateValidationException{Message: aws.String("the CA")}
@@ -314,7 +319,7 @@ func (f *fakeIoT) RegisterCACertificate(_ context.Context, in *iot.RegisterCACer
 }
 
 func (f *fakeIoT) DescribeCACertificate(_ context.Context, in *iot.DescribeCACertificateInput, _ ...func(*iot.Options)) (*iot.DescribeCACertificateOutput, error) {
-	return call(f.w, "DescribeCACertificate", func() (*iot.DescribeCACertificateOutput, error) {
+	return call(f.w, "DescribeCACertificate "+f.region, func() (*iot.DescribeCACertificateOutput, error) {
 		if f.ca == nil || aws.ToString(in.CertificateId) != f.id {
 			return nil, &iottypes.ResourceNotFoundException{}
 		}
