@@ -27,6 +27,8 @@ type Profile struct {
 	// Foreign: the CA itself chooses subject, validity and extensions, and no chain is known, as AWS IoT Core's own CA
 	// does. The key is compared all the same; the certificate must be valid now, not be a CA's, and name no other device.
 	Foreign bool
+	// KeyUsage is what the CA always allows besides signatures, such as x509.KeyUsageKeyEncipherment.
+	KeyUsage x509.KeyUsage
 }
 
 // Memo is what a CA has written down about one claim: text of at most MaxMemo bytes, empty at first.

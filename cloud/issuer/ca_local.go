@@ -238,9 +238,9 @@ func ReadPassphrase(path string) ([]byte, error) {
 	return text, nil
 }
 
-// LocalCA signs with a key in memory. It is made by OpenLocalCA.
+// LocalCA signs with a key in memory, or with a signer that keeps it elsewhere. It is made by OpenLocalCA.
 type LocalCA struct {
-	key     *ecdsa.PrivateKey
+	key     crypto.Signer // of an ECDSA key
 	issuing *x509.Certificate
 	chain   []*x509.Certificate // between the two, from the issuing one's up
 	root    *x509.Certificate
@@ -251,15 +251,21 @@ type LocalCA struct {
 type LocalCAConfig struct {
 	Dir            string
 	PassphraseFile string // see ReadPassphrase
+	// Signer has the issuing CA's key, if issuing.key has not: a *KMSSigner. Certificates of one claim then have one serial
+	// number but differ in their signatures.
+	Signer crypto.Signer
 }
 
 // OpenLocalCA reads and checks what InitLocalCA wrote, or a folder like it.
 func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
-	passphrase, err := ReadPassphrase(config.PassphraseFile)
-	if err != nil {
-		return nil, fmt.Errorf("opening the CA: %w", err)
+	ca := &LocalCA{key: config.Signer}
+	var err error
+	var passphrase []byte
+	if ca.key == nil {
+		if passphrase, err = ReadPassphrase(config.PassphraseFile); err != nil {
+			return nil, fmt.Errorf("opening the CA: %w", err)
+		}
 	}
-	ca := &LocalCA{}
 	if ca.root, err = readCertificate(filepath.Join(config.Dir, rootCertificateFile)); err != nil {
 		return nil, fmt.Errorf("opening the CA: %w", err)
 	}
@@ -269,11 +275,15 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 	if ca.chain, err = readChain(filepath.Join(config.Dir, chainFile)); err != nil {
 		return nil, fmt.Errorf("opening the CA: %w", err)
 	}
-	if ca.key, err = ReadKey(filepath.Join(config.Dir, issuingKeyFile), passphrase); err != nil {
-		return nil, fmt.Errorf("opening the CA: %w", err)
+	where := "of the signer"
+	if ca.key == nil {
+		where = "in " + issuingKeyFile
+		if ca.key, err = ReadKey(filepath.Join(config.Dir, issuingKeyFile), passphrase); err != nil {
+			return nil, fmt.Errorf("opening the CA: %w", err)
+		}
 	}
-	if !ca.key.PublicKey.Equal(ca.issuing.PublicKey) {
-		return nil, fmt.Errorf("opening the CA: the key in %s is not that of the certificate in %s", issuingKeyFile, issuingCertificateFile)
+	if public, ok := ca.key.Public().(*ecdsa.PublicKey); !ok || !public.Equal(ca.issuing.PublicKey) {
+		return nil, fmt.Errorf("opening the CA: the key %s is not that of the certificate in %s", where, issuingCertificateFile)
 	}
 	if !ca.issuing.IsCA || ca.issuing.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return nil, fmt.Errorf("opening the CA: the certificate in %s is not that of a CA", issuingCertificateFile)
@@ -304,8 +314,8 @@ func (ca *LocalCA) Root() *x509.Certificate { return ca.root }
 func (ca *LocalCA) NotAfter() time.Time { return ca.issuing.NotAfter }
 
 // Issue signs the certificate of the claim. For one claim the bytes are always the same: nothing in it is chosen
-// here, and the signature is deterministic (RFC 6979).
-func (ca *LocalCA) Issue(_ context.Context, approved Approved, claim Claim, _ Memo) (Certificate, error) {
+// here, and the signature is deterministic (RFC 6979), unless a signer of the configuration makes it.
+func (ca *LocalCA) Issue(ctx context.Context, approved Approved, claim Claim, _ Memo) (Certificate, error) {
 	if err := approved.check(); err != nil {
 		return Certificate{}, err
 	}
@@ -319,7 +329,11 @@ func (ca *LocalCA) Issue(_ context.Context, approved Approved, claim Claim, _ Me
 		return Certificate{}, fmt.Errorf("the certificate would outlive the issuing CA (%s); make a new one, or shorten the policy's validity",
 			ca.issuing.NotAfter.Format(time.DateOnly))
 	}
-	leaf, err := x509.CreateCertificate(nil, approved.template(claim), ca.issuing, approved.key.Public(), ca.key)
+	key := ca.key
+	if inKMS, ok := key.(*KMSSigner); ok {
+		key = inKMS.in(ctx)
+	}
+	leaf, err := x509.CreateCertificate(nil, approved.template(claim), ca.issuing, approved.key.Public(), key)
 	if err != nil {
 		return Certificate{}, fmt.Errorf("signing the certificate: %w", err)
 	}

@@ -172,7 +172,7 @@ func TestOpenLocalCARefuses(t *testing.T) {
 		"no CA": {issuingCertificateFile, func() string {
 			// A certificate of the issuing key that may not sign certificates.
 			template := &x509.Certificate{SerialNumber: Serial{1}.Int(), NotAfter: time.Now().Add(time.Hour)}
-			der, err := x509.CreateCertificate(rand.Reader, template, template, &localCA(t).key.PublicKey, localCA(t).key)
+			der, err := x509.CreateCertificate(rand.Reader, template, template, localCA(t).key.Public(), localCA(t).key)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -352,7 +352,7 @@ func verifyIssued(c Certificate, approved Approved, claim Claim, profile Profile
 	if !leaf.NotBefore.Equal(claim.NotBefore) || !leaf.NotAfter.Equal(claim.NotAfter) {
 		return fmt.Errorf("it is valid from %v to %v, want %v to %v", leaf.NotBefore, leaf.NotAfter, claim.NotBefore, claim.NotAfter)
 	}
-	if leaf.KeyUsage != x509.KeyUsageDigitalSignature {
+	if leaf.KeyUsage != x509.KeyUsageDigitalSignature|profile.KeyUsage {
 		return errors.New("its key may be used for more, or for less, than signatures")
 	}
 	if len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth || len(leaf.UnknownExtKeyUsage) > 0 {
