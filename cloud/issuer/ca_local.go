@@ -299,7 +299,7 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 		return nil, fmt.Errorf("opening the CA: %s under %s: %w", issuingCertificateFile, rootCertificateFile, err)
 	}
 	// What is sent with a certificate is this chain, in this order.
-	whole := slices.Concat([]*x509.Certificate{ca.issuing}, ca.chain, []*x509.Certificate{ca.root})
+	whole := ca.Chain()
 	if !slices.ContainsFunc(paths, func(path []*x509.Certificate) bool { return slices.EqualFunc(path, whole, (*x509.Certificate).Equal) }) {
 		return nil, fmt.Errorf("opening the CA: %s does not hold just the CAs between %s and %s, each before the one that signed it",
 			chainFile, issuingCertificateFile, rootCertificateFile)
@@ -309,6 +309,11 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 
 // Root is the trust anchor of all that ca signs.
 func (ca *LocalCA) Root() *x509.Certificate { return ca.root }
+
+// Chain is that of the interface Chained.
+func (ca *LocalCA) Chain() []*x509.Certificate {
+	return slices.Concat([]*x509.Certificate{ca.issuing}, ca.chain, []*x509.Certificate{ca.root})
+}
 
 // NotAfter is when the issuing CA expires; no certificate outlives it.
 func (ca *LocalCA) NotAfter() time.Time { return ca.issuing.NotAfter }
@@ -337,11 +342,11 @@ func (ca *LocalCA) Issue(ctx context.Context, approved Approved, claim Claim, _ 
 	if err != nil {
 		return Certificate{}, fmt.Errorf("signing the certificate: %w", err)
 	}
-	chain := [][]byte{ca.issuing.Raw}
-	for _, certificate := range ca.chain {
-		chain = append(chain, certificate.Raw)
+	out := Certificate{Leaf: leaf}
+	for _, certificate := range ca.Chain() {
+		out.Chain = append(out.Chain, certificate.Raw)
 	}
-	return Certificate{Leaf: leaf, Chain: append(chain, ca.root.Raw)}, nil
+	return out, nil
 }
 
 // Profile is that of the interface CA.

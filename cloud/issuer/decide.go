@@ -125,6 +125,7 @@ type Approved struct {
 	csr        string            // DER
 	challenge  string            // that it answers; empty if none
 	peer       *x509.Certificate // as in Request
+	renewal    bool              // as in Request
 }
 
 func (a Approved) subject() pkix.Name {
@@ -267,7 +268,7 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 	return Approved{
 		device: device, key: key, generation: record.Generation, epoch: item.Epoch, org: policy.Organization, csr: string(csr.Raw),
 		notBefore: notBefore, notAfter: notBefore.Add(policy.validity()).Truncate(time.Second),
-		challenge: challenge, peer: request.peer,
+		challenge: challenge, peer: request.peer, renewal: request.renewal,
 	}, t
 }
 

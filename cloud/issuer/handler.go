@@ -75,6 +75,7 @@ const (
 // Stats counts requests since the start.
 type Stats struct {
 	Issued   uint64
+	EST      uint64             // of Issued, those over EST
 	TryLater uint64             // without Limited
 	Limited  uint64             // of a source or a device that asked too often
 	Refused  map[Refusal]uint64 // malformed ones too
@@ -82,7 +83,7 @@ type Stats struct {
 	Failing time.Time
 }
 
-// Handler serves POST /new and POST /proto, which differ in their CA only, GET /challenge and GET /healthz.
+// Handler serves POST /new and POST /proto, which differ in their CA only, GET /challenge, GET /healthz, and EST.
 //
 // The request comes in the header device-csr (base64 of PEM), or as a body application/pkcs10 (PEM, DER, or base64
 // of DER); never both. The answer is JSON with the fields certificate, certificateChain (both PEM, the chain up to the
@@ -108,8 +109,9 @@ func NewHandler(config HandlerConfig) (*Handler, error) {
 		return nil, errors.New("issuer: a handler needs an issuer")
 	}
 	h := &Handler{config: config, mux: http.NewServeMux(), stats: Stats{Refused: map[Refusal]uint64{}}}
-	h.mux.HandleFunc("POST /new", func(w http.ResponseWriter, r *http.Request) { h.issue(w, r, config.New) })
-	h.mux.HandleFunc("POST /proto", func(w http.ResponseWriter, r *http.Request) { h.issue(w, r, config.Proto) })
+	h.mux.HandleFunc("POST /new", func(w http.ResponseWriter, r *http.Request) { h.issue(w, r, entrance{ca: config.New}) })
+	h.mux.HandleFunc("POST /proto", func(w http.ResponseWriter, r *http.Request) { h.issue(w, r, entrance{ca: config.Proto}) })
+	h.serveEST()
 	h.mux.HandleFunc("GET /healthz", h.health)
 	if config.Challenges != nil {
 		h.mux.HandleFunc("GET /challenge", h.challenge)
@@ -122,11 +124,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.Serv
 // challenge answers {"challenge": text, "expires": RFC 3339}, or the text alone to whom Accept asks for text/plain.
 func (h *Handler) challenge(w http.ResponseWriter, r *http.Request) {
 	d := newDecision(r)
-	if err := h.admit(r); err != nil {
-		d.Err = err
-		d.Outcome, _ = classify(err)
-		h.finish(&d)
-		writeError(w, d)
+	if !h.admitted(w, r, &d) {
 		return
 	}
 	text, until := h.config.Challenges.New(time.Now())
@@ -140,6 +138,23 @@ func (h *Handler) challenge(w http.ResponseWriter, r *http.Request) {
 		Challenge string `json:"challenge"`
 		Expires   string `json:"expires"`
 	}{text, until.Format(time.RFC3339)})
+}
+
+// admitted answers a request whose source asked too often; it returns false then.
+func (h *Handler) admitted(w http.ResponseWriter, r *http.Request, d *Decision) bool {
+	err := h.admit(r)
+	if err != nil {
+		h.fail(w, d, err)
+	}
+	return err == nil
+}
+
+// fail answers, counts and logs what went wrong.
+func (h *Handler) fail(w http.ResponseWriter, d *Decision, err error) {
+	d.Err = err
+	d.Outcome, d.Refusal = classify(err)
+	h.finish(d)
+	writeError(w, *d)
 }
 
 // admit counts a request of its source.
@@ -213,20 +228,34 @@ func (h *Handler) health(w http.ResponseWriter, _ *http.Request) {
 	_, _ = io.WriteString(w, "ok\n")
 }
 
-func (h *Handler) issue(w http.ResponseWriter, r *http.Request, ca string) {
-	d := newDecision(r)
-	certificate, endpoint, err := h.answer(w, r, ca, &d)
-	d.Err = err
-	d.Outcome, d.Refusal = classify(err)
-	h.finish(&d)
-	if d.Outcome == Issued {
-		writeCertificate(w, r, certificate, endpoint)
-		return
-	}
-	writeError(w, d)
+// entrance is what differs where certificates are given.
+type entrance struct {
+	ca    string
+	est   bool // the forms of EST
+	renew bool // only to who shows a certificate that it had
 }
 
-func (h *Handler) answer(w http.ResponseWriter, r *http.Request, ca string, d *Decision) (_ Certificate, endpoint string, err error) {
+func (h *Handler) issue(w http.ResponseWriter, r *http.Request, at entrance) {
+	d := newDecision(r)
+	certificate, endpoint, err := h.answer(w, r, at, &d)
+	var answer []byte
+	if err == nil && at.est {
+		answer, err = estCertificate(certificate)
+	}
+	if err != nil {
+		h.fail(w, &d, err)
+		return
+	}
+	d.Outcome = Issued
+	h.finish(&d)
+	if at.est {
+		writeEST(w, estCertificates, answer)
+		return
+	}
+	writeCertificate(w, r, certificate, endpoint)
+}
+
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, at entrance, d *Decision) (_ Certificate, endpoint string, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic: %v", v)
@@ -236,8 +265,14 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, ca string, d *D
 		return Certificate{}, "", err
 	}
 	request, err := readRequest(w, r)
+	if err == nil && at.est && r.Header.Get(HeaderCSR) != "" {
+		err = fmt.Errorf("%w: EST has it in the body", NoRequest)
+	}
 	if err != nil {
 		return Certificate{}, "", err
+	}
+	if at.renew {
+		request = request.AsRenewal()
 	}
 	if device, ok := request.Claimed(); ok {
 		d.Device = device.String()
@@ -245,8 +280,8 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, ca string, d *D
 	// A device that hangs up does not stop what was begun: it will come back for it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), issueTimeout)
 	defer cancel()
-	certificate, err := h.config.Issuer.Issue(ctx, request, ca)
-	if err == nil && h.config.Endpoint != nil {
+	certificate, err := h.config.Issuer.Issue(ctx, request, at.ca)
+	if err == nil && h.config.Endpoint != nil && !at.est {
 		if endpoint, err = h.config.Endpoint(ctx); err != nil {
 			err = fmt.Errorf("finding out where devices connect: %w", err)
 		}
@@ -322,6 +357,9 @@ func (h *Handler) count(d Decision) {
 	switch d.Outcome {
 	case Issued:
 		h.stats.Issued++
+		if strings.HasPrefix(d.Path, estPrefix) {
+			h.stats.EST++
+		}
 		h.stats.Failing = time.Time{}
 	case TryLater:
 		if _, limited := errors.AsType[ErrTooMany](d.Err); limited {

@@ -17,6 +17,9 @@ const earlyRenewal = 24 * time.Hour
 // (Enrolment.Epoch), or by a fresh request when the certificate is about to expire or has; a device that showed in TLS that it has
 // the certificate may renew it earlier.
 func (a Approved) plan(had []Issuance, policy Policy, now time.Time) (*Issuance, int, error) {
+	if err := a.renewing(had); err != nil {
+		return nil, 0, err
+	}
 	var latest *Issuance
 	for i := range had {
 		if c := had[i].Claim; c.Fingerprint == a.key.Fingerprint() && c.Generation == a.generation {

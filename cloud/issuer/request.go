@@ -29,6 +29,7 @@ type Request struct {
 	challenges []string    // that stand in the request, under its signature
 	detached   *detached
 	peer       *x509.Certificate
+	renewal    bool
 }
 
 // detached is a signature over a challenge that stands beside the request.
@@ -198,6 +199,12 @@ func (r Request) WithSignature(challenge, signature string) (Request, error) {
 // it has the key. Whether it counts is decided later.
 func (r Request) WithPeer(certificate *x509.Certificate) Request {
 	r.peer = certificate
+	return r
+}
+
+// AsRenewal asks for no more than to renew: without a peer that has a certificate of the device it is refused (NoPeer).
+func (r Request) AsRenewal() Request {
+	r.renewal = true
 	return r
 }
 
