@@ -378,6 +378,15 @@ func readBlock(path, label string) ([]byte, error) {
 	return block.Bytes, nil
 }
 
+// ReadCertificates reads a file of one PEM certificate or several.
+func ReadCertificates(path string) ([]*x509.Certificate, error) {
+	found, err := readChain(path)
+	if err == nil && len(found) == 0 {
+		return nil, fmt.Errorf("%s is not there, or holds no certificate", path)
+	}
+	return found, err
+}
+
 func readCertificate(path string) (*x509.Certificate, error) {
 	der, err := readBlock(path, "CERTIFICATE")
 	if err != nil {

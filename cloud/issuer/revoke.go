@@ -9,17 +9,17 @@ import (
 	"secretfree/station/board"
 )
 
-// Revoke revokes every certificate that a device has or may be about to get, and returns what it has had, as it is then. What
-// breaks off is finished by calling it again, or by Sweep. A device that is still Active in the registry gets no other certificate
-// until an operator raises its epoch.
-func (i *Issuer) Revoke(ctx context.Context, device board.DeviceID, reason Reason) ([]Issuance, error) {
+// Revoke revokes every certificate that a device has or may be about to get, of epochs before one (0: all), and returns what it has
+// had, as it is then. What breaks off is finished by calling it again, or by Sweep. A device that is still Active in the
+// registry gets no other certificate until an operator raises its epoch.
+func (i *Issuer) Revoke(ctx context.Context, device board.DeviceID, before int, reason Reason) ([]Issuance, error) {
 	had, err := i.config.Claims.Issuances(ctx, device)
 	if err != nil {
 		return nil, fmt.Errorf("reading what was issued: %w", err)
 	}
 	var failed []error
 	for n := range had {
-		if had[n].State == Revoked {
+		if had[n].State == Revoked || before > 0 && had[n].Claim.Epoch >= before {
 			continue
 		}
 		stored, err := i.revoke(ctx, had[n], reason)

@@ -193,7 +193,7 @@ func TestRenewal(t *testing.T) {
 func TestRevoke(t *testing.T) {
 	l := newLine(t)
 	l.mustIssue(t, "")
-	had, err := l.issuer.Revoke(t.Context(), l.board.id, KeyCompromise)
+	had, err := l.issuer.Revoke(t.Context(), l.board.id, 0, KeyCompromise)
 	if err != nil || len(had) != 1 || had[0].State != Revoked || had[0].Reason != KeyCompromise {
 		t.Fatalf("%+v, %v", had, err)
 	}
@@ -204,7 +204,7 @@ func TestRevoke(t *testing.T) {
 	if _, err := l.issue(t, l.challenge()); !errors.Is(err, CertificateRevoked) {
 		t.Errorf("another one: %v", err)
 	}
-	if had, err = l.issuer.Revoke(t.Context(), l.board.id, Unspecified); err != nil || had[0].Reason != KeyCompromise {
+	if had, err = l.issuer.Revoke(t.Context(), l.board.id, 0, Unspecified); err != nil || had[0].Reason != KeyCompromise {
 		t.Errorf("revoked twice: %+v, %v", had, err)
 	}
 	epoch, err := l.issuer.NextEpoch(t.Context(), l.board.id)
@@ -227,7 +227,7 @@ func TestRevokeGoesOn(t *testing.T) {
 			l.mustIssue(t, "")
 			l.registrar.fault = once(step)
 			l.claims.fault = once(step)
-			if _, err := l.issuer.Revoke(t.Context(), l.board.id, KeyCompromise); err == nil {
+			if _, err := l.issuer.Revoke(t.Context(), l.board.id, 0, KeyCompromise); err == nil {
 				t.Fatal("a failure was reported as success")
 			}
 			l.registrar.fault, l.claims.fault = nil, nil
@@ -262,7 +262,7 @@ func TestRevokeWhileIssuing(t *testing.T) {
 		}
 		l.registrar.fault = nil
 		l.registrar.mu.Unlock() // the registrar takes its time
-		_, err := l.issuer.Revoke(context.Background(), l.board.id, KeyCompromise)
+		_, err := l.issuer.Revoke(context.Background(), l.board.id, 0, KeyCompromise)
 		l.registrar.mu.Lock()
 		revoked <- err
 		return nil

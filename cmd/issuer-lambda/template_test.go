@@ -3,15 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-
-	"secretfree/cmd/internal/config"
-	"secretfree/cmd/internal/issuerd"
 )
 
 // python is an interpreter that has the packages, with the test skipped where there is none.
@@ -64,7 +60,7 @@ func TestTemplateConfiguration(t *testing.T) {
 						"ChallengeKey.Arn": "arn:aws:kms:us-east-1:123456789012:key/2",
 						"CaKeyArn":         "arn:aws:kms:us-east-1:123456789012:key/1", "CaArn": "arn:aws:acm-pca:us-east-1:123456789012:certificate-authority/1",
 						"CaTemplateArn": "arn:aws:acm-pca:::template/EndEntityClientAuthCertificate_APIPassthrough/V1",
-					}, map[string]bool{"IsLocal": kind == "local", "IsPca": kind == "acmpca"})
+					}, map[string]bool{"IsLocal": kind == "local", "IsPca": kind == "acmpca", "UsesIot": kind != "local"})
 				}
 				size := 0
 				for name, value := range env {
@@ -75,13 +71,11 @@ func TestTemplateConfiguration(t *testing.T) {
 				}
 				text := env[configSetting]
 				parsed, err := configuration(text, root+"/stations")
-				if function == "IssuerFunction" && !signs(t, parsed, text, err) {
-					text, _, _ = strings.Cut(text, "[ca]")
-					text += "[ca]\nkind = \"local\"\ndir = \"/a\"\npassphrase_file = \"/a\"\n"
-					parsed, err = configuration(text, root+"/stations")
-				}
 				if err != nil || parsed.SKU != "widgiot" || parsed.Registry.Kind != "aws" || parsed.Issuance.Kind != "aws" || len(parsed.Stations) != 1 {
 					t.Fatalf("%+v: %v\n%s", parsed, err, text)
+				}
+				if function == "IssuerFunction" && (parsed.CA.Kind != kind || (parsed.IoT != nil) != (kind != "local")) {
+					t.Errorf("it signs otherwise: %+v, %+v", parsed.CA, parsed.IoT)
 				}
 				if function == "IssuerFunction" && (parsed.Policy.Days != 365 || parsed.Endpoint == "") {
 					t.Errorf("%+v", parsed)
@@ -92,20 +86,6 @@ func TestTemplateConfiguration(t *testing.T) {
 			})
 		}
 	}
-}
-
-// signs reports whether this version knows the kind of CA; where it does, it has to take the whole text.
-func signs(t *testing.T, parsed issuerd.Config, text string, err error) bool {
-	t.Helper()
-	if err == nil {
-		return true
-	}
-	e, ok := errors.AsType[*config.Error](err)
-	if !ok || !strings.Contains(e.Problem, `"ca.`) && !strings.Contains(e.Problem, "this version cannot sign") {
-		t.Fatalf("%+v: %v\n%s", parsed, err, text)
-	}
-	t.Logf("this version does not sign so: %v", err)
-	return false
 }
 
 // fill resolves what CloudFormation resolves.

@@ -13,6 +13,7 @@ import (
 	"secretfree/cloud/issuer"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
+	"secretfree/station/board"
 )
 
 type grammar struct {
@@ -24,6 +25,7 @@ type grammar struct {
 		Init claimsInit `cmd:"" help:"Make a folder that remembers what was issued."`
 	} `cmd:"" help:"The memory of what was issued."`
 	PKI     pkiCommands `cmd:"" name:"pki" help:"A root, a CA of the product line and an issuing CA for each region, in a ceremony."`
+	Sweep   sweep       `cmd:"" help:"Find what is half-made or must not be active, and settle it."`
 	Explain explain     `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
 	Device  device      `cmd:"" help:"What may be done with a device."`
 	Import  importTable `cmd:"" help:"Take in a table that the published reference's loader filled."`
@@ -102,13 +104,16 @@ func (c *claimsInit) Run(out *cli.Output) error {
 
 type explain struct {
 	Config  string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration (${default})."`
-	Request string `arg:"" help:"A file with the request: PEM, DER, or the value of a device-csr header. - is the standard input."`
+	Request string `arg:"" help:"A file with the request: PEM, DER, or the value of a device-csr header; - is the standard input. Or a device id: what is known of it, without a request."`
 }
 
 func (e *explain) Run(ctx context.Context, out *cli.Output) error {
 	c, err := issuerd.Load(e.Config)
 	if err != nil {
 		return err
+	}
+	if device, err := board.ParseDeviceID(e.Request); err == nil {
+		return withIssuer(ctx, c, func(o *issuerd.Opened) error { return explainDevice(ctx, out, o, device) })
 	}
 	data, err := readRequest(e.Request)
 	if err != nil {
@@ -121,15 +126,13 @@ func (e *explain) Run(ctx context.Context, out *cli.Output) error {
 		}
 		return err
 	}
-	i, err := c.OpenIssuer(ctx)
-	if err != nil {
-		return err
-	}
-	verdicts, err := i.Explain(ctx, request)
-	if verdicts == nil {
-		return err
-	}
-	return show(out, verdicts, err)
+	return withIssuer(ctx, c, func(o *issuerd.Opened) error {
+		verdicts, err := o.Explain(ctx, request)
+		if verdicts == nil {
+			return err
+		}
+		return show(out, verdicts, err)
+	})
 }
 
 func show(out *cli.Output, verdicts []issuer.Verdict, err error) error {
@@ -180,5 +183,5 @@ func parseRequest(data []byte) (issuer.Request, error) {
 }
 
 func main() {
-	os.Exit(cli.Main("issuerctl", "Make a CA for an issuer, see how it decides, and say what may be done with devices.", newGrammar(hooks{}), os.Args[1:]))
+	os.Exit(cli.Main("issuerctl", "Make a CA for an issuer, see how it decides, and say what may be done with devices.", newGrammar(onIssued()), os.Args[1:]))
 }

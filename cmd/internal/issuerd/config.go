@@ -33,6 +33,7 @@ type Config struct {
 	Registry      config.Registry `toml:"registry"`
 	CA            CA              `toml:"ca"`
 	Proto         *CA             `toml:"proto"` // behind POST /proto; without it, that of [ca]
+	IoT           *IoT            `toml:"iot"`   // without it, certificates are registered nowhere
 	Challenge     Challenge       `toml:"challenge"`
 	Limits        Limits          `toml:"limits"`
 	Issuance      Issuance        `toml:"issuance"`
@@ -47,12 +48,36 @@ type TLS struct {
 	Key         string `toml:"key"`
 }
 
-// CA is the table [ca].
+// CA is the table [ca] or [proto].
 type CA struct {
-	Kind           string `toml:"kind"` // "local"
-	Name           string `toml:"name"` // that claims remember; empty: the kind
+	Kind string `toml:"kind"` // "local", "acmpca" or "iotcore"
+	Name string `toml:"name"` // that claims remember; empty: the kind
+
+	// Of kind "local": a key in an encrypted file, or in AWS KMS.
 	Dir            string `toml:"dir"`
 	PassphraseFile string `toml:"passphrase_file"`
+	KMSKey         string `toml:"kms_key"`
+
+	// Of kind "acmpca".
+	ARN              string `toml:"arn"`
+	Template         string `toml:"template_arn"` // or its name; empty: for client authentication
+	SigningAlgorithm string `toml:"signing_algorithm"`
+	Root             string `toml:"root"` // a file with the root certificates
+
+	// Of what is in AWS.
+	Region   string `toml:"region"`
+	Endpoint string `toml:"endpoint"` // for tests and private endpoints
+}
+
+// IoT is the table [iot]: where certificates are made known before they are answered.
+type IoT struct {
+	CARegistered bool              `toml:"ca_registered"`
+	ThingType    string            `toml:"thing_type"`
+	ThingGroup   string            `toml:"thing_group"`
+	Policy       string            `toml:"policy"`
+	Attributes   map[string]string `toml:"attributes"`
+	Region       string            `toml:"region"`
+	Endpoint     string            `toml:"endpoint"` // of the API; for tests and private endpoints
 }
 
 // Issuance is the table [issuance]: where it is remembered what was issued.
@@ -177,6 +202,12 @@ func (c Config) check(f *config.File) error {
 			return f.Errorf("proto.name", "Give one of them a name of its own; claims remember it.", "[ca] and [proto] are both named %q", c.CA.name())
 		}
 	}
+	if c.IoT == nil && (c.CA.Kind == "iotcore" || c.Proto != nil && c.Proto.Kind == "iotcore") {
+		return f.Errorf("iot", "Add the table [iot] with thing_group or policy.", "a CA of AWS IoT Core needs [iot]: its certificates are inactive until they are registered")
+	}
+	if c.IoT != nil && c.IoT.ThingGroup == "" && c.IoT.Policy == "" {
+		return f.Errorf("iot", "Write thing_group (with a policy on it), or policy.", "[iot] names no policy: a device could do nothing with its certificate")
+	}
 	if c.Challenge.KeyFile != "" && !filepath.IsAbs(c.Challenge.KeyFile) {
 		return f.Errorf("challenge.key_file", "Write the absolute path of the file.", "challenge.key_file is %q", c.Challenge.KeyFile)
 	}
@@ -239,22 +270,50 @@ func (c CA) name() string {
 }
 
 func (c CA) check(f *config.File, table string) error {
-	switch c.Kind {
-	case "local":
-	case "acmpca", "iotcore":
-		return f.Errorf(table+".kind", `Write kind = "local" with dir and passphrase_file.`, "this version cannot sign with a CA of kind %q", c.Kind)
-	default:
-		return f.Errorf(table+".kind", `Write kind = "local" with dir and passphrase_file.`, "%s.kind is %q", table, c.Kind)
-	}
+	const kinds = `Write kind = "local", "acmpca" or "iotcore".`
 	if c.Name != "" {
 		if err := board.CheckName(c.Name); err != nil {
 			return f.Errorf(table+".name", "Write 1 to 63 of a-z, 0-9 and -, and never change it.", "%s.name is %q", table, c.Name)
 		}
 	}
-	if !filepath.IsAbs(c.Dir) {
-		return f.Errorf(table+".dir", "Write the absolute path of the folder that issuerctl ca init made.", "%s.dir is %q", table, c.Dir)
+	of := map[string][]string{
+		"local": {"dir", "passphrase_file", "kms_key", "region", "endpoint"}, "iotcore": {"region", "endpoint"},
+		"acmpca": {"arn", "template_arn", "signing_algorithm", "root", "region", "endpoint"},
 	}
-	if !filepath.IsAbs(c.PassphraseFile) {
+	if of[c.Kind] == nil {
+		return f.Errorf(table+".kind", kinds, "%s.kind is %q", table, c.Kind)
+	}
+	set := []struct{ key, value string }{
+		{"dir", c.Dir}, {"passphrase_file", c.PassphraseFile}, {"kms_key", c.KMSKey}, {"arn", c.ARN}, {"template_arn", c.Template},
+		{"signing_algorithm", c.SigningAlgorithm}, {"root", c.Root}, {"region", c.Region}, {"endpoint", c.Endpoint},
+	}
+	for _, s := range set {
+		if s.value != "" && !slices.Contains(of[c.Kind], s.key) {
+			return f.Errorf(table+"."+s.key, "Remove it, or choose another kind.", "%s.%s does not go with kind = %q", table, s.key, c.Kind)
+		}
+	}
+	switch c.Kind {
+	case "local":
+		return c.checkLocal(f, table)
+	case "acmpca":
+		if c.ARN == "" {
+			return f.Errorf(table+".arn", "Write the ARN of the certificate authority in ACM Private CA.", "%s.arn is missing", table)
+		}
+		if !filepath.IsAbs(c.Root) {
+			return f.Errorf(table+".root", "Write the absolute path of the file with the root certificate (PEM).", "%s.root is %q", table, c.Root)
+		}
+	}
+	return nil
+}
+
+func (c CA) checkLocal(f *config.File, table string) error {
+	if !filepath.IsAbs(c.Dir) {
+		return f.Errorf(table+".dir", "Write the absolute path of the folder that issuerctl ca init or pki run made.", "%s.dir is %q", table, c.Dir)
+	}
+	if c.KMSKey != "" && c.PassphraseFile != "" {
+		return f.Errorf(table+".kms_key", "Remove one of them.", "%s has a passphrase_file and a kms_key", table)
+	}
+	if c.KMSKey == "" && !filepath.IsAbs(c.PassphraseFile) {
 		return f.Errorf(table+".passphrase_file", "Write the absolute path of the file that holds the passphrase of issuing.key.", "%s.passphrase_file is %q", table, c.PassphraseFile)
 	}
 	return nil
@@ -335,9 +394,33 @@ func (c Config) policy(challenges *issuer.Challenges) (issuer.Policy, error) {
 	return p, nil
 }
 
-// open makes the CA.
-func (c CA) open() (issuer.CA, error) {
-	return issuer.OpenLocalCA(issuer.LocalCAConfig{Dir: c.Dir, PassphraseFile: c.PassphraseFile})
+// open makes the CA. A key in KMS is asked for its public half.
+func (c CA) open(ctx context.Context) (issuer.CA, error) {
+	switch c.Kind {
+	case "acmpca":
+		template := c.Template
+		if _, name, isARN := strings.Cut(template, ":acm-pca:::template/"); isARN {
+			template = name
+		}
+		roots, err := issuer.ReadCertificates(c.Root)
+		if err != nil {
+			return nil, fmt.Errorf("the root of the CA in ACM PCA: %w", err)
+		}
+		return issuer.OpenACMPCA(ctx, issuer.ACMPCAConfig{
+			ARN: c.ARN, Roots: roots, Template: template, SigningAlgorithm: c.SigningAlgorithm, Region: c.Region, Endpoint: c.Endpoint,
+		})
+	case "iotcore":
+		return issuer.OpenIoTCore(ctx, issuer.IoTCoreConfig{Region: c.Region, Endpoint: c.Endpoint})
+	}
+	local := issuer.LocalCAConfig{Dir: c.Dir, PassphraseFile: c.PassphraseFile}
+	if c.KMSKey != "" {
+		signer, err := issuer.OpenKMSSigner(ctx, issuer.KMSConfig{KeyID: c.KMSKey, Region: c.Region, Endpoint: c.Endpoint})
+		if err != nil {
+			return nil, err
+		}
+		local.Signer = signer
+	}
+	return issuer.OpenLocalCA(local)
 }
 
 // Opened is an issuer with what its doors need.
@@ -347,6 +430,8 @@ type Opened struct {
 	New, Proto string // the names of the CAs behind the two doors
 	Challenges *issuer.Challenges
 	Endpoint   func(context.Context) (string, error)
+	Claims     issuer.Claims
+	CAs        map[string]issuer.CA
 	close      func() error
 }
 
@@ -379,17 +464,30 @@ func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
 	config := issuer.Config{Policy: policy, Registry: o.Registry, CAs: map[string]issuer.CA{}}
-	if config.CAs[o.New], err = c.CA.open(); err != nil {
+	if config.CAs[o.New], err = c.CA.open(ctx); err != nil {
 		return nil, err
 	}
 	if c.Proto != nil {
 		o.Proto = c.Proto.name()
-		if config.CAs[o.Proto], err = c.Proto.open(); err != nil {
+		if config.CAs[o.Proto], err = c.Proto.open(ctx); err != nil {
 			return nil, err
 		}
 	}
 	if c.Endpoint != "" {
 		o.Endpoint = func(context.Context) (string, error) { return c.Endpoint, nil }
+	}
+	if c.IoT != nil {
+		registrar, err := issuer.OpenIoTRegistrar(ctx, issuer.IoTRegistrarConfig{
+			CARegistered: c.IoT.CARegistered, ThingType: c.IoT.ThingType, ThingGroup: c.IoT.ThingGroup, Policy: c.IoT.Policy,
+			Attributes: c.IoT.Attributes, Region: c.IoT.Region, Endpoint: c.IoT.Endpoint,
+		})
+		if err != nil {
+			return nil, err
+		}
+		config.Registrar = registrar
+		if c.Endpoint == "" {
+			o.Endpoint = registrar.DataEndpoint
+		}
 	}
 	if limiter := c.Limits.limiter(c.Limits.DevicePerMinute); limiter != nil {
 		config.Admit = func(device board.DeviceID) error {
@@ -402,6 +500,7 @@ func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
 	if config.Claims, err = c.Issuance.open(ctx, c.SKU, c.Registry); err != nil {
 		return nil, fmt.Errorf("opening the memory of what was issued: %w", err)
 	}
+	o.Claims, o.CAs = config.Claims, config.CAs
 	if closer, ok := config.Claims.(io.Closer); ok {
 		o.close = closer.Close
 	}

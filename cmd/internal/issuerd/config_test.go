@@ -39,6 +39,7 @@ days = 0
 [log]
 level = "info"
 `
+	const localCA = "kind = \"local\"\ndir = \"/var/lib/issuerd/ca\"\npassphrase_file = \"/etc/secretfree/ca.pass\""
 	load := func(t *testing.T, text string) (string, Config, error) {
 		name := filepath.Join(t.TempDir(), "issuerd.toml")
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
@@ -59,7 +60,21 @@ level = "info"
 		{`certificate = "/etc/secretfree/issuerd.crt"`, ``, `:5: tls has a certificate or a key, not both. Write`},
 		{`"/etc/secretfree/issuerd.key"`, `"issuerd.key"`, `:7: tls.key is "issuerd.key". Write the absolute path`},
 		{`"us-east-1"`, `"us east"`, `:11: registry.region is "us east". Write`},
-		{`"local"`, `"acmpca"`, `:13: this version cannot sign`},
+		{`"local"`, `"acmpca"`, `:14: ca.dir does not go with kind = "acmpca". Remove it`},
+		{localCA, "kind = \"acmpca\"\nroot = \"/r.pem\"", `:12: ca.arn is missing. Write the ARN`},
+		{localCA, "kind = \"acmpca\"\narn = \"a\"\nroot = \"r.pem\"", `:15: ca.root is "r.pem". Write the absolute path`},
+		{localCA, `kind = "iotcore"`, `a CA of AWS IoT Core needs [iot]`},
+		{localCA, localCA + "\nkms_key = \"k\"", `:16: ca has a passphrase_file and a kms_key. Remove one`},
+		{localCA, localCA + "\nname = \"A b\"", `:16: ca.name is "A b". Write 1 to 63`},
+		{localCA, localCA + "\n[proto]\n" + localCA, `[ca] and [proto] are both named "local". Give one of them`},
+		{`[policy]`, "[iot]\n[policy]", `[iot] names no policy`},
+		{`[policy]`, "[challenge]\nkey_file = \"k\"\n[policy]", `:25: challenge.key_file is "k". Write the absolute path`},
+		{`[policy]`, "[challenge]\nkey_file = \"/k\"\nkms_key = \"k\"\n[policy]", `:26: [challenge] has a key_file and a kms_key. Remove one`},
+		{`[policy]`, "[challenge]\nminutes = 0\n[policy]", `:25: challenge.minutes is 0. Write 1 to 1440`},
+		{`[policy]`, "[limits]\nproxies = -1\n[policy]", `:25: limits.proxies is -1. Write 0 or more`},
+		{`days = 0`, "days = 10\nrenew_days = 10", `renewal 240h0m0s before the end of a validity of 240h0m0s`},
+		{`days = 0`, "organization = \"ß\"", `the organization is not at most 64 characters`},
+		{`days = 0`, "[[policy.hold]]\nstation = \"x\"", `a hold of a lot needs a reason`},
 		{`"local"`, `"remote"`, `:13: ca.kind is "remote". Write`},
 		{`"/var/lib/issuerd/ca"`, `"ca"`, `:14: ca.dir is "ca". Write the absolute path`},
 		{`"/etc/secretfree/ca.pass"`, `"ca.pass"`, `:15: ca.passphrase_file is "ca.pass". Write the absolute path`},
