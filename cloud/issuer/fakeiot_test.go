@@ -48,7 +48,7 @@ type fakeThing struct {
 type iotRequest struct {
 	CertificateSigningRequest string
 	CertificatePem            string
-	CaCertificate             string
+	CaCertificatePem          string
 	Status                    string
 	ThingTypeName             string
 	AttributePayload          struct{ Attributes map[string]string }
@@ -177,7 +177,7 @@ func (f *fakeIoT) register(r *http.Request, in iotRequest) any {
 		return badRequest("CertificateValidationException", "The certificate is invalid")
 	}
 	if f.operation(r) == "RegisterCertificate" {
-		if ca, err := onePEM(in.CaCertificate); err != nil || string(ca) != string(f.registeredCA) {
+		if ca, err := onePEM(in.CaCertificatePem); err != nil || string(ca) != string(f.registeredCA) {
 			return badRequest("CertificateValidationException", "CA certificate is not registered")
 		}
 	}

@@ -1,0 +1,361 @@
+package issuer
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// iotTest is AWS IoT Core with a registrar, and an issuer before it.
+type iotTest struct {
+	fake    *fakeIoT
+	weather *weather
+	config  IoTRegistrarConfig
+}
+
+func onIoT(t *testing.T, test func(t *testing.T, i *iotTest)) {
+	t.Helper()
+	awsEnvironment(t)
+	synctest.Test(t, func(t *testing.T) {
+		i := &iotTest{fake: newFakeIoT(), config: IoTRegistrarConfig{
+			ThingGroup: "devices", Policy: "device", ThingType: "board", Attributes: map[string]string{"sku": testSKU},
+		}}
+		var config IoTCoreConfig
+		config, i.weather = i.fake.config()
+		i.config.test = config.test
+		test(t, i)
+	})
+}
+
+func (i *iotTest) registrar(t *testing.T) *IoTRegistrar {
+	t.Helper()
+	r, err := OpenIoTRegistrar(t.Context(), i.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (i *iotTest) ca(t *testing.T) *IoTCore {
+	t.Helper()
+	ca, err := OpenIoTCore(t.Context(), IoTCoreConfig{test: i.config.test})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+// active are the ids of what may connect.
+func (i *iotTest) active() (ids []string) {
+	for id, c := range i.fake.certificates {
+		if c.state == "ACTIVE" {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// Each call fails in each way, for a whole request. Asking again comes to one active certificate, which is the one that is answered, with all that it needs;
+// what was left is inactive, and swept after an hour.
+func TestIoTWeather(t *testing.T) {
+	for _, operation := range []string{
+		"CreateCertificateFromCsr", "DescribeCertificate", "RegisterCertificate", "RegisterCertificateWithoutCA", "CreateThing",
+		"AttachThingPrincipal", "AddThingToThingGroup", "AttachPolicy", "UpdateCertificate",
+	} {
+		for _, name := range []string{"not applied", "lost answer", "throttled"} {
+			f := fates[name]
+			t.Run(operation+" "+name, func(t *testing.T) {
+				onIoT(t, func(t *testing.T, i *iotTest) {
+					var ca CA = localCA(t)
+					switch operation {
+					case "CreateCertificateFromCsr", "DescribeCertificate":
+						ca = i.ca(t)
+					case "RegisterCertificate":
+						i.config.CARegistered = true
+						i.fake.registeredCA = localCA(t).issuing.Raw
+					}
+					w := newCAWorld(t, ca, i.registrar(t))
+					i.weather.lose(operation, f, -1)
+					if _, err := w.issue(t); err == nil {
+						t.Fatal("no error in an outage")
+					}
+					if i.weather.count(operation) == 0 {
+						t.Fatal("it was not called")
+					}
+					if f != lostAnswer && f != serverLies || operation != "UpdateCertificate" {
+						if got := i.active(); len(got) != 0 {
+							t.Errorf("active in an outage: %v", got)
+						}
+					}
+					i.weather.clear()
+					c, err := w.issue(t)
+					if err != nil {
+						t.Fatal(err)
+					}
+					again, err := w.issue(t)
+					if err != nil || !equal(c, again) {
+						t.Errorf("again: %v", err)
+					}
+					i.check(t, w, c)
+				})
+			})
+		}
+	}
+}
+
+// check sees that c is the one that may connect, with all that it needs, and that a sweep leaves nothing else.
+func (i *iotTest) check(t *testing.T, w *caWorld, c Certificate) {
+	t.Helper()
+	id, device := certificateID(c.Leaf), w.board.id.String()
+	if got := i.active(); len(got) != 1 || got[0] != id {
+		t.Errorf("active: %v, want %s", got, id)
+	}
+	stored := i.fake.certificates[id]
+	if !stored.things[device] || len(stored.things) != 1 || !stored.policies["device"] || !i.fake.groups["devices"][device] ||
+		i.fake.things[device].attributes["sku"] != testSKU || i.fake.things[device].kind != "board" {
+		t.Errorf("it lacks something: %+v", stored)
+	}
+	left := i.fake.count() - 1
+	ca := i.ca(t)
+	for _, step := range []struct {
+		after   time.Duration
+		dry     bool
+		swept   int
+		holding int
+	}{{0, false, 0, left + 1}, {61 * time.Minute, true, left, left + 1}, {0, false, left, 1}, {0, false, 0, 1}} {
+		time.Sleep(step.after) // of the test's own clock
+		orphans, err := ca.Sweep(t.Context(), w.claims, 0, step.dry)
+		if err != nil || len(orphans) != step.swept || i.fake.count() != step.holding {
+			t.Errorf("swept %v, %v; %d are left, want %d", orphans, err, i.fake.count(), step.holding)
+		}
+		for _, o := range orphans {
+			if o.Err != nil || o.Device != w.board.id || o.CertificateID == id || !o.Created.Before(time.Now().Add(-time.Hour)) {
+				t.Errorf("swept %+v", o)
+			}
+		}
+	}
+	if i.fake.status(id) != "ACTIVE" {
+		t.Error("the certificate that is used was swept")
+	}
+}
+
+// What is not a claim's, or is one's, is left alone.
+func TestIoTSweepKeeps(t *testing.T) {
+	onIoT(t, func(t *testing.T, i *iotTest) {
+		ca := i.ca(t)
+		w := newCAWorld(t, ca, nil)
+		if _, err := w.issue(t); err != nil { // inactive, and known
+			t.Fatal(err)
+		}
+		foreign := approvedFor(t)
+		if _, err := ca.Issue(t.Context(), foreign, mustClaim(t, foreign), &memMemo{}); err != nil { // for a key of no claim
+			t.Fatal(err)
+		}
+		// Only the memo knows the one of a claim whose certificate was not written down.
+		noted := approvedFor(t)
+		claim, memo := mustClaim(t, noted), &memMemo{}
+		if _, err := ca.Issue(t.Context(), noted, claim, memo); err != nil {
+			t.Fatal(err)
+		}
+		issuance := begun(claim)
+		issuance.Memo = memo.text
+		if _, err := w.claims.Create(t.Context(), issuance); err != nil {
+			t.Fatal(err)
+		}
+		// An orphan that became active is somebody's.
+		lost := &memMemo{fail: func(string) error { return errInjected }}
+		if _, err := ca.Issue(t.Context(), noted, claim, lost); !errors.Is(err, errInjected) {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour) // of the test's own clock
+		if orphans, err := ca.Sweep(t.Context(), w.claims, 3*time.Hour, false); err != nil || len(orphans) != 0 {
+			t.Errorf("swept %v, %v before its time", orphans, err)
+		}
+		orphans, err := ca.Sweep(t.Context(), w.claims, 0, true)
+		if err != nil || len(orphans) != 1 {
+			t.Fatalf("%v, %v", orphans, err)
+		}
+		i.fake.set(func() { i.fake.certificates[orphans[0].CertificateID].policies["device"] = true })
+		if kept, err := ca.Sweep(t.Context(), w.claims, 0, false); err != nil || len(kept) != 1 || kept[0].Err == nil ||
+			!strings.Contains(kept[0].Err.Error(), "DeleteConflictException") {
+			t.Errorf("one with a policy: %v, %v", kept, err)
+		}
+		i.fake.set(func() { i.fake.certificates[orphans[0].CertificateID].state = "ACTIVE" })
+		if orphans, err := ca.Sweep(t.Context(), w.claims, 0, false); err != nil || len(orphans) != 0 || i.fake.count() != 4 {
+			t.Errorf("swept %v, %v", orphans, err)
+		}
+		i.weather.lose("ListCertificates", throttled, -1)
+		if _, err := ca.Sweep(t.Context(), w.claims, 0, false); err == nil || !strings.Contains(err.Error(), "ThrottlingException") {
+			t.Errorf("throttled: %v", err)
+		}
+	})
+}
+
+func TestIoTMemoDamaged(t *testing.T) {
+	onIoT(t, func(t *testing.T, i *iotTest) {
+		a, ca, memo := approvedFor(t), i.ca(t), &memMemo{}
+		claim := mustClaim(t, a)
+		if _, err := ca.Issue(t.Context(), a, claim, memo); err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{"x", "{}", memo.text + " ", strings.Replace(memo.text, `"version":1`, `"version":2`, 1), `{"version":1,"certificateId":"00"}`} {
+			if _, err := ca.Issue(t.Context(), a, claim, &memMemo{text: text}); !errors.Is(err, ErrBadClaim) {
+				t.Errorf("%s: %v", text, err)
+			}
+			if err := ca.Revoke(t.Context(), Issuance{Memo: text}, Unspecified); !errors.Is(err, ErrBadClaim) {
+				t.Errorf("revoking, %s: %v", text, err)
+			}
+		}
+	})
+}
+
+func TestIoTRegistrarRefuses(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spoil func(t *testing.T, i *iotTest, a Approved, c *Certificate)
+		is    error
+		want  string
+	}{
+		{"revoked", func(t *testing.T, i *iotTest, a Approved, c *Certificate) {
+			r := i.registrar(t)
+			if err := errors.Join(r.Register(t.Context(), a.device, *c), r.Deactivate(t.Context(), a.device, *c)); err != nil {
+				t.Error(err)
+			}
+		}, ErrCertificateStatus, "it is REVOKED"},
+		{"another under its id", func(t *testing.T, i *iotTest, a Approved, c *Certificate) {
+			other := approvedFor(t)
+			o, err := localCA(t).Issue(t.Context(), other, mustClaim(t, other), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i.fake.store(c.Leaf, "INACTIVE")
+			i.fake.certificates[certificateID(c.Leaf)].leaf = o.Leaf
+		}, nil, "is another"},
+		{"CA not registered", func(_ *testing.T, i *iotTest, _ Approved, _ *Certificate) { i.config.CARegistered = true }, nil, "CA certificate is not registered"},
+		{"thing of another type", func(_ *testing.T, i *iotTest, a Approved, _ *Certificate) {
+			i.fake.things[a.device.String()] = &fakeThing{"lamp", i.config.Attributes}
+		}, ErrThingConflict, `has the type "lamp", want "board"`},
+		{"thing with other attributes", func(_ *testing.T, i *iotTest, a Approved, _ *Certificate) {
+			i.fake.things[a.device.String()] = &fakeThing{"board", map[string]string{"sku": "other"}}
+		}, ErrThingConflict, `has sku = "other", want "widgiot"`},
+		{"no such type", func(_ *testing.T, i *iotTest, _ Approved, _ *Certificate) { i.config.ThingType = "none" }, nil, "making a thing in AWS IoT Core: ResourceNotFoundException"},
+		{"no such group", func(_ *testing.T, i *iotTest, _ Approved, _ *Certificate) { i.config.ThingGroup = "none" }, nil, "thing group none"},
+		{"no such policy", func(_ *testing.T, i *iotTest, _ Approved, _ *Certificate) { i.config.Policy = "none" }, nil, "the policy none"},
+		{"too many policies", func(t *testing.T, i *iotTest, _ Approved, c *Certificate) {
+			i.fake.store(c.Leaf, "INACTIVE")
+			for n := range 10 {
+				i.fake.certificates[certificateID(c.Leaf)].policies[string(rune('a'+n))] = true
+			}
+		}, nil, "LimitExceededException"},
+		{"made by IoT Core, and gone", func(_ *testing.T, _ *iotTest, _ Approved, c *Certificate) { c.Chain = nil }, nil, "ResourceNotFoundException"},
+		{"no certificate", func(_ *testing.T, _ *iotTest, _ Approved, c *Certificate) { c.Leaf = []byte("x") }, nil, "CertificateValidationException"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			onIoT(t, func(t *testing.T, i *iotTest) {
+				a := approvedFor(t)
+				c, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				test.spoil(t, i, a, &c)
+				err = i.registrar(t).Register(t.Context(), a.device, c)
+				if err == nil || !strings.Contains(err.Error(), test.want) || test.is != nil && !errors.Is(err, test.is) {
+					t.Errorf("got %v, want %q", err, test.want)
+				}
+				if got := i.active(); len(got) != 0 {
+					t.Errorf("active: %v", got)
+				}
+			})
+		})
+	}
+}
+
+// Attributes that others gave a thing stay, and are no conflict.
+func TestIoTThingOfOthers(t *testing.T) {
+	onIoT(t, func(t *testing.T, i *iotTest) {
+		a := approvedFor(t)
+		c, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.fake.things[a.device.String()] = &fakeThing{"board", map[string]string{"sku": testSKU, "colour": "red"}}
+		if err := i.registrar(t).Register(t.Context(), a.device, c); err != nil {
+			t.Error(err)
+		}
+		if i.fake.things[a.device.String()].attributes["colour"] != "red" {
+			t.Error("an attribute is lost")
+		}
+	})
+}
+
+func TestIoTDeactivate(t *testing.T) {
+	onIoT(t, func(t *testing.T, i *iotTest) {
+		a, r := approvedFor(t), i.registrar(t)
+		c, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Deactivate(t.Context(), a.device, c); err != nil {
+			t.Errorf("one that is not known: %v", err)
+		}
+		if err := r.Register(t.Context(), a.device, c); err != nil {
+			t.Fatal(err)
+		}
+		i.weather.lose("UpdateCertificate", lostAnswer, 1)
+		for range 2 {
+			if err := r.Deactivate(t.Context(), a.device, c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
+				t.Errorf("%v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
+			}
+		}
+		i.weather.lose("UpdateCertificate", serverFault, -1)
+		if err := r.Deactivate(t.Context(), a.device, c); err == nil || !strings.Contains(err.Error(), "making a certificate REVOKED") {
+			t.Errorf("an outage: %v", err)
+		}
+	})
+}
+
+func TestOpenIoTRegistrarRefuses(t *testing.T) {
+	awsEnvironment(t)
+	four := map[string]string{"a": "1", "b": "2", "c": "3", "d": "4"}
+	for want, config := range map[string]IoTRegistrarConfig{
+		"the thing type \"a b\"": {ThingType: "a b"}, "the thing group \"a/b\"": {ThingGroup: "a/b"}, "the policy \"ä\"": {Policy: "ä"},
+		"4 attributes, at most 3": {Attributes: four}, "the attribute \"a b\"": {Attributes: map[string]string{"a b": "1"}},
+		"the attribute \"a\" = \"\"": {Attributes: map[string]string{"a": ""}},
+	} {
+		if _, err := OpenIoTRegistrar(t.Context(), config); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// AWS is asked once an hour where devices connect, and an old answer is better than none.
+func TestIoTDataEndpoint(t *testing.T) {
+	onIoT(t, func(t *testing.T, i *iotTest) {
+		r := i.registrar(t)
+		i.weather.lose("DescribeEndpoint", serverFault, -1)
+		if _, err := r.DataEndpoint(t.Context()); err == nil || !strings.Contains(err.Error(), "where devices connect") {
+			t.Errorf("an outage at first: %v", err)
+		}
+		i.weather.clear()
+		for _, step := range []struct {
+			after time.Duration
+			away  bool
+			want  string
+		}{
+			{0, false, "a1-"}, {59 * time.Minute, false, "a1-"}, {time.Minute, false, "a2-"}, {2 * time.Hour, true, "a2-"}, {0, false, "a3-"},
+		} {
+			time.Sleep(step.after) // of the test's own clock
+			i.weather.clear()
+			if step.away {
+				i.weather.lose("DescribeEndpoint", notApplied, -1)
+			}
+			if got, err := r.DataEndpoint(t.Context()); err != nil || !strings.HasPrefix(got, step.want) {
+				t.Errorf("after %v: %s, %v, want %s", step.after, got, err, step.want)
+			}
+		}
+	})
+}
