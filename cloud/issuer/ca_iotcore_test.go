@@ -14,6 +14,7 @@ type iotTest struct {
 	fake    *fakeIoT
 	weather *weather
 	config  IoTRegistrarConfig
+	local   *LocalCA // whose certificates are valid on the test's own clock
 }
 
 func onIoT(t *testing.T, test func(t *testing.T, i *iotTest)) {
@@ -23,6 +24,8 @@ func onIoT(t *testing.T, test func(t *testing.T, i *iotTest)) {
 		i := &iotTest{fake: newFakeIoT(), config: IoTRegistrarConfig{
 			ThingGroup: "devices", Policy: "device", ThingType: "board", Attributes: map[string]string{"sku": testSKU},
 		}}
+		pca := newFakePCA(t) // for its CA
+		i.local = &LocalCA{key: pca.caKey, issuing: pca.ca, root: pca.root}
 		var config IoTCoreConfig
 		config, i.weather = i.fake.config()
 		i.config.test = config.test
@@ -70,13 +73,13 @@ func TestIoTWeather(t *testing.T) {
 			f := fates[name]
 			t.Run(operation+" "+name, func(t *testing.T) {
 				onIoT(t, func(t *testing.T, i *iotTest) {
-					var ca CA = localCA(t)
+					var ca CA = i.local
 					switch operation {
 					case "CreateCertificateFromCsr", "DescribeCertificate":
 						ca = i.ca(t)
 					case "RegisterCertificate":
 						i.config.CARegistered = true
-						i.fake.registeredCA = localCA(t).issuing.Raw
+						i.fake.registeredCA = i.local.issuing.Raw
 					}
 					w := newCAWorld(t, ca, i.registrar(t))
 					i.weather.lose(operation, f, -1)
@@ -228,7 +231,7 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 		}, ErrCertificateStatus, "it is REVOKED"},
 		{"another under its id", func(t *testing.T, i *iotTest, a Approved, c *Certificate) {
 			other := approvedFor(t)
-			o, err := localCA(t).Issue(t.Context(), other, mustClaim(t, other), nil)
+			o, err := i.local.Issue(t.Context(), other, mustClaim(t, other), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -257,7 +260,7 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			onIoT(t, func(t *testing.T, i *iotTest) {
 				a := approvedFor(t)
-				c, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a), nil)
+				c, err := i.local.Issue(t.Context(), a, mustClaim(t, a), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -278,7 +281,7 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 func TestIoTThingOfOthers(t *testing.T) {
 	onIoT(t, func(t *testing.T, i *iotTest) {
 		a := approvedFor(t)
-		c, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a), nil)
+		c, err := i.local.Issue(t.Context(), a, mustClaim(t, a), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -295,7 +298,7 @@ func TestIoTThingOfOthers(t *testing.T) {
 func TestIoTDeactivate(t *testing.T) {
 	onIoT(t, func(t *testing.T, i *iotTest) {
 		a, r := approvedFor(t), i.registrar(t)
-		c, err := localCA(t).Issue(t.Context(), a, mustClaim(t, a), nil)
+		c, err := i.local.Issue(t.Context(), a, mustClaim(t, a), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

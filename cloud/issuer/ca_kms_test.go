@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -254,4 +255,21 @@ func TestKMSWeather(t *testing.T) {
 			t.Errorf("a call that hangs: %v after %v", err, time.Since(start))
 		}
 	})
+}
+
+// A key in KMS that is not that of the issuing CA is refused at the start.
+func TestKMSKeyOfAnotherCA(t *testing.T) {
+	awsEnvironment(t)
+	signer, err := OpenKMSSigner(t.Context(), KMSConfig{KeyID: fakeSigningKey, test: awsTest{newWeather(newFakeKMS(t), target)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent, err := caDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenLocalCA(LocalCAConfig{Dir: filepath.Join(parent, "ca"), Signer: signer}); err == nil ||
+		!strings.Contains(err.Error(), "the key of the signer is not that of the certificate in issuing.pem") {
+		t.Errorf("got %v", err)
+	}
 }

@@ -39,6 +39,9 @@ func caBackends() map[string]struct {
 	}
 	return map[string]backend{
 		"local": {false, func(*testing.T) {}, func(t *testing.T) caBackend { return caBackend{ca: localCA(t), same: true} }},
+		"local-kms-fake": {false, awsEnvironment, func(t *testing.T) caBackend {
+			return caBackend{ca: kmsCAWith(t, KMSConfig{KeyID: fakeSigningKey, test: awsTest{newWeather(newFakeKMS(t), target)}})}
+		}},
 		"local-kms-moto": {false, func(t *testing.T) { motoEndpoint(t) }, func(t *testing.T) caBackend {
 			return caBackend{ca: kmsCA(t)}
 		}},
