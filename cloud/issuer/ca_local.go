@@ -244,6 +244,9 @@ type LocalCA struct {
 	issuing *x509.Certificate
 	chain   []*x509.Certificate // between the two, from the issuing one's up
 	root    *x509.Certificate
+
+	responder       *responder // of OCSP; nil if the issuing CA answers itself
+	crlURL, ocspURL string
 }
 
 // LocalCAConfig says where a local CA is. Only root.pem, issuing.pem and issuing.key need to be there, and chain.pem where the
@@ -254,11 +257,14 @@ type LocalCAConfig struct {
 	// Signer has the issuing CA's key, if issuing.key has not: a *KMSSigner. Certificates of one claim then have one serial
 	// number but differ in their signatures.
 	Signer crypto.Signer
+	// CRLURL and OCSPURL stand in every certificate, if they are not empty: where others find out whether it is revoked. To change
+	// them changes what a claim that was cut short is signed with.
+	CRLURL, OCSPURL string
 }
 
 // OpenLocalCA reads and checks what InitLocalCA wrote, or a folder like it.
 func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
-	ca := &LocalCA{key: config.Signer}
+	ca := &LocalCA{key: config.Signer, crlURL: config.CRLURL, ocspURL: config.OCSPURL}
 	var err error
 	var passphrase []byte
 	if ca.key == nil {
@@ -304,11 +310,22 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 		return nil, fmt.Errorf("opening the CA: %s does not hold just the CAs between %s and %s, each before the one that signed it",
 			chainFile, issuingCertificateFile, rootCertificateFile)
 	}
+	if ca.responder, err = readResponder(config, passphrase, ca.issuing); err != nil {
+		return nil, fmt.Errorf("opening the CA: its responder of OCSP: %w", err)
+	}
 	return ca, nil
 }
 
 // Root is the trust anchor of all that ca signs.
 func (ca *LocalCA) Root() *x509.Certificate { return ca.root }
+
+// signer is the issuing CA's key, for what is signed in ctx.
+func (ca *LocalCA) signer(ctx context.Context) crypto.Signer {
+	if inKMS, ok := ca.key.(*KMSSigner); ok {
+		return inKMS.in(ctx)
+	}
+	return ca.key
+}
 
 // Chain is that of the interface Chained.
 func (ca *LocalCA) Chain() []*x509.Certificate {
@@ -334,11 +351,14 @@ func (ca *LocalCA) Issue(ctx context.Context, approved Approved, claim Claim, _ 
 		return Certificate{}, fmt.Errorf("the certificate would outlive the issuing CA (%s); make a new one, or shorten the policy's validity",
 			ca.issuing.NotAfter.Format(time.DateOnly))
 	}
-	key := ca.key
-	if inKMS, ok := key.(*KMSSigner); ok {
-		key = inKMS.in(ctx)
+	template := approved.template(claim)
+	if ca.crlURL != "" {
+		template.CRLDistributionPoints = []string{ca.crlURL}
 	}
-	leaf, err := x509.CreateCertificate(nil, approved.template(claim), ca.issuing, approved.key.Public(), key)
+	if ca.ocspURL != "" {
+		template.OCSPServer = []string{ca.ocspURL}
+	}
+	leaf, err := x509.CreateCertificate(nil, template, ca.issuing, approved.key.Public(), ca.signer(ctx))
 	if err != nil {
 		return Certificate{}, fmt.Errorf("signing the certificate: %w", err)
 	}

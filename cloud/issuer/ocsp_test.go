@@ -1,0 +1,552 @@
+package issuer
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"iter"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ocsp"
+)
+
+// told is a world whose revocations are on a real server.
+type told struct {
+	*world
+	revocations *Revocations
+	url         string
+	mu          sync.Mutex
+	errs        []error
+	now         time.Time
+}
+
+func newTold(t testing.TB, ca *LocalCA) *told {
+	t.Helper()
+	s := &told{world: newWorld(t), now: time.Now()}
+	var err error
+	s.revocations, err = NewRevocations(RevocationsConfig{
+		Claims: s.claims, CAs: map[string]*LocalCA{testCA: ca}, Now: s.clock,
+		Log: func(err error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.errs = append(s.errs, err)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(s.revocations)
+	t.Cleanup(server.Close)
+	s.url = server.URL
+	return s
+}
+
+func (s *told) clock() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+// pass lets time go by, for the revocations.
+func (s *told) pass(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now = s.now.Add(d)
+}
+
+// issue gives the board a certificate.
+func (s *told) issue(t testing.TB) *x509.Certificate {
+	t.Helper()
+	c, err := s.world.issuer.Issue(t.Context(), s.board.csr().request(t), testCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(c.Leaf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leaf
+}
+
+func (s *told) revoke(t testing.TB, reason Reason) {
+	t.Helper()
+	if _, err := s.world.issuer.Revoke(t.Context(), s.board.id, reason); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var ocspRequest = map[string]string{"Content-Type": "application/ocsp-request"}
+
+// status asks for a certificate's, in a path and in a body.
+func (s *told) status(t testing.TB, leaf *x509.Certificate, hash crypto.Hash) *ocsp.Response {
+	t.Helper()
+	issuing := localCA(t).issuing
+	der, err := ocsp.CreateRequest(leaf, issuing, &ocsp.RequestOptions{Hash: hash})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answers []*ocsp.Response
+	for _, c := range []struct {
+		method, path string
+		body         []byte
+	}{
+		{"POST", "/ocsp", der},
+		{"GET", "/ocsp/" + url.PathEscape(base64.StdEncoding.EncodeToString(der)), nil},
+		{"GET", "/ocsp/" + base64.StdEncoding.EncodeToString(der), nil}, // as careless clients have it
+	} {
+		response, body := call(t, c.method, s.url+c.path, ocspRequest, c.body)
+		if kind := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || kind != "application/ocsp-response" {
+			t.Fatalf("%s %s: %s, %s", c.method, c.path, response.Status, kind)
+		}
+		if cached := response.Header.Get("Cache-Control") == "max-age=900, public, no-transform, must-revalidate"; cached != (c.method == "GET") {
+			t.Errorf("%s: Cache-Control: %s", c.method, response.Header.Get("Cache-Control"))
+		}
+		answer, err := ocsp.ParseResponseForCert([]byte(body), leaf, issuing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer.IssuerHash != hash || !answer.NextUpdate.Equal(answer.ThisUpdate.Add(time.Hour)) || !answer.ThisUpdate.Equal(s.now.UTC().Truncate(time.Second)) {
+			t.Errorf("%s: %v from %v to %v", c.method, answer.IssuerHash, answer.ThisUpdate, answer.NextUpdate)
+		}
+		answers = append(answers, answer)
+	}
+	for _, answer := range answers {
+		if answer.Status != answers[0].Status || !answer.RevokedAt.Equal(answers[0].RevokedAt) {
+			t.Error("path and body are answered otherwise")
+		}
+	}
+	return answers[0]
+}
+
+func TestOCSP(t *testing.T) {
+	s := newTold(t, localCA(t))
+	leaf := s.issue(t)
+	for _, hash := range []crypto.Hash{crypto.SHA1, crypto.SHA256} {
+		if got := s.status(t, leaf, hash); got.Status != ocsp.Good || got.Certificate != nil {
+			t.Errorf("%v: a live one is %d", hash, got.Status)
+		}
+	}
+	// Serials that no claim has.
+	for _, serial := range []*big.Int{big.NewInt(1), new(big.Int).Lsh(big.NewInt(1), 130)} {
+		other := *leaf
+		other.SerialNumber = serial
+		if got := s.status(t, &other, crypto.SHA1); got.Status != ocsp.Unknown {
+			t.Errorf("serial %v is %d", serial, got.Status)
+		}
+	}
+	// A claim that nothing is signed for, and one that is another CA's.
+	approved, err := Decide(s.board.csr().request(t), ptr(s.registry.items[s.board.id]), s.policy, s.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ca := range []string{testCA, "other"} {
+		claim, err := newClaim(approved, 7, ca, s.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := Issuance{Claim: claim, Version: 1, State: Claimed}
+		if ca == "other" {
+			i.State, i.Revoked = Revoked, s.now
+		}
+		s.claims.stored["x"] = i
+		other := *leaf
+		other.SerialNumber = claim.Serial.Int()
+		if got := s.status(t, &other, crypto.SHA1); got.Status != ocsp.Unknown {
+			t.Errorf("a claim of %s, %s, is %d", ca, i.State, got.Status)
+		}
+		delete(s.claims.stored, "x")
+	}
+	s.revoke(t, KeyCompromise)
+	got := s.status(t, leaf, crypto.SHA256)
+	if got.Status != ocsp.Revoked || got.RevocationReason != int(KeyCompromise) || time.Since(got.RevokedAt) > time.Minute {
+		t.Errorf("revoked: %+v", got)
+	}
+	// From when on it must not be answered, and not from when on all were told.
+	for id, i := range s.claims.all() {
+		i.State = Revoking
+		s.claims.stored[id] = i
+	}
+	if got := s.status(t, leaf, crypto.SHA1); got.Status != ocsp.Revoked {
+		t.Error("what is being revoked is not")
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestOCSPRefuses(t *testing.T) {
+	s := newTold(t, localCA(t))
+	leaf := s.issue(t)
+	good, err := ocsp.CreateRequest(leaf, localCA(t).issuing, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := ocsp.CreateRequest(leaf, localCA(t).root, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		method, path string
+		body         []byte
+		status       int
+		want         []byte
+	}{
+		"garbage":                {"POST", "/ocsp", []byte("hello"), 200, ocsp.MalformedRequestErrorResponse},
+		"nothing":                {"POST", "/ocsp", nil, 200, ocsp.MalformedRequestErrorResponse},
+		"more than one":          {"POST", "/ocsp", append(bytes.Clone(good), 0), 200, ocsp.MalformedRequestErrorResponse},
+		"too large":              {"POST", "/ocsp", make([]byte, MaxDER+1), 200, ocsp.MalformedRequestErrorResponse},
+		"garbage in the path":    {"GET", "/ocsp/%25%25", nil, 200, ocsp.MalformedRequestErrorResponse},
+		"too large for the path": {"GET", "/ocsp/" + strings.Repeat("A", MaxText+1), nil, 200, ocsp.MalformedRequestErrorResponse},
+		"of another CA":          {"POST", "/ocsp", foreign, 200, ocsp.UnauthorizedErrorResponse},
+		"GET":                    {"GET", "/ocsp", nil, 405, nil},
+		"POST to a path":         {"POST", "/ocsp/" + url.PathEscape(base64.StdEncoding.EncodeToString(good)), nil, 405, nil},
+		"no such list":           {"GET", "/crl/other.crl", nil, 404, nil},
+		"no list":                {"GET", "/crl/" + testCA, nil, 404, nil},
+		"POST to a list":         {"POST", "/crl/" + testCA + ".crl", nil, 405, nil},
+	} {
+		response, body := call(t, c.method, s.url+c.path, ocspRequest, c.body)
+		if response.StatusCode != c.status || c.want != nil && body != string(c.want) {
+			t.Errorf("%s: %s, %x", name, response.Status, body)
+		}
+	}
+	s.revocations.config.Claims = away{s.claims}
+	if response, body := call(t, "POST", s.url+"/ocsp", ocspRequest, good); body != string(ocsp.TryLaterErrorResponse) || response.Header.Get("Retry-After") == "" || len(s.errs) != 1 || !errors.Is(s.errs[0], errInjected) {
+		t.Errorf("the claims are away: %x, logged %v", body, s.errs)
+	}
+	s.revocations.config.Admit = func(*http.Request) error { return ErrTooMany{"you"} }
+	if _, body := call(t, "POST", s.url+"/ocsp", ocspRequest, good); body != string(ocsp.TryLaterErrorResponse) {
+		t.Errorf("too many: %x", body)
+	}
+	if response, _ := call(t, "GET", s.url+"/crl/"+testCA+".crl", nil, nil); response.StatusCode != 503 || response.Header.Get("Retry-After") == "" {
+		t.Errorf("too many lists: %s", response.Status)
+	}
+	for path, want := range map[string]bool{"/ocsp": true, "/ocsp/a//b": true, "/crl/x": true, "/ocspx": false, "/new": false, "/crl": false} {
+		if got := s.revocations.Serves(httptest.NewRequest("GET", path, nil)); got != want {
+			t.Errorf("Serves %s: %v", path, got)
+		}
+	}
+	if _, err := NewRevocations(RevocationsConfig{}); err == nil {
+		t.Error("no claims are needed")
+	}
+}
+
+// away is a store of claims that cannot be reached.
+type away struct{ Claims }
+
+func (away) Serial(context.Context, Serial) (Issuance, error) { return Issuance{}, errInjected }
+func (away) All(context.Context) iter.Seq2[Issuance, error] {
+	return func(yield func(Issuance, error) bool) { yield(Issuance{}, errInjected) }
+}
+
+// delegate puts a responder into a copy of the shared CA's folder.
+func delegate(t *testing.T, change func(*x509.Certificate)) (dir string, open func() (*LocalCA, error)) {
+	t.Helper()
+	parent, err := caDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(t.TempDir(), "ca")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(parent, "ca"))); err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(99), Subject: pkix.Name{CommonName: "Test OCSP"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning},
+	}
+	change(template)
+	ca := localCA(t)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.issuing, &key.PublicKey, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := EncryptKey(key, []byte(testPassphrase), 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{responderCertificateFile: Certificate{Leaf: der}.LeafPEM(), responderKeyFile: sealed} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir, func() (*LocalCA, error) {
+		return OpenLocalCA(LocalCAConfig{Dir: dir, PassphraseFile: filepath.Join(parent, "passphrase")})
+	}
+}
+
+func TestOCSPResponder(t *testing.T) {
+	_, open := delegate(t, func(*x509.Certificate) {})
+	ca, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newTold(t, ca)
+	leaf := s.issue(t)
+	if got := s.status(t, leaf, crypto.SHA1); got.Status != ocsp.Good || got.Certificate == nil || !got.Certificate.Equal(ca.responder.certificate) {
+		t.Error("the responder did not sign")
+	}
+	s.pass(2 * time.Hour)
+	if got := s.status(t, leaf, crypto.SHA1); got.Status != ocsp.Good || got.Certificate != nil {
+		t.Error("the responder signed after its end")
+	}
+}
+
+func TestOCSPResponderRefusals(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*x509.Certificate)
+		spoil  func(t *testing.T, dir string)
+		want   string
+	}{
+		"for all":     {change: func(c *x509.Certificate) { c.ExtKeyUsage = nil }, want: "not for OCSP signing alone"},
+		"for servers": {change: func(c *x509.Certificate) { c.ExtKeyUsage[0] = x509.ExtKeyUsageServerAuth }, want: "not for OCSP signing alone"},
+		"a CA":        {change: func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, want: "not for OCSP signing alone"},
+		"no key": {spoil: func(t *testing.T, dir string) {
+			if err := os.Remove(filepath.Join(dir, responderKeyFile)); err != nil {
+				t.Fatal(err)
+			}
+		}, want: responderKeyFile},
+		"no certificate": {spoil: func(t *testing.T, dir string) {
+			if err := os.Remove(filepath.Join(dir, responderCertificateFile)); err != nil {
+				t.Fatal(err)
+			}
+		}, want: "ocsp.key is there without ocsp.pem"},
+		"another key": {spoil: func(t *testing.T, dir string) { replaceFile(t, dir, responderKeyFile, issuingKeyFile) }, want: "is not that of the certificate in ocsp.pem"},
+		"another CA's": {spoil: func(t *testing.T, dir string) {
+			replaceFile(t, dir, responderKeyFile, issuingKeyFile)
+			replaceFile(t, dir, responderCertificateFile, issuingCertificateFile)
+		}, want: "is not of the CA in issuing.pem"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.change == nil {
+				c.change = func(*x509.Certificate) {}
+			}
+			dir, open := delegate(t, c.change)
+			if c.spoil != nil {
+				c.spoil(t, dir)
+			}
+			if _, err := open(); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// replaceFile writes one file's content over another.
+func replaceFile(t *testing.T, dir, name, from string) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(dir, from))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCRL(t *testing.T) {
+	s := newTold(t, localCA(t))
+	leaf := s.issue(t)
+	get := func() *x509.RevocationList {
+		t.Helper()
+		response, body := call(t, "GET", s.url+"/crl/"+testCA+".crl", nil, nil)
+		if response.StatusCode != http.StatusOK || response.Header.Get("Content-Type") != "application/pkix-crl" || !strings.HasPrefix(response.Header.Get("Cache-Control"), "max-age=300") {
+			t.Fatalf("%s, %v", response.Status, response.Header)
+		}
+		l, err := x509.ParseRevocationList([]byte(body))
+		if err == nil {
+			err = l.CheckSignatureFrom(localCA(t).issuing)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	empty := get()
+	if len(empty.RevokedCertificateEntries) != 0 || !empty.NextUpdate.Equal(empty.ThisUpdate.Add(CRLLife)) {
+		t.Errorf("the first: %d entries, to %v", len(empty.RevokedCertificateEntries), empty.NextUpdate)
+	}
+	s.revoke(t, CessationOfOperation)
+	if again := get(); !bytes.Equal(again.Raw, empty.Raw) {
+		t.Error("within a moment there are two lists")
+	}
+	s.pass(crlFresh)
+	second := get()
+	if second.Number.Cmp(empty.Number) <= 0 || len(second.RevokedCertificateEntries) != 1 {
+		t.Fatalf("the second has number %v after %v, and %d entries", second.Number, empty.Number, len(second.RevokedCertificateEntries))
+	}
+	if e := second.RevokedCertificateEntries[0]; e.SerialNumber.Cmp(leaf.SerialNumber) != 0 || e.ReasonCode != int(CessationOfOperation) || time.Since(e.RevocationTime) > time.Minute {
+		t.Errorf("the entry is %+v", e)
+	}
+	// Not the claims of another CA.
+	for id, i := range s.claims.all() {
+		i.Claim.CA = "other"
+		s.claims.stored[id+"x"] = i
+	}
+	s.pass(crlFresh)
+	if got := get(); len(got.RevokedCertificateEntries) != 1 {
+		t.Errorf("%d entries", len(got.RevokedCertificateEntries))
+	}
+	for id := range s.claims.all() {
+		if strings.HasSuffix(id, "x") {
+			delete(s.claims.stored, id)
+		}
+	}
+	// While no list can be made, the last one that holds is given, and it is not tried with each request.
+	s.revocations.config.Claims = away{s.claims}
+	s.pass(crlFresh)
+	held := get()
+	get()
+	if held.Number.Cmp(second.Number) <= 0 || len(s.errs) != 1 || !errors.Is(s.errs[0], errInjected) {
+		t.Errorf("number %v, logged %v", held.Number, s.errs)
+	}
+	s.pass(CRLLife)
+	if response, _ := call(t, "GET", s.url+"/crl/"+testCA+".crl", nil, nil); response.StatusCode != http.StatusServiceUnavailable || response.Header.Get("Retry-After") == "" {
+		t.Errorf("none holds: %s", response.Status)
+	}
+	s.revocations.config.Claims = s.claims
+	// On one list beyond its own end, and no longer.
+	for _, c := range []struct {
+		at   time.Time
+		want int
+	}{{leaf.NotAfter.Add(CRLLife), 1}, {leaf.NotAfter.Add(CRLLife + time.Second), 0}} {
+		der, err := s.revocations.CRL(t.Context(), testCA, c.at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := x509.ParseRevocationList(der); err != nil || len(l.RevokedCertificateEntries) != c.want {
+			t.Errorf("at %v: %d entries, want %d: %v", c.at, len(l.RevokedCertificateEntries), c.want, err)
+		}
+	}
+	if _, err := s.revocations.CRL(t.Context(), "other", s.now); !errors.Is(err, ErrNoCA) {
+		t.Errorf("of another CA: %v", err)
+	}
+}
+
+// Where a certificate says that it can be asked about.
+func TestLocalCAURLs(t *testing.T) {
+	parent, err := caDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := OpenLocalCA(LocalCAConfig{
+		Dir: filepath.Join(parent, "ca"), PassphraseFile: filepath.Join(parent, "passphrase"),
+		CRLURL: "http://x.example/crl/main.crl", OCSPURL: "http://x.example/ocsp",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	w.ca.CA = ca
+	s := &told{world: w}
+	leaf := s.issue(t)
+	if len(leaf.CRLDistributionPoints) != 1 || leaf.CRLDistributionPoints[0] != "http://x.example/crl/main.crl" || len(leaf.OCSPServer) != 1 || leaf.OCSPServer[0] != "http://x.example/ocsp" {
+		t.Errorf("it has %v and %v", leaf.CRLDistributionPoints, leaf.OCSPServer)
+	}
+	if leaf = newTold(t, localCA(t)).issue(t); len(leaf.CRLDistributionPoints)+len(leaf.OCSPServer)+len(leaf.IssuingCertificateURL) != 0 {
+		t.Error("it has URLs that nobody set")
+	}
+}
+
+// openssl is a program that most who check certificates have.
+func openssl(t *testing.T, args ...string) string {
+	t.Helper()
+	path, err := exec.LookPath("openssl")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("there is no openssl, and CI must have it")
+		}
+		t.Skip("there is no openssl: nobody else looks at what was made")
+	}
+	out, err := exec.CommandContext(t.Context(), path, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("openssl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// OpenSSL believes both, of the issuing CA and of a delegated responder.
+func TestRevocationsOpenSSL(t *testing.T) {
+	_, open := delegate(t, func(*x509.Certificate) {})
+	delegated, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ca := range map[string]*LocalCA{"the issuing CA": localCA(t), "a responder": delegated} {
+		t.Run(name, func(t *testing.T) {
+			s := newTold(t, ca)
+			leaf := s.issue(t)
+			dir := t.TempDir()
+			file := func(name string, data []byte) string {
+				path := filepath.Join(dir, name)
+				if err := os.WriteFile(path, data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return path
+			}
+			of := func(c *x509.Certificate) []byte { return Certificate{Leaf: c.Raw}.LeafPEM() }
+			root, issuing, cert := file("root.pem", of(ca.root)), file("issuing.pem", of(ca.issuing)), file("leaf.pem", of(leaf))
+			both := file("both.pem", append(of(ca.root), of(ca.issuing)...))
+			ask := func(hash string) string {
+				return openssl(t, "ocsp", "-"+hash, "-issuer", issuing, "-cert", cert, "-CAfile", root, "-verify_other", issuing, "-url", s.url+"/ocsp")
+			}
+			list := func() string {
+				_, body := call(t, "GET", s.url+"/crl/"+testCA+".crl", nil, nil)
+				path := file("list.crl", []byte(body))
+				out := openssl(t, "crl", "-inform", "DER", "-in", path, "-CAfile", both, "-noout", "-text")
+				if !strings.Contains(out, "verify OK") {
+					t.Errorf("openssl crl: %s", out)
+				}
+				block := pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: []byte(body)})
+				return out + file("list.pem", block)
+			}
+			for _, hash := range []string{"sha1", "sha256"} {
+				if out := ask(hash); !strings.Contains(out, "Response verify OK") || !strings.Contains(out, cert+": good") {
+					t.Errorf("openssl ocsp: %s", out)
+				}
+			}
+			if out := list(); !strings.Contains(out, "No Revoked Certificates") {
+				t.Errorf("openssl crl: %s", out)
+			}
+			check := []string{"verify", "-CAfile", root, "-untrusted", issuing, "-crl_check", "-CRLfile", filepath.Join(dir, "list.pem"), cert}
+			if out := openssl(t, check...); !strings.Contains(out, ": OK") {
+				t.Errorf("openssl verify: %s", out)
+			}
+			s.revoke(t, KeyCompromise)
+			s.pass(crlFresh)
+			out := list()
+			if !strings.Contains(out, "Key Compromise") || !strings.Contains(strings.ToLower(strings.ReplaceAll(out, ":", "")), leaf.SerialNumber.Text(16)) {
+				t.Errorf("openssl crl: %s", out)
+			}
+			later := fmt.Sprint(s.now.Add(time.Minute).Unix()) // the list is of then
+			refused, err := exec.CommandContext(t.Context(), "openssl", append([]string{"verify", "-attime", later}, check[1:]...)...).CombinedOutput()
+			if err == nil || !strings.Contains(string(refused), "certificate revoked") {
+				t.Errorf("openssl verify: %v: %s", err, refused)
+			}
+			s.pass(-crlFresh)
+			if out := ask("sha256"); !strings.Contains(out, "Response verify OK") || !strings.Contains(out, cert+": revoked") || !strings.Contains(out, "Reason: keyCompromise") {
+				t.Errorf("openssl ocsp: %s", out)
+			}
+		})
+	}
+}
