@@ -1,6 +1,7 @@
 package issuerd
 
 import (
+	"fmt"
 	"os"
 	"reflect"
 	"strings"
@@ -25,7 +26,7 @@ func TestParse(t *testing.T) {
 	for old, want := range map[string]string{
 		`sku = "widgiot"`: `SETTINGS:7: sku is "Widgiot". Write`,
 		`kind   = "aws"`:  `SETTINGS:24: registry.kind is "Widgiot". Write`,
-		`[[trusted_stat`:  `SETTINGS:46: `,
+		`[[trusted_stat`:  fmt.Sprintf(`SETTINGS:%d: `, 1+strings.Count(string(text[:strings.Index(string(text), "[[trusted_stat")]), "\n")),
 	} {
 		broken := strings.Replace(string(text), old, strings.NewReplacer(`"widgiot"`, `"Widgiot"`, `"aws"`, `"Widgiot"`, "[[", "[").Replace(old), 1)
 		if broken == string(text) {
