@@ -112,10 +112,13 @@ func (ca *IoTCore) Issue(ctx context.Context, approved Approved, claim Claim, me
 	}
 	if m.CertificateID != "" {
 		stored, err := describeCertificate(ctx, ca.client, m.CertificateID)
-		if err != nil {
+		if err == nil {
+			return Certificate{Leaf: stored.leaf}, nil
+		}
+		if _, gone := errors.AsType[*types.ResourceNotFoundException](err); !gone {
 			return Certificate{}, err
 		}
-		return Certificate{Leaf: stored.leaf}, nil
+		// Somebody deleted it before it was ever active: there may be another.
 	}
 	out, err := ca.client.CreateCertificateFromCsr(ctx, &iot.CreateCertificateFromCsrInput{
 		CertificateSigningRequest: aws.String(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: approved.CSR()}))),

@@ -15,6 +15,7 @@ type iotTest struct {
 	weather *weather
 	config  IoTRegistrarConfig
 	local   *LocalCA // whose certificates are valid on the test's own clock
+	opened  *IoTCore
 }
 
 func onIoT(t *testing.T, test func(t *testing.T, i *iotTest)) {
@@ -44,11 +45,13 @@ func (i *iotTest) registrar(t *testing.T) *IoTRegistrar {
 
 func (i *iotTest) ca(t *testing.T) *IoTCore {
 	t.Helper()
-	ca, err := OpenIoTCore(t.Context(), IoTCoreConfig{test: i.config.test})
-	if err != nil {
-		t.Fatal(err)
+	if i.opened == nil {
+		var err error
+		if i.opened, err = OpenIoTCore(t.Context(), IoTCoreConfig{test: i.config.test}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return ca
+	return i.opened
 }
 
 // active are the ids of what may connect.
@@ -194,6 +197,26 @@ func TestIoTSweepKeeps(t *testing.T) {
 		i.weather.lose("ListCertificates", throttled, -1)
 		if _, err := ca.Sweep(t.Context(), w.claims, 0, false); err == nil || !strings.Contains(err.Error(), "ThrottlingException") {
 			t.Errorf("throttled: %v", err)
+		}
+	})
+}
+
+// A certificate that was deleted before its claim was finished does not block the claim.
+func TestIoTCertificateDeleted(t *testing.T) {
+	onIoT(t, func(t *testing.T, i *iotTest) {
+		a, ca, memo := approvedFor(t), i.ca(t), &memMemo{}
+		claim := mustClaim(t, a)
+		first, err := ca.Issue(t.Context(), a, claim, memo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.fake.set(func() { clear(i.fake.certificates) })
+		second, err := ca.Issue(t.Context(), a, claim, memo)
+		if err != nil || equal(first, second) || i.fake.status(certificateID(second.Leaf)) != "INACTIVE" {
+			t.Errorf("%v", err)
+		}
+		if again, err := ca.Issue(t.Context(), a, claim, memo); err != nil || !equal(second, again) {
+			t.Errorf("again: %v", err)
 		}
 	})
 }

@@ -22,6 +22,7 @@ type caBackend struct {
 	ca    CA
 	same  bool       // for one claim it always gives the same bytes
 	count func() int // certificates that it ever made; nil if it keeps none
+	one   bool       // however many ask at once, it makes one
 	// revoked tells the reason of a certificate that is revoked at the CA, or is empty; nil if revocation is not the CA's.
 	revoked func(leaf []byte) string
 }
@@ -75,7 +76,7 @@ func pcaBackend(t *testing.T, f *fakePCA, template string) caBackend {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return caBackend{ca: ca, same: true, count: f.count, revoked: func(leaf []byte) string {
+	return caBackend{ca: ca, same: true, one: true, count: f.count, revoked: func(leaf []byte) string {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for _, i := range f.issued {
@@ -282,6 +283,9 @@ func TestCAConcurrent(t *testing.T) {
 			if !equal(c, leaves[0]) {
 				t.Error("two certificates were answered")
 			}
+		}
+		if b.one && b.count() != 1 {
+			t.Errorf("%d certificates were made", b.count())
 		}
 	})
 }
