@@ -89,7 +89,7 @@ func (s *told) issue(t testing.TB) *x509.Certificate {
 
 func (s *told) revoke(t testing.TB, reason Reason) {
 	t.Helper()
-	if _, err := s.world.issuer.Revoke(t.Context(), s.board.id, reason); err != nil {
+	if _, err := s.world.issuer.Revoke(t.Context(), s.board.id, 0, reason); err != nil {
 		t.Fatal(err)
 	}
 }
