@@ -12,6 +12,9 @@ import (
 
 // Two copies of the sources, in two folders, give the same bytes.
 func TestReproducible(t *testing.T) {
+	if os.Getenv("CI") != "true" {
+		t.Skip("compiles everything without paths, for minutes: set CI=true")
+	}
 	root, err := filepath.Abs("../../..")
 	if err != nil {
 		t.Fatal(err)
