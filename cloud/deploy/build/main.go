@@ -29,7 +29,7 @@ const packageName = "issuer-lambda.zip"
 func main() {
 	out := flag.String("out", "dist", "the folder to write "+packageName+" to")
 	stations := flag.String("stations", "", "the folder with a file NAME.pub for each trusted station: its station.pub")
-	ca := flag.String("ca", "", "the folder with root.pem and issuing.pem of a CA whose key is in KMS")
+	ca := flag.String("ca", "", "the folder with root.pem, and for a CA whose key is in KMS issuing.pem and chain.pem")
 	arch := flag.String("arch", "arm64", "the architecture: arm64, which the template says, or amd64")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -56,10 +56,15 @@ func run(ctx context.Context, out, stations, ca, arch string) error {
 		}
 	}
 	if ca != "" { // never its key
-		for _, name := range []string{"root.pem", "issuing.pem"} {
-			if files["ca/"+name], err = os.ReadFile(filepath.Join(ca, name)); err != nil {
+		for _, name := range []string{"root.pem", "chain.pem", "issuing.pem"} {
+			certificate, err := os.ReadFile(filepath.Join(ca, name))
+			if name != "root.pem" && errors.Is(err, fs.ErrNotExist) { // ACM Private CA knows its own chain
+				continue
+			}
+			if err != nil {
 				return err
 			}
+			files["ca/"+name] = certificate
 		}
 	}
 	if files["bootstrap"], err = compile(ctx, arch); err != nil {
