@@ -122,7 +122,12 @@ func granted(resources map[string]any) []statement {
 // iotWithoutResources are the actions for which AWS takes no resource but *: see the table of actions of AWS IoT in the
 // service authorization reference.
 func iotWithoutResources() []string {
-	return []string{"iot:AttachThingPrincipal", "iot:CreateCertificateFromCsr", "iot:DescribeEndpoint", "iot:RegisterCertificate", "iot:RegisterCertificateWithoutCA"}
+	return []string{"iot:AttachThingPrincipal", "iot:CreateCertificateFromCsr", "iot:DescribeEndpoint", "iot:ListCertificates", "iot:RegisterCertificate", "iot:RegisterCertificateWithoutCA"}
+}
+
+// iotOfTheIssuer are those of iotWithoutResources that the issuer has.
+func iotOfTheIssuer() []string {
+	return slices.DeleteFunc(iotWithoutResources(), func(action string) bool { return action == "iot:ListCertificates" })
 }
 
 // exceptions are the resources with a wildcard, by policy and statement, and why there is no narrower one.
@@ -132,17 +137,21 @@ func exceptions() map[string][]string {
 	return map[string][]string{
 		// no action of these takes a resource
 		"IssuerPolicy/IotActionsWithoutResources":     any,
+		"SweepPolicy/IotActionsWithoutResources":      any,
 		"ProvisioningRole/IotActionsWithoutResources": any,
 		// the policy of a key is about that key, whatever it says
 		"ChallengeKey/ThisKeyIsGovernedByPoliciesOfTheAccount": any,
 		// the id of a certificate is known only when it is there
 		"IssuerPolicy/IotCertificatesOfThisAccount":     cert,
 		"OperatorPolicy/IotCertificatesOfThisAccount":   cert,
+		"SweepPolicy/IotCertificatesOfThisAccount":      cert,
 		"ProvisioningRole/IotCertificatesOfThisAccount": cert,
 		// a thing has the name of its device, which begins with nothing in particular
 		"IssuerPolicy/IotThingsOfThisAccount":     thing,
 		"ProvisioningRole/IotThingsOfThisAccount": thing,
 		"IssuerPolicy/IotGroupOfTheProduct":       thing,
+		"SweepPolicy/IotThingsOfThisAccount":      thing,
+		"SweepPolicy/IotGroupOfTheProduct":        thing,
 		"ProvisioningRole/IotGroupOfTheProduct":   thing,
 		// the objects below a prefix
 		"StationPolicy/StoresKeys":       {"${Bucket.Arn}/pubkeys/*"},
@@ -181,13 +190,13 @@ func grants(resources map[string]any) []string {
 	want := map[string]map[string]string{
 		"IssuerPolicy": {
 			"ReadsTheRegistry":             "dynamodb:GetItem",
-			"RemembersWhatWasIssued":       "dynamodb:GetItem dynamodb:PutItem dynamodb:UpdateItem dynamodb:Query",
+			"RemembersWhatWasIssued":       "dynamodb:GetItem dynamodb:PutItem dynamodb:Query",
 			"Challenges":                   "kms:GenerateMac",
 			"SignsWithTheKeyOfTheCa":       "kms:Sign",
 			"ReadsTheKeyOfTheCa":           "kms:GetPublicKey",
 			"IssuesWithOneTemplate":        "acm-pca:IssueCertificate",
-			"FetchesWhatWasSigned":         "acm-pca:GetCertificate acm-pca:GetCertificateAuthorityCertificate",
-			"IotActionsWithoutResources":   strings.Join(iotWithoutResources(), " "),
+			"FetchesWhatWasSigned":         "acm-pca:GetCertificate",
+			"IotActionsWithoutResources":   strings.Join(iotOfTheIssuer(), " "),
 			"IotCertificatesOfThisAccount": "iot:DescribeCertificate iot:UpdateCertificate",
 			"IotThingsOfThisAccount":       "iot:CreateThing iot:DescribeThing",
 			"IotGroupOfTheProduct":         "iot:AddThingToThingGroup",
@@ -199,9 +208,16 @@ func grants(resources map[string]any) []string {
 		},
 		"ReconcilePolicy": {"ReadsTheWholeRegistry": "dynamodb:Scan", "ListsTheKeys": "s3:ListBucket"},
 		"OperatorPolicy": {
-			"ChangesStates": "dynamodb:GetItem dynamodb:UpdateItem", "ClosesClaims": "dynamodb:GetItem dynamodb:Query dynamodb:UpdateItem",
-			"RevokesAtTheCa": "acm-pca:RevokeCertificate", "IotCertificatesOfThisAccount": "iot:DescribeCertificate iot:UpdateCertificate",
+			"ChangesStates": "dynamodb:GetItem dynamodb:UpdateItem", "ClosesClaims": "dynamodb:GetItem dynamodb:PutItem dynamodb:Query",
+			"RevokesAtTheCa": "acm-pca:GetCertificate acm-pca:RevokeCertificate", "IotCertificatesOfThisAccount": "iot:DescribeCertificate iot:UpdateCertificate",
 		},
+	}
+	want["SweepPolicy"] = map[string]string{
+		"ReadsTheRegistry": "dynamodb:GetItem", "SettlesClaims": "dynamodb:GetItem dynamodb:PutItem dynamodb:Query dynamodb:Scan",
+		"RevokesAtTheCa":               "acm-pca:GetCertificate acm-pca:RevokeCertificate",
+		"IotActionsWithoutResources":   "iot:AttachThingPrincipal iot:ListCertificates iot:RegisterCertificate iot:RegisterCertificateWithoutCA",
+		"IotCertificatesOfThisAccount": "iot:DeleteCertificate iot:DescribeCertificate iot:UpdateCertificate",
+		"IotThingsOfThisAccount":       "iot:CreateThing iot:DescribeThing", "IotGroupOfTheProduct": "iot:AddThingToThingGroup",
 	}
 	conditions := map[string]string{
 		"IssuerPolicy/SignsWithTheKeyOfTheCa": "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",

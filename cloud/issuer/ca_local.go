@@ -257,6 +257,8 @@ type LocalCAConfig struct {
 	// Signer has the issuing CA's key, if issuing.key has not: a *KMSSigner. Certificates of one claim then have one serial
 	// number but differ in their signatures.
 	Signer crypto.Signer
+	// Keyless opens the certificates alone, for who checks and revokes. It signs nothing.
+	Keyless bool
 	// CRLURL and OCSPURL stand in every certificate, if they are not empty: where others find out whether it is revoked. To change
 	// them changes what a claim that was cut short is signed with.
 	CRLURL, OCSPURL string
@@ -267,7 +269,7 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 	ca := &LocalCA{key: config.Signer, crlURL: config.CRLURL, ocspURL: config.OCSPURL}
 	var err error
 	var passphrase []byte
-	if ca.key == nil {
+	if ca.key == nil && !config.Keyless {
 		if passphrase, err = ReadPassphrase(config.PassphraseFile); err != nil {
 			return nil, fmt.Errorf("opening the CA: %w", err)
 		}
@@ -282,6 +284,9 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 		return nil, fmt.Errorf("opening the CA: %w", err)
 	}
 	where := "of the signer"
+	if config.Keyless {
+		ca.key = keyless{ca.issuing.PublicKey}
+	}
 	if ca.key == nil {
 		where = "in " + issuingKeyFile
 		if ca.key, err = ReadKey(filepath.Join(config.Dir, issuingKeyFile), passphrase); err != nil {
@@ -310,11 +315,23 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 		return nil, fmt.Errorf("opening the CA: %s does not hold just the CAs between %s and %s, each before the one that signed it",
 			chainFile, issuingCertificateFile, rootCertificateFile)
 	}
+	if config.Keyless {
+		return ca, nil
+	}
 	if ca.responder, err = readResponder(config, passphrase, ca.issuing); err != nil {
 		return nil, fmt.Errorf("opening the CA: its responder of OCSP: %w", err)
 	}
 	return ca, nil
 }
+
+// keyless stands for a key that is elsewhere.
+type keyless struct{ public crypto.PublicKey }
+
+func (k keyless) Public() crypto.PublicKey { return k.public }
+
+func (keyless) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) { return nil, errKeyless }
+
+var errKeyless = errors.New("the CA was opened without its key")
 
 // Root is the trust anchor of all that ca signs.
 func (ca *LocalCA) Root() *x509.Certificate { return ca.root }

@@ -416,3 +416,35 @@ func TestOpenLocalCAWithAChain(t *testing.T) {
 		t.Errorf("a key without a passphrase: %v", err)
 	}
 }
+
+// Who only checks and revokes needs no key, and can sign nothing.
+func TestKeylessCA(t *testing.T) {
+	parent, err := caDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{rootCertificateFile, issuingCertificateFile} {
+		data, err := os.ReadFile(filepath.Join(parent, "ca", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ca, err := OpenLocalCA(LocalCAConfig{Dir: dir, Keyless: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := approvedFor(t)
+	if _, err := ca.Issue(t.Context(), a, mustClaim(t, a), nil); !errors.Is(err, errKeyless) {
+		t.Errorf("signed: %v", err)
+	}
+	if !ca.Profile().Roots[0].Equal(localCA(t).Root()) {
+		t.Error("another root")
+	}
+	if err := ca.Revoke(t.Context(), Issuance{}, KeyCompromise); err != nil {
+		t.Error(err)
+	}
+}

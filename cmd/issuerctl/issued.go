@@ -14,9 +14,9 @@ import (
 	"secretfree/station/board"
 )
 
-// withIssuer opens the issuer of a configuration for a moment.
+// withIssuer opens the issuer of a configuration for a moment, without any key.
 func withIssuer(ctx context.Context, c issuerd.Config, do func(*issuerd.Opened) error) error {
-	o, err := c.OpenIssuer(ctx)
+	o, err := c.OpenOperator(ctx)
 	if err != nil {
 		return err
 	}

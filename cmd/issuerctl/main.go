@@ -126,13 +126,15 @@ func (e *explain) Run(ctx context.Context, out *cli.Output) error {
 		}
 		return err
 	}
-	return withIssuer(ctx, c, func(o *issuerd.Opened) error {
-		verdicts, err := o.Explain(ctx, request)
-		if verdicts == nil {
-			return err
-		}
-		return show(out, verdicts, err)
-	})
+	o, err := c.OpenIssuer(ctx) // with the key that the challenges are known by
+	if err != nil {
+		return err
+	}
+	verdicts, err := o.Explain(ctx, request)
+	if verdicts != nil {
+		err = show(out, verdicts, err)
+	}
+	return errors.Join(err, o.Close())
 }
 
 func show(out *cli.Output, verdicts []issuer.Verdict, err error) error {

@@ -423,6 +423,14 @@ func (c CA) open(ctx context.Context) (issuer.CA, error) {
 	return issuer.OpenLocalCA(local)
 }
 
+// openKeyless is open without the key of a local CA.
+func (c CA) openKeyless(ctx context.Context) (issuer.CA, error) {
+	if c.Kind != "local" {
+		return c.open(ctx)
+	}
+	return issuer.OpenLocalCA(issuer.LocalCAConfig{Dir: c.Dir, Keyless: true})
+}
+
 // Opened is an issuer with what its doors need.
 type Opened struct {
 	*issuer.Issuer
@@ -455,6 +463,20 @@ func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
+	return c.openIssuer(ctx, challenges, CA.open)
+}
+
+// OpenOperator makes an issuer that has nothing signed: no key of a local CA, and none of the challenges, has to be within reach of who
+// revokes, sweeps and looks.
+func (c Config) OpenOperator(ctx context.Context) (*Opened, error) {
+	challenges, err := c.Challenge.with(c.SKU, make([]byte, 32)) // no request is looked at
+	if err != nil {
+		return nil, err
+	}
+	return c.openIssuer(ctx, challenges, CA.openKeyless)
+}
+
+func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, open func(CA, context.Context) (issuer.CA, error)) (*Opened, error) {
 	policy, err := c.policy(challenges)
 	if err != nil {
 		return nil, err
@@ -464,12 +486,12 @@ func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
 	config := issuer.Config{Policy: policy, Registry: o.Registry, CAs: map[string]issuer.CA{}}
-	if config.CAs[o.New], err = c.CA.open(ctx); err != nil {
+	if config.CAs[o.New], err = open(c.CA, ctx); err != nil {
 		return nil, err
 	}
 	if c.Proto != nil {
 		o.Proto = c.Proto.name()
-		if config.CAs[o.Proto], err = c.Proto.open(ctx); err != nil {
+		if config.CAs[o.Proto], err = open(*c.Proto, ctx); err != nil {
 			return nil, err
 		}
 	}
