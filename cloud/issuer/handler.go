@@ -47,6 +47,9 @@ type HandlerConfig struct {
 	Source  func(*http.Request) string
 	// Log, if set, is told of every request, in the request's own goroutine.
 	Log func(Decision)
+	// Health, if set, tells GET /healthz of what else is wrong, in one line that strangers may read; red, if no certificate
+	// can reach a device because of it.
+	Health func() (note string, red bool)
 }
 
 // Decision is what is logged about a request: never the request itself, nor a header of it.
@@ -157,13 +160,16 @@ func (h *Handler) fail(w http.ResponseWriter, d *Decision, err error) {
 	writeError(w, *d)
 }
 
-// admit counts a request of its source.
 func (h *Handler) admit(r *http.Request) error {
-	source := h.config.Source
+	return admitSource(h.config.Sources, h.config.Source, r)
+}
+
+// admitSource counts a request of its source; nil is sourceOf.
+func admitSource(sources *Limiter, source func(*http.Request) string, r *http.Request) error {
 	if source == nil {
 		source = sourceOf
 	}
-	if name := source(r); !h.config.Sources.Allow(name, time.Now()) {
+	if name := source(r); !sources.Allow(name, time.Now()) {
 		return ErrTooMany{"the source " + name}
 	}
 	return nil
@@ -218,14 +224,21 @@ func (h *Handler) health(w http.ResponseWriter, _ *http.Request) {
 	h.mu.Lock()
 	red := !h.stats.Failing.IsZero() && time.Since(h.lastFailure) < failureFades
 	h.mu.Unlock()
+	text := "ok\n"
+	if red {
+		text = "certificates cannot be issued at present\n"
+	}
+	if h.config.Health != nil {
+		if note, also := h.config.Health(); note != "" {
+			text, red = text+note+"\n", red || also
+		}
+	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	if red {
 		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = io.WriteString(w, "certificates cannot be issued at present\n")
-		return
 	}
-	_, _ = io.WriteString(w, "ok\n")
+	_, _ = io.WriteString(w, text)
 }
 
 // entrance is what differs where certificates are given.

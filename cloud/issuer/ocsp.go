@@ -41,8 +41,9 @@ type RevocationsConfig struct {
 	Claims Claims
 	// CAs by the names that claims remember.
 	CAs map[string]*LocalCA
-	// Admit, if set, is asked before a request costs anything; an error means try later.
-	Admit func(*http.Request) error
+	// Sources and Source are as in HandlerConfig. Where devices connect, one source asks for all of them.
+	Sources *Limiter
+	Source  func(*http.Request) string
 	// Log, if set, is told of what could not be answered, in the request's own goroutine.
 	Log func(error)
 	Now func() time.Time // nil: time.Now
@@ -105,10 +106,7 @@ func (r *Revocations) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 }
 
 func (r *Revocations) admit(request *http.Request) error {
-	if r.config.Admit == nil {
-		return nil
-	}
-	return r.config.Admit(request)
+	return admitSource(r.config.Sources, r.config.Source, request)
 }
 
 func (r *Revocations) log(err error) {

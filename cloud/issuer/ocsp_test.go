@@ -231,7 +231,7 @@ func TestOCSPRefuses(t *testing.T) {
 	if response, body := call(t, "POST", s.url+"/ocsp", ocspRequest, good); body != string(ocsp.TryLaterErrorResponse) || response.Header.Get("Retry-After") == "" || len(s.errs) != 1 || !errors.Is(s.errs[0], errInjected) {
 		t.Errorf("the claims are away: %x, logged %v", body, s.errs)
 	}
-	s.revocations.config.Admit = func(*http.Request) error { return ErrTooMany{"you"} }
+	s.revocations.config.Sources = NewLimiter(time.Hour, 0)
 	if _, body := call(t, "POST", s.url+"/ocsp", ocspRequest, good); body != string(ocsp.TryLaterErrorResponse) {
 		t.Errorf("too many: %x", body)
 	}
