@@ -82,6 +82,22 @@ func TestUnits(t *testing.T) {
 	}
 }
 
+// The socket is the one that issuerd takes by this name, and the service that it starts is of the same name.
+func TestSocketUnit(t *testing.T) {
+	s := settings(t, "issuerd.socket")
+	for key, want := range map[string]string{"Socket.ListenStream": "443", "Socket.FileDescriptorName": "listen", "Install.WantedBy": "sockets.target"} {
+		if got := s[key]; len(got) != 1 || got[0] != want {
+			t.Errorf("issuerd.socket: %s is %q, want %q", key, got, want)
+		}
+	}
+	if got := s["Socket.Service"]; got != nil {
+		t.Errorf("it starts %q", got)
+	}
+	if got := settings(t, "issuerd.service")["Service.ExecReload"]; len(got) != 1 || got[0] != "/bin/kill -HUP $MAINPID" {
+		t.Errorf("issuerd.service: ExecReload is %q", got)
+	}
+}
+
 var udevRule = regexp.MustCompile(`^ATTRS\{idVendor\}=="[0-9a-f]{4}", ATTRS\{idProduct\}=="[0-9a-f]{4}", ENV\{ID_MM_DEVICE_IGNORE\}="1"$`)
 
 // The rules keep ModemManager away from adapters, and do nothing else.
@@ -139,7 +155,7 @@ func peer(t *testing.T, name string) string {
 func TestUnitsVerify(t *testing.T) {
 	analyze := peer(t, "systemd-analyze")
 	dir := t.TempDir()
-	for _, name := range []string{"stationd.service", "issuerd.service"} {
+	for _, name := range []string{"stationd.service", "issuerd.service", "issuerd.socket"} {
 		text, err := os.ReadFile("../systemd/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -152,7 +168,7 @@ func TestUnitsVerify(t *testing.T) {
 		for what, c := range map[string]struct {
 			text string
 			good bool
-		}{"as it is": {installed, true}, "with a setting that there is not": {strings.Replace(installed, "[Service]", "[Service]\nNoSuchSetting=yes", 1), false}} {
+		}{"as it is": {installed, true}, "with a setting that there is not": {strings.NewReplacer("[Service]", "[Service]\nNoSuchSetting=yes", "[Socket]", "[Socket]\nNoSuchSetting=yes").Replace(installed), false}} {
 			path := filepath.Join(dir, name)
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)

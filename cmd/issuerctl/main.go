@@ -27,6 +27,7 @@ type grammar struct {
 	PKI     pkiCommands `cmd:"" name:"pki" help:"A root, a CA of the product line and an issuing CA for each region, in a ceremony."`
 	Sweep   sweep       `cmd:"" help:"Find what is half-made or must not be active, and settle it."`
 	Explain explain     `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
+	CRL     crl         `cmd:"" name:"crl" help:"Make the revocation list of a local CA, for a timer that puts it where it is fetched."`
 	Device  device      `cmd:"" help:"What may be done with a device."`
 	Import  importTable `cmd:"" help:"Take in a table that the published reference's loader filled."`
 }

@@ -5,6 +5,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
+	"sync"
+	"syscall"
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
@@ -19,12 +22,13 @@ type grammar struct {
 func (grammar) Help() string {
 	return `Examples:
   issuerd --config /etc/secretfree/issuerd.toml
-      Answer POST /new and POST /proto until SIGTERM. Logs go to the standard error.
+      Answer POST /new, POST /proto and EST until SIGTERM. Logs go to the standard error.
   issuerd --check --config new.toml
       Check a configuration before it is put in place: exit 0, or 1 with file, line and remedy.
 
 A first SIGTERM or SIGINT lets the requests under way end, within 5 seconds; a second one cuts it short. A device
-whose request was cut short asks again and gets the same certificate.`
+whose request was cut short asks again and gets the same certificate. SIGHUP reads the TLS certificate again; a change
+of its files is seen anyway. Sockets of systemd are taken by the names listen and metrics.`
 }
 
 func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
@@ -50,6 +54,17 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	var reloading sync.WaitGroup
+	reloading.Go(func() {
+		for range hangups {
+			d.Reload()
+		}
+	})
+	defer reloading.Wait()
+	defer close(hangups)
+	defer signal.Stop(hangups)
 	return d.Run(ctx)
 }
 

@@ -57,6 +57,8 @@ type CA struct {
 	Dir            string `toml:"dir"`
 	PassphraseFile string `toml:"passphrase_file"`
 	KMSKey         string `toml:"kms_key"`
+	CRLURL         string `toml:"crl_url"` // these stand in certificates; empty: nothing does
+	OCSPURL        string `toml:"ocsp_url"`
 
 	// Of kind "acmpca".
 	ARN              string `toml:"arn"`
@@ -132,7 +134,8 @@ type Challenge struct {
 type Limits struct {
 	DevicePerMinute int `toml:"device_per_minute"`
 	SourcePerMinute int `toml:"source_per_minute"`
-	Proxies         int `toml:"proxies"` // in front, each of which adds to X-Forwarded-For
+	StatusPerMinute int `toml:"status_per_minute"` // questions of a source about certificates
+	Proxies         int `toml:"proxies"`           // in front, each of which adds to X-Forwarded-For
 }
 
 const (
@@ -144,7 +147,7 @@ const (
 func defaults() Config {
 	return Config{
 		Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue},
-		Challenge: Challenge{Minutes: 5}, Limits: Limits{DevicePerMinute: 12, SourcePerMinute: 240},
+		Challenge: Challenge{Minutes: 5}, Limits: Limits{DevicePerMinute: 12, SourcePerMinute: 240, StatusPerMinute: 6000},
 	}
 }
 
@@ -220,7 +223,7 @@ func (c Config) check(f *config.File) error {
 	for _, limit := range []struct {
 		key   string
 		value int
-	}{{"device_per_minute", c.Limits.DevicePerMinute}, {"source_per_minute", c.Limits.SourcePerMinute}, {"proxies", c.Limits.Proxies}} {
+	}{{"device_per_minute", c.Limits.DevicePerMinute}, {"source_per_minute", c.Limits.SourcePerMinute}, {"status_per_minute", c.Limits.StatusPerMinute}, {"proxies", c.Limits.Proxies}} {
 		if limit.value < 0 || limit.value > 1_000_000 {
 			return f.Errorf("limits."+limit.key, "Write 0 or more.", "limits.%s is %d", limit.key, limit.value)
 		}
@@ -277,14 +280,14 @@ func (c CA) check(f *config.File, table string) error {
 		}
 	}
 	of := map[string][]string{
-		"local": {"dir", "passphrase_file", "kms_key", "region", "endpoint"}, "iotcore": {"region", "endpoint"},
+		"local": {"dir", "passphrase_file", "kms_key", "crl_url", "ocsp_url", "region", "endpoint"}, "iotcore": {"region", "endpoint"},
 		"acmpca": {"arn", "template_arn", "signing_algorithm", "root", "region", "endpoint"},
 	}
 	if of[c.Kind] == nil {
 		return f.Errorf(table+".kind", kinds, "%s.kind is %q", table, c.Kind)
 	}
 	set := []struct{ key, value string }{
-		{"dir", c.Dir}, {"passphrase_file", c.PassphraseFile}, {"kms_key", c.KMSKey}, {"arn", c.ARN}, {"template_arn", c.Template},
+		{"dir", c.Dir}, {"passphrase_file", c.PassphraseFile}, {"kms_key", c.KMSKey}, {"crl_url", c.CRLURL}, {"ocsp_url", c.OCSPURL}, {"arn", c.ARN}, {"template_arn", c.Template},
 		{"signing_algorithm", c.SigningAlgorithm}, {"root", c.Root}, {"region", c.Region}, {"endpoint", c.Endpoint},
 	}
 	for _, s := range set {
@@ -316,7 +319,7 @@ func (c CA) checkLocal(f *config.File, table string) error {
 	if c.KMSKey == "" && !filepath.IsAbs(c.PassphraseFile) {
 		return f.Errorf(table+".passphrase_file", "Write the absolute path of the file that holds the passphrase of issuing.key.", "%s.passphrase_file is %q", table, c.PassphraseFile)
 	}
-	return nil
+	return c.checkURLs(f, table)
 }
 
 func (i Issuance) check(f *config.File, registry config.Registry) error {
@@ -412,7 +415,7 @@ func (c CA) open(ctx context.Context) (issuer.CA, error) {
 	case "iotcore":
 		return issuer.OpenIoTCore(ctx, issuer.IoTCoreConfig{Region: c.Region, Endpoint: c.Endpoint})
 	}
-	local := issuer.LocalCAConfig{Dir: c.Dir, PassphraseFile: c.PassphraseFile}
+	local := issuer.LocalCAConfig{Dir: c.Dir, PassphraseFile: c.PassphraseFile, CRLURL: c.CRLURL, OCSPURL: c.OCSPURL}
 	if c.KMSKey != "" {
 		signer, err := issuer.OpenKMSSigner(ctx, issuer.KMSConfig{KeyID: c.KMSKey, Region: c.Region, Endpoint: c.Endpoint})
 		if err != nil {

@@ -30,6 +30,7 @@ const maxHeaders = 10 << 10
 type Daemon struct {
 	handler *issuer.Handler
 	opened  *Opened
+	pair    *keyPair // nil without TLS
 	servers []served
 	log     zerolog.Logger
 }
@@ -51,41 +52,78 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (_ *Daemon, err err
 			err = errors.Join(err, i.Close())
 		}
 	}()
+	if c.TLS.Certificate != "" {
+		if d.pair, err = openKeyPair(c.TLS, log); err != nil {
+			return nil, err
+		}
+	}
 	doors := i.Doors(c.Limits)
 	doors.Log = d.decided
+	if d.pair != nil {
+		doors.Health = d.pair.health
+	}
 	if d.handler, err = issuer.NewHandler(doors); err != nil {
 		return nil, err
 	}
-	var security *tls.Config
-	if c.TLS.Certificate != "" {
-		certificate, err := tls.LoadX509KeyPair(c.TLS.Certificate, c.TLS.Key)
-		if err != nil {
-			return nil, fmt.Errorf("loading tls.certificate and tls.key of the configuration: %w", err)
-		}
-		security = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
-	}
-	if err := d.listen("listen", c.Listen, d.handler, security); err != nil {
+	revocations, err := i.Revocations(c.Limits, func(err error) { d.log.Error().Err(err).Msg("telling what is revoked") })
+	if err != nil {
 		return nil, err
 	}
-	if c.MetricsListen != "" {
-		if err := d.listen("metrics_listen", c.MetricsListen, d.metrics(), nil); err != nil {
+	given, err := sockets()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, l := range given {
+			l.Close()
+		}
+	}()
+	if err := d.listen(given, socketListen, "listen", c.Listen, front(d.handler, revocations), d.pair); err != nil {
+		return nil, err
+	}
+	if c.MetricsListen != "" || given[socketMetrics] != nil {
+		if err := d.listen(given, socketMetrics, "metrics_listen", c.MetricsListen, d.metrics(), nil); err != nil {
 			return nil, errors.Join(err, d.servers[0].listener.Close())
 		}
 	}
 	return d, nil
 }
 
-func (d *Daemon) listen(key, address string, handler http.Handler, security *tls.Config) error {
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return fmt.Errorf("opening the address (%s in the configuration): %w", key, err)
+// front is what strangers reach.
+func front(handler *issuer.Handler, revocations *issuer.Revocations) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if revocations.Serves(r) {
+			revocations.ServeHTTP(w, r)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})
+}
+
+// listen takes the socket of a name that systemd opened, or opens the address.
+func (d *Daemon) listen(given map[string]net.Listener, name, key, address string, handler http.Handler, pair *keyPair) (err error) {
+	listener := given[name]
+	if listener == nil {
+		if listener, err = net.Listen("tcp", address); err != nil {
+			return fmt.Errorf("opening the address (%s in the configuration): %w", key, err)
+		}
 	}
 	listener = web.Cap{Total: maxConnections}.Limit(listener, d.log)
-	if security != nil {
-		listener = tls.NewListener(listener, security)
+	if pair != nil {
+		listener = tls.NewListener(listener, pair.config())
 	}
 	d.servers = append(d.servers, served{listener: listener, server: newServer(handler, d.log)})
 	return nil
+}
+
+// Reload reads the TLS certificate and its key again, as happens by itself within a moment of a change.
+func (d *Daemon) Reload() {
+	if d.pair != nil {
+		d.pair.reload()
+	}
 }
 
 // newServer bounds what a client may take its time for.

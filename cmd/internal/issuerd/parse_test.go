@@ -25,7 +25,7 @@ func TestParse(t *testing.T) {
 	}
 	for old, want := range map[string]string{
 		`sku = "widgiot"`: `SETTINGS:7: sku is "Widgiot". Write`,
-		`kind   = "aws"`:  `SETTINGS:24: registry.kind is "Widgiot". Write`,
+		`kind   = "aws"`:  `SETTINGS:27: registry.kind is "Widgiot". Write`,
 		`[[trusted_stat`:  fmt.Sprintf(`SETTINGS:%d: `, 1+strings.Count(string(text[:strings.Index(string(text), "[[trusted_stat")]), "\n")),
 	} {
 		broken := strings.Replace(string(text), old, strings.NewReplacer(`"widgiot"`, `"Widgiot"`, `"aws"`, `"Widgiot"`, "[[", "[").Replace(old), 1)
