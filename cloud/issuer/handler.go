@@ -337,7 +337,11 @@ func requestFrom(header http.Header, body []byte) (request Request, err error) {
 	case len(headers) == 1:
 		request, err = ParseHeader(headers[0])
 	default:
-		if kind, _, typeErr := mime.ParseMediaType(header.Get("Content-Type")); typeErr != nil || kind != "application/pkcs10" {
+		kinds := header.Values("Content-Type")
+		if len(kinds) != 1 { // of two, another reader might take the other
+			return Request{}, fmt.Errorf("%w: %d of them, want one", ContentType, len(kinds))
+		}
+		if kind, _, typeErr := mime.ParseMediaType(kinds[0]); typeErr != nil || kind != "application/pkcs10" {
 			return Request{}, fmt.Errorf("%w: want application/pkcs10", ContentType)
 		}
 		request, err = ParseRequest(body)

@@ -226,6 +226,14 @@ func TestHandlerRefuses(t *testing.T) {
 	if response, err := http.DefaultClient.Do(two); err != nil || response.Body.Close() != nil || response.StatusCode != 400 || d.last(t).Refusal != TwoRequests {
 		t.Errorf("two headers: %v", err)
 	}
+	two, err = http.NewRequestWithContext(t.Context(), "POST", d.url+"/new", bytes.NewReader(c.der(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	two.Header["Content-Type"] = []string{"application/pkcs10", "application/json"}
+	if response, err := http.DefaultClient.Do(two); err != nil || response.Body.Close() != nil || response.StatusCode != 400 || d.last(t).Refusal != ContentType {
+		t.Errorf("two content types: %v", err)
+	}
 	for _, r := range []struct {
 		method, path string
 		status       int
