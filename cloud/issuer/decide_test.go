@@ -486,6 +486,13 @@ func TestParseRefuses(t *testing.T) {
 	b64 := base64.StdEncoding.EncodeToString
 	big := s.csr
 	big.extensions = []extension{{ID: oid(1, 2, 3), Value: make([]byte, MaxDER)}}
+	many := s.csr
+	for i := range maxAttributes + 1 {
+		many.raw = append(many.raw, mustASN1(t, struct {
+			ID     asn1.ObjectIdentifier
+			Values []int `asn1:"set"`
+		}{oid(1, 2, 3, i), []int{1}}, ""))
+	}
 	offCurve := bytes.Clone(der)
 	point := bytes.Index(offCurve, []byte{0x03, 0x42, 0x00, 0x04})
 	offCurve[point+10] ^= 1
@@ -497,6 +504,7 @@ func TestParseRefuses(t *testing.T) {
 	}{
 		{"nothing", nil, NoRequest},
 		{"DER of more than 4096 bytes", big.der(t), TooLarge},
+		{"many attributes", many.der(t), TooLarge},
 		{"text of more than 8192 bytes", bytes.Repeat([]byte("A"), MaxText+1), TooLarge},
 		{"no base64", []byte("hello, world"), NotBase64},
 		{"base64 without padding", []byte("TUE"), NotBase64},

@@ -42,6 +42,7 @@ const (
 type station struct {
 	note.Signer
 	verifier note.Verifier
+	public   string // its station.pub
 	name     string
 	sku      string
 }
@@ -65,7 +66,7 @@ func stationFrom(t testing.TB, random io.Reader, sku, name string) station {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return station{signer, verifier, name, sku}
+	return station{signer, verifier, public, name, sku}
 }
 
 // simulated is a board with its key in software.
@@ -156,6 +157,7 @@ type csr struct {
 	extensions []extension
 	sha256     bool             // else ECDSA with SHA-1, as the boards do
 	passwords  []string         // values of the attribute challengePassword
+	raw        [][]byte         // further attributes, as they are
 	public     crypto.PublicKey // spliced in, instead of the signing key's
 }
 
@@ -212,6 +214,9 @@ func (c csr) der(t testing.TB) []byte {
 			ID     asn1.ObjectIdentifier
 			Values []string `asn1:"set"`
 		}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}, c.passwords}, "")})
+	}
+	for _, der := range c.raw {
+		attributes = append(attributes, asn1.RawValue{FullBytes: der})
 	}
 	info := mustASN1(t, struct {
 		Version    int

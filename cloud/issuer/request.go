@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -131,7 +130,7 @@ func parseDER(der []byte) (Request, error) {
 		return Request{}, fmt.Errorf("%w: more than %d attributes or extensions", TooLarge, maxAttributes)
 	}
 	if r.challenges, err = challengesIn(r.attributes, csr.RawTBSCertificateRequest); err != nil {
-		return Request{}, fmt.Errorf("%w: %v", NotARequest, err)
+		return Request{}, err
 	}
 	return r, nil
 }
@@ -158,17 +157,17 @@ func challengesIn(subject []attribute, tbs []byte) (found []string, err error) {
 		} `asn1:"tag:0,set"`
 	}
 	if rest, err := asn1.Unmarshal(tbs, &info); err != nil || len(rest) > 0 {
-		return nil, errors.New("its attributes cannot be read")
+		return nil, fmt.Errorf("%w: its attributes cannot be read", NotARequest)
 	}
 	if len(info.Attributes) > maxAttributes {
-		return nil, fmt.Errorf("it has more than %d attributes", maxAttributes)
+		return nil, fmt.Errorf("%w: it has more than %d attributes", TooLarge, maxAttributes)
 	}
 	for _, a := range info.Attributes {
 		if a.Type.String() != oidChallengePassword {
 			continue
 		}
 		if len(a.Values) != 1 {
-			return nil, errors.New("its challengePassword has not one value")
+			return nil, fmt.Errorf("%w: its challengePassword has not one value", NotARequest)
 		}
 		found = append(found, string(a.Values[0].Bytes))
 	}
