@@ -137,11 +137,7 @@ func mustVerify(t *testing.T, ca CA, c Certificate, a Approved, claim Claim) {
 }
 
 func verify(ca CA, c Certificate, a Approved, claim Claim) error {
-	roots := x509.NewCertPool()
-	for _, root := range ca.Profile().Roots {
-		roots.AddCert(root)
-	}
-	return verifyIssued(c, a, claim, ca.Profile(), roots, time.Now())
+	return verifyIssued(c, a, claim, ca.Profile(), newTrust(ca.Profile().Roots), time.Now())
 }
 
 func TestCAIssues(t *testing.T) {

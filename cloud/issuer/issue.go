@@ -38,7 +38,7 @@ type Config struct {
 // Issuer issues certificates. Its methods may be called at once.
 type Issuer struct {
 	config Config
-	roots  map[string]*x509.CertPool // by the name of the CA
+	trust  map[string]*trust // by the name of the CA
 	turns  turns
 }
 
@@ -53,7 +53,7 @@ func New(config Config) (*Issuer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	i := &Issuer{config: config, roots: map[string]*x509.CertPool{}}
+	i := &Issuer{config: config, trust: map[string]*trust{}}
 	for name, ca := range config.CAs {
 		if name == "" || len(name) > maxCA || ca == nil {
 			return nil, fmt.Errorf("issuer: the CA %q has no name, or is none", name)
@@ -62,11 +62,7 @@ func New(config Config) (*Issuer, error) {
 		if len(profile.Roots) == 0 && !profile.Foreign {
 			return nil, fmt.Errorf("issuer: the CA %q has no root certificate: nothing that it returns could be checked", name)
 		}
-		pool := x509.NewCertPool()
-		for _, root := range profile.Roots {
-			pool.AddCert(root)
-		}
-		i.roots[name] = pool
+		i.trust[name] = newTrust(profile.Roots)
 	}
 	return i, nil
 }
@@ -317,14 +313,14 @@ var ErrWrongCertificate = errors.New("the certificate is not the one that was ap
 
 func (i *Issuer) checked(c Certificate, approved Approved, claim Claim, now time.Time) error {
 	profile := i.config.CAs[claim.CA].Profile()
-	if err := verifyIssued(c, approved, claim, profile, i.roots[claim.CA], now); err != nil {
+	if err := verifyIssued(c, approved, claim, profile, i.trust[claim.CA], now); err != nil {
 		return fmt.Errorf("%w: %w", ErrWrongCertificate, err)
 	}
 	return nil
 }
 
 // verifyIssued compares a certificate with what was approved, field by field.
-func verifyIssued(c Certificate, approved Approved, claim Claim, profile Profile, roots *x509.CertPool, now time.Time) error {
+func verifyIssued(c Certificate, approved Approved, claim Claim, profile Profile, trust *trust, now time.Time) error {
 	leaf, err := x509.ParseCertificate(c.Leaf)
 	if err != nil {
 		return fmt.Errorf("parsing it: %w", err)
@@ -363,24 +359,7 @@ func verifyIssued(c Certificate, approved Approved, claim Claim, profile Profile
 			return errors.New("it has alternative names")
 		}
 	}
-	if len(c.Chain) == 0 {
-		return errors.New("it has no chain")
-	}
-	intermediates := x509.NewCertPool()
-	for _, der := range c.Chain {
-		ca, err := x509.ParseCertificate(der)
-		if err != nil {
-			return fmt.Errorf("parsing its chain: %w", err)
-		}
-		intermediates.AddCert(ca)
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: intermediates, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}); err != nil {
-		return fmt.Errorf("its chain: %w", err)
-	}
-	return nil
+	return trust.verify(leaf, c.Chain, now)
 }
 
 // foreignName is the subject that AWS IoT Core gives where it takes none from a request.

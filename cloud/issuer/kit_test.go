@@ -525,8 +525,7 @@ func (w *world) open(t testing.TB, claims Claims) {
 // for each claim at most one certificate was ever signed.
 func (w *world) check(t testing.TB) {
 	t.Helper()
-	roots := x509.NewCertPool()
-	roots.AddCert(localCA(t).Root())
+	trust := newTrust(localCA(t).Profile().Roots)
 	stored := w.claims.all()
 	serials := map[Serial]string{}
 	for id, issuance := range stored {
@@ -543,7 +542,7 @@ func (w *world) check(t testing.TB) {
 			continue
 		}
 		a := Approved{device: item.Device, key: item.Key}
-		if err := verifyIssued(*issuance.Certificate, a, issuance.Claim, localCA(t).Profile(), roots, time.Now()); err != nil {
+		if err := verifyIssued(*issuance.Certificate, a, issuance.Claim, localCA(t).Profile(), trust, time.Now()); err != nil {
 			t.Errorf("claim %s: %v", id, err)
 		}
 	}
