@@ -42,9 +42,9 @@ const (
 type station struct {
 	note.Signer
 	verifier note.Verifier
-	public   string // its station.pub
 	name     string
 	sku      string
+	public   string // the text of its key
 }
 
 func newStation(t testing.TB, sku, name string) station {
@@ -66,7 +66,7 @@ func stationFrom(t testing.TB, random io.Reader, sku, name string) station {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return station{signer, verifier, public, name, sku}
+	return station{signer, verifier, name, sku, public}
 }
 
 // simulated is a board with its key in software.
@@ -144,6 +144,11 @@ func enrolment(t testing.TB, r board.Record, st station) board.Enrolment {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return enrolmentOf(sealed)
+}
+
+func enrolmentOf(sealed board.Sealed) board.Enrolment {
+	r := sealed.Record
 	return board.Enrolment{
 		Device: r.Device, Key: r.Key, Envelope: sealed.Envelope, Station: r.Station,
 		EnrolledAt: r.ReadAt, State: board.Active, Generation: r.Generation,
@@ -470,6 +475,13 @@ var sharedCA = sync.OnceValues(func() (*LocalCA, error) {
 })
 
 func TestMain(m *testing.M) {
+	if setting := os.Getenv(servedSetting); setting != "" { // a server of a benchmark
+		if err := serveAsTold(setting); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
 	if parent, err := caDir(); err == nil {
 		_ = os.RemoveAll(parent)
