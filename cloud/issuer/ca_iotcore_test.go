@@ -350,11 +350,19 @@ func TestOpenIoTRegistrarRefuses(t *testing.T) {
 	for want, config := range map[string]IoTRegistrarConfig{
 		"the thing type \"a b\"": {ThingType: "a b"}, "the thing group \"a/b\"": {ThingGroup: "a/b"}, "the policy \"ä\"": {Policy: "ä"},
 		"4 attributes, at most 3": {Attributes: four}, "the attribute \"a b\"": {Attributes: map[string]string{"a b": "1"}},
-		"the attribute \"a\" = \"\"": {Attributes: map[string]string{"a": ""}},
+		"the attribute \"a\" = \"\"": {Attributes: map[string]string{"a": ""}}, "the attribute \"a\" = \"1\\n\"": {Attributes: map[string]string{"a": "1\n"}},
+		"the attribute \"a\" = \"" + strings.Repeat("1", 140) + "\"": {Attributes: map[string]string{"a": strings.Repeat("1", 801)}},
+		"the attribute \"" + strings.Repeat("k", 129) + "\"":         {Attributes: map[string]string{strings.Repeat("k", 129): "1"}},
+		"the thing type \"" + strings.Repeat("t", 129) + "\"":        {ThingType: strings.Repeat("t", 129)},
+		"the policy \"a\\xff\"":                                      {Policy: "a\xff"},
 	} {
 		if _, err := OpenIoTRegistrar(t.Context(), config); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
+	}
+	longest := map[string]string{strings.Repeat("k", 128): strings.Repeat("v", 800), "_.,@/:#=[]-": "_.,@/:#=[]-azAZ09"}
+	if _, err := OpenIoTRegistrar(t.Context(), IoTRegistrarConfig{ThingType: ":_-azAZ09", Policy: strings.Repeat("p", 128), Attributes: longest}); err != nil {
+		t.Errorf("what AWS takes: %v", err)
 	}
 }
 

@@ -251,7 +251,7 @@ func (f *fakeIoT) remove(r *http.Request, _ iotRequest) any {
 
 func (f *fakeIoT) createThing(r *http.Request, in iotRequest) any {
 	name := r.PathValue("thing")
-	if !iotName.MatchString(name) || in.ThingTypeName == "" && len(in.AttributePayload.Attributes) > 3 {
+	if !iotTakes(name, iotName, 128) || in.ThingTypeName == "" && len(in.AttributePayload.Attributes) > 3 {
 		return badRequest("InvalidRequestException", "thingName or attributes")
 	}
 	if in.ThingTypeName != "" && in.ThingTypeName != "board" {

@@ -7,7 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
+	"strings"
 )
 
 // DeviceID is a board's UDID, the 16 bytes that its network processor reports. As text it is 32
@@ -64,11 +64,10 @@ func (id *DeviceID) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
-
 // CheckName reports whether s can be the name of a SKU or of a station.
 func CheckName(s string) error {
-	if !namePattern.MatchString(s) {
+	other := func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
+	if len(s) < 1 || len(s) > 63 || s[0] == '-' || strings.ContainsFunc(s, other) {
 		return fmt.Errorf("%q is not a name: 1 to 63 of a-z, 0-9 and -, not starting with -", s)
 	}
 	return nil
