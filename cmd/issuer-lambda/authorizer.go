@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"regexp"
 	"time"
 
@@ -51,14 +52,14 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 	_, _ = rand.Read(random[:]) // never fails (crypto/rand)
 	id := hex.EncodeToString(random[:])
 
-	values := headersOf(event.MultiValueHeaders, event.Headers).Values(issuer.HeaderCSR)
+	header := headersOf(event.MultiValueHeaders, event.Headers)
 	digest := ""
-	if len(values) == 1 {
+	if values := header.Values(issuer.HeaderCSR); len(values) == 1 {
 		digest = digestOf(values[0])
 	}
 	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
 	defer cancel()
-	device, err := a.decide(ctx, values)
+	device, err := a.decide(ctx, header)
 	named, verdict := errors.AsType[issuer.Refusal](err)
 
 	outcome, level := issuer.Outcome("authorized"), zerolog.InfoLevel
@@ -104,15 +105,18 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 }
 
 // decide returns the device that the request claims to be, if it claims one.
-func (a *authorizer) decide(ctx context.Context, headers []string) (device string, err error) {
-	switch len(headers) {
-	case 0:
+func (a *authorizer) decide(ctx context.Context, header http.Header) (device string, err error) {
+	values := header.Values(issuer.HeaderCSR)
+	if len(values) == 0 {
 		return "", issuer.NoRequest
-	case 1:
-	default:
+	}
+	if len(values) > 1 || len(header.Values(issuer.HeaderChallenge)) > 1 || len(header.Values(issuer.HeaderSignature)) > 1 {
 		return "", issuer.TwoRequests
 	}
-	request, err := issuer.ParseHeader(headers[0])
+	request, err := issuer.ParseHeader(values[0])
+	if err == nil {
+		request, err = request.WithSignature(header.Get(issuer.HeaderChallenge), header.Get(issuer.HeaderSignature))
+	}
 	if err != nil {
 		return "", err
 	}
