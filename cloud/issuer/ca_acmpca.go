@@ -211,10 +211,10 @@ func (ca *ACMPCA) request(ctx context.Context, approved Approved, claim Claim, a
 		return &types.Validity{Type: types.ValidityPeriodTypeAbsolute, Value: aws.Int64(t.Unix())}
 	}
 	pass := &types.ApiPassthrough{Subject: &types.ASN1Subject{CommonName: aws.String(approved.device.String())}}
-	if approved.org != "" {
+	if claim.Org != "" {
 		// As custom attributes they keep this order.
 		pass.Subject = &types.ASN1Subject{CustomAttributes: []types.CustomAttribute{
-			{ObjectIdentifier: aws.String(oidOrganization), Value: aws.String(approved.org)},
+			{ObjectIdentifier: aws.String(oidOrganization), Value: aws.String(claim.Org)},
 			{ObjectIdentifier: aws.String(oidCommonName), Value: aws.String(approved.device.String())},
 		}}
 	}

@@ -324,6 +324,12 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 	return ca, nil
 }
 
+// HasKey is false if ca was opened without its key.
+func (ca *LocalCA) HasKey() bool {
+	_, without := ca.key.(keyless)
+	return !without
+}
+
 // keyless stands for a key that is elsewhere.
 type keyless struct{ public crypto.PublicKey }
 

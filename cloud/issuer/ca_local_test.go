@@ -441,6 +441,9 @@ func TestKeylessCA(t *testing.T) {
 	if _, err := ca.Issue(t.Context(), a, mustClaim(t, a), nil); !errors.Is(err, errKeyless) {
 		t.Errorf("signed: %v", err)
 	}
+	if ca.HasKey() || !localCA(t).HasKey() {
+		t.Error("it has its key")
+	}
 	if !ca.Profile().Roots[0].Equal(localCA(t).Root()) {
 		t.Error("another root")
 	}

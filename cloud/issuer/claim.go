@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -25,8 +26,18 @@ type Claim struct {
 	Serial      Serial    // for a CA that lets it be chosen
 	NotBefore   time.Time // UTC, whole seconds
 	NotAfter    time.Time
+	Org         string    // beside the device id in the subject; may be empty
 	Created     time.Time // UTC, whole seconds
 	Challenge   string    // that the request answered; empty if none was asked for
+}
+
+// subject of the certificate.
+func (c Claim) subject() pkix.Name {
+	name := pkix.Name{CommonName: c.Device.String()}
+	if c.Org != "" {
+		name.Organization = []string{c.Org}
+	}
+	return name
 }
 
 // Serial is the serial number of a certificate: 128 random bits. As text it is 32 lower-case hex digits.
@@ -55,7 +66,7 @@ func newClaim(a Approved, epoch int, ca string, now time.Time) (Claim, error) {
 	}
 	c := Claim{
 		Device: a.device, Fingerprint: a.key.Fingerprint(), Generation: a.generation, Epoch: epoch, CA: ca,
-		NotBefore: a.notBefore, NotAfter: a.notAfter, Created: now.UTC().Truncate(time.Second), Challenge: a.challenge,
+		NotBefore: a.notBefore, NotAfter: a.notAfter, Org: a.org, Created: now.UTC().Truncate(time.Second), Challenge: a.challenge,
 	}
 	_, _ = rand.Read(c.Serial[:]) // never fails (crypto/rand)
 	return c, nil
@@ -159,6 +170,7 @@ type storedClaim struct {
 	Serial      string `json:"serial"`
 	NotBefore   string `json:"not-before"` // RFC 3339, UTC, seconds
 	NotAfter    string `json:"not-after"`
+	Org         string `json:"organization,omitempty"`
 	Created     string `json:"created"`
 	Challenge   string `json:"challenge,omitempty"`
 	State       string `json:"state"`
@@ -183,7 +195,7 @@ func storeIssuance(i Issuance) storedClaim {
 	s := storedClaim{
 		Device: c.Device.String(), Claim: c.sortKey(), Version: i.Version, Fingerprint: c.Fingerprint.String(),
 		Generation: c.Generation, Epoch: c.Epoch, CA: c.CA, Serial: c.Serial.String(),
-		NotBefore: at(c.NotBefore), NotAfter: at(c.NotAfter), Created: at(c.Created), Challenge: c.Challenge,
+		NotBefore: at(c.NotBefore), NotAfter: at(c.NotAfter), Org: c.Org, Created: at(c.Created), Challenge: c.Challenge,
 		State: string(i.State), Memo: i.Memo, Activated: at(i.Activated), Revoked: at(i.Revoked),
 	}
 	if !i.Revoked.IsZero() {
@@ -235,7 +247,7 @@ func (s storedClaim) parse() (i Issuance, err error) {
 			return i, err
 		}
 	}
-	c.Generation, c.Epoch, c.CA, c.Challenge = s.Generation, s.Epoch, s.CA, s.Challenge
+	c.Generation, c.Epoch, c.CA, c.Challenge, c.Org = s.Generation, s.Epoch, s.CA, s.Challenge, s.Org
 	i.Version, i.State, i.Memo = s.Version, IssuanceState(s.State), s.Memo
 	if s.Reason != "" {
 		var ok bool
@@ -256,6 +268,7 @@ func (s storedClaim) parse() (i Issuance, err error) {
 const (
 	maxEpoch = 999_999
 	maxCA    = 64 // bytes of a CA's name
+	maxOrg   = 64
 )
 
 // check reports what no issuance can be.
@@ -267,7 +280,7 @@ func (i Issuance) check() error {
 		return errors.New("it has no device or no serial")
 	case c.Generation < 1 || c.Generation > maxEpoch || c.Epoch < 1 || c.Epoch > maxEpoch || i.Version < 1:
 		return errors.New("its generation, epoch or version is out of range")
-	case c.CA == "" || len(c.CA) > maxCA || len(c.Challenge) > maxChallenge || len(i.Memo) > MaxMemo:
+	case c.CA == "" || len(c.CA) > maxCA || len(c.Org) > maxOrg || len(c.Challenge) > maxChallenge || len(i.Memo) > MaxMemo:
 		return errors.New("its CA, challenge or memo is missing or too long")
 	case !c.NotAfter.After(c.NotBefore) || c.NotBefore.IsZero() || c.Created.IsZero():
 		return errors.New("it is not valid at any time")

@@ -7,7 +7,6 @@ package issuer
 
 import (
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -92,7 +91,7 @@ func (p Policy) Check() error {
 			return errors.New("policy: a hold of a lot needs a reason, and must end after it begins")
 		}
 	}
-	if len(p.Organization) > 64 || strings.ContainsFunc(p.Organization, func(r rune) bool { return r < ' ' || r > '~' }) {
+	if len(p.Organization) > maxOrg || strings.ContainsFunc(p.Organization, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return errors.New("policy: the organization is not at most 64 characters of printable ASCII")
 	}
 	return nil
@@ -126,14 +125,6 @@ type Approved struct {
 	challenge  string            // that it answers; empty if none
 	peer       *x509.Certificate // as in Request
 	renewal    bool              // as in Request
-}
-
-func (a Approved) subject() pkix.Name {
-	name := pkix.Name{CommonName: a.device.String()}
-	if a.org != "" {
-		name.Organization = []string{a.org}
-	}
-	return name
 }
 
 // Device is the subject of the certificate: its one common name.

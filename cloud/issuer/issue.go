@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -28,6 +29,8 @@ type Config struct {
 	// CAs by name, of at most 64 characters. A claim remembers its CA's name, and any retry goes to the same, so a name
 	// outlives the claims that were made under it.
 	CAs map[string]CA
+	// Retired are CAs that sign nothing new. What they have signed is still answered, checked and revoked.
+	Retired map[string]CA
 	// Registrar is where certificates are made known before they are answered; nil if nowhere.
 	Registrar Registrar
 	// Admit, if set, is asked before an approved request costs anything; an error means try later.
@@ -38,6 +41,7 @@ type Config struct {
 // Issuer issues certificates. Its methods may be called at once.
 type Issuer struct {
 	config Config
+	cas    map[string]CA     // with the retired ones
 	trust  map[string]*trust // by the name of the CA
 	turns  turns
 }
@@ -53,8 +57,14 @@ func New(config Config) (*Issuer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	i := &Issuer{config: config, trust: map[string]*trust{}}
-	for name, ca := range config.CAs {
+	i := &Issuer{config: config, cas: maps.Clone(config.CAs), trust: map[string]*trust{}}
+	for name, ca := range config.Retired {
+		if i.cas[name] != nil {
+			return nil, fmt.Errorf("issuer: the CA %q is retired, and is not", name)
+		}
+		i.cas[name] = ca
+	}
+	for name, ca := range i.cas {
 		if name == "" || len(name) > maxCA || ca == nil {
 			return nil, fmt.Errorf("issuer: the CA %q has no name, or is none", name)
 		}
@@ -104,7 +114,7 @@ func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certifi
 		return Certificate{}, err
 	}
 	for range conflictTries {
-		next, done, err := i.step(ctx, approved, issuance, now)
+		next, done, err := i.step(ctx, approved, issuance, ca, now)
 		if err != nil {
 			return Certificate{}, err
 		}
@@ -140,14 +150,40 @@ func (i *Issuer) claim(ctx context.Context, approved Approved, ca string, now ti
 	return issuance, nil
 }
 
+// ErrUnknownCA says that a claim is with a CA that this issuer does not have.
+var ErrUnknownCA = errors.New("the claim is with a CA that this issuer does not know")
+
+// staleClaim is how old a claim gets for which nothing was asked of a CA.
+const staleClaim = time.Hour
+
+// outdated reports whether a claim for which nothing was asked of a CA says something else than one of today would.
+func (i *Issuer) outdated(c Claim, a Approved, now time.Time) bool {
+	return i.config.CAs[c.CA] == nil || c.NotAfter.Sub(c.NotBefore) != a.notAfter.Sub(a.notBefore) || c.Org != a.org || now.Sub(c.Created) > staleClaim
+}
+
+// propose puts today's claim in the place of one for which nothing was asked of a CA. Who was about to ask is told by the version.
+func (i *Issuer) propose(ctx context.Context, approved Approved, issuance Issuance, door string, now time.Time) (Issuance, bool, error) {
+	proposal, err := newClaim(approved, issuance.Claim.Epoch, door, now)
+	if err != nil {
+		return Issuance{}, false, err
+	}
+	proposal.Serial, proposal.Challenge = issuance.Claim.Serial, issuance.Claim.Challenge
+	issuance.Claim = proposal
+	return i.replace(ctx, issuance)
+}
+
 // step takes an issuance one state further. It is done when the certificate may be answered.
-func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance, now time.Time) (_ Issuance, done bool, err error) {
+func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance, door string, now time.Time) (_ Issuance, done bool, err error) {
 	if err := issuance.Claim.covers(approved); err != nil {
 		return Issuance{}, false, err
 	}
-	ca := i.config.CAs[issuance.Claim.CA]
+	if issuance.State == Claimed && issuance.Memo == "" && i.outdated(issuance.Claim, approved, now) {
+		return i.propose(ctx, approved, issuance, door, now)
+	}
+	ca := i.cas[issuance.Claim.CA]
 	if ca == nil {
-		return Issuance{}, false, fmt.Errorf("the claim is with the CA %q, which this issuer does not have", issuance.Claim.CA)
+		return Issuance{}, false, fmt.Errorf("%w: %q, of epoch %d; name it in [ca], [proto] or [[retired_ca]], or let the device have another epoch (issuerctl device transfer)",
+			ErrUnknownCA, issuance.Claim.CA, issuance.Claim.Epoch)
 	}
 	if !now.Before(issuance.Claim.NotAfter) {
 		return Issuance{}, false, fmt.Errorf("%w: on %s", CertificateExpired, issuance.Claim.NotAfter.Format(time.DateOnly))
@@ -312,7 +348,7 @@ func (i *Issuer) enrolment(ctx context.Context, device board.DeviceID) (*board.E
 var ErrWrongCertificate = errors.New("the certificate is not the one that was approved")
 
 func (i *Issuer) checked(c Certificate, approved Approved, claim Claim, now time.Time) error {
-	profile := i.config.CAs[claim.CA].Profile()
+	profile := i.cas[claim.CA].Profile()
 	if err := verifyIssued(c, approved, claim, profile, i.trust[claim.CA], now); err != nil {
 		return fmt.Errorf("%w: %w", ErrWrongCertificate, err)
 	}
@@ -338,7 +374,7 @@ func verifyIssued(c Certificate, approved Approved, claim Claim, profile Profile
 	if profile.Foreign {
 		return verifyForeign(leaf, approved, now)
 	}
-	subject, err := asn1.Marshal(approved.subject().ToRDNSequence())
+	subject, err := asn1.Marshal(claim.subject().ToRDNSequence())
 	if err != nil {
 		return fmt.Errorf("encoding the subject: %w", err)
 	}
@@ -397,7 +433,7 @@ func (a Approved) template(claim Claim) *x509.Certificate {
 	fingerprint := a.key.Fingerprint()
 	return &x509.Certificate{
 		SerialNumber:          claim.Serial.Int(),
-		Subject:               a.subject(),
+		Subject:               claim.subject(),
 		NotBefore:             claim.NotBefore,
 		NotAfter:              claim.NotAfter,
 		KeyUsage:              x509.KeyUsageDigitalSignature,

@@ -42,6 +42,8 @@ func (a Approved) plan(had []Issuance, policy Policy, now time.Time) (*Issuance,
 	switch {
 	case latest.State == Revoking || latest.State == Revoked:
 		return nil, 0, fmt.Errorf("%w: epoch %d, because of %s", CertificateRevoked, c.Epoch, latest.Reason)
+	case latest.State == Claimed && latest.Memo == "":
+		return latest, c.Epoch, nil // it may be made anew
 	case !now.Before(c.NotAfter):
 		if fresh {
 			return nil, c.Epoch + 1, nil

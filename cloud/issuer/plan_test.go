@@ -66,8 +66,12 @@ func TestPlan(t *testing.T) {
 		{name: "fresh, near the end", set: func(t testing.TB, p *past) { p.with(t, 1, 300, 10, Live, "").fresh("c") }, epoch: 2},
 		{name: "fresh, after the end", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Live, "").fresh("c") }, epoch: 2},
 		{name: "after the end", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Live, "") }, refusal: CertificateExpired},
-		{name: "after the end of what broke off", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Claimed, "") }, refusal: CertificateExpired},
-		{name: "fresh, after the end of what broke off", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Claimed, "").fresh("c") }, epoch: 2},
+		{name: "after the end of what broke off", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Claimed, "") }, epoch: 1, repeats: true},
+		{name: "after the end of what was signed", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Signed, "") }, refusal: CertificateExpired},
+		{name: "fresh, after the end of what was signed", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Signed, "").fresh("c") }, epoch: 2},
+		{name: "after the end of what a CA was asked for", set: func(t testing.TB, p *past) {
+			p.with(t, 1, 400, -10, Claimed, "").had[0].Memo = "asked"
+		}, refusal: CertificateExpired},
 		{name: "the retry of a renewal", set: func(t testing.TB, p *past) {
 			p.with(t, 1, 300, 10, Live, "").with(t, 2, 0, 300, Live, "c").fresh("c")
 		}, epoch: 2, repeats: true},

@@ -62,9 +62,9 @@ func (i *Issuer) tellRevoked(ctx context.Context, issuance Issuance) error {
 			return fmt.Errorf("deactivating the certificate: %w", err)
 		}
 	}
-	ca := i.config.CAs[issuance.Claim.CA]
+	ca := i.cas[issuance.Claim.CA]
 	if ca == nil {
-		return fmt.Errorf("it is of the CA %q, which this issuer does not have", issuance.Claim.CA)
+		return fmt.Errorf("%w: %q; name it in [[retired_ca]]", ErrUnknownCA, issuance.Claim.CA)
 	}
 	if err := ca.Revoke(ctx, issuance, issuance.Reason); err != nil {
 		return fmt.Errorf("telling the CA: %w", err)

@@ -509,3 +509,97 @@ func storm(t *testing.T, l *line, requests int, inject func(func(string) error))
 	}
 	t.Logf("%d tries failed for %d requests", dead, requests)
 }
+
+// A policy that changes does not lock out who has a certificate, nor who was about to get one.
+func TestPolicyChanges(t *testing.T) {
+	l := newLine(t)
+	first := l.mustIssue(t, "")
+	l.policy.Organization, l.policy.Validity = "Widgets", 24*time.Hour
+	l.restart(t)
+	if again := l.mustIssue(t, ""); !equal(again, first) {
+		t.Error("another certificate")
+	}
+	other := newSimulated(t)
+	l.registry.put(enrolment(t, other.record(t, l.station), l.station))
+	l.board = other
+	l.policy.Validity = maxValidity // which the CA does not outlive
+	l.restart(t)
+	if _, err := l.issue(t, ""); err == nil {
+		t.Fatal("issued")
+	}
+	l.policy.Organization, l.policy.Validity = "Gadgets", 48*time.Hour
+	l.restart(t)
+	l.mustIssue(t, "")
+	had, err := l.claims.Issuances(t.Context(), other.id)
+	if err != nil || len(had) != 1 || had[0].Claim.Org != "Gadgets" || had[0].Claim.NotAfter.Sub(had[0].Claim.NotBefore) != 48*time.Hour {
+		t.Errorf("%+v, %v", had, err)
+	}
+	// A claim that is old, and for which nothing was asked, is made anew; its certificate begins today.
+	third := newSimulated(t)
+	l.registry.put(enrolment(t, third.record(t, l.station), l.station))
+	l.board = third
+	l.ca.before = func() error { return errInjected }
+	_, _ = l.issue(t, "")
+	l.ca.before = nil
+	l.now = l.now.Add(100 * time.Hour)
+	l.mustIssue(t, "")
+	had, err = l.claims.Issuances(t.Context(), third.id)
+	if err != nil || len(had) != 1 || !had[0].Claim.NotAfter.After(l.now) {
+		t.Errorf("%+v, %v", had, err)
+	}
+	l.claims.stored = nil // the invariants are about certificates that are valid now
+}
+
+// A CA that is replaced still stands behind what it has signed.
+func TestRetiredCA(t *testing.T) {
+	l := newLine(t)
+	l.mustIssue(t, "")
+	pending := newSimulated(t)
+	l.registry.put(enrolment(t, pending.record(t, l.station), l.station))
+	l.ca.before = func() error { return errInjected }
+	if _, err := l.issuer.Issue(t.Context(), pending.csr().request(t), testCA); err == nil {
+		t.Fatal("no failure")
+	}
+	l.ca.before = nil
+	config := l.issuer.config
+	config.CAs = map[string]CA{"next": l.ca}
+	forgetful, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := l.board.csr().request(t)
+	if _, err := forgetful.Issue(t.Context(), request, "next"); !errors.Is(err, ErrUnknownCA) {
+		t.Errorf("a CA that nobody knows: %v", err)
+	}
+	if _, err := forgetful.Revoke(t.Context(), l.board.id, 0, Unspecified); !errors.Is(err, ErrUnknownCA) {
+		t.Errorf("revoking there: %v", err)
+	}
+	l.claims.stored = nil
+	l.registrar.active = nil
+	first := l.mustIssue(t, "")
+	l.ca.before = func() error { return errInjected }
+	_, _ = l.issuer.Issue(t.Context(), pending.csr().request(t), testCA)
+	l.ca.before = nil
+
+	config.Retired = map[string]CA{testCA: localCA(t)}
+	next, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := next.Issue(t.Context(), request, "next"); err != nil || !equal(again, first) {
+		t.Errorf("of a retired CA: %v", err)
+	}
+	if _, err := next.Issue(t.Context(), pending.csr().request(t), "next"); err != nil {
+		t.Errorf("what it was not asked for: %v", err)
+	}
+	if had, err := l.claims.Issuances(t.Context(), pending.id); err != nil || len(had) != 1 || had[0].Claim.CA != "next" {
+		t.Errorf("%+v, %v", had, err)
+	}
+	if _, err := next.Issue(t.Context(), request, testCA); err == nil {
+		t.Error("a door of a retired CA")
+	}
+	config.Retired = map[string]CA{"next": localCA(t)}
+	if _, err := New(config); err == nil {
+		t.Error("retired, and not")
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -33,7 +34,8 @@ type Config struct {
 	Registry      config.Registry `toml:"registry"`
 	CA            CA              `toml:"ca"`
 	Proto         *CA             `toml:"proto"` // behind POST /proto; without it, that of [ca]
-	IoT           *IoT            `toml:"iot"`   // without it, certificates are registered nowhere
+	Retired       []CA            `toml:"retired_ca"`
+	IoT           *IoT            `toml:"iot"` // without it, certificates are registered nowhere
 	Challenge     Challenge       `toml:"challenge"`
 	Limits        Limits          `toml:"limits"`
 	Issuance      Issuance        `toml:"issuance"`
@@ -204,6 +206,23 @@ func (c Config) check(f *config.File) error {
 		if c.Proto.name() == c.CA.name() {
 			return f.Errorf("proto.name", "Give one of them a name of its own; claims remember it.", "[ca] and [proto] are both named %q", c.CA.name())
 		}
+	}
+	names := map[string]bool{c.CA.name(): true}
+	if c.Proto != nil {
+		names[c.Proto.name()] = true
+	}
+	for i, ca := range c.Retired {
+		table := fmt.Sprintf("retired_ca[%d]", i)
+		if ca.Kind == "local" && ca.PassphraseFile == "" && ca.KMSKey == "" {
+			ca.PassphraseFile = "/" // not needed: it is opened without its key
+		}
+		if err := ca.check(f, table); err != nil {
+			return err
+		}
+		if names[ca.name()] {
+			return f.Errorf(table, "Give it the name that it had, and the new CA another: claims remember it.", "two CAs are named %q", ca.name())
+		}
+		names[ca.name()] = true
 	}
 	if c.IoT == nil && (c.CA.Kind == "iotcore" || c.Proto != nil && c.Proto.Kind == "iotcore") {
 		return f.Errorf("iot", "Add the table [iot] with thing_group or policy.", "a CA of AWS IoT Core needs [iot]: its certificates are inactive until they are registered")
@@ -498,6 +517,16 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 			return nil, err
 		}
 	}
+	config.Retired = map[string]issuer.CA{}
+	for _, ca := range c.Retired {
+		openRetired := open
+		if ca.Kind == "local" && ca.PassphraseFile == "" && ca.KMSKey == "" {
+			openRetired = CA.openKeyless
+		}
+		if config.Retired[ca.name()], err = openRetired(ca, ctx); err != nil {
+			return nil, fmt.Errorf("the retired CA %s: %w", ca.name(), err)
+		}
+	}
 	if c.Endpoint != "" {
 		o.Endpoint = func(context.Context) (string, error) { return c.Endpoint, nil }
 	}
@@ -525,7 +554,8 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 	if config.Claims, err = c.Issuance.open(ctx, c.SKU, c.Registry); err != nil {
 		return nil, fmt.Errorf("opening the memory of what was issued: %w", err)
 	}
-	o.Claims, o.CAs = config.Claims, config.CAs
+	o.Claims, o.CAs = config.Claims, maps.Clone(config.CAs)
+	maps.Copy(o.CAs, config.Retired)
 	if closer, ok := config.Claims.(io.Closer); ok {
 		o.close = closer.Close
 	}

@@ -67,6 +67,8 @@ level = "info"
 		{localCA, localCA + "\nkms_key = \"k\"", `:16: ca has a passphrase_file and a kms_key. Remove one`},
 		{localCA, localCA + "\nname = \"A b\"", `:16: ca.name is "A b". Write 1 to 63`},
 		{localCA, localCA + "\n[proto]\n" + localCA, `[ca] and [proto] are both named "local". Give one of them`},
+		{`[policy]`, "[[retired_ca]]\n" + localCA + "\n[policy]", `two CAs are named "local". Give it the name that it had`},
+		{`[policy]`, "[[retired_ca]]\nkind = \"local\"\n[policy]", `retired_ca[0].dir is "". Write the absolute path`},
 		{`[policy]`, "[iot]\n[policy]", `[iot] names no policy`},
 		{`[policy]`, "[challenge]\nkey_file = \"k\"\n[policy]", `:25: challenge.key_file is "k". Write the absolute path`},
 		{`[policy]`, "[challenge]\nkey_file = \"/k\"\nkms_key = \"k\"\n[policy]", `:26: [challenge] has a key_file and a kms_key. Remove one`},

@@ -31,7 +31,7 @@ func (o *Opened) Revocations(l Limits, log func(error)) (*issuer.Revocations, er
 		c.Source = l.source
 	}
 	for name, ca := range o.CAs {
-		if local, ok := ca.(*issuer.LocalCA); ok {
+		if local, ok := ca.(*issuer.LocalCA); ok && local.HasKey() {
 			c.CAs[name] = local
 		}
 	}
