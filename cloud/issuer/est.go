@@ -5,7 +5,9 @@ import (
 	"encoding/asn1"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/smallstep/pkcs7"
@@ -130,7 +132,9 @@ func writeEST(w http.ResponseWriter, kind string, der []byte) {
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Content-Transfer-Encoding", "base64") // which RFC 8951 dropped, and older clients look for
 	w.Header().Set("Cache-Control", "no-store")
-	_, _ = w.Write([]byte(base64.StdEncoding.EncodeToString(der)))
+	body := base64.StdEncoding.EncodeToString(der)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body))) // some know no chunks
+	_, _ = io.WriteString(w, body)
 }
 
 // renewing says why a request to renew may not: nil is good. had is all that the device had.
