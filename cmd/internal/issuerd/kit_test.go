@@ -80,17 +80,51 @@ var sharedCA = sync.OnceValues(func() (string, error) {
 	if err := issuer.InitLocalCA(issuer.LocalCAInit{Dir: filepath.Join(dir, "ca"), Name: "Test", Passphrase: passphrase}); err != nil {
 		return dir, err
 	}
-	name := filepath.Join(dir, "ca", "issuing.key")
-	key, err := issuer.ReadKey(name, passphrase)
-	if err != nil {
-		return dir, err
-	}
-	text, err := issuer.EncryptKey(key, passphrase, 1000)
-	if err != nil {
-		return dir, err
-	}
-	return dir, os.WriteFile(name, text, 0o600)
+	return dir, age(filepath.Join(dir, "ca"), passphrase)
 })
+
+// age has a CA be a month old, so that its certificates can be.
+func age(dir string, passphrase []byte) error {
+	root, err := issuer.ReadKey(filepath.Join(dir, "root.key"), passphrase)
+	if err != nil {
+		return err
+	}
+	issuing, err := issuer.ReadKey(filepath.Join(dir, "issuing.key"), passphrase)
+	if err != nil {
+		return err
+	}
+	var parent *x509.Certificate
+	for _, of := range []struct {
+		file string
+		key  *ecdsa.PrivateKey
+	}{{"root.pem", root}, {"issuing.pem", issuing}} {
+		text, err := os.ReadFile(filepath.Join(dir, of.file))
+		if err != nil {
+			return err
+		}
+		block, _ := pem.Decode(text)
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return err
+		}
+		c.NotBefore = c.NotBefore.AddDate(0, -1, 0)
+		if parent == nil {
+			parent = c
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, &of.key.PublicKey, root)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, of.file), issuer.Certificate{Leaf: der}.LeafPEM(), 0o600); err != nil {
+			return err
+		}
+	}
+	text, err := issuer.EncryptKey(issuing, passphrase, 1000)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "issuing.key"), text, 0o600)
+}
 
 // place is a folder with all that an issuer needs, and one enrolled device whose key is in device.key.
 type place struct {

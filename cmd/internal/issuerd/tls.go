@@ -38,8 +38,10 @@ func openKeyPair(c TLS, log zerolog.Logger) (*keyPair, error) {
 
 // config is for a server. Who shows a certificate in the handshake shows that it has its key, and no more than that: whether it means
 // anything is for the issuer to say.
+//
+// A short answer is one record: strongSwan's client of EST gives up if the second one is not there yet.
 func (p *keyPair) config() *tls.Config {
-	return &tls.Config{GetCertificate: p.get, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequestClientCert}
+	return &tls.Config{GetCertificate: p.get, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequestClientCert, DynamicRecordSizingDisabled: true}
 }
 
 func (p *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
