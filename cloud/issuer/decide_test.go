@@ -598,6 +598,10 @@ func FuzzParseRequest(f *testing.F) {
 	f.Add(c.pem(f))
 	f.Add([]byte(base64.StdEncoding.EncodeToString(c.der(f))))
 	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"))
+	_, _, bodies := corpus(f)
+	for _, body := range bodies {
+		f.Add(body)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := ParseRequest(data)
 		if err != nil {
@@ -632,6 +636,10 @@ func FuzzDecide(f *testing.F) {
 		bad := bytes.Clone(good)
 		bad[at] ^= 1
 		f.Add(bad, item.Envelope)
+	}
+	_, _, bodies := corpus(f)
+	for _, body := range bodies {
+		f.Add(body, item.Envelope)
 	}
 	f.Fuzz(func(t *testing.T, der, envelope []byte) {
 		request, err := ParseRequest(der)

@@ -1,0 +1,147 @@
+package issuer
+
+import (
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"net/http"
+	"net/textproto"
+	"strings"
+	"testing"
+	"time"
+)
+
+// corpus are the hostile requests as seeds: the values of their headers device-csr, what comes beside, and all that may be a body.
+func corpus(f *testing.F) (headers []string, beside [][2]string, bodies [][]byte) {
+	f.Helper()
+	for _, h := range hostileFiles(f) {
+		header := h.httpHeader()
+		for _, value := range header.Values(HeaderCSR) {
+			headers = append(headers, value)
+			if text, err := base64.StdEncoding.DecodeString(value); err == nil {
+				bodies = append(bodies, text)
+				if block, _ := pem.Decode(text); block != nil {
+					bodies = append(bodies, block.Bytes)
+				}
+			}
+		}
+		if header.Get(HeaderChallenge) != "" || header.Get(HeaderSignature) != "" {
+			beside = append(beside, [2]string{header.Get(HeaderChallenge), header.Get(HeaderSignature)})
+		}
+		if h.body != nil {
+			bodies = append(bodies, h.body)
+		}
+	}
+	return headers, beside, bodies
+}
+
+func mustBeMalformed(t *testing.T, err error) {
+	t.Helper()
+	if refusal, ok := errors.AsType[Refusal](err); !ok || !refusal.Malformed() {
+		t.Fatalf("an error without a name: %v", err)
+	}
+}
+
+// There is one header for a text, and what parses is the same request in the plainest form.
+func FuzzParseHeader(f *testing.F) {
+	headers, _, _ := corpus(f)
+	for _, value := range headers {
+		f.Add(value)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		r, err := ParseHeader(value)
+		if err != nil {
+			mustBeMalformed(t, err)
+			return
+		}
+		text, err := base64.StdEncoding.DecodeString(value)
+		if err != nil || base64.StdEncoding.EncodeToString(text) != value {
+			t.Fatalf("a second form of the base64 was read: %v", err)
+		}
+		plain := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.DER()})
+		again, err := ParseHeader(base64.StdEncoding.EncodeToString(plain))
+		if err != nil || string(again.DER()) != string(r.DER()) {
+			t.Fatalf("in the plainest form: %v", err)
+		}
+	})
+}
+
+// What is taken beside a request is written in one way only.
+func FuzzWithSignature(f *testing.F) {
+	_, beside, _ := corpus(f)
+	for _, b := range beside {
+		f.Add(b[0], b[1])
+	}
+	f.Add("", "")
+	f.Fuzz(func(t *testing.T, challenge, signature string) {
+		r, err := Request{}.WithSignature(challenge, signature)
+		switch {
+		case err != nil:
+			mustBeMalformed(t, err)
+		case r.detached == nil:
+			if challenge != "" || signature != "" {
+				t.Fatal("it was dropped")
+			}
+		case r.detached.challenge != challenge || base64.StdEncoding.EncodeToString(r.detached.signature) != signature:
+			t.Fatalf("%q, %q became %+v", challenge, signature, r.detached)
+		}
+	})
+}
+
+// A text that is taken for a challenge, be it expired, is byte for byte what encodes its content under the key.
+func FuzzChallenge(f *testing.F) {
+	c, err := NewChallenges(testSKU, []byte(strings.Repeat("k", 32)), DefaultChallengeLife)
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, beside, _ := corpus(f)
+	for _, b := range beside {
+		f.Add(b[0])
+		f.Add(strings.ToLower(b[0]))
+	}
+	f.Add(challengePrefix)
+	f.Fuzz(func(t *testing.T, text string) {
+		if err := c.check(text, corpusClock); err != nil && !errors.Is(err, errExpired) {
+			return
+		}
+		raw, err := challengeText.DecodeString(strings.TrimPrefix(text, challengePrefix))
+		if err != nil || len(raw) != challengeBody+challengeMAC {
+			t.Fatalf("%q was taken: %v", text, err)
+		}
+		body := raw[:challengeBody]
+		if again := challengePrefix + challengeText.EncodeToString(append(append([]byte{}, body...), c.mac(body)...)); again != text {
+			t.Fatalf("%q was taken for %q", text, again)
+		}
+	})
+}
+
+// However a request is spread over headers and body, it is one request, or malformed by name.
+func FuzzRequestFrom(f *testing.F) {
+	for _, h := range hostileFiles(f) {
+		header := h.httpHeader()
+		f.Add(strings.Join(header.Values(HeaderCSR), "\n"), header.Get("Content-Type"), header.Get(HeaderChallenge), header.Get(HeaderSignature), h.body)
+	}
+	f.Fuzz(func(t *testing.T, csrs, kind, challenge, signature string, body []byte) {
+		header := http.Header{}
+		set := func(name, values string) {
+			if values != "" {
+				header[textproto.CanonicalMIMEHeaderKey(name)] = strings.Split(values, "\n")
+			}
+		}
+		set(HeaderCSR, csrs)
+		set("Content-Type", kind)
+		set(HeaderChallenge, challenge)
+		set(HeaderSignature, signature)
+		r, err := requestFrom(header, body)
+		if err != nil {
+			mustBeMalformed(t, err)
+			return
+		}
+		if headers := len(header.Values(HeaderCSR)); headers > 1 || (headers == 1) == (len(body) > 0) || r.DER() == nil {
+			t.Fatalf("%d headers and %d bytes of body are one request", headers, len(body))
+		}
+		if _, err := Decide(r, nil, Policy{SKU: testSKU}, time.Time{}); err == nil {
+			t.Fatal("approved without a record")
+		}
+	})
+}
