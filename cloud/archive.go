@@ -10,7 +10,6 @@ import (
 	"iter"
 	"net/http"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -40,19 +39,25 @@ type Segment struct{ First, Last uint64 }
 
 func (s Segment) name() string { return fmt.Sprintf("%020d-%020d.jsonl", s.First, s.Last) }
 
-var (
-	segmentName    = regexp.MustCompile(`^([0-9]{20})-([0-9]{20})\.jsonl$`)
-	checkpointName = regexp.MustCompile(`^([0-9]{20})\.checkpoint$`)
-)
+// Names are read by hand, not by expressions: those take their time at every start of every program that has a registry.
 
 func parseSegmentName(name string) (Segment, bool) {
-	m := segmentName.FindStringSubmatch(name)
-	if m == nil {
-		return Segment{}, false
-	}
-	first, err := strconv.ParseUint(m[1], 10, 64)
-	last, err2 := strconv.ParseUint(m[2], 10, 64)
-	return Segment{first, last}, err == nil && err2 == nil && first <= last
+	numbers, isSegment := strings.CutSuffix(name, ".jsonl")
+	first, last, isRange := strings.Cut(numbers, "-")
+	from, ok := parseSeq(first)
+	to, ok2 := parseSeq(last)
+	return Segment{from, to}, isSegment && isRange && ok && ok2 && from <= to
+}
+
+func isCheckpointName(name string) bool {
+	size, ok := strings.CutSuffix(name, ".checkpoint")
+	return ok && len(size) == 20 && strings.Trim(size, "0123456789") == ""
+}
+
+// parseSeq reads a number of 20 digits.
+func parseSeq(text string) (uint64, bool) {
+	seq, err := strconv.ParseUint(text, 10, 64) // takes no sign
+	return seq, err == nil && len(text) == 20
 }
 
 // archiveFolder is where the journal of an origin is kept.
@@ -230,7 +235,7 @@ func latestCheckpoint(ctx context.Context, a archive, origin string) ([]byte, er
 		if err != nil {
 			return nil, err
 		}
-		if checkpointName.MatchString(strings.TrimPrefix(name, folder)) {
+		if isCheckpointName(strings.TrimPrefix(name, folder)) {
 			latest = name
 		}
 	}

@@ -5,18 +5,41 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 )
 
-var (
-	hostLabel  = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`) // with the underscore that people use
-	allDigits  = regexp.MustCompile(`^[0-9]+$`)
-	regionName = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`) // private ones have names of their own
-	tableName  = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)        // of 3 to 255; as a part of the expression, that would take 4 ms of every start
-	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+// Names are checked without expressions, whose bounds would take milliseconds of every start.
+const (
+	digits = "0123456789"
+	lower  = "abcdefghijklmnopqrstuvwxyz" + digits
+	upper  = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
+
+// isOf reports whether text is of the characters of a set, and least to most bytes long.
+func isOf(text, set string, least, most int) bool {
+	return len(text) >= least && len(text) <= most && strings.Trim(text, set) == ""
+}
+
+// isBetween reports whether text neither begins nor ends with one of the characters of ends.
+func isBetween(text, ends string) bool { return strings.Trim(text, ends) == text }
+
+// isLabel is true with the underscore that people use.
+func isLabel(text string) bool { return isOf(text, lower+"_-", 1, 63) && isBetween(text, "-") }
+
+// isRegion is true for private ones too, which have names of their own.
+func isRegion(text string) bool {
+	for part := range strings.SplitSeq(text, "-") {
+		if !isOf(part, lower, 1, len(text)) {
+			return false
+		}
+	}
+	return true
+}
+
+func isTable(text string) bool { return isOf(text, lower+upper+"_.-", 3, 255) }
+
+func isBucket(text string) bool { return isOf(text, lower+".-", 3, 63) && isBetween(text, ".-") }
 
 // isHost tells whether something is an address, or may be the name of a machine.
 func isHost(host string) bool {
@@ -25,12 +48,12 @@ func isHost(host string) bool {
 	}
 	labels := strings.Split(strings.ToLower(strings.TrimSuffix(host, ".")), ".")
 	for _, label := range labels {
-		if !hostLabel.MatchString(label) {
+		if !isLabel(label) {
 			return false
 		}
 	}
 	// Only an address ends in a number, and this is none.
-	return len(host) <= 253 && !allDigits.MatchString(labels[len(labels)-1])
+	return len(host) <= 253 && !isOf(labels[len(labels)-1], digits, 1, len(host))
 }
 
 func isPort(port string) bool {
@@ -73,10 +96,10 @@ func checkEndpoint(f *File, key, value string) error {
 // CheckDynamoDB refuses a table, a region or an endpoint that cannot be one; what is empty is not looked at. prefix is the table of the
 // configuration that they are in.
 func CheckDynamoDB(f *File, prefix, table, region, endpoint string) error {
-	if table != "" && (!tableName.MatchString(table) || len(table) < 3 || len(table) > 255) {
+	if table != "" && !isTable(table) {
 		return f.Errorf(prefix+".table", "Write the name of the table: 3 to 255 of letters, digits, _, . and -.", "%s.table is %q", prefix, table)
 	}
-	if region != "" && !regionName.MatchString(region) {
+	if region != "" && !isRegion(region) {
 		return f.Errorf(prefix+".region", `Write the name of the region as AWS has it, such as "us-east-1".`, "%s.region is %q", prefix, region)
 	}
 	return checkEndpoint(f, prefix+".dynamodb_endpoint", endpoint)

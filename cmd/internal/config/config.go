@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"reflect"
-	"regexp"
 	"sort"
 	"strings"
 
@@ -120,17 +119,15 @@ func (f *File) explain(err error, t reflect.Type) error {
 	return &Error{File: f.name, Problem: strings.TrimPrefix(err.Error(), "toml: "), Remedy: "Correct the file."}
 }
 
-var (
-	foundKind = regexp.MustCompile(`cannot decode TOML ([a-z ]+) into`)
-	kindNames = map[string]string{"string": "a text", "integer": "a whole number", "float": "a number with a fraction", "boolean": "true or false",
-		"array": "a list", "table": "a table", "inline table": "a table", "local date": "a date"}
-)
+var kindNames = map[string]string{"string": "a text", "integer": "a whole number", "float": "a number with a fraction", "boolean": "true or false",
+	"array": "a list", "table": "a table", "inline table": "a table", "local date": "a date"}
 
 // wrongKind says of a value of the wrong kind what is there and what belongs there. The decoder's own words are of this program's types.
 func wrongKind(e *toml.DecodeError, t reflect.Type) (problem, remedy string, ok bool) {
 	found := ""
-	if m := foundKind.FindStringSubmatch(e.Error()); m != nil {
-		if found = kindNames[m[1]]; found == "" {
+	if _, text, ok := strings.Cut(e.Error(), "cannot decode TOML "); ok {
+		kind, _, _ := strings.Cut(text, " into ")
+		if found = kindNames[kind]; found == "" {
 			found = "something else"
 		}
 	} else if strings.Contains(e.Error(), "cannot store an array table") {

@@ -89,7 +89,7 @@ func (r Registry) Check(f *File) error {
 		if r.Bucket == "" {
 			return f.Errorf("registry.bucket", "Write the name of the S3 bucket for public keys.", "registry.bucket is missing")
 		}
-		if !bucketName.MatchString(r.Bucket) {
+		if !isBucket(r.Bucket) {
 			return f.Errorf("registry.bucket", "Write the name of the bucket alone: 3 to 63 of a-z, 0-9, . and -.", "registry.bucket is %q", r.Bucket)
 		}
 		if err := CheckDynamoDB(f, "registry", r.Table, r.Region, r.DynamoDBEndpoint); err != nil {
