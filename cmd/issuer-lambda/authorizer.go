@@ -7,7 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-lambda-go/events"
@@ -32,8 +33,27 @@ type authorizer struct {
 	log     zerolog.Logger
 }
 
-// An ARN with a wildcard or a variable in it would be more than the called method.
-var methodARN = regexp.MustCompile(`^arn:aws[a-z-]*:execute-api:[a-z0-9-]+:[a-z0-9-]+:[a-z0-9-]+/[A-Za-z0-9_-]+/[A-Z]+(/[A-Za-z0-9._~-]*)+$`)
+// isMethodARN reports whether an ARN is that of one method of one stage: with a wildcard or a variable in it, it would be more than
+// the called method. It is read by hand because an expression takes its time at every start.
+func isMethodARN(arn string) bool {
+	const lower, upper, digits = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
+	of := func(text, set string) bool { return strings.Trim(text, set) == "" }
+	name := func(text string) bool { return text != "" && of(text, lower+digits+"-") }
+	fields := strings.Split(arn, ":")
+	if len(fields) != 6 || fields[0] != "arn" || fields[2] != "execute-api" || !name(fields[3]) || !name(fields[4]) {
+		return false
+	}
+	partition, isAWS := strings.CutPrefix(fields[1], "aws")
+	path := strings.Split(fields[5], "/")
+	if !isAWS || !of(partition, lower+"-") || len(path) < 4 {
+		return false
+	}
+	api, stage, method := path[0], path[1], path[2]
+	if !name(api) || stage == "" || !of(stage, lower+upper+digits+"_-") || method == "" || !of(method, upper) {
+		return false
+	}
+	return !slices.ContainsFunc(path[3:], func(part string) bool { return !of(part, lower+upper+digits+"._~-") })
+}
 
 var errMethodARN = errors.New("the ARN of the called method is not one")
 
@@ -45,7 +65,7 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 			err = errInternal
 		}
 	}()
-	if !methodARN.MatchString(event.MethodArn) {
+	if !isMethodARN(event.MethodArn) {
 		return events.APIGatewayCustomAuthorizerResponse{}, errMethodARN
 	}
 	var random [8]byte

@@ -99,10 +99,23 @@ func TestAuthorizerARN(t *testing.T) {
 	for _, arn := range []string{
 		"", "*", "arn:aws:execute-api:us-east-1:123456789012:abcdef1234/*/*", strings.Replace(calledMethod, "new", "*", 1), strings.Replace(calledMethod, "new", "n?w", 1),
 		strings.Replace(calledMethod, "new", "${aws:userid}", 1), strings.Replace(calledMethod, "execute-api", "s3", 1), calledMethod + "\n",
+		"ARN" + calledMethod[len("arn"):], strings.Replace(calledMethod, "arn:aws:", "arn:aws*:", 1), strings.Replace(calledMethod, "arn:aws:", "arn:ibm:", 1),
+		strings.Replace(calledMethod, "us-east-1", "*", 1), strings.Replace(calledMethod, "us-east-1", "", 1), strings.Replace(calledMethod, "123456789012", "*", 1),
+		strings.Replace(calledMethod, "123456789012", "", 1), strings.Replace(calledMethod, "abcdef1234", "*", 1), strings.Replace(calledMethod, "abcdef1234", "", 1),
+		strings.Replace(calledMethod, "prod", "*", 1), strings.Replace(calledMethod, "prod", "", 1), strings.Replace(calledMethod, "POST", "*", 1),
+		strings.Replace(calledMethod, "POST", "", 1), strings.Replace(calledMethod, "POST", "post", 1), strings.TrimSuffix(calledMethod, "/new"), calledMethod + ":x",
 	} {
 		out, err := a.invoke(t.Context(), events.APIGatewayCustomAuthorizerRequestTypeRequest{MethodArn: arn, Headers: map[string]string{issuer.HeaderCSR: value}})
 		if !errors.Is(err, errMethodARN) || len(out.PolicyDocument.Statement) > 0 {
 			t.Errorf("%q: %v %v", arn, out, err)
+		}
+	}
+	for _, arn := range []string{
+		calledMethod, calledMethod + "/", calledMethod + "/a~b_c.d-E9", strings.Replace(calledMethod, "arn:aws:", "arn:aws-us-gov:", 1),
+		strings.Replace(calledMethod, "prod", "Prod_2-a", 1), strings.TrimSuffix(calledMethod, "new"),
+	} {
+		if !isMethodARN(arn) {
+			t.Errorf("%q is refused", arn)
 		}
 	}
 }
