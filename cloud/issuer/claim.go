@@ -145,7 +145,8 @@ type Claims interface {
 	Replace(ctx context.Context, next Issuance) (Issuance, error)
 	// Serial finds the issuance whose claim has a serial, or ErrNoClaim.
 	Serial(ctx context.Context, serial Serial) (Issuance, error)
-	// All gives every issuance once. What is written meanwhile may be missing.
+	// All gives every issuance once. What is written meanwhile may be missing. After one that cannot be read (ErrBadClaim) it goes
+	// on; any other error is the last.
 	All(ctx context.Context) iter.Seq2[Issuance, error]
 }
 

@@ -40,7 +40,9 @@ type ClaimsDir struct {
 	end     int64      // of what is known of the log
 	devices map[board.DeviceID][]claimEntry
 	serials map[Serial]claimPlace
-	broken  error // what the disk said when it failed; what lies behind end is cut before anything else
+	// broken is what the disk said when it failed and what it had written could not be taken back; brokenSize is the log's size then.
+	broken     error
+	brokenSize int64
 }
 
 type claimEntry struct {
@@ -205,15 +207,22 @@ func (d *ClaimsDir) locked(do func() error) (err error) {
 // catchUp reads what was written since the last time, by whatever process. The log is locked, so nobody is writing what is
 // unfinished at its end: it is put aside.
 func (d *ClaimsDir) catchUp() error {
-	if d.broken != nil {
-		if err := errors.Join(d.file.Truncate(d.end), d.file.Sync()); err != nil {
-			return fmt.Errorf("after %w: cutting %s: %w", d.broken, claimsLog, err)
-		}
-		d.broken = nil
-	}
 	info, err := d.file.Stat()
 	if err != nil {
 		return err
+	}
+	if d.broken != nil {
+		// What could not be taken back counts for nobody, unless another process has taken it up since.
+		if info.Size() == d.brokenSize {
+			if err := d.cut(d.end); err != nil {
+				return fmt.Errorf("after %w: %w", d.broken, err)
+			}
+			info, err = d.file.Stat()
+			if err != nil {
+				return err
+			}
+		}
+		d.broken = nil
 	}
 	if info.Size() < d.end {
 		return fmt.Errorf("%w: %s became shorter", ErrBadClaim, claimsLog)
@@ -226,6 +235,9 @@ func (d *ClaimsDir) catchUp() error {
 		}
 		whole := err == nil
 		issuance, length, err := parseClaimLine(bytes.TrimSuffix(line, []byte("\n")))
+		if err != nil && !errors.Is(err, errTorn) {
+			return fmt.Errorf("%w: %s at byte %d is whole, and not understood (was it written by a newer version?): %v", ErrBadClaim, claimsLog, d.end, err)
+		}
 		if err != nil || !whole {
 			return d.badEnd(line, fresh, err)
 		}
@@ -260,15 +272,20 @@ func hasClaimLine(rest []byte) bool {
 	return false
 }
 
+// cut takes what lies behind a size away, durably.
+func (d *ClaimsDir) cut(size int64) error {
+	if err := errors.Join(d.file.Truncate(size), d.file.Sync()); err != nil {
+		return fmt.Errorf("cutting %s: %w", claimsLog, err)
+	}
+	return nil
+}
+
 func (d *ClaimsDir) putAside(tail []byte) error {
 	name := filepath.Join(d.path, fmt.Sprintf("claims.torn-%d", d.end))
 	if err := os.WriteFile(name, tail, 0o600); err != nil {
 		return fmt.Errorf("putting the unfinished end of %s aside: %w", claimsLog, err)
 	}
-	if err := d.file.Truncate(d.end); err != nil {
-		return fmt.Errorf("cutting the unfinished end of %s: %w", claimsLog, err)
-	}
-	return errors.Join(d.file.Sync(), syncDir(d.path))
+	return errors.Join(d.cut(d.end), syncDir(d.path))
 }
 
 func claimLine(i Issuance) ([]byte, error) {
@@ -285,15 +302,18 @@ func claimLine(i Issuance) ([]byte, error) {
 	return fmt.Appendf(data, " %08x\n", crc32.Checksum(data, castagnoli)), nil
 }
 
+// errTorn says that a line is not as it was written. One that is, and cannot be read all the same, is not torn.
+var errTorn = errors.New("a torn line")
+
 // parseClaimLine reads a line without its end, and tells how long its JSON is.
 func parseClaimLine(line []byte) (Issuance, int, error) {
 	length := len(line) - 9
 	if length < 2 || length > maxClaimLine || line[length] != ' ' {
-		return Issuance{}, 0, errors.New("it is not a claim and its checksum")
+		return Issuance{}, 0, fmt.Errorf("%w: it is not a claim and its checksum", errTorn)
 	}
 	var sum [4]byte
 	if _, err := hex.Decode(sum[:], line[length+1:]); err != nil || crc32.Checksum(line[:length], castagnoli) != uint32(sum[0])<<24|uint32(sum[1])<<16|uint32(sum[2])<<8|uint32(sum[3]) {
-		return Issuance{}, 0, errors.New("the checksum does not hold")
+		return Issuance{}, 0, fmt.Errorf("%w: the checksum does not hold", errTorn)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(line[:length]))
 	decoder.DisallowUnknownFields()
@@ -413,7 +433,7 @@ func (d *ClaimsDir) All(ctx context.Context) iter.Seq2[Issuance, error] {
 			if err == nil {
 				err = ctx.Err()
 			}
-			if !yield(i, err) || err != nil {
+			if !yield(i, err) || err != nil && !errors.Is(err, ErrBadClaim) {
 				return
 			}
 		}
@@ -519,9 +539,14 @@ func (d *ClaimsDir) append(batch []*claimWrite) error {
 		err = d.file.Sync()
 	}
 	if err != nil { // what of it is on disk is not known, so none of it counts
-		d.broken = err
 		for _, back := range slices.Backward(undo) {
 			back()
+		}
+		if cutErr := d.cut(d.end); cutErr != nil {
+			d.broken, d.brokenSize = err, d.end+int64(len(out))
+			if info, statErr := d.file.Stat(); statErr == nil {
+				d.brokenSize = info.Size()
+			}
 		}
 		return fmt.Errorf("writing %s: %w", claimsLog, err)
 	}

@@ -171,7 +171,7 @@ func (d *ClaimsDynamoDB) All(ctx context.Context) iter.Seq2[Issuance, error] {
 				if strings.HasPrefix(textOf(item, attrDevice), serialPrefix) {
 					continue
 				}
-				if i, err := claimFromDynamo(item); !yield(i, err) || err != nil {
+				if !yield(claimFromDynamo(item)) {
 					return
 				}
 			}

@@ -92,6 +92,9 @@ type SweepOptions struct {
 	Stuck time.Duration
 	// Overlap is how long a certificate stays active beside the one that renewed it. 0 means 7 days.
 	Overlap time.Duration
+	// Unknown revokes what devices have that the registry does not know. A registry forgets no device, so it may be the wrong one,
+	// or an empty one: nobody but a person should say so.
+	Unknown bool
 }
 
 // confirmRevoked is how long after a revocation Sweep sees to it once more: a request that was being registered meanwhile may
@@ -115,12 +118,12 @@ const (
 	Withdraw SweepAction = "revoke"   // it must not be active
 	Finish   SweepAction = "finish"   // go on with a revocation
 	Confirm  SweepAction = "confirm"  // see to it once more that it is not active
-	Wait     SweepAction = "wait"     // nothing is signed: the device has to come back; nothing is done
+	Wait     SweepAction = "wait"     // nothing is done: somebody else has to act
 )
 
 // Sweep finds what broke off or has to end, and settles it: afterwards no certificate is active that should not be. It reads every
 // claim, and looks up every device that has one in the registry. It calls tell for each finding, and goes on after one that could
-// not be settled; the error says how many.
+// not be settled and after a device that could not be read; the error says so.
 func (i *Issuer) Sweep(ctx context.Context, o SweepOptions, tell func(Finding)) error {
 	if o.Stuck == 0 {
 		o.Stuck = 10 * time.Minute
@@ -130,7 +133,12 @@ func (i *Issuer) Sweep(ctx context.Context, o SweepOptions, tell func(Finding)) 
 	}
 	seen := map[board.DeviceID]bool{}
 	failed := 0
+	var unread []error
 	for issuance, err := range i.config.Claims.All(ctx) {
+		if errors.Is(err, ErrBadClaim) {
+			unread = append(unread, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -140,16 +148,22 @@ func (i *Issuer) Sweep(ctx context.Context, o SweepOptions, tell func(Finding)) 
 		}
 		seen[device] = true
 		n, err := i.sweepDevice(ctx, device, o, tell)
-		if err != nil {
-			return err
-		}
 		failed += n
+		if err != nil {
+			unread = append(unread, err)
+		}
+		if len(unread) > maxUnread {
+			break // it is not single items that are bad
+		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d findings could not be settled; sweep again", failed)
+		unread = append(unread, fmt.Errorf("%d findings could not be settled; sweep again", failed))
 	}
-	return nil
+	return errors.Join(unread...)
 }
+
+// maxUnread devices that cannot be read do not end a sweep.
+const maxUnread = 16
 
 func (i *Issuer) sweepDevice(ctx context.Context, device board.DeviceID, o SweepOptions, tell func(Finding)) (failed int, err error) {
 	enrolment, err := i.enrolment(ctx, device)
@@ -195,7 +209,10 @@ func look(issuance Issuance, later []Issuance, enrolment *board.Enrolment, o Swe
 	}
 	switch {
 	case enrolment == nil:
-		return found(Withdraw, Unspecified, "the registry does not know the device")
+		if o.Unknown {
+			return found(Withdraw, Unspecified, "the registry does not know the device")
+		}
+		return found(Wait, Unspecified, "the registry does not know the device: is it the right registry? Nothing is revoked for that unless it is asked for")
 	case enrolment.State == board.Revoked:
 		return found(Withdraw, KeyCompromise, "the device was revoked")
 	case enrolment.State == board.Scrapped:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"iter"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -337,7 +338,7 @@ func TestSweep(t *testing.T) {
 			l.registry.mu.Lock()
 			defer l.registry.mu.Unlock()
 			delete(l.registry.items, l.board.id)
-		}, Withdraw, Unspecified, 0},
+		}, Wait, Unspecified, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLine(t)
@@ -359,11 +360,50 @@ func TestSweep(t *testing.T) {
 			if len(l.registrar.active) != c.active {
 				t.Errorf("%d are active, want %d", len(l.registrar.active), c.active)
 			}
-			if c.want != Wait && c.active > 0 {
+			if c.active > 0 {
 				l.settled(t)
 			}
 			l.registry.put(item)
 		})
+	}
+}
+
+func TestSweepUnknownDevices(t *testing.T) {
+	l := newLine(t)
+	l.mustIssue(t, "")
+	item := l.registry.items[l.board.id]
+	delete(l.registry.items, l.board.id)
+	if found := l.sweep(t, true); len(found) != 1 || found[0].Action != Wait || len(l.registrar.active) != 1 {
+		t.Errorf("%+v, %d are active", found, len(l.registrar.active))
+	}
+	if err := l.issuer.Sweep(t.Context(), SweepOptions{Apply: true, Unknown: true}, func(Finding) {}); err != nil || len(l.registrar.active) != 0 {
+		t.Errorf("%v, %d are active", err, len(l.registrar.active))
+	}
+	l.registry.put(item)
+}
+
+// One item that cannot be read does not keep the others from being settled.
+func TestSweepGoesOn(t *testing.T) {
+	l := newLine(t)
+	l.mustIssue(t, "")
+	l.set(func(e *board.Enrolment) { e.State = board.Revoked })
+	l.store = badClaims{l.claims}
+	l.restart(t)
+	if err := l.issuer.Sweep(t.Context(), SweepOptions{Apply: true}, func(Finding) {}); !errors.Is(err, ErrBadClaim) || len(l.registrar.active) != 0 {
+		t.Errorf("%v, %d are active", err, len(l.registrar.active))
+	}
+	l.store = l.claims
+	l.settled(t)
+}
+
+// badClaims begin with one that cannot be read.
+type badClaims struct{ *memClaims }
+
+func (b badClaims) All(ctx context.Context) iter.Seq2[Issuance, error] {
+	return func(yield func(Issuance, error) bool) {
+		if yield(Issuance{}, ErrBadClaim) {
+			b.memClaims.All(ctx)(yield)
+		}
 	}
 }
 

@@ -59,6 +59,7 @@ type sweep struct {
 	Config  string        `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration (${default})."`
 	Apply   bool          `name:"apply" help:"Settle what is found; without it, it is only told."`
 	Stuck   time.Duration `name:"stuck" default:"10m" help:"How long an issuance may take before it counts as broken off (${default})."`
+	Unknown bool          `name:"unknown" help:"Also revoke what devices have that the registry does not know. First be sure that it is the right registry."`
 	Overlap time.Duration `name:"overlap" default:"168h" help:"How long a certificate stays active beside the one that renewed it (${default})."`
 }
 
@@ -92,7 +93,7 @@ func (s *sweep) Run(ctx context.Context, out *cli.Output) error {
 			}
 			failed = errors.Join(failed, out.Print(line, text))
 		}
-		err := o.Sweep(ctx, issuer.SweepOptions{Apply: s.Apply, Stuck: s.Stuck, Overlap: s.Overlap}, func(f issuer.Finding) {
+		err := o.Sweep(ctx, issuer.SweepOptions{Apply: s.Apply, Stuck: s.Stuck, Overlap: s.Overlap, Unknown: s.Unknown}, func(f issuer.Finding) {
 			line := findingLine{
 				Device: f.Issuance.Claim.Device.String(), Epoch: f.Issuance.Claim.Epoch, State: f.Issuance.State, Action: f.Action, Why: f.Why,
 				Done: s.Apply && f.Err == nil && f.Action != issuer.Wait,
