@@ -550,3 +550,63 @@ func TestRevocationsOpenSSL(t *testing.T) {
 		})
 	}
 }
+
+// fuzzedCA is the same in each of the processes that a fuzzer starts.
+func fuzzedCA(f *testing.F) *LocalCA {
+	f.Helper()
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		f.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Fuzzed"}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, SubjectKeyId: []byte{1},
+	}
+	der, err := x509.CreateCertificate(nil, template, template, &key.PublicKey, key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return &LocalCA{key: key, issuing: certificate, root: certificate}
+}
+
+// Whatever is asked, what is answered is signed, and about the serial that was asked for; what is claimed of nothing is unknown.
+func FuzzOCSP(f *testing.F) {
+	ca := fuzzedCA(f)
+	r, err := NewRevocations(RevocationsConfig{Claims: &memClaims{}, CAs: map[string]*LocalCA{testCA: ca}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, hash := range []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		der, err := ocsp.CreateRequest(&x509.Certificate{SerialNumber: big.NewInt(4711)}, ca.issuing, &ocsp.RequestOptions{Hash: hash})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(der)
+	}
+	f.Add([]byte("0"))
+	now := time.Now()
+	f.Fuzz(func(t *testing.T, der []byte) {
+		answer, err := r.OCSP(t.Context(), der, now)
+		if err != nil {
+			if !errors.Is(err, errNoOCSP) && !errors.Is(err, errForeignCA) {
+				t.Fatal(err)
+			}
+			return
+		}
+		asked, err := ocsp.ParseRequest(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ocsp.ParseResponse(answer, ca.issuing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Status != ocsp.Unknown || got.SerialNumber.Cmp(asked.SerialNumber) != 0 {
+			t.Errorf("serial %v is %d, asked for %v", got.SerialNumber, got.Status, asked.SerialNumber)
+		}
+	})
+}
