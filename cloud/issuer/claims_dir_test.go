@@ -127,18 +127,19 @@ func TestClaimsDirDamage(t *testing.T) {
 		log     []byte
 		refused bool
 	}{
-		"cut in the last line":        {log: good[:len(good)-20]},
-		"cut before its line end":     {log: good[:len(good)-1]},
-		"a flipped bit at the end":    {log: flipped(good, len(good)-30)},
-		"garbage at the end":          {log: append(bytes.Clone(good), "garbage\nmore\n"...)},
-		"a flipped bit":               {log: flipped(good, 40), refused: true},
-		"a line that is gone":         {log: bytes.Join([][]byte{lines[0], lines[2], lines[3]}, nil), refused: false},
-		"a first line that is gone":   {log: bytes.Join(lines[1:], nil), refused: true},
-		"a line twice":                {log: bytes.Join([][]byte{lines[0], lines[1], lines[1]}, nil), refused: true},
-		"a serial that changes":       {log: bytes.Join(append(lines[:5:5], relined(c.Serial.String(), strings.Repeat("1", 32))), nil), refused: true},
-		"an unknown field":            {log: bytes.Join(append(lines[:5:5], relined(`{"device-id"`, `{"x":1,"device-id"`), lines[0]), nil), refused: true},
-		"another device":              {log: bytes.Join(append(lines[:5:5], relined(c.Device.String(), newSimulated(t).id.String())), nil), refused: true},
-		"a line that is far too long": {log: bytes.Join([][]byte{lines[0], bytes.Repeat([]byte("x"), 3*maxClaimLine), []byte("\n"), lines[1]}, nil), refused: true},
+		"cut in the last line":           {log: good[:len(good)-20]},
+		"cut before its line end":        {log: good[:len(good)-1]},
+		"a flipped bit at the end":       {log: flipped(good, len(good)-30)},
+		"garbage at the end":             {log: append(bytes.Clone(good), "garbage\nmore\n"...)},
+		"a flipped bit":                  {log: flipped(good, 40), refused: true},
+		"a line that is gone":            {log: bytes.Join([][]byte{lines[0], lines[2], lines[3]}, nil), refused: false},
+		"a first line that is gone":      {log: bytes.Join(lines[1:], nil), refused: true},
+		"a line twice":                   {log: bytes.Join([][]byte{lines[0], lines[1], lines[1]}, nil), refused: true},
+		"a serial that changes":          {log: bytes.Join(append(lines[:5:5], relined(c.Serial.String(), strings.Repeat("1", 32))), nil), refused: true},
+		"an unknown field":               {log: bytes.Join(append(lines[:5:5], relined(`{"device-id"`, `{"x":1,"device-id"`), lines[0]), nil), refused: true},
+		"another device":                 {log: bytes.Join(append(lines[:5:5], relined(c.Device.String(), newSimulated(t).id.String())), nil), refused: true},
+		"a last line of a newer version": {log: bytes.Join(append(lines[:5:5], relined(`{"device-id"`, `{"x":1,"device-id"`)), nil), refused: true},
+		"a line that is far too long":    {log: bytes.Join([][]byte{lines[0], bytes.Repeat([]byte("x"), 3*maxClaimLine), []byte("\n"), lines[1]}, nil), refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, d := newClaimsDir(t)
@@ -231,48 +232,67 @@ func TestClaimsDirIsShared(t *testing.T) {
 	checkClaimsDir(t, path)
 }
 
-// A disk that is full in the middle of a line leaves nothing of it behind.
+// A disk that fails leaves nothing behind that counts, and takes nothing away that another process wrote meanwhile.
 func TestClaimsDirFullDisk(t *testing.T) {
-	path, d := newClaimsDir(t)
-	a := approvedFor(t)
-	claim := begun(mustClaim(t, a))
-	if _, err := d.Create(t.Context(), claim); err != nil {
-		t.Fatal(err)
+	for name, torn := range map[string]bool{"nothing was written": false, "half a line was written": true} {
+		t.Run(name, func(t *testing.T) {
+			path, d := newClaimsDir(t)
+			a := approvedFor(t)
+			claim := begun(mustClaim(t, a))
+			if _, err := d.Create(t.Context(), claim); err != nil {
+				t.Fatal(err)
+			}
+			// The log on a file that takes nothing, and whose end cannot be cut either.
+			closed, err := os.Open(filepath.Join(path, claimsLog))
+			if err != nil {
+				t.Fatal(err)
+			}
+			good := d.file
+			d.file = closed
+			if _, err := d.Replace(t.Context(), finished(t, a, claim)); err == nil {
+				t.Fatal("a write to a file that takes none was reported as done")
+			}
+			d.file = good
+			if err := closed.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if torn {
+				if _, err := good.WriteString(`{"device-id":`); err != nil {
+					t.Fatal(err)
+				}
+				info, err := good.Stat()
+				if err != nil {
+					t.Fatal(err)
+				}
+				d.brokenSize = info.Size()
+			}
+			// Another process goes on where the first one could not.
+			other, err := OpenClaimsDir(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			b := approvedFor(t)
+			theirs := begun(mustClaim(t, b))
+			if _, err := other.Create(t.Context(), theirs); err != nil {
+				t.Fatal(err)
+			}
+			for who, claims := range map[string]*ClaimsDir{"the first": d, "the other": other} {
+				for device, want := range map[board.DeviceID]Issuance{a.device: claim, b.device: theirs} {
+					if of, err := claims.Issuances(t.Context(), device); err != nil || len(of) != 1 || !same(of[0], want) {
+						t.Errorf("%s finds %+v, %v", who, of, err)
+					}
+				}
+			}
+			next := finished(t, a, claim)
+			if got, err := d.Replace(t.Context(), next); err != nil || !same(got, next) {
+				t.Errorf("afterwards: %v", err)
+			}
+			checkClaims(t, d)
+			checkClaims(t, other)
+			checkClaimsDir(t, path)
+		})
 	}
-	whole, err := os.ReadFile(filepath.Join(path, claimsLog))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The log on a file that takes no more than some bytes of the next line.
-	limited, err := os.OpenFile(filepath.Join(path, claimsLog), os.O_RDONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	real := d.file
-	d.file = limited
-	if _, err := d.Replace(t.Context(), finished(t, a, claim)); err == nil {
-		t.Fatal("a write to a file that takes none was reported as done")
-	}
-	// A torn line that another process could not take back.
-	if _, err := real.Write([]byte(`{"device-id":`)); err != nil {
-		t.Fatal(err)
-	}
-	d.file = real
-	if err := limited.Close(); err != nil {
-		t.Fatal(err)
-	}
-	of, err := d.Issuances(t.Context(), a.device)
-	if err != nil || len(of) != 1 || !same(of[0], claim) {
-		t.Fatalf("%+v, %v", of, err)
-	}
-	if now, err := os.ReadFile(filepath.Join(path, claimsLog)); err != nil || !bytes.Equal(now, whole) {
-		t.Errorf("the log: %v", err)
-	}
-	next := finished(t, a, claim)
-	if got, err := d.Replace(t.Context(), next); err != nil || !same(got, next) {
-		t.Errorf("afterwards: %v", err)
-	}
-	checkClaimsDir(t, path)
 }
 
 func TestClaimsDirLock(t *testing.T) {

@@ -201,3 +201,14 @@ func TestEndpointIsAway(t *testing.T) {
 		t.Errorf("%d certificates", len(d.ca.issued))
 	}
 }
+
+func TestSourceName(t *testing.T) {
+	for address, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1", "192.0.2.1:80": "192.0.2.1", "::ffff:192.0.2.1": "192.0.2.1", "[2001:db8::1]:443": "2001:db8::/64",
+		"2001:db8::1": "2001:db8::/64", "fe80::1%eth0": "fe80::/64", "": "unknown", "@": "unknown", "a, b": "unknown",
+	} {
+		if got := SourceName(address); got != want {
+			t.Errorf("%q is %q, want %q", address, got, want)
+		}
+	}
+}

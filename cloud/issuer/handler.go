@@ -175,20 +175,28 @@ func admitSource(sources *Limiter, source func(*http.Request) string, r *http.Re
 	return nil
 }
 
-func sourceOf(r *http.Request) string {
-	at, err := netip.ParseAddrPort(r.RemoteAddr)
+func sourceOf(r *http.Request) string { return SourceName(r.RemoteAddr) }
+
+// SourceName is what the requests from an address are counted under, with or without its port: itself, of IPv6 the /64. All that
+// is no address is one source.
+func SourceName(address string) string {
+	ip, err := netip.ParseAddr(address)
 	if err != nil {
-		return r.RemoteAddr
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return "unknown"
+		}
+		ip = at.Addr()
 	}
-	bits := 32
-	if at.Addr().Unmap().Is6() {
-		bits = 64
+	ip = ip.Unmap().WithZone("")
+	if !ip.Is6() {
+		return ip.String()
 	}
-	prefix, err := at.Addr().Unmap().Prefix(bits)
+	network, err := ip.Prefix(64)
 	if err != nil {
-		return r.RemoteAddr
+		return "unknown"
 	}
-	return prefix.String()
+	return network.String()
 }
 
 func newDecision(r *http.Request) Decision {

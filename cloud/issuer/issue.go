@@ -139,7 +139,7 @@ func (i *Issuer) claim(ctx context.Context, approved Approved, ca string, now ti
 	if known != nil {
 		return *known, nil
 	}
-	proposal, err := newClaim(approved, epoch, ca, now)
+	proposal, err := i.newClaim(approved, epoch, ca, now)
 	if err != nil {
 		return Issuance{}, err
 	}
@@ -158,12 +158,33 @@ const staleClaim = time.Hour
 
 // outdated reports whether a claim for which nothing was asked of a CA says something else than one of today would.
 func (i *Issuer) outdated(c Claim, a Approved, now time.Time) bool {
-	return i.config.CAs[c.CA] == nil || c.NotAfter.Sub(c.NotBefore) != a.notAfter.Sub(a.notBefore) || c.Org != a.org || now.Sub(c.Created) > staleClaim
+	return i.config.CAs[c.CA] == nil || now.Sub(c.Created) > staleClaim || c.Org != a.org ||
+		c.NotAfter.Sub(c.NotBefore) > a.notAfter.Sub(a.notBefore) || c.NotAfter.After(i.ends(c.CA, c.NotAfter))
+}
+
+// ends is when what a CA signs has to end at the latest, or at, if that is not known or later.
+func (i *Issuer) ends(ca string, at time.Time) time.Time {
+	if limited, ok := i.config.CAs[ca].(interface{ NotAfter() time.Time }); ok && limited.NotAfter().Before(at) {
+		return limited.NotAfter()
+	}
+	return at
+}
+
+// newClaim is the claim of what was approved, with an end that its CA outlives.
+func (i *Issuer) newClaim(approved Approved, epoch int, ca string, now time.Time) (Claim, error) {
+	c, err := newClaim(approved, epoch, ca, now)
+	if err != nil {
+		return Claim{}, err
+	}
+	if c.NotAfter = i.ends(ca, c.NotAfter); c.NotAfter.Before(now.Add(time.Hour)) {
+		return Claim{}, fmt.Errorf("the CA %q ends on %s: make a new one, and name this one in [[retired_ca]]", ca, c.NotAfter.Format(time.DateTime))
+	}
+	return c, nil
 }
 
 // propose puts today's claim in the place of one for which nothing was asked of a CA. Who was about to ask is told by the version.
 func (i *Issuer) propose(ctx context.Context, approved Approved, issuance Issuance, door string, now time.Time) (Issuance, bool, error) {
-	proposal, err := newClaim(approved, issuance.Claim.Epoch, door, now)
+	proposal, err := i.newClaim(approved, issuance.Claim.Epoch, door, now)
 	if err != nil {
 		return Issuance{}, false, err
 	}

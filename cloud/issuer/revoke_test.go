@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -562,11 +563,11 @@ func TestPolicyChanges(t *testing.T) {
 	other := newSimulated(t)
 	l.registry.put(enrolment(t, other.record(t, l.station), l.station))
 	l.board = other
-	l.policy.Validity = maxValidity // which the CA does not outlive
-	l.restart(t)
+	l.ca.before = func() error { return errInjected }
 	if _, err := l.issue(t, ""); err == nil {
-		t.Fatal("issued")
+		t.Fatal("no failure")
 	}
+	l.ca.before = nil
 	l.policy.Organization, l.policy.Validity = "Gadgets", 48*time.Hour
 	l.restart(t)
 	l.mustIssue(t, "")
@@ -588,6 +589,30 @@ func TestPolicyChanges(t *testing.T) {
 		t.Errorf("%+v, %v", had, err)
 	}
 	l.claims.stored = nil // the invariants are about certificates that are valid now
+}
+
+// A certificate ends with its CA, whatever the policy says, and a CA at its end signs nothing.
+func TestCAEnds(t *testing.T) {
+	l := newLine(t)
+	l.policy.Validity = maxValidity
+	l.restart(t)
+	config := l.issuer.config
+	config.CAs = map[string]CA{testCA: localCA(t)}
+	var err error
+	if l.issuer, err = New(config); err != nil {
+		t.Fatal(err)
+	}
+	l.mustIssue(t, "")
+	had, err := l.claims.Issuances(t.Context(), l.board.id)
+	if err != nil || len(had) != 1 || !had[0].Claim.NotAfter.Equal(localCA(t).NotAfter()) {
+		t.Errorf("%+v, %v", had, err)
+	}
+	l.now = localCA(t).NotAfter().Add(-time.Minute)
+	other := newSimulated(t)
+	l.registry.put(enrolment(t, other.record(t, l.station), l.station))
+	if _, err := l.issuer.Issue(t.Context(), other.csr().request(t), testCA); err == nil || !strings.Contains(err.Error(), "retired_ca") {
+		t.Errorf("at its end: %v", err)
+	}
 }
 
 // A CA that is replaced still stands behind what it has signed.

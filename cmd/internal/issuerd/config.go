@@ -574,11 +574,8 @@ func (l Limits) limiter(perMinute int) *issuer.Limiter {
 
 // source names where a request comes from: behind proxies, what the outermost of ours saw.
 func (l Limits) source(r *http.Request) string {
-	if l.Proxies == 0 {
-		return ""
-	}
 	forwarded := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	return strings.TrimSpace(forwarded[max(len(forwarded)-l.Proxies, 0)])
+	return issuer.SourceName(strings.TrimSpace(forwarded[max(len(forwarded)-l.Proxies, 0)]))
 }
 
 func (c Challenge) with(sku string, key []byte) (*issuer.Challenges, error) {
