@@ -155,7 +155,8 @@ func peer(t *testing.T, name string) string {
 func TestUnitsVerify(t *testing.T) {
 	analyze := peer(t, "systemd-analyze")
 	dir := t.TempDir()
-	for _, name := range []string{"stationd.service", "issuerd.service", "issuerd.socket"} {
+	started := regexp.MustCompile(`ExecStart=/usr/bin/[a-z]+`)
+	for _, name := range []string{"stationd.service", "issuerd.service", "issuerd.socket", "issuerd-sweep.service", "issuerd-sweep.timer"} {
 		text, err := os.ReadFile("../systemd/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -164,16 +165,19 @@ func TestUnitsVerify(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		installed := strings.Replace(string(text), "ExecStart=/usr/bin/"+strings.TrimSuffix(name, ".service"), "ExecStart="+self, 1)
+		installed := started.ReplaceAllString(string(text), "ExecStart="+self)
 		for what, c := range map[string]struct {
 			text string
 			good bool
-		}{"as it is": {installed, true}, "with a setting that there is not": {strings.NewReplacer("[Service]", "[Service]\nNoSuchSetting=yes", "[Socket]", "[Socket]\nNoSuchSetting=yes").Replace(installed), false}} {
+		}{"as it is": {installed, true}, "with a setting that there is not": {strings.NewReplacer("[Service]", "[Service]\nNoSuchSetting=yes", "[Socket]", "[Socket]\nNoSuchSetting=yes", "[Timer]", "[Timer]\nNoSuchSetting=yes").Replace(installed), false}} {
 			path := filepath.Join(dir, name)
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			out, err := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", path).CombinedOutput()
+			if err := os.WriteFile(path, []byte(installed), 0o600); err != nil { // for a timer that starts it
+				t.Fatal(err)
+			}
 			if good := err == nil && !strings.Contains(string(out), name); good != c.good {
 				t.Errorf("%s %s: %v\n%s", name, what, err, out)
 			}

@@ -214,6 +214,7 @@ func grants(resources map[string]any) []string {
 	}
 	want["SweepPolicy"] = map[string]string{
 		"ReadsTheRegistry": "dynamodb:GetItem", "SettlesClaims": "dynamodb:GetItem dynamodb:PutItem dynamodb:Query dynamodb:Scan",
+		"SignsRevocationLists": "kms:Sign", "ReadsTheKeyOfTheCa": "kms:GetPublicKey",
 		"RevokesAtTheCa":               "acm-pca:GetCertificate acm-pca:RevokeCertificate",
 		"IotActionsWithoutResources":   "iot:AttachThingPrincipal iot:ListCertificates iot:RegisterCertificate iot:RegisterCertificateWithoutCA",
 		"IotCertificatesOfThisAccount": "iot:DeleteCertificate iot:DescribeCertificate iot:UpdateCertificate",
@@ -221,6 +222,7 @@ func grants(resources map[string]any) []string {
 	}
 	conditions := map[string]string{
 		"IssuerPolicy/SignsWithTheKeyOfTheCa": "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
+		"SweepPolicy/SignsRevocationLists":    "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
 		"IssuerPolicy/IssuesWithOneTemplate":  "map[StringEquals:map[acm-pca:TemplateArn:map[Ref:CaTemplateArn]]]",
 		"StationPolicy/ListsItsJournal":       "map[StringLike:map[s3:prefix:journal/${aws:PrincipalTag/station}/*]]",
 		"ReconcilePolicy/ListsTheKeys":        "map[StringLike:map[s3:prefix:pubkeys/*]]",

@@ -27,7 +27,8 @@ const (
 var ErrNoCA = errors.New("there is no local CA of that name")
 
 // CRL makes the revocation list of a CA (RFC 5280, 5, in DER) from all claims: those that are revoked, or about to be, until a
-// list's life after the certificate has expired. Its number is the time in milliseconds, so that it rises whoever makes it.
+// list's life after the certificate has expired. Its number is the time in milliseconds, so that it rises whoever makes it. Where claims
+// cannot be read, it gives a list without them and an error that wraps ErrBadClaim: one bad claim must not leave all without a list.
 func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]byte, error) {
 	ca := r.config.CAs[name]
 	if ca == nil {
@@ -36,7 +37,12 @@ func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]by
 	template := &x509.RevocationList{
 		Number: big.NewInt(now.UnixMilli()), ThisUpdate: now.UTC().Truncate(time.Second), NextUpdate: now.UTC().Truncate(time.Second).Add(CRLLife),
 	}
+	var unread []error
 	for issuance, err := range r.config.Claims.All(ctx) {
+		if errors.Is(err, ErrBadClaim) && len(unread) < maxUnread {
+			unread = append(unread, err)
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading what was issued: %w", err)
 		}
@@ -52,7 +58,7 @@ func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]by
 	if err != nil {
 		return nil, fmt.Errorf("signing the revocation list: %w", err)
 	}
-	return der, nil
+	return der, errors.Join(unread...)
 }
 
 // list is the last one of a CA.
@@ -74,7 +80,7 @@ func (r *Revocations) current(ctx context.Context, name string) (der []byte, mad
 		return l.der, l.made, nil
 	}
 	fresh, err := r.CRL(ctx, name, now)
-	if err != nil {
+	if fresh == nil {
 		l.failed = now
 		if now.Sub(l.made) >= CRLLife {
 			l.der = nil
@@ -82,7 +88,7 @@ func (r *Revocations) current(ctx context.Context, name string) (der []byte, mad
 		return l.der, l.made, err
 	}
 	l.der, l.made = fresh, now
-	return l.der, l.made, nil
+	return l.der, l.made, err
 }
 
 func (r *Revocations) serveList(w http.ResponseWriter, request *http.Request, name string) {

@@ -444,6 +444,38 @@ func TestCRL(t *testing.T) {
 }
 
 // Where a certificate says that it can be asked about.
+// One claim that cannot be read does not leave all without a list.
+func TestCRLOfWhatCanBeRead(t *testing.T) {
+	l := newLine(t)
+	l.mustIssue(t, "")
+	had, err := l.issuer.Revoke(t.Context(), l.board.id, 0, KeyCompromise)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logged []error
+	r, err := NewRevocations(RevocationsConfig{
+		Claims: badClaims{l.claims}, CAs: map[string]*LocalCA{testCA: localCA(t)}, Log: func(err error) { logged = append(logged, err) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := r.CRL(t.Context(), testCA, time.Now())
+	if !errors.Is(err, ErrBadClaim) {
+		t.Errorf("it says nothing: %v", err)
+	}
+	w := httptest.NewRecorder()
+	r.ServeHTTP(w, httptest.NewRequest("GET", "/crl/"+testCA+".crl", nil))
+	if w.Code != 200 || len(logged) == 0 || !errors.Is(logged[0], ErrBadClaim) {
+		t.Errorf("%d, logged %v", w.Code, logged)
+	}
+	for _, der := range [][]byte{der, w.Body.Bytes()} {
+		list, err := x509.ParseRevocationList(der)
+		if err != nil || len(list.RevokedCertificateEntries) != 1 || list.RevokedCertificateEntries[0].SerialNumber.Cmp(had[0].Claim.Serial.Int()) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+	}
+}
+
 func TestLocalCAURLs(t *testing.T) {
 	parent, err := caDir()
 	if err != nil {

@@ -23,9 +23,9 @@ func (c *crl) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	der, err := config.CRL(ctx, c.CA)
-	if err != nil {
-		return err
+	der, incomplete := config.CRL(ctx, c.CA)
+	if der == nil {
+		return incomplete
 	}
 	list, err := x509.ParseRevocationList(der)
 	if err != nil {
@@ -35,13 +35,13 @@ func (c *crl) Run(ctx context.Context, out *cli.Output) error {
 		return fmt.Errorf("writing the list: %w", err)
 	}
 	n := len(list.RevokedCertificateEntries)
-	return out.Print(struct {
+	return errors.Join(incomplete, out.Print(struct {
 		Out        string `json:"out"`
 		Number     string `json:"number"`
 		Revoked    int    `json:"revoked"`
 		NextUpdate string `json:"next_update"`
 	}{c.Out, list.Number.String(), n, list.NextUpdate.Format("2006-01-02T15:04:05Z")},
-		fmt.Sprintf("%s: %s, until %s\n", c.Out, cli.Count(n, "revoked certificate", "revoked certificates"), list.NextUpdate.Format("2006-01-02 15:04:05 MST")))
+		fmt.Sprintf("%s: %s, until %s\n", c.Out, cli.Count(n, "revoked certificate", "revoked certificates"), list.NextUpdate.Format("2006-01-02 15:04:05 MST"))))
 }
 
 // replaceFile puts data in the place of a file, durably; readers see the one or the other. All may read it.

@@ -498,6 +498,15 @@ func (c Config) OpenOperator(ctx context.Context) (*Opened, error) {
 	return c.openIssuer(ctx, challenges, CA.openKeyless)
 }
 
+// OpenSigner is OpenOperator with the keys of local CAs, for revocation lists.
+func (c Config) OpenSigner(ctx context.Context) (*Opened, error) {
+	challenges, err := c.Challenge.with(c.SKU, make([]byte, 32)) // no request is looked at
+	if err != nil {
+		return nil, err
+	}
+	return c.openIssuer(ctx, challenges, CA.open)
+}
+
 func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, open func(CA, context.Context) (issuer.CA, error)) (*Opened, error) {
 	policy, err := c.policy(challenges)
 	if err != nil {

@@ -39,8 +39,10 @@ func (o *Opened) Revocations(l Limits, log func(error)) (*issuer.Revocations, er
 }
 
 // CRL makes the revocation list, in DER, of the CA of a name; empty: that of [ca].
+//
+// With an error that wraps issuer.ErrBadClaim there is a list all the same.
 func (c Config) CRL(ctx context.Context, name string) (_ []byte, err error) {
-	o, err := c.OpenIssuer(ctx)
+	o, err := c.OpenSigner(ctx)
 	if err != nil {
 		return nil, err
 	}
