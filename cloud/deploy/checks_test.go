@@ -138,6 +138,7 @@ func exceptions() map[string][]string {
 		// no action of these takes a resource
 		"IssuerPolicy/IotActionsWithoutResources":     any,
 		"SweepPolicy/IotActionsWithoutResources":      any,
+		"OperatorPolicy/IotRegistersWhatIsRevoked":    any,
 		"ProvisioningRole/IotActionsWithoutResources": any,
 		// the policy of a key is about that key, whatever it says
 		"ChallengeKey/ThisKeyIsGovernedByPoliciesOfTheAccount": any,
@@ -203,7 +204,7 @@ func grants(resources map[string]any) []string {
 		},
 		"AuthorizerPolicy": {"ReadsTheRegistry": "dynamodb:GetItem", "Challenges": "kms:GenerateMac"},
 		"StationPolicy": {
-			"EnrolsBoards": "dynamodb:GetItem dynamodb:PutItem", "StoresKeys": "s3:GetObject s3:PutObject",
+			"ReadsTheRegistry": "dynamodb:GetItem", "EnrolsBoards": "dynamodb:PutItem", "StoresKeys": "s3:GetObject s3:PutObject",
 			"StoresItsJournal": "s3:GetObject s3:PutObject", "ListsItsJournal": "s3:ListBucket",
 		},
 		"ReconcilePolicy": {"ReadsTheWholeRegistry": "dynamodb:Scan", "ListsTheKeys": "s3:ListBucket"},
@@ -214,18 +215,23 @@ func grants(resources map[string]any) []string {
 	}
 	want["SweepPolicy"] = map[string]string{
 		"ReadsTheRegistry": "dynamodb:GetItem", "SettlesClaims": "dynamodb:GetItem dynamodb:PutItem dynamodb:Query dynamodb:Scan",
-		"SignsRevocationLists": "kms:Sign", "ReadsTheKeyOfTheCa": "kms:GetPublicKey",
 		"RevokesAtTheCa":               "acm-pca:GetCertificate acm-pca:RevokeCertificate",
 		"IotActionsWithoutResources":   "iot:AttachThingPrincipal iot:ListCertificates iot:RegisterCertificate iot:RegisterCertificateWithoutCA",
 		"IotCertificatesOfThisAccount": "iot:DeleteCertificate iot:DescribeCertificate iot:UpdateCertificate",
 		"IotThingsOfThisAccount":       "iot:CreateThing iot:DescribeThing", "IotGroupOfTheProduct": "iot:AddThingToThingGroup",
 	}
+	want["RevocationListPolicy"] = map[string]string{
+		"ReadsWhatWasIssued": "dynamodb:Scan", "SignsRevocationLists": "kms:Sign", "ReadsTheKeyOfTheCa": "kms:GetPublicKey",
+	}
+	want["OperatorPolicy"]["IotRegistersWhatIsRevoked"] = "iot:RegisterCertificate iot:RegisterCertificateWithoutCA"
 	conditions := map[string]string{
-		"IssuerPolicy/SignsWithTheKeyOfTheCa": "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
-		"SweepPolicy/SignsRevocationLists":    "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
-		"IssuerPolicy/IssuesWithOneTemplate":  "map[StringEquals:map[acm-pca:TemplateArn:map[Ref:CaTemplateArn]]]",
-		"StationPolicy/ListsItsJournal":       "map[StringLike:map[s3:prefix:journal/${aws:PrincipalTag/station}/*]]",
-		"ReconcilePolicy/ListsTheKeys":        "map[StringLike:map[s3:prefix:pubkeys/*]]",
+		"StationPolicy/EnrolsBoards": "map[ForAllValues:StringEquals:map[dynamodb:Attributes:[device-id pubkey pubkey-bucket pubkey-object " +
+			"key-fingerprint record station enrolled-at state generation device]]]",
+		"IssuerPolicy/SignsWithTheKeyOfTheCa":       "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
+		"RevocationListPolicy/SignsRevocationLists": "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
+		"IssuerPolicy/IssuesWithOneTemplate":        "map[StringEquals:map[acm-pca:TemplateArn:map[Ref:CaTemplateArn]]]",
+		"StationPolicy/ListsItsJournal":             "map[StringLike:map[s3:prefix:journal/${aws:PrincipalTag/station}/*]]",
+		"ReconcilePolicy/ListsTheKeys":              "map[StringLike:map[s3:prefix:pubkeys/*]]",
 	}
 	for _, policy := range ofType(resources, "AWS::IAM::ManagedPolicy") {
 		got := map[string]string{}

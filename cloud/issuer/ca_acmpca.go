@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -185,6 +186,10 @@ func (ca *ACMPCA) Issue(ctx context.Context, approved Approved, claim Claim, mem
 			}
 		}
 		if m.ARN, err = ca.request(ctx, approved, claim, m.Attempt); err != nil {
+			if m.Attempt == 1 && refusedRequest(err) {
+				// Nothing was made, and nothing ever will be of this claim: it may be made anew, as the policy is then.
+				return Certificate{}, errors.Join(err, memo.Write(ctx, ""))
+			}
 			return Certificate{}, err
 		}
 		if err := memo.Write(ctx, m.text()); err != nil {
@@ -197,6 +202,11 @@ func (ca *ACMPCA) Issue(ctx context.Context, approved Approved, claim Claim, mem
 		return Certificate{}, errors.Join(err, memo.Write(ctx, pcaMemo{Attempt: m.Attempt, started: time.Unix(0, 0)}.text()))
 	}
 	return certificate, err
+}
+
+// refusedRequest reports whether ACM PCA has surely made nothing, because of what the request says.
+func refusedRequest(err error) bool {
+	return slices.Contains([]string{"ValidationException", "InvalidArgsException", "MalformedCSRException"}, awsCode(err))
 }
 
 // pcaToken is the idempotency token of an attempt: 32 characters, of at most 36.

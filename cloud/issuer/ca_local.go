@@ -269,7 +269,7 @@ func OpenLocalCA(config LocalCAConfig) (*LocalCA, error) {
 	ca := &LocalCA{key: config.Signer, crlURL: config.CRLURL, ocspURL: config.OCSPURL}
 	var err error
 	var passphrase []byte
-	if ca.key == nil && !config.Keyless {
+	if !config.Keyless && (ca.key == nil || config.PassphraseFile != "") { // with a signer, for the responder's key
 		if passphrase, err = ReadPassphrase(config.PassphraseFile); err != nil {
 			return nil, fmt.Errorf("opening the CA: %w", err)
 		}

@@ -18,6 +18,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,6 +81,9 @@ const (
 	claimsLog     = "claims.log"
 	claimsVersion = 2
 	maxClaimLine  = 128 << 10
+
+	// claimsPatience is how long another process is waited for.
+	claimsPatience = 5 * time.Second
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -192,10 +196,20 @@ func usableClaims(path string) error {
 
 // locked runs do while no other process writes.
 func (d *ClaimsDir) locked(do func() error) (err error) {
+	until, pause := time.Now().Add(claimsPatience), time.Millisecond
 	for {
-		if err = unix.Flock(int(d.file.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+		err = unix.Flock(int(d.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(until) {
 			break
 		}
+		time.Sleep(pause)
+		pause = min(2*pause, 20*time.Millisecond)
+	}
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("locking %s: another process has had it for %v: is it stopped?", claimsLog, claimsPatience)
 	}
 	if err != nil {
 		return fmt.Errorf("locking %s: %w", claimsLog, err)
@@ -265,7 +279,7 @@ func (d *ClaimsDir) badEnd(line []byte, fresh io.Reader, why error) error {
 // hasClaimLine tells damage in the middle from an unfinished end.
 func hasClaimLine(rest []byte) bool {
 	for line := range bytes.Lines(rest) {
-		if _, _, err := parseClaimLine(bytes.TrimSuffix(line, []byte("\n"))); err == nil {
+		if _, _, err := parseClaimLine(bytes.TrimSuffix(line, []byte("\n"))); !errors.Is(err, errTorn) {
 			return true
 		}
 	}
@@ -282,10 +296,14 @@ func (d *ClaimsDir) cut(size int64) error {
 
 func (d *ClaimsDir) putAside(tail []byte) error {
 	name := filepath.Join(d.path, fmt.Sprintf("claims.torn-%d", d.end))
-	if err := os.WriteFile(name, tail, 0o600); err != nil {
+	err := writeSynced(name, tail)
+	if errors.Is(err, fs.ErrExist) { // of an earlier break at the same place
+		err = writeSynced(fmt.Sprintf("%s-%d", name, time.Now().UnixNano()), tail)
+	}
+	if err = errors.Join(err, syncDir(d.path)); err != nil {
 		return fmt.Errorf("putting the unfinished end of %s aside: %w", claimsLog, err)
 	}
-	return errors.Join(d.cut(d.end), syncDir(d.path))
+	return d.cut(d.end)
 }
 
 func claimLine(i Issuance) ([]byte, error) {

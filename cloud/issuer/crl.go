@@ -79,6 +79,9 @@ func (r *Revocations) current(ctx context.Context, name string) (der []byte, mad
 	if l.der != nil && now.Sub(l.made) < crlFresh || l.der != nil && now.Sub(l.made) < CRLLife && now.Sub(l.failed) < crlPause {
 		return l.der, l.made, nil
 	}
+	if l.der == nil && now.Sub(l.failed) < crlPause {
+		return nil, l.made, errors.New("it could not be made a short time ago")
+	}
 	fresh, err := r.CRL(ctx, name, now)
 	if fresh == nil {
 		l.failed = now

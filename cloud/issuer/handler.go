@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -279,7 +280,7 @@ func (h *Handler) issue(w http.ResponseWriter, r *http.Request, at entrance) {
 func (h *Handler) answer(w http.ResponseWriter, r *http.Request, at entrance, d *Decision) (_ Certificate, endpoint string, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v", v)
+			err = fmt.Errorf("panic: %T\n%s", v, debug.Stack()) // what it says may quote a request
 		}
 	}()
 	if err := h.admit(r); err != nil {

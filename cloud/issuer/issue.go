@@ -158,7 +158,7 @@ const staleClaim = time.Hour
 
 // outdated reports whether a claim for which nothing was asked of a CA says something else than one of today would.
 func (i *Issuer) outdated(c Claim, a Approved, now time.Time) bool {
-	return i.config.CAs[c.CA] == nil || now.Sub(c.Created) > staleClaim || c.Org != a.org ||
+	return i.config.CAs[c.CA] == nil || now.Before(c.NotBefore) || now.Sub(c.Created) > staleClaim || c.Org != a.org ||
 		c.NotAfter.Sub(c.NotBefore) > a.notAfter.Sub(a.notBefore) || c.NotAfter.After(i.ends(c.CA, c.NotAfter))
 }
 
@@ -176,9 +176,11 @@ func (i *Issuer) newClaim(approved Approved, epoch int, ca string, now time.Time
 	if err != nil {
 		return Claim{}, err
 	}
-	if c.NotAfter = i.ends(ca, c.NotAfter); c.NotAfter.Before(now.Add(time.Hour)) {
-		return Claim{}, fmt.Errorf("the CA %q ends on %s: make a new one, and name this one in [[retired_ca]]", ca, c.NotAfter.Format(time.DateTime))
+	ends := i.ends(ca, c.NotAfter)
+	if ends.Before(c.NotAfter) && ends.Before(now.Add(time.Hour)) {
+		return Claim{}, fmt.Errorf("the CA %q ends on %s: make a new one, and name this one in [[retired_ca]]", ca, ends.Format(time.DateTime))
 	}
+	c.NotAfter = ends
 	return c, nil
 }
 

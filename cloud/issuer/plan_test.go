@@ -72,6 +72,8 @@ func TestPlan(t *testing.T) {
 		{name: "after the end of what a CA was asked for", set: func(t testing.TB, p *past) {
 			p.with(t, 1, 400, -10, Claimed, "").had[0].Memo = "asked"
 		}, refusal: CertificateExpired},
+		{name: "a certificate from the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Live, "") }, epoch: 2},
+		{name: "what broke off in the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Claimed, "") }, epoch: 1, repeats: true},
 		{name: "the retry of a renewal", set: func(t testing.TB, p *past) {
 			p.with(t, 1, 300, 10, Live, "").with(t, 2, 0, 300, Live, "c").fresh("c")
 		}, epoch: 2, repeats: true},

@@ -38,8 +38,11 @@ type IoTRegistrarConfig struct {
 	// itself, which AWS lets happen 15 times a second. Each may be empty, but a device may do nothing without a policy.
 	ThingGroup string
 	Policy     string
-	Region     string // empty: the SDK's usual places
-	Endpoint   string // of the API; empty for AWS's own
+	// JITP says that AWS IoT Core registers certificates by itself, when a device first connects, by the provisioning template of the CA.
+	// Then Register does nothing, and Deactivate also registers a certificate that was never seen, as revoked.
+	JITP     bool
+	Region   string // empty: the SDK's usual places
+	Endpoint string // of the API; empty for AWS's own
 
 	test awsTest
 }
@@ -93,7 +96,10 @@ func OpenIoTRegistrar(ctx context.Context, c IoTRegistrarConfig) (*IoTRegistrar,
 // Register is that of the interface Registrar. A certificate without a chain is one that AWS IoT Core made itself. One that was
 // revoked stays revoked: the error wraps ErrCertificateStatus.
 func (r *IoTRegistrar) Register(ctx context.Context, device board.DeviceID, certificate Certificate) error {
-	arn, err := r.known(ctx, certificate)
+	if r.config.JITP {
+		return nil
+	}
+	arn, err := r.known(ctx, certificate, types.CertificateStatusInactive)
 	if err != nil {
 		return err
 	}
@@ -122,8 +128,8 @@ func (r *IoTRegistrar) Register(ctx context.Context, device board.DeviceID, cert
 	return setStatus(ctx, r.client, certificateID(certificate.Leaf), types.CertificateStatusActive)
 }
 
-// known sees to it that AWS IoT Core holds a certificate, and returns its ARN. A new one is inactive.
-func (r *IoTRegistrar) known(ctx context.Context, certificate Certificate) (arn string, err error) {
+// known sees to it that AWS IoT Core holds a certificate, and returns its ARN. A new one gets the status.
+func (r *IoTRegistrar) known(ctx context.Context, certificate Certificate, status types.CertificateStatus) (arn string, err error) {
 	var out *string
 	switch text := aws.String(string(certificate.LeafPEM())); {
 	case len(certificate.Chain) == 0:
@@ -132,7 +138,7 @@ func (r *IoTRegistrar) known(ctx context.Context, certificate Certificate) (arn 
 		issuing := Certificate{Leaf: certificate.Chain[0]}.LeafPEM()
 		var registered *iot.RegisterCertificateOutput
 		registered, err = r.client.RegisterCertificate(ctx, &iot.RegisterCertificateInput{
-			CertificatePem: text, CaCertificatePem: aws.String(string(issuing)), Status: types.CertificateStatusInactive,
+			CertificatePem: text, CaCertificatePem: aws.String(string(issuing)), Status: status,
 		})
 		if err == nil {
 			out = registered.CertificateArn
@@ -140,7 +146,7 @@ func (r *IoTRegistrar) known(ctx context.Context, certificate Certificate) (arn 
 	default:
 		var registered *iot.RegisterCertificateWithoutCAOutput
 		registered, err = r.client.RegisterCertificateWithoutCA(ctx, &iot.RegisterCertificateWithoutCAInput{
-			CertificatePem: text, Status: types.CertificateStatusInactive,
+			CertificatePem: text, Status: status,
 		})
 		if err == nil {
 			out = registered.CertificateArn
@@ -204,6 +210,11 @@ func (r *IoTRegistrar) thing(ctx context.Context, device board.DeviceID) error {
 
 // Deactivate is that of the interface Registrar. The certificate is then revoked for good; its thing stays.
 func (r *IoTRegistrar) Deactivate(ctx context.Context, _ board.DeviceID, certificate Certificate) error {
+	if r.config.JITP {
+		if _, err := r.known(ctx, certificate, types.CertificateStatusRevoked); err != nil {
+			return err
+		}
+	}
 	return setStatus(ctx, r.client, certificateID(certificate.Leaf), types.CertificateStatusRevoked)
 }
 

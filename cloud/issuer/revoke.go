@@ -99,7 +99,7 @@ type SweepOptions struct {
 
 // confirmRevoked is how long after a revocation Sweep sees to it once more: a request that was being registered meanwhile may
 // have come last, and its issuer may have died.
-const confirmRevoked = time.Hour
+const confirmRevoked = 24 * time.Hour
 
 // Finding is something that is not as it should stay.
 type Finding struct {
@@ -107,6 +107,7 @@ type Finding struct {
 	Action   SweepAction
 	Why      string
 	Err      error // of the action; nil if it was done, or not asked for
+	Unknown  bool  // the registry does not know the device
 }
 
 // SweepAction is what Sweep does about a finding.
@@ -209,6 +210,7 @@ func look(issuance Issuance, later []Issuance, enrolment *board.Enrolment, o Swe
 	}
 	switch {
 	case enrolment == nil:
+		f.Unknown = true
 		if o.Unknown {
 			return found(Withdraw, Unspecified, "the registry does not know the device")
 		}
@@ -240,7 +242,21 @@ func look(issuance Issuance, later []Issuance, enrolment *board.Enrolment, o Swe
 func (i *Issuer) settle(ctx context.Context, f Finding, now time.Time) error {
 	switch f.Action {
 	case Register:
-		_, _, err := i.activate(ctx, f.Issuance, now)
+		claim := f.Issuance.Claim
+		enrolment, err := i.enrolment(ctx, claim.Device)
+		if err != nil {
+			return err
+		}
+		if enrolment == nil || enrolment.State != board.Active || enrolment.Key.Fingerprint() != claim.Fingerprint || enrolment.Generation != claim.Generation {
+			return errors.New("the registry no longer has the device active with this key")
+		}
+		if i.cas[claim.CA] == nil {
+			return fmt.Errorf("%w: %q", ErrUnknownCA, claim.CA)
+		}
+		if err := i.checked(*f.Issuance.Certificate, Approved{device: claim.Device, key: enrolment.Key}, claim, now); err != nil {
+			return err
+		}
+		_, _, err = i.activate(ctx, f.Issuance, now)
 		return err
 	case Withdraw, Finish:
 		_, err := i.revoke(ctx, f.Issuance, f.Issuance.Reason)

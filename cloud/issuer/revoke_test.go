@@ -408,6 +408,50 @@ func (b badClaims) All(ctx context.Context) iter.Seq2[Issuance, error] {
 	}
 }
 
+// What somebody put among the claims is not made active by a sweep.
+func TestSweepChecksWhatItRegisters(t *testing.T) {
+	for name, spoil := range map[string]func(l *line, i *Issuance){
+		"another device's certificate": func(l *line, i *Issuance) {
+			other := newSimulated(t)
+			l.registry.put(enrolment(t, other.record(t, l.station), l.station))
+			got, err := l.issuer.Issue(t.Context(), other.csr().request(t), testCA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i.Certificate = &got
+		},
+		"a changed end":    func(_ *line, i *Issuance) { i.Claim.NotAfter = i.Claim.NotAfter.Add(time.Hour) },
+		"an unknown CA":    func(_ *line, i *Issuance) { i.Claim.CA = "other" },
+		"a replaced key":   func(l *line, i *Issuance) { l.set(func(e *board.Enrolment) { e.Key = newSimulated(t).boardKey(t) }) },
+		"a new generation": func(l *line, i *Issuance) { l.set(func(e *board.Enrolment) { e.Generation = 2 }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLine(t)
+			l.registrar.fault = once("before register")
+			if _, err := l.issue(t, ""); err == nil {
+				t.Fatal("no failure")
+			}
+			l.registrar.fault = nil
+			item := l.registry.items[l.board.id]
+			id := ""
+			for id = range l.claims.all() {
+			}
+			i := l.claims.stored[id]
+			spoil(l, &i)
+			l.claims.stored[id] = i
+			active := len(l.registrar.active)
+			l.now = l.now.Add(time.Hour)
+			var found []Finding
+			err := l.issuer.Sweep(t.Context(), SweepOptions{Apply: true}, func(f Finding) { found = append(found, f) })
+			if err == nil || len(found) != 1 || found[0].Action != Register || found[0].Err == nil || len(l.registrar.active) != active {
+				t.Errorf("%+v, %v, %d are active", found, err, len(l.registrar.active))
+			}
+			l.registry.put(item)
+			l.claims.stored = nil
+		})
+	}
+}
+
 func TestSweepTellsFailures(t *testing.T) {
 	l := newLine(t)
 	l.mustIssue(t, "")

@@ -218,7 +218,7 @@ func errorAnswer(event events.APIGatewayProxyRequest, err error) (events.APIGate
 // decided logs a request as issuerd does.
 func (f *front) decided(d issuer.Decision) {
 	level := zerolog.InfoLevel
-	if d.Outcome == issuer.TryLater {
+	if _, limited := errors.AsType[issuer.ErrTooMany](d.Err); d.Outcome == issuer.TryLater && !limited {
 		level = zerolog.ErrorLevel
 	}
 	line := f.log.WithLevel(level).Str("id", d.ID).Str("path", d.Path).Str("outcome", string(d.Outcome)).Dur("took_ms", d.Took)

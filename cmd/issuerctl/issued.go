@@ -84,7 +84,7 @@ func (s *sweep) Run(ctx context.Context, out *cli.Output) error {
 	}
 	return withIssuer(ctx, c, func(o *issuerd.Opened) error {
 		var failed error
-		found := 0
+		found, unknown := 0, 0
 		print := func(line findingLine) {
 			found++
 			text := fmt.Sprintf("%-8s %s epoch %d (%s): %s\n", line.Action, line.Device, line.Epoch, line.State, line.Why)
@@ -101,8 +101,14 @@ func (s *sweep) Run(ctx context.Context, out *cli.Output) error {
 			if f.Err != nil {
 				line.Error = f.Err.Error()
 			}
+			if f.Unknown {
+				unknown++
+			}
 			print(line)
 		})
+		if unknown > 0 {
+			err = errors.Join(err, fmt.Errorf("the registry does not know %s", cli.Count(unknown, "device that has a certificate", "devices that have certificates")))
+		}
 		for name, ca := range o.CAs {
 			iot, ok := ca.(*issuer.IoTCore)
 			if !ok {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/pki"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
 	"secretfree/station/board"
@@ -72,6 +73,11 @@ func (c *caInit) Run(out *cli.Output) error {
 	var root []byte
 	if c.RootPassphraseFile != "" {
 		if root, err = issuer.ReadPassphrase(c.RootPassphraseFile); err != nil {
+			return err
+		}
+	}
+	for _, secret := range [][]byte{passphrase, root} {
+		if err := pki.CheckPassphrase(secret); secret != nil && err != nil {
 			return err
 		}
 	}

@@ -64,6 +64,9 @@ func run(ctx context.Context, out, stations, ca, arch string) error {
 			if err != nil {
 				return err
 			}
+			if bytes.Contains(certificate, []byte("PRIVATE KEY")) {
+				return fmt.Errorf("%s holds a private key, which must not leave with a package", filepath.Join(ca, name))
+			}
 			files["ca/"+name] = certificate
 		}
 	}

@@ -75,6 +75,7 @@ type CA struct {
 
 // IoT is the table [iot]: where certificates are made known before they are answered.
 type IoT struct {
+	JITP         bool              `toml:"jitp"` // IoT Core registers by itself; here certificates are only revoked
 	CARegistered bool              `toml:"ca_registered"`
 	ThingType    string            `toml:"thing_type"`
 	ThingGroup   string            `toml:"thing_group"`
@@ -227,7 +228,7 @@ func (c Config) check(f *config.File) error {
 	if c.IoT == nil && (c.CA.Kind == "iotcore" || c.Proto != nil && c.Proto.Kind == "iotcore") {
 		return f.Errorf("iot", "Add the table [iot] with thing_group or policy.", "a CA of AWS IoT Core needs [iot]: its certificates are inactive until they are registered")
 	}
-	if c.IoT != nil && c.IoT.ThingGroup == "" && c.IoT.Policy == "" {
+	if c.IoT != nil && c.IoT.ThingGroup == "" && c.IoT.Policy == "" && !c.IoT.JITP {
 		return f.Errorf("iot", "Write thing_group (with a policy on it), or policy.", "[iot] names no policy: a device could do nothing with its certificate")
 	}
 	if c.Challenge.KeyFile != "" && !filepath.IsAbs(c.Challenge.KeyFile) {
@@ -332,10 +333,7 @@ func (c CA) checkLocal(f *config.File, table string) error {
 	if !filepath.IsAbs(c.Dir) {
 		return f.Errorf(table+".dir", "Write the absolute path of the folder that issuerctl ca init or pki run made.", "%s.dir is %q", table, c.Dir)
 	}
-	if c.KMSKey != "" && c.PassphraseFile != "" {
-		return f.Errorf(table+".kms_key", "Remove one of them.", "%s has a passphrase_file and a kms_key", table)
-	}
-	if c.KMSKey == "" && !filepath.IsAbs(c.PassphraseFile) {
+	if (c.KMSKey == "" || c.PassphraseFile != "") && !filepath.IsAbs(c.PassphraseFile) {
 		return f.Errorf(table+".passphrase_file", "Write the absolute path of the file that holds the passphrase of issuing.key.", "%s.passphrase_file is %q", table, c.PassphraseFile)
 	}
 	return c.checkURLs(f, table)
@@ -541,7 +539,7 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 	}
 	if c.IoT != nil {
 		registrar, err := issuer.OpenIoTRegistrar(ctx, issuer.IoTRegistrarConfig{
-			CARegistered: c.IoT.CARegistered, ThingType: c.IoT.ThingType, ThingGroup: c.IoT.ThingGroup, Policy: c.IoT.Policy,
+			JITP: c.IoT.JITP, CARegistered: c.IoT.CARegistered, ThingType: c.IoT.ThingType, ThingGroup: c.IoT.ThingGroup, Policy: c.IoT.Policy,
 			Attributes: c.IoT.Attributes, Region: c.IoT.Region, Endpoint: c.IoT.Endpoint,
 		})
 		if err != nil {

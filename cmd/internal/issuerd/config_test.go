@@ -64,7 +64,6 @@ level = "info"
 		{localCA, "kind = \"acmpca\"\nroot = \"/r.pem\"", `:12: ca.arn is missing. Write the ARN`},
 		{localCA, "kind = \"acmpca\"\narn = \"a\"\nroot = \"r.pem\"", `:15: ca.root is "r.pem". Write the absolute path`},
 		{localCA, `kind = "iotcore"`, `a CA of AWS IoT Core needs [iot]`},
-		{localCA, localCA + "\nkms_key = \"k\"", `:16: ca has a passphrase_file and a kms_key. Remove one`},
 		{localCA, localCA + "\nname = \"A b\"", `:16: ca.name is "A b". Write 1 to 63`},
 		{localCA, localCA + "\n[proto]\n" + localCA, `[ca] and [proto] are both named "local". Give one of them`},
 		{`[policy]`, "[[retired_ca]]\n" + localCA + "\n[policy]", `two CAs are named "local". Give it the name that it had`},

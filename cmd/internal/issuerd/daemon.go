@@ -20,8 +20,12 @@ import (
 // stopLimit is how long requests may take to end when the daemon stops.
 const stopLimit = 4 * time.Second
 
-// maxConnections that are open at once to one address. Behind a balancer all come from one machine, so there is no cap for each.
-const maxConnections = 512
+// Connections that are open at once to one address of ours, and how many of them are from one address of theirs. Behind proxies
+// all come from few machines, so there is no such cap.
+const (
+	maxConnections = 512
+	maxPerAddress  = 64
+)
 
 // maxHeaders is what API Gateway lets pass, in bytes.
 const maxHeaders = 10 << 10
@@ -33,6 +37,8 @@ type Daemon struct {
 	pair    *keyPair // nil without TLS
 	servers []served
 	log     zerolog.Logger
+
+	perAddress int // connections; 0 behind proxies, which are few
 }
 
 type served struct {
@@ -47,6 +53,9 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (_ *Daemon, err err
 		return nil, err
 	}
 	d := &Daemon{log: log, opened: i}
+	if c.Limits.Proxies == 0 {
+		d.perAddress = maxPerAddress
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, i.Close())
@@ -111,7 +120,7 @@ func (d *Daemon) listen(given map[string]net.Listener, name, key, address string
 			return fmt.Errorf("opening the address (%s in the configuration): %w", key, err)
 		}
 	}
-	listener = web.Cap{Total: maxConnections}.Limit(listener, d.log)
+	listener = web.Cap{Total: maxConnections, PerAddress: d.perAddress}.Limit(listener, d.log)
 	if pair != nil {
 		listener = tls.NewListener(listener, pair.config())
 	}
@@ -181,7 +190,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 // decided logs a request.
 func (d *Daemon) decided(decision issuer.Decision) {
 	level := zerolog.InfoLevel
-	if decision.Outcome == issuer.TryLater {
+	_, limited := errors.AsType[issuer.ErrTooMany](decision.Err)
+	if decision.Outcome == issuer.TryLater && !limited {
 		level = zerolog.ErrorLevel
 	}
 	line := d.log.WithLevel(level).Str("id", decision.ID).Str("path", decision.Path).Str("outcome", string(decision.Outcome)).Dur("took_ms", decision.Took)
