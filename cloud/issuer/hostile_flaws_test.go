@@ -24,7 +24,7 @@ type flaw struct {
 
 // flaws are the files of the corpus.
 func flaws() []flaw {
-	return slices.Concat(goodOnes(), flawsOfForm(), flawsOfKey(), flawsOfNames(), flawsOfRecord(), flawsOfFreshness())
+	return slices.Concat(goodOnes(), flawsOfForm(), flawsOfKey(), flawsOfNames(), flawsOfRecord(), flawsOfFreshness(), flawsAtOtherDoors())
 }
 
 func goodOnes() []flaw {
@@ -520,6 +520,34 @@ func flawsOfFreshness() []flaw {
 			text := m.challenge()
 			m.csr.sha256, m.policy = true, []string{"refuse_sha1 = true"}
 			m.answered(text, m.board.answer(m.t, text, crypto.SHA1))
+		}},
+	}
+}
+
+func flawsAtOtherDoors() []flaw {
+	spliced := func(m *making) { m.csr.key, m.csr.public = newSimulated(m.t).key, m.board.key.Public() }
+	lines := func(m *making) {
+		der, _ := m.bytes()
+		m.head, m.body = []string{bodyType, "content-transfer-encoding: base64"}, []byte(base64.StdEncoding.EncodeToString(der)+"\n")
+	}
+	return []flaw{
+		{"spliced-key-at-proto", "csr-signature", "The public key of an enrolled board under the signature of another, at the second door.", func(m *making) {
+			m.path = "/proto"
+			spliced(m)
+		}},
+		{"spliced-key-over-est", "csr-signature", "The public key of an enrolled board under the signature of another, over EST.", func(m *making) {
+			m.path = "/.well-known/est/simpleenroll"
+			spliced(m)
+			lines(m)
+		}},
+		{"another-key-over-est", "key-mismatch", "The name of an enrolled board with a key of one's own, over EST and under the name of the product.", func(m *making) {
+			m.path = "/.well-known/est/widgiot/simpleenroll"
+			m.csr.key = newSimulated(m.t).key
+			lines(m)
+		}},
+		{"re-enrol-without-certificate", "no-peer", "A good request to renew, by a sender that showed no certificate.", func(m *making) {
+			m.path = "/.well-known/est/simplereenroll"
+			lines(m)
 		}},
 	}
 }

@@ -33,6 +33,7 @@ type hostile struct {
 	clock      time.Time
 	status     int
 	answer     string
+	path       string
 	header     map[string][]string
 	body       []byte
 	policy     string
@@ -61,8 +62,10 @@ func readHostile(t *testing.T, path string) hostile {
 	for _, file := range archive.Files {
 		switch text := string(file.Data); file.Name {
 		case "request":
-			for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n")[1:] {
-				key, value, _ := strings.Cut(line, ": ")
+			first, rest, _ := strings.Cut(text, "\n")
+			h.path = strings.TrimPrefix(first, "POST ")
+			for line := range strings.Lines(rest) {
+				key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
 				h.header[key] = append(h.header[key], value)
 			}
 		case "body":
@@ -176,7 +179,7 @@ func (h hostile) check(t *testing.T, ca string) {
 func (h hostile) ask(t *testing.T, invoke func(context.Context, events.APIGatewayProxyRequest) (events.APIGatewayProxyResponse, error), logs *bytes.Buffer) {
 	const id = "0123456789abcdef"
 	out, err := invoke(t.Context(), events.APIGatewayProxyRequest{
-		Resource: "/new", Path: "/new", HTTPMethod: "POST", MultiValueHeaders: h.header,
+		Resource: h.path, Path: h.path, HTTPMethod: "POST", MultiValueHeaders: h.header,
 		Body: base64.StdEncoding.EncodeToString(h.body), IsBase64Encoded: true,
 		RequestContext: events.APIGatewayProxyRequestContext{RequestID: id},
 	})
@@ -217,7 +220,7 @@ func (h hostile) ask(t *testing.T, invoke func(context.Context, events.APIGatewa
 // authorize has the authorizer say beforehand what the issuer would.
 func (h hostile) authorize(t *testing.T, invoke func(context.Context, events.APIGatewayCustomAuthorizerRequestTypeRequest) (events.APIGatewayCustomAuthorizerResponse, error), logs *bytes.Buffer) {
 	out, err := invoke(t.Context(), events.APIGatewayCustomAuthorizerRequestTypeRequest{
-		Type: "REQUEST", MethodArn: calledMethod, HTTPMethod: "POST", Path: "/new", Resource: "/new", MultiValueHeaders: h.header,
+		Type: "REQUEST", MethodArn: calledMethod, HTTPMethod: "POST", Path: h.path, Resource: h.path, MultiValueHeaders: h.header,
 	})
 	var line struct{ Refusal string }
 	must(t, json.Unmarshal(logs.Bytes(), &line))
