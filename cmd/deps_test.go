@@ -101,6 +101,7 @@ func TestRooms(t *testing.T) {
 	all := list(t)
 	t.Run("the table", func(t *testing.T) { all.followTheTable(t) })
 	t.Run("the shared noun", func(t *testing.T) { all.boardStandsAlone(t) })
+	t.Run("a function starts fast", func(t *testing.T) { all.functionIsLight(t) })
 	t.Run("the rules can fail", func(t *testing.T) { all.rulesCanFail(t) })
 }
 
@@ -147,9 +148,19 @@ func (all packages) boardStandsAlone(t *testing.T) {
 	}
 }
 
+// What a function of AWS Lambda links it loads at every start.
+func (all packages) functionIsLight(t *testing.T) {
+	p, ok := all[module+"cmd/issuer-lambda"]
+	for _, prefix := range []string{metrics, "google.golang.org/protobuf", kong} {
+		if !ok || reaches(p, prefix) {
+			t.Errorf("cmd/issuer-lambda reaches %s, or is not there", prefix)
+		}
+	}
+}
+
 // A rule that matches nothing proves nothing: each forbidden thing is reached by the room that owns it.
 func (all packages) rulesCanFail(t *testing.T) {
-	for room, prefix := range map[string]string{"spool": bbolt, "uart": serial, "cloud": aws, "station": zerolog, "cmd/stationd": metrics,
+	for room, prefix := range map[string]string{"spool": bbolt, "uart": serial, "cloud": aws, "station": zerolog, "cmd/stationd": metrics, "cmd/issuerd": "google.golang.org/protobuf",
 		"cmd/stationctl": kong, "cmd/internal/config": toml, "cloud/issuer": netHTTP} {
 		if p, ok := all[module+room]; !ok || !reaches(p, prefix) {
 			t.Errorf("%s does not reach %s: the name in the rules is wrong", room, prefix)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"secretfree/cloud"
 	"secretfree/cloud/issuer"
 	"secretfree/cmd/internal/issuerd"
+	"secretfree/cmd/internal/issuerd/metrics"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/fixtures"
 	"secretfree/station/board"
@@ -174,7 +176,7 @@ func (f *factory) startIssuer(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, log.Close())
 	}
-	if f.issuer, err = issuerd.Open(ctx, c, logger); err != nil {
+	if f.issuer, err = issuerd.Open(ctx, c, logger, func(d *issuerd.Daemon) http.Handler { return metrics.Handler(d) }); err != nil {
 		return errors.Join(err, log.Close())
 	}
 	f.ended.Go(func() {

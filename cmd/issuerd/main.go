@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
+	"secretfree/cmd/internal/issuerd/metrics"
 )
 
 type grammar struct {
@@ -50,7 +52,7 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	d, err := issuerd.Open(ctx, c, log)
+	d, err := issuerd.Open(ctx, c, log, func(d *issuerd.Daemon) http.Handler { return metrics.Handler(d) })
 	if err != nil {
 		return err
 	}

@@ -46,8 +46,9 @@ type served struct {
 	listener net.Listener
 }
 
-// Open opens the issuer and its addresses. A configuration must come from Load.
-func Open(ctx context.Context, c Config, log zerolog.Logger) (_ *Daemon, err error) {
+// Open opens the issuer and its addresses. A configuration must come from Load. metrics makes the handler that is served at
+// metrics_listen: see package metrics.
+func Open(ctx context.Context, c Config, log zerolog.Logger, metrics func(*Daemon) http.Handler) (_ *Daemon, err error) {
 	i, err := c.OpenIssuer(ctx)
 	if err != nil {
 		return nil, err
@@ -94,7 +95,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (_ *Daemon, err err
 		return nil, err
 	}
 	if c.MetricsListen != "" || given[socketMetrics] != nil {
-		if err := d.listen(given, socketMetrics, "metrics_listen", c.MetricsListen, d.metrics(), nil); err != nil {
+		if err := d.listen(given, socketMetrics, "metrics_listen", c.MetricsListen, metrics(d), nil); err != nil {
 			return nil, errors.Join(err, d.servers[0].listener.Close())
 		}
 	}
@@ -145,6 +146,18 @@ func newServer(h http.Handler, log zerolog.Logger) *http.Server {
 
 // Addr is where requests are taken.
 func (d *Daemon) Addr() string { return d.servers[0].listener.Addr().String() }
+
+// Stats are those of the handler.
+func (d *Daemon) Stats() issuer.Stats { return d.handler.Stats() }
+
+// TLS tells when the certificate in use expires, and whether its files have changed and cannot be used. It is not ok without TLS.
+func (d *Daemon) TLS() (notAfter time.Time, failed, ok bool) {
+	if d.pair == nil {
+		return time.Time{}, false, false
+	}
+	notAfter, failed = d.pair.state()
+	return notAfter, failed, true
+}
 
 // MetricsAddr is where the metrics are; empty if nowhere.
 func (d *Daemon) MetricsAddr() string {

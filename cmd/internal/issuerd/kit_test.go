@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -28,6 +29,7 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/cloud/issuer"
+	"secretfree/cmd/internal/issuerd/metrics"
 	"secretfree/station/board"
 )
 
@@ -52,6 +54,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+func showMetrics(d *Daemon) http.Handler { return metrics.Handler(d) }
+
 // child is what cmd/issuerd does, without a command line.
 func child(name string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -60,7 +64,7 @@ func child(name string) error {
 	if err != nil {
 		return err
 	}
-	d, err := Open(ctx, c, zerolog.New(os.Stderr))
+	d, err := Open(ctx, c, zerolog.New(os.Stderr), showMetrics)
 	if err != nil {
 		return err
 	}
@@ -301,7 +305,7 @@ func (p *place) run(t testing.TB) *Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := Open(t.Context(), c, zerolog.New(p.log))
+	d, err := Open(t.Context(), c, zerolog.New(p.log), showMetrics)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,6 @@
-package issuerd
+// Package metrics shows an issuerd to Prometheus. It is a package of its own because a function of AWS Lambda has no metrics of this
+// kind, and would load the libraries at every start.
+package metrics
 
 import (
 	"net/http"
@@ -11,10 +13,17 @@ import (
 	"secretfree/cmd/internal/cli"
 )
 
-// metrics serves GET /metrics from the handler's snapshot.
-func (d *Daemon) metrics() http.Handler {
+// Daemon offers the snapshots; an *issuerd.Daemon does.
+type Daemon interface {
+	Stats() issuer.Stats
+	// TLS tells when the certificate in use expires, and whether its files cannot be used. It is not ok without TLS.
+	TLS() (notAfter time.Time, failed, ok bool)
+}
+
+// Handler serves GET /metrics from the daemon's snapshots.
+func Handler(d Daemon) http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{d.handler, d.pair})
+	registry.MustRegister(collector{d})
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 5 * time.Second}))
 	return mux
@@ -32,20 +41,16 @@ var (
 	descBuild    = prometheus.NewDesc("issuerd_build_info", "1; the label says what runs.", []string{"version"}, nil)
 )
 
-type collector struct {
-	h    *issuer.Handler
-	pair *keyPair // nil without TLS
-}
+type collector struct{ d Daemon }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
 func (c collector) Collect(ch chan<- prometheus.Metric) {
-	stats := c.h.Stats()
+	stats := c.d.Stats()
 	ch <- prometheus.MustNewConstMetric(descIssued, prometheus.CounterValue, float64(stats.Issued))
 	ch <- prometheus.MustNewConstMetric(descEST, prometheus.CounterValue, float64(stats.EST))
 	ch <- prometheus.MustNewConstMetric(descLimited, prometheus.CounterValue, float64(stats.Limited))
-	if c.pair != nil {
-		notAfter, failed := c.pair.state()
+	if notAfter, failed, ok := c.d.TLS(); ok {
 		stale := 0.0
 		if failed {
 			stale = 1
