@@ -173,6 +173,7 @@ func (ca *ACMPCA) Issue(ctx context.Context, approved Approved, claim Claim, mem
 	if err := claim.covers(approved); err != nil {
 		return Certificate{}, err
 	}
+	first := memo.Read() == ""
 	m, err := parsePCAMemo(memo.Read())
 	if err != nil {
 		return Certificate{}, err
@@ -186,8 +187,8 @@ func (ca *ACMPCA) Issue(ctx context.Context, approved Approved, claim Claim, mem
 			}
 		}
 		if m.ARN, err = ca.request(ctx, approved, claim, m.Attempt); err != nil {
-			if m.Attempt == 1 && refusedRequest(err) {
-				// Nothing was made, and nothing ever will be of this claim: it may be made anew, as the policy is then.
+			if first && refusedRequest(err) {
+				// Nothing was ever made for this claim: it may be made anew, as the policy is then.
 				return Certificate{}, errors.Join(err, memo.Write(ctx, ""))
 			}
 			return Certificate{}, err

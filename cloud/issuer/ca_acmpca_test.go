@@ -240,6 +240,31 @@ func TestPCARefusals(t *testing.T) {
 	}
 }
 
+// What the CA refuses because of the claim leaves no memo: the claim may be made anew, as the policy is then. Once it was asked for
+// something, it stays.
+func TestPCARefusesTheClaim(t *testing.T) {
+	onPCA(t, func(t *testing.T, p *pcaTest) {
+		good := p.claim
+		p.claim.NotAfter = p.fake.ca.NotAfter.Add(time.Second)
+		if _, err := p.issue(t); err == nil || p.memo.text != "" {
+			t.Errorf("%v, and the memo is %q", err, p.memo.text)
+		}
+		p.claim = good
+		p.weather.lose("IssueCertificate", lostAnswer, -1)
+		if _, err := p.issue(t); err == nil || p.memo.text == "" {
+			t.Errorf("%v, and the memo is %q", err, p.memo.text)
+		}
+		p.weather.clear()
+		noted := p.memo.text
+		p.claim.NotAfter = p.fake.ca.NotAfter.Add(time.Second)
+		if _, err := p.issue(t); err == nil || p.memo.text != noted {
+			t.Errorf("%v, and the memo is %q", err, p.memo.text)
+		}
+		p.claim = good
+		p.mustIssue(t)
+	})
+}
+
 func TestPCARevokes(t *testing.T) {
 	for reason, want := range pcaReasons {
 		onPCA(t, func(t *testing.T, p *pcaTest) {

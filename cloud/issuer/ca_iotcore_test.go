@@ -344,6 +344,37 @@ func TestIoTDeactivate(t *testing.T) {
 	})
 }
 
+// Where IoT Core registers by itself, what is revoked before its device has ever connected is registered as revoked.
+func TestJITP(t *testing.T) {
+	onIoT(t, func(t *testing.T, i *iotTest) {
+		a, r := approvedFor(t), i.registrar(t)
+		r.config.JITP, r.config.CARegistered = true, false
+		c, err := i.local.Issue(t.Context(), a, mustClaim(t, a), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Register(t.Context(), a.device, c); err != nil || i.fake.count() != 0 {
+			t.Errorf("registered: %v, %d", err, i.fake.count())
+		}
+		i.weather.lose("RegisterCertificateWithoutCA", lostAnswer, 1)
+		for range 2 {
+			if err := r.Deactivate(t.Context(), a.device, c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
+				t.Errorf("%v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
+			}
+		}
+		b := approvedFor(t)
+		if c, err = i.local.Issue(t.Context(), b, mustClaim(t, b), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := i.registrar(t).Register(t.Context(), b.device, c); err != nil { // as IoT Core does at the first connection
+			t.Fatal(err)
+		}
+		if err := r.Deactivate(t.Context(), b.device, c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
+			t.Errorf("one that has connected: %v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
+		}
+	})
+}
+
 func TestOpenIoTRegistrarRefuses(t *testing.T) {
 	awsEnvironment(t)
 	four := map[string]string{"a": "1", "b": "2", "c": "3", "d": "4"}

@@ -181,7 +181,7 @@ func (f *fakeIoT) register(r *http.Request, in iotRequest) any {
 			return badRequest("CertificateValidationException", "CA certificate is not registered")
 		}
 	}
-	if in.Status != "ACTIVE" && in.Status != "INACTIVE" {
+	if in.Status != "ACTIVE" && in.Status != "INACTIVE" && in.Status != "REVOKED" {
 		return badRequest("InvalidRequestException", "status")
 	}
 	if _, there := f.certificates[certificateID(leaf)]; there {

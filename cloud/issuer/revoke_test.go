@@ -518,10 +518,14 @@ func storm(t *testing.T, l *line, requests int, inject func(func(string) error))
 		asks[i] = b.csr().request(t)
 	}
 	// Any number of issuers, in several processes.
+	l.restart(t)
+	config := l.issuer.config
 	issuers := make([]*Issuer, 4)
 	for i := range issuers {
-		l.restart(t)
-		issuers[i] = l.issuer
+		var err error
+		if issuers[i], err = New(config); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var (
 		answers = make([]map[string]bool, devices)
@@ -541,9 +545,11 @@ func storm(t *testing.T, l *line, requests int, inject func(func(string) error))
 						t.Errorf("device %d has no answer after %d tries", at, try)
 						break
 					}
-					ctx, crash := context.WithCancel(t.Context())
-					got, err := issuers[(n+try)%len(issuers)].Issue(ctx, asks[at], testCA)
-					crash()
+					slot := (n + try) % len(issuers)
+					mu.Lock()
+					issuer := issuers[slot]
+					mu.Unlock()
+					got, err := issuer.Issue(t.Context(), asks[at], testCA)
 					if err == nil {
 						mu.Lock()
 						answers[at][string(got.Leaf)] = true
@@ -554,9 +560,14 @@ func storm(t *testing.T, l *line, requests int, inject func(func(string) error))
 						t.Errorf("device %d was refused: %v", at, err)
 						break
 					}
+					again, newErr := New(config) // it has died with all that it was doing
 					mu.Lock()
 					dead++
+					issuers[slot] = again
 					mu.Unlock()
+					if newErr != nil {
+						t.Error(newErr)
+					}
 				}
 			}
 		})

@@ -38,13 +38,13 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *out, *stations, *ca, *arch); err != nil {
+	if err := run(ctx, *out, *stations, *ca, *arch, program); err != nil {
 		fmt.Fprintln(os.Stderr, "build:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, out, stations, ca, arch string) error {
+func run(ctx context.Context, out, stations, ca, arch, program string) error {
 	files := map[string][]byte{}
 	keys, err := filepath.Glob(filepath.Join(stations, "*.pub"))
 	if err != nil || stations == "" || len(keys) == 0 {
@@ -70,7 +70,7 @@ func run(ctx context.Context, out, stations, ca, arch string) error {
 			files["ca/"+name] = certificate
 		}
 	}
-	if files["bootstrap"], err = compile(ctx, arch); err != nil {
+	if files["bootstrap"], err = compile(ctx, arch, program); err != nil {
 		return err
 	}
 	packed, err := pack(files)
@@ -89,14 +89,17 @@ func run(ctx context.Context, out, stations, ca, arch string) error {
 }
 
 // compile builds the program for Lambda. Nothing of this machine gets into it: no path, no version control, no cgo.
-func compile(ctx context.Context, arch string) ([]byte, error) {
+// program is what is packed.
+const program = "secretfree/cmd/issuer-lambda"
+
+func compile(ctx context.Context, arch, program string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "issuer-lambda")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	name := filepath.Join(dir, "bootstrap")
-	c := exec.CommandContext(ctx, "go", "build", "-tags", "lambda.norpc", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", name, "secretfree/cmd/issuer-lambda")
+	c := exec.CommandContext(ctx, "go", "build", "-tags", "lambda.norpc", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", name, program)
 	c.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "GOARM64=v8.0", "GOAMD64=v1", "CGO_ENABLED=0", "GOFLAGS=", "GOEXPERIMENT=", "GOFIPS140=off")
 	if text, err := c.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("go build: %w\n%s", err, text)
