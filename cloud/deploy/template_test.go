@@ -93,6 +93,10 @@ func TestLint(t *testing.T) {
 func TestTemplate(t *testing.T) {
 	text := read(t, templateFile)
 	all, spoils := checks(), spoils()
+	if os.Getenv("CI") != "true" {
+		t.Log("the spoiled templates are tried in CI only; they take a while")
+		spoils = nil
+	}
 	texts := []string{text}
 	for _, s := range spoils {
 		spoiled := strings.Replace(text, s.old, s.new, 1)
@@ -120,7 +124,7 @@ func TestTemplate(t *testing.T) {
 		}
 	}
 	for name := range all {
-		if !spoiled[name] {
+		if !spoiled[name] && spoils != nil {
 			t.Errorf("nothing shows that %s can fail", name)
 		}
 	}
