@@ -31,16 +31,22 @@ import (
 type ClaimsDir struct {
 	path string
 	file *os.File
-	// fault, in tests, fails a step: "before create", "after create", or the same with "replace".
+	// fault, in tests, fails a step: "before create", "during create" (it is written, and not synced), "after create", or the same
+	// with "replace".
 	fault func(step string) error
 
 	queue   sync.Mutex // of waiting
 	waiting []*claimWrite
 
-	mu      sync.Mutex // of the file and of what follows
+	mu      sync.Mutex // of the file and of what follows; who changes the index has that lock too
 	end     int64      // of what is known of the log
 	devices map[board.DeviceID][]claimEntry
 	serials map[Serial]claimPlace
+	index   sync.Mutex // taken after mu, and by readers while another request waits for the disk
+	// busy: a batch is on its way to the disk, and no other process can write. pending is what its devices had before.
+	busy    bool
+	pending map[board.DeviceID][]claimEntry
+
 	// broken is what the disk said when it failed and what it had written could not be taken back; brokenSize is the log's size then.
 	broken     error
 	brokenSize int64
@@ -241,6 +247,8 @@ func (d *ClaimsDir) catchUp() error {
 	if info.Size() < d.end {
 		return fmt.Errorf("%w: %s became shorter", ErrBadClaim, claimsLog)
 	}
+	d.index.Lock()
+	defer d.index.Unlock()
 	fresh := bufio.NewReaderSize(io.NewSectionReader(d.file, d.end, info.Size()-d.end), 2*maxClaimLine)
 	for d.end < info.Size() {
 		line, err := fresh.ReadSlice('\n')
@@ -392,25 +400,47 @@ func (d *ClaimsDir) load(e claimEntry) (Issuance, error) {
 }
 
 // Issuances is that of the interface Claims.
-func (d *ClaimsDir) Issuances(_ context.Context, device board.DeviceID) ([]Issuance, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var out []Issuance
-	err := d.locked(func() error {
-		if err := d.catchUp(); err != nil {
-			return err
-		}
-		for _, entry := range d.devices[device] {
-			i, err := d.load(entry)
-			if err != nil {
-				return err
+func (d *ClaimsDir) Issuances(_ context.Context, device board.DeviceID) (out []Issuance, err error) {
+	entries, busy := d.whileBusy(device)
+	if busy {
+		out, err = d.loadAll(entries)
+	} else {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		err = d.locked(func() (err error) {
+			if err = d.catchUp(); err == nil {
+				out, err = d.loadAll(d.devices[device])
 			}
-			out = append(out, i)
-		}
-		return nil
-	})
+			return err
+		})
+	}
 	sort.Slice(out, func(a, b int) bool { return out[a].Claim.sortKey() < out[b].Claim.sortKey() })
 	return out, err
+}
+
+// whileBusy is what a device has on disk while a batch is on its way there, so that who reads need not wait for the disk.
+func (d *ClaimsDir) whileBusy(device board.DeviceID) ([]claimEntry, bool) {
+	d.index.Lock()
+	defer d.index.Unlock()
+	if !d.busy {
+		return nil, false
+	}
+	entries, changes := d.pending[device]
+	if !changes {
+		entries = d.devices[device]
+	}
+	return slices.Clone(entries), true
+}
+
+func (d *ClaimsDir) loadAll(entries []claimEntry) (out []Issuance, err error) {
+	for _, entry := range entries {
+		i, err := d.load(entry)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, i)
+	}
+	return out, nil
 }
 
 // Serial is that of the interface Claims.
@@ -512,10 +542,42 @@ func (d *ClaimsDir) append(batch []*claimWrite) error {
 	if err := d.step("before " + batch[0].kind()); err != nil {
 		return err
 	}
-	var (
-		out  []byte
-		undo []func()
-	)
+	out, undo := d.admit(batch)
+	if len(out) == 0 {
+		return nil
+	}
+	_, err := d.file.Write(out)
+	if err == nil {
+		err = d.step("during " + batch[0].kind())
+	}
+	if err == nil {
+		err = d.file.Sync()
+	}
+	d.index.Lock()
+	defer d.index.Unlock()
+	d.busy, d.pending = false, nil
+	if err != nil { // what of it is on disk is not known, so none of it counts
+		for _, back := range slices.Backward(undo) {
+			back()
+		}
+		if cutErr := d.cut(d.end); cutErr != nil {
+			d.broken, d.brokenSize = err, d.end+int64(len(out))
+			if info, statErr := d.file.Stat(); statErr == nil {
+				d.brokenSize = info.Size()
+			}
+		}
+		return fmt.Errorf("writing %s: %w", claimsLog, err)
+	}
+	d.end += int64(len(out))
+	return d.step("after " + batch[0].kind())
+}
+
+// admit judges a batch one after the other, and returns the lines of what may be written, and what takes each back. Readers see
+// none of it yet.
+func (d *ClaimsDir) admit(batch []*claimWrite) (out []byte, undo []func()) {
+	d.index.Lock()
+	defer d.index.Unlock()
+	d.busy, d.pending = true, map[board.DeviceID][]claimEntry{}
 	for _, w := range batch {
 		c := w.next.Claim
 		at := d.find(c)
@@ -541,6 +603,9 @@ func (d *ClaimsDir) append(batch []*claimWrite) error {
 			w.err = err
 			continue
 		}
+		if _, changed := d.pending[c.Device]; !changed {
+			d.pending[c.Device] = slices.Clone(d.devices[c.Device])
+		}
 		undo = append(undo, d.before(c, at))
 		if w.err = d.learn(w.next, d.end+int64(len(out)), len(line)-10); w.err != nil {
 			undo = undo[:len(undo)-1]
@@ -549,27 +614,8 @@ func (d *ClaimsDir) append(batch []*claimWrite) error {
 		w.stored = w.next
 		out = append(out, line...)
 	}
-	if len(out) == 0 {
-		return nil
-	}
-	_, err := d.file.Write(out)
-	if err == nil {
-		err = d.file.Sync()
-	}
-	if err != nil { // what of it is on disk is not known, so none of it counts
-		for _, back := range slices.Backward(undo) {
-			back()
-		}
-		if cutErr := d.cut(d.end); cutErr != nil {
-			d.broken, d.brokenSize = err, d.end+int64(len(out))
-			if info, statErr := d.file.Stat(); statErr == nil {
-				d.brokenSize = info.Size()
-			}
-		}
-		return fmt.Errorf("writing %s: %w", claimsLog, err)
-	}
-	d.end += int64(len(out))
-	return d.step("after " + batch[0].kind())
+	d.busy = len(out) > 0
+	return out, undo
 }
 
 // before returns what takes back that a claim is learnt; at is where find found it.

@@ -295,6 +295,58 @@ func TestClaimsDirFullDisk(t *testing.T) {
 	}
 }
 
+// Who reads does not wait for the disk, and sees nothing that is not on it.
+func TestClaimsDirReadsMeanwhile(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		path, d := newClaimsDir(t)
+		a, b := approvedFor(t), approvedFor(t)
+		first, other := begun(mustClaim(t, a)), begun(mustClaim(t, b))
+		if _, err := d.Create(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+		reached, goOn := make(chan bool), make(chan error)
+		d.fault = func(step string) error {
+			if !strings.HasPrefix(step, "during") {
+				return nil
+			}
+			reached <- true
+			return <-goOn
+		}
+		next := finished(t, a, first)
+		done := make(chan error)
+		go func() {
+			_, err := d.Replace(t.Context(), next)
+			done <- err
+		}()
+		<-reached
+		if of, err := d.Issuances(t.Context(), a.device); err != nil || len(of) != 1 || !same(of[0], first) {
+			t.Errorf("meanwhile: %+v, %v", of, err)
+		}
+		if of, err := d.Issuances(t.Context(), b.device); err != nil || len(of) != 0 {
+			t.Errorf("of another device: %+v, %v", of, err)
+		}
+		want := next
+		if fails {
+			want = first
+			goOn <- errInjected
+		} else {
+			goOn <- nil
+		}
+		if err := <-done; fails != errors.Is(err, errInjected) {
+			t.Errorf("written: %v", err)
+		}
+		if of, err := d.Issuances(t.Context(), a.device); err != nil || len(of) != 1 || !same(of[0], want) {
+			t.Errorf("afterwards: %+v, %v", of, err)
+		}
+		d.fault = nil
+		if _, err := d.Create(t.Context(), other); err != nil {
+			t.Error(err)
+		}
+		checkClaims(t, d)
+		checkClaimsDir(t, path)
+	}
+}
+
 func TestClaimsDirLock(t *testing.T) {
 	_, d := newClaimsDir(t)
 	if err := d.Close(); err != nil {
