@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509/pkix"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"iter"
 	"math/big"
+	"slices"
 	"time"
 
 	"secretfree/station/board"
@@ -118,6 +120,21 @@ type Issuance struct {
 	Activated   time.Time    // UTC, whole seconds; zero if it never was
 	Revoked     time.Time    // since when it is Revoking or Revoked
 	Reason      Reason       // of that
+}
+
+// equal reports whether two issuances are stored alike.
+func (i Issuance) equal(o Issuance) bool {
+	a, b := i.Claim, o.Claim
+	times := a.NotBefore.Equal(b.NotBefore) && a.NotAfter.Equal(b.NotAfter) && a.Created.Equal(b.Created) &&
+		i.Activated.Equal(o.Activated) && i.Revoked.Equal(o.Revoked)
+	a.NotBefore, a.NotAfter, a.Created = b.NotBefore, b.NotAfter, b.Created
+	if a != b || !times || i.Version != o.Version || i.State != o.State || i.Memo != o.Memo || i.Reason != o.Reason {
+		return false
+	}
+	if i.Certificate == nil || o.Certificate == nil {
+		return i.Certificate == o.Certificate
+	}
+	return bytes.Equal(i.Certificate.Leaf, o.Certificate.Leaf) && slices.EqualFunc(i.Certificate.Chain, o.Certificate.Chain, bytes.Equal)
 }
 
 // IssuanceState is how far an issuance has come.

@@ -443,3 +443,32 @@ func TestClaimsDynamoDBNeedsATable(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// What is equal is stored alike, and the reverse.
+func TestIssuancesEqual(t *testing.T) {
+	a := approvedFor(t)
+	first := begun(mustClaim(t, a))
+	last := finished(t, a, first)
+	change := func(i Issuance, do func(i *Issuance)) Issuance { do(&i); return i }
+	all := []Issuance{
+		first, last,
+		change(first, func(i *Issuance) { i.Memo = "x" }), change(first, func(i *Issuance) { i.Version = 2 }),
+		change(first, func(i *Issuance) { i.Claim.Epoch = 2 }), change(first, func(i *Issuance) { i.Claim.Serial[0]++ }),
+		change(first, func(i *Issuance) { i.Claim.NotBefore = i.Claim.NotBefore.Add(time.Second) }),
+		change(first, func(i *Issuance) { i.Claim.NotAfter = i.Claim.NotAfter.Add(time.Second) }),
+		change(first, func(i *Issuance) { i.Claim.Created = i.Claim.Created.Add(time.Second) }),
+		change(first, func(i *Issuance) { i.Claim.Org = "x" }), change(first, func(i *Issuance) { i.Claim.Challenge = "x" }),
+		change(first, func(i *Issuance) { i.State, i.Revoked, i.Reason = Revoking, i.Claim.Created, KeyCompromise }),
+		change(first, func(i *Issuance) { i.State, i.Revoked, i.Reason = Revoking, i.Claim.Created, Superseded }),
+		change(last, func(i *Issuance) { i.Activated = i.Activated.Add(time.Second) }),
+		change(last, func(i *Issuance) { i.Certificate = &Certificate{Leaf: []byte("x"), Chain: i.Certificate.Chain} }),
+		change(last, func(i *Issuance) { i.Certificate = &Certificate{Leaf: i.Certificate.Leaf} }),
+	}
+	for n, x := range all {
+		for m, y := range all {
+			if got, want := x.equal(y), storeIssuance(x) == storeIssuance(y); got != want || want != (n == m) {
+				t.Errorf("%d and %d: equal %v, stored alike %v", n, m, got, want)
+			}
+		}
+	}
+}

@@ -267,7 +267,7 @@ func (i *Issuer) replace(ctx context.Context, next Issuance) (Issuance, bool, er
 	if err != nil {
 		return Issuance{}, false, fmt.Errorf("writing down the issuance: %w", err)
 	}
-	return stored, stored.State == Live && next.State == Live && storeIssuance(stored) == storeIssuance(next), nil
+	return stored, stored.State == Live && next.State == Live && stored.equal(next), nil
 }
 
 // claimMemo is the memo of one issuance.
@@ -290,7 +290,7 @@ func (m *claimMemo) Write(ctx context.Context, text string) error {
 		return fmt.Errorf("writing a memo: %w", err)
 	}
 	m.issuance = stored
-	if storeIssuance(stored) != storeIssuance(next) {
+	if !stored.equal(next) {
 		return ErrMemo
 	}
 	return nil
