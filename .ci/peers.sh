@@ -107,7 +107,7 @@ answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1"); }
 
 start_ddb() {
 	local e=$ddb/package/emulator
-	java -Xmx512m -Djava.library.path="$e/DynamoDBLocal_lib" -cp "$e/DynamoDBLocal.jar:$e/DynamoDBLocal_lib/*" \
+	java -Xmx1g -Djava.library.path="$e/DynamoDBLocal_lib" -cp "$e/DynamoDBLocal.jar:$e/DynamoDBLocal_lib/*" \
 		"$here/LoopbackDdb.java" "$run/ddb.port" >"$run/ddb.log" 2>&1 &
 	pids+=($!)
 	await $! "$run/ddb.log" 60 test -s "$run/ddb.port" || fail "DynamoDB Local does not start (its output is above)"
