@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -71,12 +69,8 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	load := func(ctx context.Context) (aws.Config, error) {
 		loaded, err := config.LoadDefaultConfig(ctx,
 			config.WithRegion(c.Region),
-			config.WithRetryer(func() aws.Retryer {
-				return retry.NewStandard(func(o *retry.StandardOptions) {
-					o.MaxAttempts = callAttempts
-					o.Retryables = append(o.Retryables, retry.IsErrorRetryableFunc(cutOff))
-				})
-			}),
+			config.WithRetryMode(aws.RetryModeStandard),
+			config.WithRetryMaxAttempts(callAttempts),
 			config.WithLogger(logging.Nop{}), // what matters comes back as an error
 			// Of the SDK's own kind: AWS_CA_BUNDLE works with no other.
 			config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(callTimeout)))
@@ -124,14 +118,6 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 			}
 		}),
 	}, nil
-}
-
-// cutOff makes the SDK ask again where an answer broke off in the middle, which it does not by itself. Every call here may be made twice.
-func cutOff(err error) aws.Ternary {
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return aws.TrueTernary
-	}
-	return aws.UnknownTernary
 }
 
 // signer signs requests. The SDK's own keeps what it derives from a secret under the name of the access key, and would go on with a

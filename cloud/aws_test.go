@@ -3,9 +3,7 @@ package cloud
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -120,29 +118,5 @@ func TestNewAWSRefusals(t *testing.T) {
 		if _, err := NewAWS(t.Context(), test.config); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%+v: got %v, want %q", test.config, err, test.want)
 		}
-	}
-}
-
-// An answer that breaks off in the middle is asked for again.
-func TestAnswerBreaksOff(t *testing.T) {
-	setAWSEnv(t)
-	asked := 0
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		asked++
-		if asked > 1 {
-			_, _ = io.WriteString(w, "{}")
-			return
-		}
-		w.Header().Set("Content-Length", "100")
-		_, _ = io.WriteString(w, `{"Item":{`)
-		panic(http.ErrAbortHandler)
-	}))
-	defer server.Close()
-	r, err := NewAWS(t.Context(), AWSConfig{Table: "table", Bucket: "bucket", Region: "us-east-1", DynamoDBEndpoint: server.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.Lookup(t.Context(), board.DeviceID{1}); !errors.Is(err, board.ErrNotEnrolled) || asked != 2 {
-		t.Errorf("asked %d times, got %v", asked, err)
 	}
 }

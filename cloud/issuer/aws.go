@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -36,12 +34,8 @@ func awsConfig(ctx context.Context, region string) (aws.Config, *aws.Credentials
 	load := func(ctx context.Context) (aws.Config, error) {
 		loaded, err := config.LoadDefaultConfig(ctx,
 			config.WithRegion(region),
-			config.WithRetryer(func() aws.Retryer {
-				return retry.NewStandard(func(o *retry.StandardOptions) {
-					o.MaxAttempts = awsAttempts
-					o.Retryables = append(o.Retryables, retry.IsErrorRetryableFunc(cutOff))
-				})
-			}),
+			config.WithRetryMode(aws.RetryModeStandard),
+			config.WithRetryMaxAttempts(awsAttempts),
 			config.WithLogger(logging.Nop{}), // what matters comes back as an error
 			// Of the SDK's own kind: AWS_CA_BUNDLE works with no other.
 			config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(awsTimeout)))
@@ -77,14 +71,6 @@ func awsConfig(ctx context.Context, region string) (aws.Config, *aws.Credentials
 			}), middleware.Before)
 	})
 	return loaded, credentials, nil
-}
-
-// cutOff makes the SDK ask again where an answer broke off in the middle, which it does not by itself. Every call here may be made twice.
-func cutOff(err error) aws.Ternary {
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return aws.TrueTernary
-	}
-	return aws.UnknownTernary
 }
 
 // awsTest is what only tests set in a configuration.
