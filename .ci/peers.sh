@@ -2,7 +2,7 @@
 # Starts the servers that the tests of the cloud registry run against, on loopback:
 #   DynamoDB Local (Amazon's own, from the npm package that carries it), versitygw (S3), and moto (ACM PCA, IoT Core, KMS).
 #
-#   .ci/peers.sh run CMD...    run CMD with SECRETFREE_DYNAMODB_ENDPOINT, SECRETFREE_S3_ENDPOINT and
+#   .ci/peers.sh run CMD...    run CMD with SECRETFREE_DYNAMODB_ENDPOINT, SECRETFREE_CLAIMS_ENDPOINT, SECRETFREE_S3_ENDPOINT and
 #                              SECRETFREE_MOTO_ENDPOINT set, stop the servers, and exit as CMD did
 #   .ci/peers.sh install       only fetch what is needed
 #
@@ -105,13 +105,14 @@ await() {
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1"); }
 
+# start_ddb NAME VARIABLE
 start_ddb() {
 	local e=$ddb/package/emulator
 	java -Xmx1g -Djava.library.path="$e/DynamoDBLocal_lib" -cp "$e/DynamoDBLocal.jar:$e/DynamoDBLocal_lib/*" \
-		"$here/LoopbackDdb.java" "$run/ddb.port" >"$run/ddb.log" 2>&1 &
+		"$here/LoopbackDdb.java" "$run/$1.port" >"$run/$1.log" 2>&1 &
 	pids+=($!)
-	await $! "$run/ddb.log" 60 test -s "$run/ddb.port" || fail "DynamoDB Local does not start (its output is above)"
-	export SECRETFREE_DYNAMODB_ENDPOINT=http://127.0.0.1:$(cat "$run/ddb.port")
+	await $! "$run/$1.log" 60 test -s "$run/$1.port" || fail "DynamoDB Local does not start (its output is above)"
+	export "$2=http://127.0.0.1:$(cat "$run/$1.port")"
 }
 
 start_s3() {
@@ -146,7 +147,8 @@ peers_start() {
 	peers_install
 	run=$(mktemp -d -p "$cache")
 	export AWS_ACCESS_KEY_ID=testkey AWS_SECRET_ACCESS_KEY=testsecret AWS_REGION=us-east-1
-	start_ddb
+	start_ddb registry SECRETFREE_DYNAMODB_ENDPOINT
+	start_ddb claims SECRETFREE_CLAIMS_ENDPOINT # of its own: the tests of both run at once, and are not gentle
 	start_s3
 	start_moto
 }

@@ -63,12 +63,12 @@ func claimsBackends() map[string]func(t *testing.T) claimsBackend {
 			}))
 		},
 		"dynamodb": func(t *testing.T) claimsBackend {
-			endpoint := os.Getenv("SECRETFREE_DYNAMODB_ENDPOINT")
+			endpoint := os.Getenv("SECRETFREE_CLAIMS_ENDPOINT")
 			if endpoint == "" {
 				if os.Getenv("CI") == "true" {
-					t.Fatal("SECRETFREE_DYNAMODB_ENDPOINT is not set, and in CI this peer must be there")
+					t.Fatal("SECRETFREE_CLAIMS_ENDPOINT is not set, and in CI this peer must be there")
 				}
-				t.Skip("needs DynamoDB Local: SECRETFREE_DYNAMODB_ENDPOINT is not set")
+				t.Skip("needs DynamoDB Local: SECRETFREE_CLAIMS_ENDPOINT is not set")
 			}
 			return newClaimsTable(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { forward(w, r, endpoint) }))
 		},
