@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -69,24 +68,14 @@ func (p places) resolve(address string) (string, error) {
 	return ports[0], nil
 }
 
-// usbDevice walks from a port's device up to the USB device that has a vendor and a product, and past the interface on the way.
+// usbDevice finds the USB device of a port's device, and tells whether it is of a vendor and a product.
 func usbDevice(link, vendor, product string) (device string, number int64, ok bool) {
 	dir, err := filepath.EvalSymlinks(link)
 	if err != nil {
 		return "", 0, false // a port that is not on a bus
 	}
-	for ; len(dir) > 1; dir = filepath.Dir(dir) {
-		if text, ok := attribute(dir, "bInterfaceNumber"); ok {
-			if number, err = strconv.ParseInt(text, 16, 16); err != nil {
-				return "", 0, false
-			}
-		}
-		if v, ok := attribute(dir, "idVendor"); ok {
-			p, _ := attribute(dir, "idProduct")
-			return dir, number, v == vendor && p == product
-		}
-	}
-	return "", 0, false
+	u, ok := findUSB(dir)
+	return u.dir, u.number, ok && u.vendor == vendor && u.product == product
 }
 
 func attribute(dir, name string) (string, bool) {

@@ -67,9 +67,9 @@ func openKind(err error) error {
 		return ErrAbsent
 	case errors.Is(err, ErrBusy), errors.Is(err, syscall.EBUSY):
 		return ErrBusy
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, ErrPermission), errors.Is(err, fs.ErrPermission):
 		return ErrPermission
-	case errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTTY):
+	case errors.Is(err, ErrNotAPort), errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTTY):
 		return ErrNotAPort
 	case errors.As(err, &portError):
 		switch portError.Code() {
