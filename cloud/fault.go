@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -123,12 +124,22 @@ func explainTransport(err error) string {
 		return ""
 	case strings.Contains(err.Error(), "get identity: "), strings.Contains(err.Error(), "failed to refresh cached credentials"):
 		return "no AWS credentials were found: give this machine a role or a credentials file (they are picked up without a restart)"
+	case strings.Contains(err.Error(), "proxyconnect "):
+		return "the proxy does not answer: check HTTPS_PROXY in the environment of stationd, and the proxy"
+	case isCertificate(err):
+		return "the server's certificate is not trusted: something on the way (a proxy that looks into TLS) may answer in its place: have its CA trusted by this machine, or named in AWS_CA_BUNDLE"
 	case errors.As(err, &dns):
 		return fmt.Sprintf("the name %s is not found: check the network, the name servers and the region in the configuration", dns.Name)
 	case errors.As(err, &send), errors.Is(err, context.DeadlineExceeded):
 		return "no answer from AWS: check the network, the proxy and the firewall"
 	}
 	return ""
+}
+
+// isCertificate tells the errors of a certificate that is not good for the name, or not of a CA that is trusted.
+func isCertificate(err error) bool {
+	_, bad := errors.AsType[*tls.CertificateVerificationError](err)
+	return bad
 }
 
 const (
