@@ -55,6 +55,7 @@ func rules() []rule {
 		{"cloud/issuer/pki", []string{"cloud/issuer", "station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
 		{"cloud/deploy", nil, map[string]string{serial: ports, bbolt: storage, aws: "it holds a template and its tests"}},
 		{"cloud/deploy/build", nil, map[string]string{serial: ports, bbolt: storage, aws: "it packs what others wrote"}},
+		{"systemd", nil, map[string]string{netHTTP: "it holds texts"}},
 		{"fixtures", []string{"uart", "station/board"}, map[string]string{aws: cloudy, bbolt: storage, tests: "the demo links it", zerolog: logs}},
 	}
 }

@@ -182,7 +182,12 @@ func (s *Spool) commit(group []*request) error {
 		for i, q := range written {
 			if q.entry.Kind == KindRecord {
 				records++
-				if err := apply(tx, &indexed{q.sealed.Record.Device, q.key, q.entry.Seq, place, at.UnixMilli(), 0}); err != nil {
+				if err := apply(tx, &indexed{q.sealed.Record.Device, q.key, q.entry.Seq, place, at.UnixMilli(), 0, macOf(q.sealed.Record.Facts["mac"])}); err != nil {
+					return err
+				}
+			}
+			if t, ok := toldBy(&q.entry, place); ok {
+				if err := t.put(tx); err != nil {
 					return err
 				}
 			}

@@ -69,14 +69,8 @@ func (s *Spool) lookAtDisk() {
 		s.room.Store(nil) // to write a file there will tell more
 		return
 	}
-	switch percent := d.Percent(); {
-	case percent >= s.cfg.DiskCritical:
-		d.Level = DiskCritical
-	case percent >= s.cfg.DiskLow:
-		d.Level = DiskLow
-	default:
-		d.Level = DiskOK
-	}
+	limits := s.limits.Load()
+	d.Level = levelOf(d.Percent(), limits.DiskLow, limits.DiskCritical)
 	d.Time = time.Now()
 	s.room.Store(&d)
 }

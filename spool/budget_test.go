@@ -43,6 +43,15 @@ func TestDiskLevels(t *testing.T) {
 				t.Errorf("%d of 1000 bytes left: %+v, want %s", step.free, d, step.level)
 			}
 		}
+		// Other limits hold from the next look on.
+		free.Store(400)
+		for limits, want := range map[Limits]DiskLevel{{DiskLow: 60, DiskCritical: 90}: DiskLow, {DiskLow: 50, DiskCritical: 60}: DiskCritical, {}: DiskOK} {
+			k.spool.Adopt(limits)
+			time.Sleep(diskEvery + time.Second)
+			if d := k.spool.Stats().Disk; d.Level != want {
+				t.Errorf("%+v: %+v, want %s", limits, d, want)
+			}
+		}
 		before := looks.Load()
 		for range 1000 {
 			k.spool.Stats()

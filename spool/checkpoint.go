@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -108,7 +109,7 @@ func (s *Spool) checkpoint() error {
 	if err := writeDurably(s.cfg.disk, checkpointPath(s.cfg.Dir), text, 0o600); err != nil {
 		return fmt.Errorf("writing a checkpoint: %w", err)
 	}
-	s.signed = s.tree.n
+	s.signed, s.signedAt = s.tree.n, time.Now()
 	s.nudgeArchive()
 	return nil
 }

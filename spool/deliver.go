@@ -63,9 +63,7 @@ func (s *Spool) Run(ctx context.Context) error {
 	if s.cfg.Archive != nil {
 		beside.Go(func() { s.runArchive(ctx) })
 	}
-	if s.cfg.Retention > 0 {
-		beside.Go(func() { s.runPrune(ctx) })
-	}
+	beside.Go(func() { s.runPrune(ctx) })
 	s.runDelivery(ctx)
 	beside.Wait()
 	return s.Checkpoint()

@@ -123,7 +123,7 @@ func FuzzGlance(f *testing.F) {
 			if err != nil {
 				return
 			}
-			want = &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), e.Seq, position{}, e.Time.UnixMilli(), 0}
+			want = &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), e.Seq, position{}, e.Time.UnixMilli(), 0, macOf(sealed.Record.Facts["mac"])}
 		}
 		got, err := indexedOf(position{}, e.Seq, data)
 		if err != nil || (got == nil) != (want == nil) || got != nil && *got != *want {
@@ -131,6 +131,10 @@ func FuzzGlance(f *testing.F) {
 		}
 		if r, kind, ok := glance(data); ok && (kind != e.Kind || want != nil && r.device != want.device) {
 			t.Errorf("%q: a glance says %+v, %s", data, r, kind)
+		}
+		wantTold, tells := toldBy(&e, position{})
+		if got, ok, err := toldOf(position{}, e.Seq, data); err != nil || ok != tells || ok && got != wantTold {
+			t.Errorf("%q: tells %+v, %v, %v, want %+v, %v", data, got, ok, err, wantTold, tells)
 		}
 		if at, err := timeOf(data); err != nil || !at.Equal(e.Time) {
 			t.Errorf("%q: time %v, %v", data, at, err)

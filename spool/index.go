@@ -22,7 +22,7 @@ import (
 )
 
 // indexFormat is raised when the buckets change; any other is rebuilt from the journal.
-const indexFormat = 2
+const indexFormat = 3
 
 // The index's buckets. All of it follows from the journal, but for what was delivered and what is dead, which
 // delivering again finds out again, and for the hashes of leaves, which a sealed segment has beside it.
@@ -47,7 +47,8 @@ var (
 	bucketLeaves   = []byte("leaves")   // seq → leaf hash, of the segment that is written
 	bucketDamage   = []byte("damage")   // offset in the journal → Damage
 	bucketArchive  = []byte("archive")  // name → what was offered
-	buckets        = [][]byte{bucketMeta, bucketDevices, bucketKeys, bucketQueue, bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive}
+	bucketEvents   = []byte("events")   // device id, seq → event: its repeats, its refusals, and those of others that named it
+	buckets        = [][]byte{bucketMeta, bucketDevices, bucketKeys, bucketQueue, bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive, bucketEvents}
 
 	keyFormat = []byte("format")
 	keyOrigin = []byte("origin")
@@ -60,6 +61,62 @@ type pointer struct {
 	Seq       uint64
 	At        int64 // of the entry, Unix milliseconds
 	Delivered byte
+	MAC       mac
+}
+
+// mac is what a board said of its MAC address; zero if it said nothing, or if its segment was pruned before the index was built.
+type mac [6]byte
+
+// macOf reads the fact that the dialects write.
+func macOf(fact string) (m mac) {
+	if len(fact) != 17 {
+		return m
+	}
+	for i := range m {
+		if i > 0 && fact[3*i-1] != ':' || !lowerHex(m[i:i+1], []byte(fact[3*i:3*i+2])) {
+			return mac{}
+		}
+	}
+	return m
+}
+
+// event is where an entry stands that tells of a device and does not enrol it.
+type event struct {
+	Kind byte // eventRepeat or eventRefusal
+	At   int64
+	position
+}
+
+const (
+	eventRepeat  = 1
+	eventRefusal = 2
+)
+
+// eventKind is 0 for what is no event.
+func eventKind(k Kind) byte {
+	switch k {
+	case KindRepeat:
+		return eventRepeat
+	case KindRefusal:
+		return eventRefusal
+	}
+	return 0
+}
+
+func (e *event) encode() []byte {
+	b := append(make([]byte, 0, 25), e.Kind)
+	b = binary.BigEndian.AppendUint64(b, uint64(e.At))
+	b = binary.BigEndian.AppendUint64(b, e.segment)
+	return binary.BigEndian.AppendUint64(b, uint64(e.offset))
+}
+
+func (e *event) decode(b []byte) error {
+	if len(b) != 25 {
+		return errIndexEntry
+	}
+	e.Kind, e.At = b[0], int64(binary.BigEndian.Uint64(b[1:]))
+	e.position = position{binary.BigEndian.Uint64(b[9:]), int64(binary.BigEndian.Uint64(b[17:]))}
+	return nil
 }
 
 // queued is where a record waits.
@@ -94,19 +151,22 @@ func decodeSeq(data []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(data), nil
 }
 
+const pointerSize = 55
+
 func (p *pointer) encode() []byte {
-	b := append(make([]byte, 0, 49), p.Key[:]...)
+	b := append(make([]byte, 0, pointerSize), p.Key[:]...)
 	b = binary.BigEndian.AppendUint64(b, p.Seq)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.At))
-	return append(b, p.Delivered)
+	return append(append(b, p.Delivered), p.MAC[:]...)
 }
 
 func (p *pointer) decode(b []byte) error {
-	if len(b) != 49 {
+	if len(b) != pointerSize {
 		return errIndexEntry
 	}
 	copy(p.Key[:], b)
 	p.Seq, p.At, p.Delivered = binary.BigEndian.Uint64(b[32:]), int64(binary.BigEndian.Uint64(b[40:])), b[48]
+	copy(p.MAC[:], b[49:])
 	return nil
 }
 
@@ -253,6 +313,17 @@ func notNow(err error) bool {
 	})
 }
 
+// unmapPages gives back the memory that the walk over all pages of the index has taken: they stay in the kernel's cache, and what is needed of them is
+// mapped again. Nobody else may use the index yet, which its next change may map elsewhere.
+func unmapPages(db *bolt.DB) {
+	info, err := os.Stat(db.Path())
+	if err != nil {
+		return
+	}
+	// It is advice: if it is not taken, the memory is given back when somebody needs it.
+	_, _, _ = unix.Syscall(unix.SYS_MADVISE, db.Info().Data, uintptr(info.Size()), unix.MADV_DONTNEED)
+}
+
 // walkIndex looks at every entry once, so that a damaged page is met here and not in the middle of a shift. (bbolt's own
 // check runs in a goroutine of its own, where a panic over a damaged page would end the process.)
 func walkIndex(tx *bolt.Tx) error {
@@ -292,6 +363,15 @@ func walkIndex(tx *bolt.Tx) error {
 			return errors.Join(err, q.decode(value))
 		})
 	}
+	if err == nil {
+		err = tx.Bucket(bucketEvents).ForEach(func(key, value []byte) error {
+			var e event
+			if len(key) != len(board.DeviceID{})+8 {
+				return errIndexEntry
+			}
+			return e.decode(value)
+		})
+	}
 	for _, name := range [][]byte{bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive} {
 		if err == nil {
 			err = tx.Bucket(name).ForEach(func(_, _ []byte) error { return nil })
@@ -316,6 +396,27 @@ type indexed struct {
 	time   int64 // Unix milliseconds
 	// delivered: the registry has it, and it need not be queued
 	delivered byte
+	mac       mac
+}
+
+// told is an entry that is no record, with the devices that it tells of.
+type told struct {
+	seq     uint64
+	devices [2]board.DeviceID // the second is zero if there is but one
+	event   event
+}
+
+func (t *told) put(tx *bolt.Tx) error {
+	b := tx.Bucket(bucketEvents)
+	for _, device := range t.devices {
+		if !device.Valid() {
+			continue
+		}
+		if err := b.Put(append(device[:], encodeSeq(t.seq)...), t.event.encode()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // apply brings a record into the index and the queue. Another key that this device had, or device that this key had, is
@@ -347,7 +448,7 @@ func apply(tx *bolt.Tx, r *indexed) error {
 			return err
 		}
 	}
-	p := pointer{Key: r.key, Seq: r.seq, At: r.time, Delivered: r.delivered}
+	p := pointer{Key: r.key, Seq: r.seq, At: r.time, Delivered: r.delivered, MAC: r.mac}
 	return errors.Join(devices.Put(r.device[:], p.encode()), keys.Put(r.key[:], r.device[:]))
 }
 

@@ -15,6 +15,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
+
+	"secretfree/station/board"
 )
 
 // opening is what open finds out in its one pass over the journal.
@@ -22,6 +24,7 @@ type opening struct {
 	*Spool
 	signed   checkpoint
 	haveSign bool
+	signedAt time.Time
 	shelf    *shelf
 	unusable error                    // why the index is of no use; nil if it is
 	progress progress                 // of the index; zero if it is of no use
@@ -29,13 +32,15 @@ type opening struct {
 	sealed   map[uint64]sealedSegment // as the index has them
 	known    []Damage                 // which the index knows of; in what is read anew it may have been repaired
 	scan     *scan
-	from     uint64    // the first entry that was read
-	hashesOf uint64    // the entry whose hash is the first of leaves
-	found    []Damage  // in what was read
-	records  []indexed // which the index does not have yet
-	places   []place   // of what is in the queue and moved
-	seals    []seal    // segments that are not written any more, and that the index does not know as sealed
-	newest   []byte    // the front of the entry that was read last
+	from     uint64       // the first entry that was read
+	hashesOf uint64       // the entry whose hash is the first of leaves
+	found    []Damage     // in what was read
+	records  []indexed    // which the index does not have yet
+	told     []told       // likewise
+	letters  []DeadLetter // that an older index had
+	places   []place      // of what is in the queue and moved
+	seals    []seal       // segments that are not written any more, and that the index does not know as sealed
+	newest   []byte       // the front of the entry that was read last
 }
 
 type place struct {
@@ -75,6 +80,9 @@ func (s *Spool) openOver(unusable error) (err error) {
 	if o.signed, o.haveSign, err = readCheckpoint(dir, s.cfg.Identity.Verifier); err != nil {
 		return err
 	}
+	if info, err := os.Stat(checkpointPath(dir)); err == nil {
+		o.signedAt = info.ModTime()
+	}
 	segments, err := listSegments(dir)
 	if err != nil {
 		return err
@@ -82,7 +90,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 	if o.shelf, err = openShelf(dir); err != nil {
 		return err
 	}
-	s.tree, s.leaves, s.damage, s.signed = tree{}, nil, nil, o.signed.size
+	s.tree, s.leaves, s.damage, s.signed, s.signedAt = tree{}, nil, nil, o.signed.size, o.signedAt
 	if err := o.useIndex(); err != nil {
 		return err
 	}
@@ -209,6 +217,10 @@ func (o *opening) visit(at position, seq uint64, data []byte) error {
 		}
 		if r != nil {
 			o.records = append(o.records, *r)
+		} else if t, ok, err := toldOf(at, seq, data); err != nil {
+			return broke(err)
+		} else if ok {
+			o.told = append(o.told, t)
 		}
 	}
 	if o.db != nil && seq < o.progress.Next {
@@ -226,7 +238,10 @@ func (o *opening) brief(segment, seq uint64, b *brief) error {
 		o.same = true
 	}
 	if b.Kind == KindRecord && (seq >= o.progress.Next || covers(o.known, seq)) {
-		o.records = append(o.records, indexed{b.Device, b.Key, seq, position{segment: segment}, b.Time.UnixMilli(), 1})
+		o.records = append(o.records, indexed{b.Device, b.Key, seq, position{segment: segment}, b.Time.UnixMilli(), 1, mac{}})
+	}
+	if kind := eventKind(b.Kind); kind != 0 && (seq >= o.progress.Next || covers(o.known, seq)) {
+		o.told = append(o.told, told{seq, [2]board.DeviceID{b.Device}, event{kind, b.Time.UnixMilli(), position{segment: segment}}})
 	}
 	return o.grow(b.Hash)
 }
@@ -462,6 +477,7 @@ func (o *opening) bringUp() error {
 			return err
 		}
 	}
+	o.inherit()
 	err := guarded(func() error { return o.fill(db, rebuild) })
 	if errors.Is(err, errIndexUnusable) {
 		o.db = nil // as in update
@@ -499,6 +515,20 @@ func (o *opening) fill(db *bolt.DB, empty bool) error {
 		return err
 	}
 	o.records = nil
+	slices.SortFunc(o.told, func(a, b told) int { return bytes.Compare(a.devices[0][:], b.devices[0][:]) })
+	for batch := range slices.Chunk(o.told, loadBatch) {
+		if err := db.Update(func(tx *bolt.Tx) error {
+			for i := range batch {
+				if err := batch[i].put(tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	o.told = nil
 	return db.Update(func(tx *bolt.Tx) error {
 		queue := tx.Bucket(bucketQueue)
 		for _, d := range o.found {
@@ -506,6 +536,11 @@ func (o *opening) fill(db *bolt.DB, empty bool) error {
 				if err := queue.Delete(encodeSeq(seq)); err != nil {
 					return err
 				}
+			}
+		}
+		for _, d := range o.letters {
+			if err := errors.Join(putDead(tx, d), queue.Delete(encodeSeq(d.Seq))); err != nil {
+				return err
 			}
 		}
 		for _, moved := range o.places {

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -132,16 +133,28 @@ func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
 // ErrNoRecord, or ErrUnsigned up to a minute after the record was appended, or as long as the journal is damaged in a way that keeps checkpoints
 // from being signed.
 func Prove(dir string, device board.DeviceID) ([]byte, error) {
-	text, err := os.ReadFile(checkpointPath(dir))
+	return prove(context.Background(), dir, device)
+}
+
+// newestCheckpoint reads the one over the journal under dir. Without one it is ErrUnsigned.
+func newestCheckpoint(dir string) (text []byte, signed checkpoint, err error) {
+	text, err = os.ReadFile(checkpointPath(dir))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: there is no checkpoint", ErrUnsigned)
+		return nil, signed, fmt.Errorf("%w: there is no checkpoint", ErrUnsigned)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the checkpoint: %w", err)
+		return nil, signed, fmt.Errorf("reading the checkpoint: %w", err)
 	}
-	signed, err := checkpointOf(text)
+	if signed, err = checkpointOf(text); err != nil {
+		return nil, signed, fmt.Errorf("%s: %w", checkpointPath(dir), err)
+	}
+	return text, signed, nil
+}
+
+func prove(ctx context.Context, dir string, device board.DeviceID) ([]byte, error) {
+	text, signed, err := newestCheckpoint(dir)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", checkpointPath(dir), err)
+		return nil, err
 	}
 	p := proof{checkpoint: text}
 	late, pruned := false, ""
@@ -150,6 +163,9 @@ func Prove(dir string, device board.DeviceID) ([]byte, error) {
 			p.entry, pruned = nil, fmt.Sprintf("entry %d, of the segment that begins at entry %d (journal/…/%020d-….jsonl in the archive)", seq, segment, segment)
 		}
 	}, func(at position, seq uint64, data []byte) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		r, err := indexedOf(at, seq, data)
 		if err != nil {
 			return broke(err)

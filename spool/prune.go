@@ -318,7 +318,11 @@ func (s *Spool) runPrune(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Reset(pruneEvery)
-		list, err := s.Prune(ctx, s.cfg.Retention, 0, 0, true)
+		age := s.limits.Load().Retention
+		if age <= 0 {
+			continue
+		}
+		list, err := s.Prune(ctx, age, 0, 0, true)
 		for _, p := range list {
 			if p.Pruned {
 				s.cfg.Notify(fmt.Sprintf("entries %d to %d were pruned: they are delivered, and in the archive", p.First, p.Last))

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/station/board"
@@ -29,13 +28,28 @@ type Config struct {
 	Notify func(notice string)
 	// SegmentSize is how many bytes a segment may grow to before it is sealed and the next one begun; 0 is 16 MiB.
 	SegmentSize int64
+	Limits
+	disk disk                                 // for tests
+	room func(dir string) (d Disk, err error) // for tests
+}
+
+// Limits are what of a Config can be changed while the spool is open.
+type Limits struct {
 	// DiskLow and DiskCritical are how full the file system may be, in percent, before Stats says so; 0 is 80 and 95.
 	DiskLow, DiskCritical int
 	// Retention is how old a segment must be before Run prunes it, if Prune would; 0 keeps all for ever.
 	Retention time.Duration
+}
 
-	disk disk                                 // for tests
-	room func(dir string) (d Disk, err error) // for tests
+// Adopt takes new limits: for the disk at the next look at it, within 10 s, and for pruning from the next time on, within an hour.
+func (s *Spool) Adopt(l Limits) {
+	if l.DiskLow == 0 {
+		l.DiskLow = diskLow
+	}
+	if l.DiskCritical == 0 {
+		l.DiskCritical = diskCritical
+	}
+	s.limits.Store(&l)
 }
 
 const segmentSize = 16 << 20
@@ -63,7 +77,8 @@ type Spool struct {
 	snapshot atomic.Pointer[Stats]   // what Stats returns
 	index    atomic.Pointer[bolt.DB] // db, for those who read it without mu
 	room     atomic.Pointer[Disk]    // nil: not known
-	calling  stopwatch               // of calls to the disk
+	limits   atomic.Pointer[Limits]
+	calling  stopwatch // of calls to the disk
 
 	pruneMu   sync.Mutex // one pruning at a time; taken before all others
 	sinkMu    sync.Mutex // one call of the sink at a time
@@ -85,6 +100,7 @@ type Spool struct {
 	leaves   []tlog.Hash // of the segment that is written
 	tree     tree
 	signed   uint64 // size of the newest checkpoint
+	signedAt time.Time
 	damage   []Damage
 	db       *bolt.DB
 	pending  int
@@ -110,12 +126,6 @@ func Open(cfg Config) (*Spool, error) {
 	if cfg.SegmentSize == 0 {
 		cfg.SegmentSize = segmentSize
 	}
-	if cfg.DiskLow == 0 {
-		cfg.DiskLow = diskLow
-	}
-	if cfg.DiskCritical == 0 {
-		cfg.DiskCritical = diskCritical
-	}
 	if cfg.disk == nil {
 		cfg.disk = osDisk{}
 	}
@@ -134,12 +144,16 @@ func Open(cfg Config) (*Spool, error) {
 	}
 	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, failing: map[uint64]bool{}}
 	s.cfg.disk = watched{cfg.disk, &s.calling}
+	s.Adopt(cfg.Limits)
 	if err := s.open(); err != nil {
 		lock.Close()
 		return nil, err
 	}
 	s.clock.look(cfg.Notify)
 	s.publish()
+	if s.db != nil {
+		unmapPages(s.db)
+	}
 	return s, nil
 }
 
@@ -184,28 +198,13 @@ func (s *Spool) usable() error {
 
 // Delivered tells whether the registry has confirmed a device. Like Stats it waits for nobody who writes.
 func (s *Spool) Delivered(device board.DeviceID) (bool, error) {
-	db := s.index.Load()
-	if db == nil {
-		return false, ErrClosed
-	}
 	var known pointer
-	err := guarded(func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			data := tx.Bucket(bucketDevices).Get(device[:])
-			if data == nil {
-				return nil
-			}
-			return known.decode(data)
-		})
-	})
-	switch {
-	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
-		err = ErrClosed
-	case errors.Is(err, errIndexUnusable) && s.mu.TryLock(): // whoever has it finds out by itself
-		if s.db == db {
-			s.trust(err)
+	err := s.peek(func(tx *bolt.Tx) error {
+		data := tx.Bucket(bucketDevices).Get(device[:])
+		if data == nil {
+			return nil
 		}
-		s.unlock()
-	}
+		return known.decode(data)
+	})
 	return known.Delivered != 0, err
 }

@@ -26,9 +26,10 @@ type Stats struct {
 	WritingSince time.Time
 	// Damaged is how many entries of the journal cannot be read; Damage has the places. They are quarantined until Repair.
 	Damaged  uint64
-	Signed   uint64 // entries under the newest checkpoint
-	Unsigned string // why no checkpoint is signed; empty if they are
-	Clock    string // what is wrong with the machine's clock; empty if nothing is
+	Signed   uint64    // entries under the newest checkpoint
+	SignedAt time.Time // when that was made; zero if there is none
+	Unsigned string    // why no checkpoint is signed; empty if they are
+	Clock    string    // what is wrong with the machine's clock; empty if nothing is
 	// Archived is how many sealed segments there are that the archive has, or had when they were pruned; Unarchived how many it does not
 	// have, UnarchivedSince when the oldest of those was sealed, ArchiveError why it takes nothing; empty if it does.
 	Archived        int
@@ -62,7 +63,7 @@ func (s *Spool) publish() {
 	out := Stats{
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
-		Signed: s.signed, Clock: s.clock.fault,
+		Signed: s.signed, SignedAt: s.signedAt, Clock: s.clock.fault,
 		Archived: s.archive.have, Unarchived: s.archive.segments, UnarchivedSince: s.archive.since, ArchiveError: s.archive.lastError, Forked: s.archive.forked != "",
 	}
 	if out.Forked {

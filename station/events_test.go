@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,11 +71,11 @@ type stream struct {
 }
 
 // events opens /events.
-func (s *site) events() *stream {
+func (s *site) events(query ...string) *stream {
 	s.t.Helper()
 	conn := s.dial()
 	s.t.Cleanup(func() { conn.Close() })
-	if _, err := io.WriteString(conn, "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /events"+strings.Join(query, "")+" HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 		s.t.Fatal(err)
 	}
 	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -86,6 +87,9 @@ func (s *site) events() *stream {
 	}
 	return &stream{t: s.t, conn: conn, code: answer.StatusCode, body: bufio.NewReader(answer.Body)}
 }
+
+// eventID is the build of the page, and ms.
+var eventID = regexp.MustCompile(`^id: [0-9a-f]{16}\.[0-9]+\n$`)
 
 // next returns the next event, and how long it took to come; io.EOF at an orderly end.
 func (s *stream) next() (Status, time.Duration, error) {
@@ -102,11 +106,11 @@ func (s *stream) next() (Status, time.Duration, error) {
 			continue
 		}
 		var status Status
-		if len(lines) != 2 || lines[0] != "retry: 1000\n" || !strings.HasPrefix(lines[1], "data: ") {
+		if len(lines) != 3 || lines[0] != "retry: 1000\n" || !eventID.MatchString(lines[1]) || !strings.HasPrefix(lines[2], "data: ") {
 			s.t.Fatalf("an event of another form: %q", lines)
 		}
-		if err := json.Unmarshal([]byte(lines[1][len("data: "):]), &status); err != nil {
-			s.t.Fatalf("an event: %v in %q", err, lines[1])
+		if err := json.Unmarshal([]byte(lines[2][len("data: "):]), &status); err != nil {
+			s.t.Fatalf("an event: %v in %q", err, lines[2])
 		}
 		return status, time.Since(start), nil
 	}
@@ -247,7 +251,7 @@ func TestEventsSlowClient(t *testing.T) {
 			site := b.site()
 			slow := site.dial()
 			defer slow.Close()
-			if _, err := io.WriteString(slow, "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			if _, err := io.WriteString(slow, "GET /events"+" HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 				t.Fatal(err)
 			}
 			if reads > 0 {

@@ -13,7 +13,7 @@ import (
 )
 
 // What a verdict may rest on besides the dialogue: the values of a transcript's key "given". GivenKnown
-// is followed by a device id and a key's fingerprint. Without the key, all depends on the dialogue.
+// is followed by a device id and a key's fingerprint, GivenLabel by the label. Without the key, all depends on the dialogue.
 const (
 	GivenKnown   = "known"          // the journal knows this device with this key
 	GivenRepeat  = "repeat"         // the journal knows this very board
@@ -22,6 +22,8 @@ const (
 	GivenLot     = "other-lot"      // the board is not on the list of the lot
 	GivenNoLot   = "lot-unreadable" // there should be a list, and it cannot be read
 	GivenNoP256  = "no-p256"        // the policy does not allow P-256
+	GivenLabel   = "label"          // this label was scanned; the device id or the MAC address follows
+	GivenNoLabel = "no-label"       // the policy asks for a label, and none was scanned
 	givenUnknown = "unknown"
 )
 
@@ -43,6 +45,13 @@ func given(reason Reason, cause error) string {
 		return GivenNoLot
 	case ReasonPolicy:
 		return GivenNoP256
+	case ReasonLabelMismatch:
+		if other, ok := errors.AsType[*labelError](cause); ok {
+			return GivenLabel + " " + other.label.text
+		}
+		return givenUnknown
+	case ReasonLabelMissing:
+		return GivenNoLabel
 	}
 	return ""
 }
@@ -51,6 +60,7 @@ func given(reason Reason, cause error) string {
 // disk. It may be used by many at once.
 type Scene struct {
 	Policy Policy
+	Label  string // see Config.Label
 
 	err error // of every Append
 
@@ -87,11 +97,19 @@ func NewScene(given string) (*Scene, error) {
 		s.Policy.Lot = func(board.DeviceID, map[string]string) error { return ErrNotInLot }
 	case given == GivenNoLot:
 		s.Policy.Lot = func(board.DeviceID, map[string]string) error { return syscall.ENOENT }
+	case len(fields) == 2 && fields[0] == GivenLabel:
+		read, err := parseScan(fields[1])
+		if err != nil || read.label.text == "" {
+			return nil, fmt.Errorf("given: %q is no label", fields[1])
+		}
+		s.Label = read.label.text
+	case given == GivenNoLabel:
+		s.Policy.NeedsLabel = true
 	case given == GivenNoP256:
 		s.Policy.Algorithms = []board.Algorithm{board.P384}
 	default:
-		return nil, fmt.Errorf("given is %q: want %s DEVICE FINGERPRINT, or one of %s", given, GivenKnown,
-			strings.Join([]string{GivenRepeat, GivenFull, GivenBroken, GivenLot, GivenNoLot, GivenNoP256}, ", "))
+		return nil, fmt.Errorf("given is %q: want %s DEVICE FINGERPRINT, %s LABEL, or one of %s", given, GivenKnown, GivenLabel,
+			strings.Join([]string{GivenRepeat, GivenFull, GivenBroken, GivenLot, GivenNoLot, GivenNoP256, GivenNoLabel}, ", "))
 	}
 	return s, nil
 }

@@ -60,6 +60,17 @@ func TestGivenIsWhatAVerdictRestedOn(t *testing.T) {
 	if scene, err := NewScene(given(ReasonPolicy, nil)); err != nil || len(scene.Policy.Algorithms) == 0 || scene.Policy.Algorithms[0] == board.P256 {
 		t.Errorf("policy: %+v, %v", scene, err)
 	}
+	other, err := parseScan(two.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	scene, err := NewScene(given(ReasonLabelMismatch, other.label.check(r.Device, nil)))
+	if err != nil || scene.Label != two.ID() {
+		t.Errorf("label-mismatch: %+v, %v", scene, err)
+	}
+	if scene, err = NewScene(given(ReasonLabelMissing, nil)); err != nil || !scene.Policy.NeedsLabel {
+		t.Errorf("label-missing: %+v, %v", scene, err)
+	}
 	for _, reason := range Reasons() {
 		switch reason {
 		case ReasonNoProof, ReasonUnplugged, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonNeedsReset:
@@ -102,6 +113,8 @@ func TestSceneRefusals(t *testing.T) {
 	for given, says := range map[string]string{
 		"nonsense":                        "want known DEVICE FINGERPRINT",
 		"known":                           "want known DEVICE FINGERPRINT",
+		"label":                           "want known DEVICE FINGERPRINT, label LABEL",
+		"label WO-1":                      `"WO-1" is no label`,
 		"known 4d 00":                     "not a device id",
 		"known " + newBoard().ID() + " 0": "not a fingerprint",
 		givenUnknown:                      "want known",

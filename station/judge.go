@@ -23,8 +23,10 @@ func (f *failure) Error() string { return fmt.Sprintf("%s: %v", f.reason, f.err)
 func (f *failure) Unwrap() error { return f.err }
 
 // judge turns what a board said into a record, or says what is wrong with it. It believes nothing: the
-// signatures are checked here again.
-func (s *Station) judge(report uart.Report, now time.Time) (board.Record, *failure) {
+// signatures are checked here again. label is the one that was scanned for the board, or nil; it comes last, so that a board is only
+// called another one when it has proved which it is.
+func (s *Station) judge(report uart.Report, label *label, now time.Time) (board.Record, *failure) {
+	policy := s.settings.Load().policy
 	device, err := board.NewDeviceID(report.Device)
 	if err != nil {
 		return board.Record{}, &failure{reason: ReasonGarbled, err: err}
@@ -36,11 +38,11 @@ func (s *Station) judge(report uart.Report, now time.Time) (board.Record, *failu
 	if err != nil {
 		return refuse(ReasonGarbled, err)
 	}
-	if allowed := s.policy.algorithms(); !slices.Contains(allowed, key.Algorithm()) {
+	if allowed := policy.algorithms(); !slices.Contains(allowed, key.Algorithm()) {
 		return refuse(ReasonPolicy, fmt.Errorf("a key of type %s; allowed are %v", key.Algorithm(), allowed))
 	}
-	if s.policy.Lot != nil {
-		if err := s.policy.Lot(device, report.Facts); errors.Is(err, ErrNotInLot) {
+	if policy.Lot != nil {
+		if err := policy.Lot(device, report.Facts); errors.Is(err, ErrNotInLot) {
 			return refuse(ReasonNotInLot, err)
 		} else if err != nil {
 			return refuse(ReasonLotUnreadable, err)
@@ -59,11 +61,19 @@ func (s *Station) judge(report uart.Report, now time.Time) (board.Record, *failu
 		if err := record.Proof.Verify(device, key); err != nil {
 			return refuse(ReasonNoProof, err)
 		}
-	case !s.policy.AllowUnproven:
+	case !policy.AllowUnproven:
 		return refuse(ReasonNoProof, errors.New("the dialect brought no proof of possession, and the policy asks for one"))
 	}
 	if err := record.Check(); err != nil {
 		return refuse(ReasonGarbled, err)
+	}
+	switch {
+	case label != nil:
+		if err := label.check(device, report.Facts); err != nil {
+			return refuse(ReasonLabelMismatch, err)
+		}
+	case policy.NeedsLabel:
+		return refuse(ReasonLabelMissing, errors.New("no label was scanned for this board, and the policy asks for one"))
 	}
 	return record, nil
 }

@@ -2,7 +2,7 @@ package station
 
 import (
 	"bytes"
-	"crypto/rand"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 //go:embed page.html
@@ -26,40 +27,81 @@ const (
 	writeLimit = 5 * time.Second // for one event; a client that is slower is dropped
 )
 
-// Handler serves the page (/), its events (/events), /status and /healthz, behind Guard. The server around it sets
-// the time-outs and caps for requests, and one for writing an answer: the endless stream of events sets its own.
-func (s *Station) Handler() http.Handler {
-	page := template.Must(template.New("page").Funcs(template.FuncMap{
-		"say":    func(key word) string { return say(key) },
-		"groups": groups,
-	}).Parse(pageHTML))
-	mux := http.NewServeMux()
-	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) { s.servePage(w, page) })
-	mux.HandleFunc("/events", s.serveEvents)
-	mux.HandleFunc("/status", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, s.Status()) })
-	mux.HandleFunc("/healthz", s.serveHealth)
-	return s.Guard(mux)
+// policy lets a page load what comes from the station itself, and nothing else.
+const policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; " +
+	"form-action 'self'; frame-ancestors 'none'"
+
+// pages is what the handler of a station serves from.
+type pages struct {
+	*Station
+	template *template.Template
+	assets   assets
+	made     []byte    // hash of all that is built in
+	began    time.Time // what the times of events count from
 }
 
-// Guard lets GET and HEAD through to next, and nobody who calls the station by a name that is not its own.
-func (s *Station) Guard(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("X-Frame-Options", "DENY")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Cross-Origin-Resource-Policy", "same-origin")
-		h.Set("Cache-Control", "no-store")
-		switch {
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			h.Set("Allow", "GET, HEAD")
-			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
-		case !s.ownHost(r.Host):
-			http.Error(w, "open this page by its address or as localhost, or have its name added to the hosts of the station", http.StatusMisdirectedRequest)
-		default:
-			next.ServeHTTP(w, r)
-		}
-	})
+// Handler serves the page (/), its events (/events), /status, /healthz, what the page needs (/assets/), and what changes something, /scan
+// and /lot, behind Guard. The server around it sets the time-outs and caps for requests, and one for writing an answer: the endless stream of
+// events sets its own.
+func (s *Station) Handler() http.Handler {
+	return s.serveRoutes(s.routes())
+}
+
+// routes are all that the station answers, but for what cmd adds behind Guard.
+func (s *Station) routes() []route {
+	p, err := s.newPages()
+	if err != nil {
+		panic(fmt.Sprintf("the station's own page: %v", err)) // it is built in, so this is a bug
+	}
+	return append(s.historyRoutes(), []route{
+		{"GET /{$}", Viewer, p.servePage},
+		{"GET /events", Viewer, p.serveEvents},
+		{"GET /assets/", Viewer, p.assets.ServeHTTP},
+		{"GET /status", Viewer, func(w http.ResponseWriter, r *http.Request) {
+			status, _ := s.snapshot(s.wordsFor(r))
+			writeJSON(w, http.StatusOK, status)
+		}},
+		{"GET /healthz", Nobody, s.serveHealth},
+		{"GET /login", Nobody, s.serveLogin},
+		{"POST /login", Nobody, s.loggingIn},
+		{"POST /logout", Nobody, s.loggingOut},
+		{"POST /scan", Technician, s.serveScan},
+		{"POST /lot", Technician, s.serveLot},
+		{"GET /boards.css", Nobody, serveStyle},
+	}...)
+}
+
+func (s *Station) newPages() (*pages, error) {
+	files, err := loadAssets()
+	if err != nil {
+		return nil, err
+	}
+	t, err := template.New("page").Funcs(template.FuncMap{
+		"asset":  files.address,
+		"groups": groups,
+		"choose": func(yes bool, one, other string) string {
+			if yes {
+				return one
+			}
+			return other
+		},
+		"clock": func(t time.Time) string { return t.Local().Format("15:04") },
+	}).Parse(pageHTML)
+	if err != nil {
+		return nil, err
+	}
+	hash := sha256.New()
+	fmt.Fprintf(hash, "%s%v", pageHTML, files.addresses) // maps print sorted
+	for _, language := range Languages() {
+		fmt.Fprintf(hash, "%v", s.languages[language].sentences)
+	}
+	return &pages{Station: s, template: t, assets: files, made: hash.Sum(nil), began: time.Now()}, nil
+}
+
+// build says whether a page that is open is of this program and of the settings of now.
+func (p *pages) build() string {
+	hash := sha256.Sum256(fmt.Appendf(nil, "%x%+v", p.made, p.settings.Load().page))
+	return fmt.Sprintf("%x", hash[:8])
 }
 
 // ownHost guards against DNS rebinding: a stranger's page can make its own name point here, but not an
@@ -73,7 +115,7 @@ func (s *Station) ownHost(hostport string) bool {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return true
 	}
-	return host == "localhost" || s.hosts[host]
+	return host == "localhost" || s.settings.Load().hosts[host]
 }
 
 func writeJSON(w http.ResponseWriter, code int, v any) {
@@ -87,11 +129,14 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	w.Write(append(body, '\n')) // a client that went away is its own problem
 }
 
-// serveHealth answers {"ok", "reasons"}: 200, or 503 when work is due and not moving.
-func (s *Station) serveHealth(w http.ResponseWriter, _ *http.Request) {
+// serveHealth answers {"ok", "reasons"}: 200, or 503 when work is due and not moving. Who may not look gets no reasons.
+func (s *Station) serveHealth(w http.ResponseWriter, r *http.Request) {
 	code, reasons := http.StatusOK, []string{}
 	if err := s.Health(); err != nil {
 		code, reasons = http.StatusServiceUnavailable, strings.Split(err.Error(), "\n")
+	}
+	if roleOf(r) < Viewer {
+		reasons = []string{}
 	}
 	writeJSON(w, code, struct {
 		OK      bool     `json:"ok"`
@@ -99,29 +144,113 @@ func (s *Station) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	}{code == http.StatusOK, reasons})
 }
 
-func (s *Station) servePage(w http.ResponseWriter, page *template.Template) {
-	words := map[string]string{}
-	for _, key := range []word{"state-absent", "state-empty", "state-reading", "state-passed", "state-failed", "cloud-confirmed", "cloud-waiting"} {
-		words[string(key)] = say(key)
+// view is what the template of the page shows.
+type view struct {
+	Status
+	Notices    []noticeView // with what the page needs besides
+	SKU        string
+	Language   string // its code
+	Native     string // its name in itself
+	Languages  []language
+	Catalogue  *catalogue
+	Setup      setup
+	Layout     string // classes
+	Technician bool   // may scan
+	Typing     bool   // a page of a form alone, for a browser without script: it does not load itself again
+	Contacts   []string
+	LogOut     bool // somebody is logged in
+	Blank      noticeView
+}
+
+// Word is a sentence whose key is put together.
+func (v view) Word(key string) string { return v.Catalogue.Say(word(key)) }
+
+type noticeView struct {
+	Notice
+	Key     string // the word, and which one it is of those with this word
+	Summary string
+}
+
+type language struct{ Code, Name string }
+
+// setup is what the script starts from.
+type setup struct {
+	Build      string            `json:"build"`
+	Lang       string            `json:"lang"`
+	Sound      bool              `json:"sound"`
+	StaleAfter int64             `json:"staleAfter"` // ms
+	Words      map[string]string `json:"words"`
+}
+
+func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
+	c := p.wordsFor(r)
+	status, _ := p.snapshot(c)
+	settings := p.settings.Load().page
+	if r.URL.Query().Get("lang") == c.language { // chosen, and to be remembered
+		http.SetCookie(w, &http.Cookie{
+			Name: "lang", Value: c.language, Path: "/", MaxAge: 365 * 24 * 3600, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil, HttpOnly: true,
+		})
 	}
-	nonce := rand.Text()
+	v := view{
+		Status: status, SKU: p.sku, Language: c.language, Native: c.Say("page-native"), Catalogue: c, Layout: c.layout(len(status.Slots)),
+		Technician: roleOf(r) >= Technician, LogOut: p.door.Tokens != nil && roleOf(r) != Nobody, Typing: r.URL.Query().Has("type"), Blank: noticeView{Summary: c.Say("page-detail")},
+		Setup: setup{Build: p.build(), Lang: c.language, Sound: settings.Sound, StaleAfter: staleAfter.Milliseconds(), Words: map[string]string{}},
+	}
+	for _, key := range []string{
+		"state-absent", "state-empty", "state-reading", "state-passed", "state-failed", "cloud-confirmed", "cloud-waiting",
+		"page-again", "page-lot", "page-lot-name", "page-scan-waits", "page-scan-waits-slot", "page-scan-read", "page-scan-lost", "page-told-passed", "page-told-failed",
+		"page-sound-on", "page-sound-off", "page-sound-touch", "page-screen-full", "page-screen-leave",
+	} {
+		v.Setup.Words[key] = c.sentences[word(key)] // with its places for arguments
+	}
+	if v.Typing {
+		v.Layout = "typing"
+	}
+	seen := map[string]int{}
+	for _, n := range status.Notices {
+		seen[n.Word]++
+		v.Notices = append(v.Notices, noticeView{n, fmt.Sprintf("%s.%d", n.Word, seen[n.Word]), c.Say("page-detail")})
+	}
+	for _, code := range Languages() {
+		v.Languages = append(v.Languages, language{code, p.languages[code].Say("page-native")})
+	}
+	if settings.ContactIT != "" {
+		v.Contacts = append(v.Contacts, c.Say("contact-it", settings.ContactIT))
+	}
+	if settings.ContactQuality != "" {
+		v.Contacts = append(v.Contacts, c.Say("contact-quality", settings.ContactQuality))
+	}
 	var b bytes.Buffer
-	err := page.Execute(&b, struct {
-		Status
-		SKU, Nonce string
-		Words      map[string]string
-		StaleAfter int64
-	}{s.Status(), s.sku, nonce, words, staleAfter.Milliseconds()})
-	if err != nil {
-		s.log.Error().Err(err).Msg("rendering the page")
+	if err := p.template.Execute(&b, v); err != nil {
+		p.log.Error().Err(err).Msg("rendering the page")
 		http.Error(w, "internal error", http.StatusInternalServerError)
 		return
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", fmt.Sprintf("default-src 'none'; style-src 'nonce-%s'; script-src 'nonce-%[1]s'; connect-src 'self'; "+
-		"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'", nonce))
+	h.Set("Content-Security-Policy", policy)
 	w.Write(b.Bytes())
+}
+
+// layout is how tiles are laid out and how large their words are: page.css has a class for each.
+func (c *catalogue) layout(slots int) string {
+	class := "many"
+	for _, n := range []int{1, 2, 3, 4, 6, 8, 9, 12, 16} {
+		if slots <= n {
+			class = fmt.Sprintf("n%d", n)
+			break
+		}
+	}
+	if slots > 6 {
+		class += " dense"
+	}
+	switch n := max(utf8.RuneCountInString(c.Say("state-passed")), utf8.RuneCountInString(c.Say("state-failed"))); {
+	case n <= 4:
+		class += " short"
+	case n <= 6:
+		class += " middling"
+	}
+	return class
 }
 
 // groups cuts a device id into fours, for people who compare it with a label.
@@ -134,11 +263,12 @@ func groups(id string) []string {
 }
 
 // serveEvents sends the status whenever it changes, and as a heartbeat (text/event-stream, WHATWG HTML 9.2). A slow client
-// gets the newest status, not every one. It ends with the client or with Run.
-func (s *Station) serveEvents(w http.ResponseWriter, r *http.Request) {
+// gets the newest status, not every one. The id of an event is the build of the page, a dot, and ms since the handler was made: a page
+// that slept can tell an event that waited for it from a new one. It ends with the client or with Run.
+func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	select {
-	case s.streams <- struct{}{}:
-		defer func() { <-s.streams }()
+	case p.streams <- struct{}{}:
+		defer func() { <-p.streams }()
 	default:
 		http.Error(w, "too many pages are open; close some", http.StatusServiceUnavailable)
 		return
@@ -150,13 +280,14 @@ func (s *Station) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	words := p.wordsFor(r)
 	var last []byte
 	var sent time.Time
 	for {
-		status, changed := s.snapshot()
+		status, changed := p.snapshot(words)
 		data, err := json.Marshal(status)
 		if err != nil {
-			s.log.Error().Err(err).Msg("encoding the status")
+			p.log.Error().Err(err).Msg("encoding the status")
 			return
 		}
 		// At the next tick it could be too late.
@@ -164,7 +295,7 @@ func (s *Station) serveEvents(w http.ResponseWriter, r *http.Request) {
 			if err := control.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 				return
 			}
-			if _, err := fmt.Fprintf(w, "retry: 1000\ndata: %s\n\n", data); err != nil {
+			if _, err := fmt.Fprintf(w, "retry: 1000\nid: %s.%d\ndata: %s\n\n", p.build(), time.Since(p.began).Milliseconds(), data); err != nil {
 				return
 			}
 			if err := control.Flush(); err != nil {
@@ -177,7 +308,7 @@ func (s *Station) serveEvents(w http.ResponseWriter, r *http.Request) {
 		case <-ticker.C:
 		case <-r.Context().Done():
 			return
-		case <-s.stopping:
+		case <-p.stopping:
 			return
 		}
 	}

@@ -3,7 +3,6 @@ package station
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -43,7 +42,7 @@ func shown(t *testing.T, change func(*Config), states ...slotState) *bench {
 func tiles(page string) []string {
 	_, page, _ = strings.Cut(page, "<main")
 	page, _, _ = strings.Cut(page, "</main>")
-	return strings.Split(page, "<section")[1:]
+	return strings.Split(page, "<article")[1:]
 }
 
 func TestPageShowsEveryState(t *testing.T) {
@@ -87,7 +86,7 @@ func TestPageShowsEveryState(t *testing.T) {
 	for i, w := range want {
 		state := string(w.state.state)
 		for _, part := range []string{
-			fmt.Sprintf(`class="tile %s" data-name="%s"`, state, b.slots[i].Name), "<h2>" + b.slots[i].Name + "</h2>",
+			fmt.Sprintf(`class="tile %s" data-name="%s"`, state, b.slots[i].Name), ">" + b.slots[i].Name + "</h3>",
 			`<use href="#icon-` + state + `"></use></svg><span>` + w.word + "</span>",
 			`<p class="advice">` + sentences[w.state.advice] + "</p>",
 		} {
@@ -109,18 +108,19 @@ func TestPageShowsEveryState(t *testing.T) {
 			t.Errorf("the mark of %+v is not %s:\n%s", w.state, w.mark, got[i])
 		}
 	}
-	for _, part := range []string{"<title>line3-a</title>", "<h1>line3-a</h1>", "<p>widgiot</p>", `id="cloud">Cloud: all delivered</p>`, sentences["lost-title"], sentences["lost-advice"]} {
+	for _, part := range []string{"<title>line3-a</title>", "<h1>line3-a</h1>", `<p class="sku">widgiot</p>`, `id="cloud">Cloud: all delivered</p>`, sentences["lost-title"], sentences["lost-advice"]} {
 		if !strings.Contains(page.Body.String(), part) {
 			t.Errorf("the page lacks %q", part)
 		}
 	}
 	// The script has a word for every state that may come.
-	_, script, _ := strings.Cut(page.Body.String(), "var words = ")
-	script, rest, _ := strings.Cut(script, ", staleAfter = ")
-	var words map[string]string
-	if err := json.Unmarshal([]byte(script), &words); err != nil || !strings.HasPrefix(strings.TrimSpace(rest), "8000 ;") {
-		t.Fatalf("the words of the script: %v in %s", err, script)
+	_, script, _ := strings.Cut(page.Body.String(), `id="setup">`)
+	script, _, _ = strings.Cut(script, "</script>")
+	var start setup
+	if err := json.Unmarshal([]byte(script), &start); err != nil || start.StaleAfter != 8000 || start.Build == "" || start.Lang != "en" || start.Sound {
+		t.Fatalf("the script starts from %v in %s", err, script)
 	}
+	words := start.Words
 	for _, w := range want {
 		if words["state-"+string(w.state.state)] != w.word {
 			t.Errorf("the script calls %s %q", w.state.state, words["state-"+string(w.state.state)])
@@ -132,48 +132,57 @@ func TestPageShowsEveryState(t *testing.T) {
 }
 
 func TestPageNotices(t *testing.T) {
+	const working = "Go on working: every PASS is safe on this station. The cloud does not confirm: "
+	const dead = " [stationctl spool dead lists what the registry refused, and why]"
+	disk := Problem{Word: "health-clock", Detail: "the clock: it is 1970", Urgent: true, Call: CallIT}
+	bug := Problem{Word: "no-such-word", Detail: "stuck", Urgent: true}
 	for name, c := range map[string]struct {
 		backlog Backlog
-		health  error
-		want    []string // urgent ones with a "!"
+		health  []Problem
+		want    []string // urgent ones with a "!", the detail in brackets
 		cloud   string
 	}{
 		"nothing":        {},
 		"just now":       {Backlog{Pending: 1, OldestSeconds: 14}, nil, nil, "Cloud: 1 board waiting"},
-		"some time":      {Backlog{Pending: 1, OldestSeconds: 15}, nil, []string{"The cloud does not confirm: 1 board has waited for 15 s. Go on working: every PASS is safe on this station."}, "Cloud: 1 board waiting"},
-		"many, long":     {Backlog{Pending: 12, OldestSeconds: 7200}, nil, []string{"The cloud does not confirm: 12 boards wait, the oldest for 2 h. Go on working: every PASS is safe on this station."}, "Cloud: 12 boards waiting"},
-		"an error":       {Backlog{Pending: 2, LastError: "no route to host"}, nil, []string{"The cloud does not confirm: 2 boards wait, the oldest for 0 s. Go on working: every PASS is safe on this station. Last error: no route to host"}, "Cloud: 2 boards waiting"},
+		"some time":      {Backlog{Pending: 1, OldestSeconds: 15}, nil, []string{working + "1 board has waited for 15 s."}, "Cloud: 1 board waiting"},
+		"many, long":     {Backlog{Pending: 12, OldestSeconds: 7200}, nil, []string{working + "12 boards wait, the oldest for 2 h."}, "Cloud: 12 boards waiting"},
+		"an error":       {Backlog{Pending: 2, LastError: "no route to host"}, nil, []string{working + "2 boards wait, the oldest for 0 s. [no route to host]"}, "Cloud: 2 boards waiting"},
 		"an error, over": {Backlog{LastError: "no route to host"}, nil, nil, "Cloud: all delivered"},
-		"one dead":       {Backlog{Dead: 1}, nil, []string{"!Call IT: the cloud refused 1 board for good."}, "Cloud: all delivered"},
-		"health":         {Backlog{}, errors.New("the disk is 99 % full"), []string{"!Call IT: the disk is 99 % full"}, "Cloud: all delivered"},
-		"health, twice":  {Backlog{}, errors.Join(errors.New("one"), errors.New("two")), []string{"!Call IT: one", "!Call IT: two"}, "Cloud: all delivered"},
-		"all, worst first": {Backlog{Pending: 3, Dead: 2, OldestSeconds: 99, LastError: "%d"}, errors.New("stuck"), []string{
-			"!Call IT: the cloud refused 2 boards for good.", "!Call IT: stuck",
-			"The cloud does not confirm: 3 boards wait, the oldest for 99 s. Go on working: every PASS is safe on this station. Last error: %d",
+		"one dead":       {Backlog{Dead: 1}, nil, []string{"!Call IT: the cloud refused 1 board for good." + dead}, "Cloud: all delivered"},
+		"health":         {Backlog{}, []Problem{disk}, []string{"!Call IT: the clock of this station is wrong. [the clock: it is 1970]"}, "Cloud: all delivered"},
+		"health, twice":  {Backlog{}, []Problem{disk, bug}, []string{"!Call IT: the clock of this station is wrong. [the clock: it is 1970]", "!stuck [stuck]"}, "Cloud: all delivered"},
+		"all, worst first": {Backlog{Pending: 3, Dead: 2, OldestSeconds: 99, LastError: "%d"}, []Problem{bug}, []string{
+			"!Call IT: the cloud refused 2 boards for good." + dead, "!stuck [stuck]", working + "3 boards wait, the oldest for 99 s. [%d]",
 		}, "Cloud: 3 boards waiting"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := shown(t, func(config *Config) {
 				config.Backlog = func() Backlog { return c.backlog }
-				config.Health = func() error { return c.health }
+				config.Health = func() []Problem { return c.health }
 			}, slotState{state: Empty, advice: adviceEmpty})
 			page := ask(b.Handler(), http.MethodGet, "/").Body.String()
 			status := b.Status()
 			if len(status.Notices) != len(c.want) {
 				t.Fatalf("notices %+v, want %q", status.Notices, c.want)
 			}
-			html := ""
+			html, seen := "", map[string]int{}
 			for i, n := range status.Notices {
-				text, class := n.Text, "notice"
+				text, class, icon, hidden := n.Text, "notice", "note", " hidden"
 				if n.Urgent {
-					text, class = "!"+n.Text, "notice urgent"
+					text, class, icon = "!"+n.Text, "notice urgent", "urgent"
+				}
+				if n.Detail != "" {
+					text += " [" + n.Detail + "]"
+					hidden = ""
 				}
 				if text != c.want[i] {
 					t.Errorf("notice %q, want %q", text, c.want[i])
 				}
-				html += `<p class="` + class + `">` + n.Text + "</p>"
+				seen[n.Word]++
+				html += fmt.Sprintf(`<div class="%s" data-key="%s.%d"><svg aria-hidden="true" focusable="false"><use href="#icon-%s"></use></svg><div><p class="text">%s</p>`+
+					`<details%s><summary>For IT</summary><p>%s</p></details></div></div>`, class, n.Word, seen[n.Word], icon, n.Text, hidden, n.Detail)
 			}
-			if !strings.Contains(page, `<div id="notices" role="status">`+html+"</div>") {
+			if _, box, _ := strings.Cut(page, `<div id="notices">`); !strings.HasPrefix(box, strings.ReplaceAll(html, "'", "&#39;")+"</div>\n") {
 				t.Errorf("the page does not show %s", html)
 			}
 			if cloud := c.cloud; cloud != "" && (status.Cloud != cloud || !strings.Contains(page, `id="cloud">`+cloud+"</p>")) {
@@ -189,7 +198,7 @@ func TestPageEscapes(t *testing.T) {
 	b := shown(t, func(c *Config) {
 		c.Slots[0].Name, c.Slots[0].Port = tag, script+tag
 		c.Backlog = func() Backlog { return Backlog{Pending: 1, OldestSeconds: 60, LastError: script + tag} }
-		c.Health = func() error { return errors.New(tag + script) }
+		c.Health = func() []Problem { return []Problem{{Word: "health-clock", Detail: tag + script}} }
 	}, slotState{state: Absent, advice: adviceAbsent})
 	page := ask(b.Handler(), http.MethodGet, "/").Body.String()
 	for _, raw := range []string{"<b>1", "<img", "'>", "</script><b"} {
@@ -201,7 +210,7 @@ func TestPageEscapes(t *testing.T) {
 	if n := strings.Count(page, escaped); n != 5 { // name, twice; port; two notices
 		t.Errorf("the escaped text is there %d times:\n%s", n, page)
 	}
-	if n := strings.Count(page, "</script>"); n != 1 {
+	if n := strings.Count(page, "</script>"); n != 2 {
 		t.Errorf("%d scripts end", n)
 	}
 	if status := ask(b.Handler(), http.MethodGet, "/status").Body.String(); strings.ContainsAny(status, "<>") {
@@ -211,28 +220,19 @@ func TestPageEscapes(t *testing.T) {
 
 func TestPageHeaders(t *testing.T) {
 	h := shown(t, nil, slotState{state: Empty, advice: adviceEmpty}).Handler()
-	nonces := map[string]bool{}
-	policy := regexp.MustCompile(`^default-src 'none'; style-src 'nonce-(\w{16,})'; script-src 'nonce-(\w{16,})'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'$`)
-	for range 100 {
-		page := ask(h, http.MethodGet, "/")
-		m := policy.FindStringSubmatch(page.Header().Get("Content-Security-Policy"))
-		if m == nil || m[1] != m[2] || nonces[m[1]] {
-			t.Fatalf("the policy is %q; nonces so far %v", page.Header().Get("Content-Security-Policy"), nonces)
-		}
-		nonces[m[1]] = true
-		for _, tag := range []string{`<style nonce="` + m[1] + `">`, `<script nonce="` + m[1] + `">`} {
-			if !strings.Contains(page.Body.String(), tag) {
-				t.Fatalf("the page lacks %s", tag)
-			}
-		}
-		if n := strings.Count(page.Body.String(), "<script") + strings.Count(page.Body.String(), "<style"); n != 2 {
-			t.Fatalf("%d scripts and styles, and 2 of them have the nonce", n)
-		}
+	page := ask(h, http.MethodGet, "/")
+	const policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+	if got := page.Header().Get("Content-Security-Policy"); got != policy {
+		t.Errorf("the policy is %q", got)
+	}
+	// The policy forbids what is not there: styles and scripts in the page itself.
+	if inline := regexp.MustCompile(`(?i)<style|\sstyle=|\son[a-z]+=|<script>|javascript:|https?://`).FindAllString(strings.ReplaceAll(page.Body.String(), "http://www.w3.org/2000/svg", ""), -1); inline != nil {
+		t.Errorf("the page holds %q", inline)
 	}
 	for _, path := range []string{"/", "/status", "/healthz", "/nothing"} {
 		got := ask(h, http.MethodGet, path).Header()
 		for name, want := range map[string]string{
-			"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
+			"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin",
 			"Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store",
 		} {
 			if got.Get(name) != want {
@@ -310,8 +310,9 @@ func testStatusJSON(t *testing.T) {
 		t.Errorf("%d %v", w.Code, w.Header())
 	}
 	slot := func(name, port, state, device, reason string, advice word, confirmed string) string {
-		return fmt.Sprintf(`{"name":%q,"state":%q,"device":%q,"reason":%q,"advice":%q,"confirmed":%s,"since":"2000-01-01T00:00:00.123Z","port":%q}`,
-			name, state, device, reason, sentences[advice], confirmed, port)
+		call := map[State]string{Absent: "it", Failed: "quality"}[State(state)]
+		return fmt.Sprintf(`{"name":%q,"state":%q,"device":%q,"reason":%q,"advice":%q,"call":%q,"confirmed":%s,"since":"2000-01-01T00:00:00.123Z","port":%q}`,
+			name, state, device, reason, sentences[advice], call, confirmed, port)
 	}
 	id := device.String()
 	want := `{"station":"line3-a","slots":[` + strings.Join([]string{
@@ -321,38 +322,79 @@ func testStatusJSON(t *testing.T) {
 		slot("D", "/dev/port-3", "passed", id, "", advicePassed, "true"),
 		slot("E", "/dev/port-4", "failed", id, "device-conflict", "device-conflict", "false"),
 	}, ",") + `],"backlog":{"pending":3,"dead":1,"oldest_seconds":7,"last_error":"no route"},"notices":[` +
-		`{"urgent":true,"text":"Call IT: the cloud refused 1 board for good."},{"urgent":false,"text":"The cloud does not confirm: ` +
-		`3 boards wait, the oldest for 7 s. Go on working: every PASS is safe on this station. Last error: no route"}],"cloud":"Cloud: 3 boards waiting"}` + "\n"
+		`{"urgent":true,"word":"dead","text":"Call IT: the cloud refused 1 board for good.","detail":"stationctl spool dead lists what the registry refused, and why","call":"it"},` +
+		`{"urgent":false,"word":"backlog","text":"Go on working: every PASS is safe on this station. The cloud does not confirm: 3 boards wait, the oldest for 7 s.",` +
+		`"detail":"no route","call":""}],"cloud":"Cloud: 3 boards waiting",` +
+		`"lot":{"name":"","planned":0,"passed":0,"repeated":0,"failed":0,"since":"2000-01-01T00:00:00.123Z"},"recent":[],"scan":null}` + "\n"
 	if w.Body.String() != want {
 		t.Errorf("got  %swant %s", w.Body, want)
 	}
+	// What a scanner and the slots did adds to it.
+	if err := b.Scan("0123-4567-89AB-CDEF-0011-2233-4455-66AA", "B"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Scan("WO 7;20", ""); err != nil {
+		t.Fatal(err)
+	}
+	b.states[2].since = time.Now()
+	b.ledger.records[device] = board.Record{}
+	b.apply(2, event{kind: boardPassed, device: device}, nil)
+	want = `"lot":{"name":"WO 7","planned":20,"passed":1,"repeated":0,"failed":0,"since":"2000-01-01T00:00:00.123Z"},` +
+		`"recent":[{"time":"2000-01-01T00:00:00.123Z","slot":"C","device":"` + id + `","state":"passed","reason":"","confirmed":true}],` +
+		`"scan":{"text":"` + id + `","kind":"device","slot":"B"}}` + "\n"
+	if got := ask(b.Handler(), http.MethodGet, "/status").Body.String(); !strings.HasSuffix(got, want) {
+		t.Errorf("got  %swant … %s", got, want)
+	}
 	// Nothing is null where a list is promised.
 	quiet := ask(shown(t, nil, slotState{state: Empty, advice: adviceEmpty}).Handler(), http.MethodGet, "/status").Body.String()
-	if strings.Contains(quiet, "null") || !strings.Contains(quiet, `"notices":[]`) {
+	if strings.Count(quiet, "null") != 1 || !strings.Contains(quiet, `"notices":[]`) {
 		t.Errorf("a quiet station says %s", quiet)
 	}
 }
 
 func TestHealthz(t *testing.T) {
-	var health error
-	b := shown(t, func(c *Config) { c.Health = func() error { return health } }, slotState{state: Empty, advice: adviceEmpty}, slotState{state: Reading, advice: adviceReading})
+	var health []Problem
+	b := shown(t, func(c *Config) { c.Health = func() []Problem { return health } }, slotState{state: Empty, advice: adviceEmpty}, slotState{state: Reading, advice: adviceReading})
 	b.states[1].since = time.Now()
 	h := b.Handler()
 	for _, c := range []struct {
-		health error
+		health []Problem
 		since  time.Duration
 		code   int
 		body   string
 	}{
 		{nil, 0, 200, `{"ok":true,"reasons":[]}`},
-		{errors.New("the disk is full"), 0, 503, `{"ok":false,"reasons":["the disk is full"]}`},
+		{[]Problem{{Detail: "the disk is full"}}, 0, 503, `{"ok":false,"reasons":["the disk is full"]}`},
 		{nil, 3 * time.Hour, 503, `{"ok":false,"reasons":["slot B has been reading one board for 3 h"]}`},
-		{errors.Join(errors.New("one"), errors.New("two")), 3 * time.Hour, 503, `{"ok":false,"reasons":["slot B has been reading one board for 3 h","one","two"]}`},
+		{[]Problem{{Detail: "one\nof two causes"}, {Detail: "two"}}, 3 * time.Hour, 503, `{"ok":false,"reasons":["slot B has been reading one board for 3 h","one; of two causes","two"]}`},
 	} {
 		health = c.health
 		b.states[1].since = time.Now().Add(-c.since)
 		if w := ask(h, http.MethodGet, "/healthz"); w.Code != c.code || w.Body.String() != c.body+"\n" || w.Header().Get("Content-Type") != "application/json" {
 			t.Errorf("got %d %s, want %d %s", w.Code, w.Body, c.code, c.body)
+		}
+	}
+}
+
+// Beside the slots: the lot, the label that waits, and a page of the form alone for a browser without script, which does not load itself.
+func TestPageBeside(t *testing.T) {
+	const id = "0123456789abcdef00112233445566aa"
+	b := shown(t, nil, slotState{state: Empty, advice: adviceEmpty})
+	for _, text := range []string{"WO-1;20", id} {
+		if err := b.Scan(text, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := b.Handler()
+	page, typing := ask(h, http.MethodGet, "/").Body.String(), ask(h, http.MethodGet, "/?type=1").Body.String()
+	const refresh, script, form = `http-equiv="refresh"`, `<script defer`, `<form id="scan" method="post" action="/scan?lang=en"`
+	for part, want := range map[string][2]bool{
+		"<h2>Work order WO-1</h2>": {true, true}, "<b>0 / 20</b> passed": {true, true}, "with the label " + id + ".": {true, true}, form: {true, true},
+		`<ol id="recent">`: {true, true}, `href="?lang=zh"`: {true, true},
+		refresh: {true, false}, script: {true, false}, `class="tile`: {true, false}, `id="lost"`: {true, false}, ` autofocus`: {false, true},
+	} {
+		if got := [2]bool{strings.Contains(page, part), strings.Contains(typing, part)}; got != want {
+			t.Errorf("the page and the form have %q: %v, want %v", part, got, want)
 		}
 	}
 }

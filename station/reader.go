@@ -87,7 +87,9 @@ func (s *Station) readBoard(ctx context.Context, i int, line *uart.Line) error {
 	if e.kind == "" {
 		return err // lost while there was no board
 	}
-	s.apply(i, e, cause)
+	if s.apply(i, e, cause) {
+		s.tell(i)
+	}
 	s.keep(i, line, e, cause)
 	return err
 }
@@ -103,6 +105,7 @@ func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event,
 		return event{kind: boardFailed, reason: reason}, err, nil
 	}
 	s.apply(i, event{kind: boardFound}, nil)
+	label := s.label(i)
 
 	limited, cancel := context.WithTimeoutCause(ctx, s.readLimit, uart.ErrTimeout)
 	defer cancel()
@@ -113,7 +116,7 @@ func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event,
 			return err
 		}
 		var refused *failure
-		if record, refused = s.judge(report, time.Now()); refused != nil {
+		if record, refused = s.judge(report, label, time.Now()); refused != nil {
 			return refused
 		}
 		return nil
@@ -156,6 +159,7 @@ func (s *Station) awaitGone(ctx context.Context, i int, line *uart.Line) error {
 			return err
 		}
 		if e := (event{kind: boardFailed, reason: reason}); s.apply(i, e, err) {
+			s.tell(i)
 			s.keepLater(i, line, e, err)
 		}
 		sleep(ctx, pause)
@@ -236,7 +240,14 @@ func (s *Station) hand(i int, t *uart.Transcript, e event, cause error) {
 	var err error
 	s.toDisk(i, func() { err = s.transcript(t) })
 	if err != nil {
-		s.log.Warn().Str("slot", s.slots[i].Name).Err(err).Msg("the transcript was not kept")
+		line := s.log.Warn().Str("slot", s.slots[i].Name)
+		if e.device.Valid() {
+			line = line.Stringer("device", e.device)
+		}
+		if reason != "" {
+			line = line.Str("reason", string(reason))
+		}
+		line.Err(err).Msg("the transcript was not kept")
 	}
 }
 

@@ -313,8 +313,8 @@ func (endless) Read(ctx context.Context, _ *uart.Line) (uart.Report, error) {
 // A slot that is stuck is told by name, to the watchdog and to people; one that waits for a board is not stuck.
 func TestAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		outside := error(nil)
-		b := newBench(t, 3, func(c *Config) { c.Health = func() error { return outside } })
+		var outside []Problem
+		b := newBench(t, 3, func(c *Config) { c.Health = func() []Problem { return outside } })
 		slow := make(chan struct{})
 		b.ledger.set(nil, slow)
 		b.cables[2].set(true, uart.ErrBusy)
@@ -328,7 +328,7 @@ func TestAlive(t *testing.T) {
 		say := func(want string) {
 			t.Helper()
 			notices := b.Status().Notices
-			if want == "" && len(notices) > 0 || want != "" && (len(notices) != 1 || notices[0] != Notice{Urgent: true, Text: "Call IT: " + want}) {
+			if want == "" && len(notices) > 0 || want != "" && (len(notices) != 1 || notices[0] != Notice{Urgent: true, Word: "health-slot-disk", Text: "Call IT: " + want + ".", Detail: want, Call: CallIT}) {
 				t.Errorf("after %v the page says %+v, want %q", time.Since(start), notices, want)
 			}
 		}
@@ -348,8 +348,9 @@ func TestAlive(t *testing.T) {
 		if err := b.Health(); err != nil {
 			t.Errorf("Health: %v", err)
 		}
-		outside = errors.New("the registry has been away for 3 days")
-		if err := b.Health(); !errors.Is(err, outside) {
+		const away = "the registry has been away for 3 days"
+		outside = []Problem{{Word: "health-registry-silent", Args: []any{72 * time.Hour}, Detail: away}}
+		if err := b.Health(); err == nil || err.Error() != away {
 			t.Errorf("Health: %v", err)
 		}
 		if err := b.Alive(); err != nil {
@@ -478,6 +479,9 @@ func TestNewRefusals(t *testing.T) {
 		"a name with a control":     {func(c *Config) { c.Slots[1].Name = "B\n2" }, "slot 2"},
 		"a name that is not ASCII":  {func(c *Config) { c.Slots[1].Name = "Bö" }, "slot 2"},
 		"the same name twice":       {func(c *Config) { c.Slots[1].Name = "A" }, `two slots are named "A"`},
+		"an unknown language":       {func(c *Config) { c.Page.Language = "tlh" }, `no language "tlh", only en, de, es, vi, zh`},
+		"a long contact":            {func(c *Config) { c.Page.ContactIT = strings.Repeat("x", 61) }, "up to 60 printable characters"},
+		"a contact of two lines":    {func(c *Config) { c.Page.ContactQuality = "Ana\n4711" }, "up to 60 printable characters"},
 		"no way to open":            {func(c *Config) { c.Slots[0].Open = nil }, `slot "A" has no Open`},
 		"no dialect":                {func(c *Config) { c.Slots[0].Dialect = nil }, `slot "A" has no Open or no Dialect`},
 	} {

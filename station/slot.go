@@ -29,6 +29,8 @@ const (
 	ReasonPolicy         Reason = "policy"           // this type of key is not allowed for the SKU
 	ReasonNotInLot       Reason = "not-in-lot"       // the board is not on the list of what is made at present
 	ReasonLotUnreadable  Reason = "lot-unreadable"   // there should be such a list, and it cannot be read
+	ReasonLabelMismatch  Reason = "label-mismatch"   // the label that was scanned names another board
+	ReasonLabelMissing   Reason = "label-missing"    // the policy asks for a label, and none was scanned
 	ReasonUnplugged      Reason = "unplugged"        // the port was lost in the middle
 	ReasonNeedsReset     Reason = "needs-reset"      // the board said its id before anyone listened
 	ReasonTimeout        Reason = "timeout"          // the board stopped answering
@@ -147,5 +149,5 @@ func (s slotState) lingers() bool {
 // Reasons lists all there are.
 func Reasons() []Reason {
 	return []Reason{ReasonDeviceConflict, ReasonKeyConflict, ReasonNoProof, ReasonPolicy, ReasonNotInLot, ReasonLotUnreadable,
-		ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonDiskFull, ReasonDiskError}
+		ReasonLabelMismatch, ReasonLabelMissing, ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonDiskFull, ReasonDiskError}
 }

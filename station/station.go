@@ -7,9 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/rs/zerolog"
 
@@ -36,19 +40,50 @@ type Config struct {
 	Backlog func() Backlog
 	// Confirmed reports whether the cloud has confirmed a device. Called as Backlog is.
 	Confirmed func(board.DeviceID) bool
-	// Health, if not nil, reports work outside this package that is due and not moving.
-	Health func() error
+	// Health, if not nil, reports work outside this package that is due and not moving; none if all is well. Called as Backlog is.
+	Health func() []Problem
 	// Notices, if not nil, gives what else people must know, the worst first. Called as Backlog is.
-	Notices func() []Notice
+	Notices func() []Problem
+	Page    Page // optional: the zero value is an English page that names nobody
+	// Lot, if not nil, is the lot whose count goes on; otherwise a new one begins, without a name.
+	Lot *Lot
+	// KeepLot, if not nil, keeps the lot for the next start. It is called by one goroutine of Run soon after the lot has changed, at most once a
+	// second, and at the end of Run. Its error is logged and changes no verdict.
+	KeepLot func(Lot) error
+	// Label, if not empty, was scanned before the start. Only a replay has one.
+	Label string
 	// Transcript, if not nil, gets the dialogue with each board after its verdict, with the header filled in. Called
 	// by the slot's goroutine; its error is logged and changes no verdict.
 	Transcript func(*uart.Transcript) error
+	// Verdicts, if not nil, gets each verdict when it is shown. Called by the slot's goroutine; its error is logged and changes nothing.
+	Verdicts func(Verdict) error
+	// History and Evidence, if not nil, are what the pages show that look back.
+	History  History
+	Evidence Evidence
 	// ReadLimit bounds the reading of one board, whatever its dialect allows; 0 is two minutes.
 	ReadLimit time.Duration
 	// Hosts are names under which the page may be opened, besides localhost and plain addresses. A page
 	// of a stranger that has its own name point here is refused.
-	Hosts []string
-	Log   zerolog.Logger // optional: the zero value is silent
+	Hosts  []string
+	Access Access         // optional: the zero value is for loopback
+	Log    zerolog.Logger // optional: the zero value is silent
+}
+
+// Page is how the technician's page is set.
+type Page struct {
+	Language string // one of Languages; empty is English
+	Sound    bool   // whether it makes a sound at a verdict, until somebody turns it off
+	// Whom to call, as "Ana, ext. 4711": up to 60 printable characters, or empty.
+	ContactIT, ContactQuality string
+}
+
+// CheckContact says what is wrong with a contact of the page, if anything is.
+func CheckContact(text string) error {
+	if strings.TrimSpace(text) != text || utf8.RuneCountInString(text) > maxContact || !utf8.ValidString(text) ||
+		strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Errorf("%.70q is not up to %d printable characters", text, maxContact)
+	}
+	return nil
 }
 
 // SlotConfig is one place where a board can be plugged in.
@@ -70,6 +105,10 @@ type Policy struct {
 	// Lot, if not nil, looks a board up on the list of what is made at present: nil if it is there, ErrNotInLot if it is
 	// not, any other error if there is no list to look at. Called by the goroutines of the slots.
 	Lot func(device board.DeviceID, facts map[string]string) error
+	// Listed, if not nil, tells how many boards Lot knows, or 0: what is planned if nobody said another number. Called as Config.Backlog is.
+	Listed func() int
+	// NeedsLabel: a board fails whose label was not scanned. A label that names another board always fails it.
+	NeedsLabel bool
 }
 
 // ErrNotInLot says that a board is not one of those that are made at present.
@@ -84,6 +123,7 @@ func (p Policy) algorithms() []board.Algorithm {
 
 const (
 	maxSlots         = 64
+	maxContact       = 60 // characters
 	defaultReadLimit = 2 * time.Minute
 	// journalLimit is how long a record may take to reach the disk before the station calls itself stuck.
 	journalLimit = 30 * time.Second
@@ -92,15 +132,23 @@ const (
 // Station runs its slots and shows them. All methods may be called at once.
 type Station struct {
 	sku, name  string
-	policy     Policy
 	journal    Journal
 	backlog    func() Backlog
 	confirmed  func(board.DeviceID) bool
-	health     func() error
-	notices    func() []Notice
+	health     func() []Problem
+	notices    func() []Problem
+	languages  map[string]*catalogue
+	keepLot    func(Lot) error
+	lotChanged chan struct{} // has room for one: the lot is to be kept
 	transcript func(*uart.Transcript) error
+	verdicts   func(Verdict) error
+	history    History
+	evidence   Evidence
+	looking    chan struct{} // a place for who looks back
+	zone       *time.Location
 	readLimit  time.Duration
-	hosts      map[string]bool
+	settings   atomic.Pointer[settings]
+	door       *door
 	log        zerolog.Logger
 	slots      []SlotConfig
 
@@ -114,6 +162,9 @@ type Station struct {
 	writing []time.Time   // by index of slots: since when a slot waits for the disk; zero: it does not
 	refused Reason        // disk-full or disk-error if the journal could not be written at last, else empty
 	stats   Stats
+	lot     Lot
+	recent  []Verdict // the newest first; never changed, but replaced
+	labels  labels
 }
 
 // Stats counts what the slots did since New.
@@ -121,6 +172,7 @@ type Stats struct {
 	Passed   uint64            // receipts, repeats included
 	Repeated uint64            // of those, boards that were enrolled before
 	Failed   map[Reason]uint64 // verdicts against a board
+	Taken    []Taken           // in the order of Config.Slots
 }
 
 // New checks a configuration. It starts nothing.
@@ -140,6 +192,9 @@ func New(c Config) (*Station, error) {
 	case c.ReadLimit < 0:
 		return nil, fmt.Errorf("making a station: ReadLimit is %v, want 0 or more", c.ReadLimit)
 	}
+	if err := c.Access.check(); err != nil {
+		return nil, err
+	}
 	names := map[string]bool{}
 	for i, slot := range c.Slots {
 		switch {
@@ -153,9 +208,19 @@ func New(c Config) (*Station, error) {
 		}
 		names[slot.Name] = true
 	}
+	languages, err := embedded()
+	if err != nil {
+		return nil, fmt.Errorf("making a station: %w", err)
+	}
+	settings, err := newSettings(Settings{Policy: c.Policy, Page: c.Page, Hosts: c.Hosts}, languages)
+	if err != nil {
+		return nil, fmt.Errorf("making a station: %w", err)
+	}
 	s := &Station{
-		sku: c.SKU, name: c.Station, policy: c.Policy, journal: c.Journal, backlog: c.Backlog, confirmed: c.Confirmed,
-		health: c.Health, notices: c.Notices, transcript: c.Transcript, readLimit: c.ReadLimit, hosts: map[string]bool{},
+		sku: c.SKU, name: c.Station, journal: c.Journal, backlog: c.Backlog, confirmed: c.Confirmed,
+		health: c.Health, notices: c.Notices, languages: languages, keepLot: c.KeepLot, lotChanged: make(chan struct{}, 1),
+		transcript: c.Transcript, verdicts: c.Verdicts, history: c.History, evidence: c.Evidence,
+		looking: make(chan struct{}, 1), zone: time.Local, readLimit: c.ReadLimit, door: newDoor(c.Access),
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
 		writing: make([]time.Time, len(c.Slots)), stats: Stats{Failed: map[Reason]uint64{}},
@@ -163,11 +228,25 @@ func New(c Config) (*Station, error) {
 	if s.readLimit == 0 {
 		s.readLimit = defaultReadLimit
 	}
-	for _, host := range c.Hosts {
-		s.hosts[strings.ToLower(host)] = true
-	}
+	s.settings.Store(settings)
 	now := time.Now()
-	for range s.slots {
+	s.lot = Lot{Since: now.UTC().Truncate(time.Millisecond)}
+	if c.Lot != nil {
+		if err := c.Lot.Check(); err != nil {
+			return nil, fmt.Errorf("making a station: %w", err)
+		}
+		s.lot = *c.Lot
+	}
+	s.labels.bound, s.labels.taken = make([]*label, len(s.slots)), make([]*label, len(s.slots))
+	if c.Label != "" {
+		read, err := parseScan(c.Label)
+		if err != nil || read.label.text == "" {
+			return nil, fmt.Errorf("making a station: %q is no label", c.Label)
+		}
+		s.labels.wait(read.label, -1)
+	}
+	for _, slot := range s.slots {
+		s.stats.Taken = append(s.stats.Taken, Taken{Slot: slot.Name})
 		s.states = append(s.states, slotState{state: Absent, advice: adviceAbsent, since: now})
 	}
 	return s, nil
@@ -185,11 +264,18 @@ func (s *Station) Run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { close(s.stopping) })
 	defer stop()
-	var slots sync.WaitGroup
+	var slots, lots sync.WaitGroup
+	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeeping()
+	if s.keepLot != nil {
+		lots.Go(func() { s.keepLots(keeping) })
+	}
 	for i := range s.slots {
 		slots.Go(func() { s.serve(ctx, i) })
 	}
 	slots.Wait()
+	stopKeeping()
+	lots.Wait()
 	return nil
 }
 
@@ -206,16 +292,28 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	s.states[i] = after
 	turned := after.state != before.state || after.reason != before.reason || !after.since.Equal(before.since)
 	switch {
+	case e.kind == boardFound:
+		s.labels.take(i)
 	case e.kind == boardPassed:
 		s.stats.Passed++
 		if e.repeat {
 			s.stats.Repeated++
 		}
+		s.stats.Taken[i].Passed.Add(e.at.Sub(before.since))
+		s.labels.settle(i, false)
+		s.tally(i, after, e.repeat)
 	case after.state == Failed && turned:
 		s.stats.Failed[after.reason]++
+		if before.state == Reading {
+			s.stats.Taken[i].Failed.Add(e.at.Sub(before.since))
+		}
+		if before.state == Empty || before.gone {
+			s.labels.take(i) // it failed before it was found
+		}
+		s.labels.settle(i, triedAgain(after.reason))
+		s.tally(i, after, false)
 	}
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.turned()
 	s.mu.Unlock()
 
 	level := zerolog.InfoLevel
@@ -235,6 +333,19 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	}
 	line.Msg(string(e.kind))
 	return true
+}
+
+// turned wakes whoever waits for a change of what is shown. The caller holds mu.
+func (s *Station) turned() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// label is the one that was scanned for the board that slot i reads, or nil.
+func (s *Station) label(i int) *label {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.labels.taken[i]
 }
 
 // toDisk runs what slot i has to wait for the disk for, so that a disk which hangs is noticed.
@@ -261,42 +372,67 @@ func (s *Station) appended(reason Reason) {
 
 // Alive reports whether the slots make progress, for a watchdog: nil, or which slot is stuck. What happens
 // outside, as an outage of the registry, does not count.
-func (s *Station) Alive() error {
+func (s *Station) Alive() error { return details(s.stuck()) }
+
+func (s *Station) stuck() []Problem {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var stuck []error
+	english := s.languages[English]
+	var stuck []Problem
+	add := func(key string, i int, d time.Duration, does string) {
+		stuck = append(stuck, Problem{Word: key, Args: []any{s.slots[i].Name, d}, Urgent: true, Call: CallIT,
+			Detail: fmt.Sprintf("slot %s has %s for %s", s.slots[i].Name, does, english.Span(d))})
+	}
 	for i, state := range s.states {
 		if since := s.writing[i]; !since.IsZero() {
 			if d := time.Since(since); d > journalLimit {
-				stuck = append(stuck, fmt.Errorf("slot %s has waited for the disk for %s", s.slots[i].Name, span(d)))
+				add("health-slot-disk", i, d, "waited for the disk")
 			}
 		} else if d := time.Since(state.since); state.state == Reading && d > s.readLimit+journalLimit {
-			stuck = append(stuck, fmt.Errorf("slot %s has been reading one board for %s", s.slots[i].Name, span(d)))
+			add("health-slot-stuck", i, d, "been reading one board")
 		}
 	}
-	return errors.Join(stuck...)
+	return stuck
 }
 
 // disk reports a disk that took no record, until it takes one.
-func (s *Station) disk() error {
+func (s *Station) disk() []Problem {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	p := Problem{Urgent: true, Call: CallIT}
 	switch s.refused {
 	case ReasonDiskFull:
-		return fmt.Errorf("%s: the disk of this station is full, and the last board was not written down", s.refused)
+		p.Word = "health-disk-full"
+		p.Detail = fmt.Sprintf("%s: the disk of this station is full, and the last board was not written down", s.refused)
 	case ReasonDiskError:
-		return fmt.Errorf("%s: this station cannot write to its disk, and the last board was not written down", s.refused)
+		p.Word = "health-disk-error"
+		p.Detail = fmt.Sprintf("%s: this station cannot write to its disk, and the last board was not written down", s.refused)
+	default:
+		return nil
 	}
-	return nil
+	return []Problem{p}
 }
 
-// Health reports work that is due and not moving: Alive, a journal that could not be written, and what Config.Health adds.
-func (s *Station) Health() error {
-	err := errors.Join(s.Alive(), s.disk())
+// red is what makes the health red: slots that are stuck, a journal that could not be written, and what Config.Health adds.
+func (s *Station) red() []Problem {
+	list := append(s.stuck(), s.disk()...)
 	if s.health != nil {
-		err = errors.Join(err, s.health())
+		list = append(list, s.health()...)
 	}
-	return err
+	return list
+}
+
+// Health reports work that is due and not moving: Alive, a journal that could not be written, and what Config.Health adds. Its text has
+// a line for each, for IT.
+func (s *Station) Health() error { return details(s.red()) }
+
+// details is nil for no problem.
+func details(list []Problem) error {
+	var errs []error
+	for _, p := range list {
+		errs = append(errs, errors.New(strings.ReplaceAll(p.Detail, "\n", "; "))) // an error of several causes has several lines
+	}
+	return errors.Join(errs...)
 }
 
 // Stats returns a copy of the counters.
@@ -307,6 +443,11 @@ func (s *Station) Stats() Stats {
 	stats.Failed = make(map[Reason]uint64, len(s.stats.Failed))
 	for reason, n := range s.stats.Failed {
 		stats.Failed[reason] = n
+	}
+	stats.Taken = slices.Clone(s.stats.Taken)
+	for i := range stats.Taken {
+		t := &stats.Taken[i]
+		t.Passed, t.Failed = t.Passed.Clone(), t.Failed.Clone()
 	}
 	return stats
 }

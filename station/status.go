@@ -2,18 +2,23 @@ package station
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 )
 
-// Status is the answer of GET /status and the data of every event of GET /events, as JSON.
+// Status is the answer of GET /status and the data of every event of GET /events, as JSON. What is for people is in the language of
+// the request.
 type Status struct {
 	Station string       `json:"station"`
 	Slots   []SlotStatus `json:"slots"` // in the order of Config.Slots
 	Backlog Backlog      `json:"backlog"`
-	Notices []Notice     `json:"notices"` // for people
+	Notices []Notice     `json:"notices"` // for people, what is urgent first
 	Cloud   string       `json:"cloud"`   // the backlog in a few words, for people
+	Lot     *Lot         `json:"lot"`     // what is being made; a station always has one
+	Recent  []Recent     `json:"recent"`  // the newest first, at most 10; since the start
+	Scan    *Scanned     `json:"scan"`    // null if no label waits
 }
 
 // SlotStatus is one slot.
@@ -23,9 +28,20 @@ type SlotStatus struct {
 	Device    string    `json:"device"`    // 32 hex digits, or empty if it is not known
 	Reason    Reason    `json:"reason"`    // of Failed, else empty
 	Advice    string    `json:"advice"`    // what to do now, for people
+	Call      Call      `json:"call"`      // whom the advice says to call
 	Confirmed bool      `json:"confirmed"` // Passed, and the cloud has confirmed
 	Since     time.Time `json:"since"`     // UTC; when the state began
 	Port      string    `json:"port"`
+}
+
+// Recent is one of the last verdicts.
+type Recent struct {
+	Time      time.Time `json:"time"` // UTC
+	Slot      string    `json:"slot"`
+	Device    string    `json:"device"` // 32 hex digits, or empty if it is not known
+	State     State     `json:"state"`  // Passed or Failed
+	Reason    Reason    `json:"reason"` // of Failed, else empty
+	Confirmed bool      `json:"confirmed"`
 }
 
 // Backlog tells how the delivery to the cloud is doing.
@@ -37,92 +53,186 @@ type Backlog struct {
 	Carried       bool   `json:"-"`              // records leave on a stick, and nobody tries
 }
 
+// Call is who must be called.
+type Call string
+
+// Who can be called.
+const (
+	CallNobody  Call = ""
+	CallIT      Call = "it"
+	CallQuality Call = "quality"
+)
+
 // Notice is a sentence across the page.
 type Notice struct {
 	Urgent bool   `json:"urgent"` // somebody must be called
-	Text   string `json:"text"`
+	Word   string `json:"word"`   // stable, for programs; see Problem
+	Text   string `json:"text"`   // for the technician
+	Detail string `json:"detail"` // for IT, in English: what exactly, where, and the remedy; may be empty
+	Call   Call   `json:"call"`   // whom the text says to call or to tell
+}
+
+// Problem is what people must know of besides the slots. Its word is a key of the catalogues: if a language has no such key, then
+// <word>-one and <word>-many, and the first argument is the number that chooses between them.
+type Problem struct {
+	Word   string
+	Args   []any  // of the sentence; a time.Duration is said in its language
+	Detail string // one line of English for IT; what is red in the health must have one
+	Urgent bool
+	Call   Call
+}
+
+// Sentence is what people read of a problem; an error if the language or its sentence does not exist, or does not fit the arguments.
+func (p Problem) Sentence(language string) (string, error) {
+	languages, err := embedded()
+	if err != nil {
+		return "", err
+	}
+	c, ok := languages[language]
+	if !ok {
+		return "", fmt.Errorf("there are no words in the language %q", language)
+	}
+	text := c.problem(p)
+	if text == "" || strings.Contains(text, "%!") {
+		return "", fmt.Errorf("%s has no sentence for %q with %d arguments", language, p.Word, len(p.Args))
+	}
+	return text, nil
+}
+
+// problem is the sentence of a problem; empty if there is none.
+func (c *catalogue) problem(p Problem) string {
+	key := word(p.Word)
+	if _, ok := c.sentences[key]; ok {
+		return c.Say(key, p.Args...)
+	}
+	if len(p.Args) > 0 {
+		if n, ok := p.Args[0].(int); ok {
+			return c.Count(n, key+"-one", key+"-many", p.Args[1:]...)
+		}
+	}
+	return ""
 }
 
 // worthTelling is how long a record may wait without a banner.
 const worthTelling = 15 * time.Second
 
-// Status is a snapshot.
+// Status is a snapshot in the station's own language.
 func (s *Station) Status() Status {
-	status, _ := s.snapshot()
+	status, _ := s.snapshot(s.settings.Load().words)
 	return status
 }
 
 // snapshot returns the status, and a channel that closes when a slot changes after it.
-func (s *Station) snapshot() (Status, <-chan struct{}) {
+func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 	s.mu.Lock()
 	states := append([]slotState(nil), s.states...)
 	changed := s.changed
+	lot, recent := s.lot.on(time.Now()), s.recent
+	label, at := s.labels.newest()
 	s.mu.Unlock()
 
 	// The calls to the outside are made without the lock.
-	status := Status{Station: s.name, Slots: make([]SlotStatus, len(states)), Backlog: s.backlog()}
+	if listed := s.settings.Load().policy.Listed; lot.Planned == 0 && listed != nil {
+		lot.Planned = listed()
+	}
+	status := Status{Station: s.name, Slots: make([]SlotStatus, len(states)), Backlog: s.backlog(), Notices: []Notice{}, Lot: &lot, Recent: []Recent{}}
+	for _, v := range recent {
+		r := Recent{Time: v.Time, Slot: v.Slot, State: v.State, Reason: v.Reason, Confirmed: v.State == Passed && s.confirmed(v.Device)}
+		if v.Device.Valid() {
+			r.Device = v.Device.String()
+		}
+		status.Recent = append(status.Recent, r)
+	}
+	if label != nil {
+		status.Scan = &Scanned{Text: label.text, Kind: label.kind}
+		if at >= 0 {
+			status.Scan.Slot = s.slots[at].Name
+		}
+	}
 	for i, state := range states {
 		slot := SlotStatus{
-			Name: s.slots[i].Name, State: state.state, Reason: state.reason, Advice: state.sentence(),
+			Name: s.slots[i].Name, State: state.state, Reason: state.reason, Call: state.advice.call(),
 			Since: state.since.UTC().Truncate(time.Millisecond), Port: s.slots[i].Port,
 		}
+		slot.Advice = s.withContact(words, state.sentence(words), slot.Call)
 		if state.device.Valid() {
 			slot.Device = state.device.String()
 		}
 		slot.Confirmed = state.state == Passed && s.confirmed(state.device)
 		status.Slots[i] = slot
 	}
-	status.Notices = notices(status.Backlog, s.Health())
-	if s.notices != nil {
-		status.Notices = append(status.Notices, s.notices()...)
-		slices.SortStableFunc(status.Notices, func(a, b Notice) int { return cmp.Compare(rank(a), rank(b)) })
+	for _, p := range s.problems(status.Backlog) {
+		text := words.problem(p)
+		if text == "" { // a bug; what is for IT is better than nothing
+			text = p.Detail
+		}
+		status.Notices = append(status.Notices, Notice{
+			Urgent: p.Urgent, Word: p.Word, Text: s.withContact(words, text, p.Call), Detail: p.Detail, Call: p.Call,
+		})
 	}
-	status.Cloud = say("cloud-clear")
+	status.Cloud = words.Say("cloud-clear")
 	if n := status.Backlog.Pending; n > 0 {
-		status.Cloud = count(n, "cloud-one", "cloud-many")
+		status.Cloud = words.Count(n, "cloud-one", "cloud-many")
 	}
 	return status, changed
 }
 
-func rank(n Notice) int {
-	if n.Urgent {
+// problems are all that people must know of now, the worst first.
+func (s *Station) problems(b Backlog) []Problem {
+	var list []Problem
+	if b.Dead > 0 {
+		list = append(list, Problem{Word: "dead", Args: []any{b.Dead}, Urgent: true, Call: CallIT, Detail: "stationctl spool dead lists what the registry refused, and why"})
+	}
+	list = append(list, s.red()...)
+	oldest := time.Duration(b.OldestSeconds) * time.Second
+	if b.Pending > 0 && (oldest >= worthTelling || b.LastError != "") {
+		p := Problem{Word: "backlog", Args: []any{b.Pending, oldest}, Detail: b.LastError}
+		if b.Carried {
+			p.Word = "carried"
+		}
+		list = append(list, p)
+	}
+	if s.notices != nil {
+		list = append(list, s.notices()...)
+	}
+	slices.SortStableFunc(list, func(a, b Problem) int { return cmp.Compare(rank(a), rank(b)) })
+	return list
+}
+
+func rank(p Problem) int {
+	if p.Urgent {
 		return 0
 	}
 	return 1
 }
 
-func (s slotState) sentence() string {
+func (s slotState) sentence(words *catalogue) string {
 	if s.detail != "" {
-		return say(s.advice, s.detail)
+		return words.Say(s.advice, s.detail)
 	}
-	return say(s.advice)
+	return words.Say(s.advice)
 }
 
-// notices says what people must know besides the slots, the worst first.
-func notices(b Backlog, health error) []Notice {
-	list := []Notice{}
-	if b.Dead > 0 {
-		list = append(list, Notice{Urgent: true, Text: count(b.Dead, "notice-dead-one", "notice-dead-many")})
+// withContact adds who it is that a sentence says to call, if the station was told.
+func (s *Station) withContact(words *catalogue, text string, call Call) string {
+	page := s.settings.Load().page
+	switch {
+	case call == CallIT && page.ContactIT != "":
+		return text + " " + words.Say("contact-it", page.ContactIT)
+	case call == CallQuality && page.ContactQuality != "":
+		return text + " " + words.Say("contact-quality", page.ContactQuality)
 	}
-	if health != nil {
-		for reason := range strings.SplitSeq(health.Error(), "\n") { // as errors.Join has them
-			list = append(list, Notice{Urgent: true, Text: say("notice-health", reason)})
-		}
+	return text
+}
+
+// call is whom the sentence of an advice says to call.
+func (w word) call() Call {
+	switch w {
+	case word(ReasonDeviceConflict), word(ReasonKeyConflict), word(ReasonNoProof), word(ReasonPolicy), word(ReasonPrivateKeyLeak), word(ReasonLabelMismatch):
+		return CallQuality
+	case word(ReasonLotUnreadable), word(ReasonDiskFull), word(ReasonDiskError), adviceAbsent, adviceBusy, adviceHeld, advicePermission,
+		adviceGroup, adviceMode, adviceNotAPort, adviceAmbiguous, adviceStuck, advicePortError:
+		return CallIT
 	}
-	oldest := time.Duration(b.OldestSeconds) * time.Second
-	if b.Pending > 0 && (oldest >= worthTelling || b.LastError != "") {
-		waiting := say("waiting-one", span(oldest))
-		if b.Pending > 1 {
-			waiting = say("waiting-many", b.Pending, span(oldest))
-		}
-		text := say("notice-backlog", waiting)
-		if b.Carried {
-			text = say("notice-carried", waiting)
-		}
-		if b.LastError != "" {
-			text += " " + say("notice-last-error", b.LastError)
-		}
-		list = append(list, Notice{Text: text})
-	}
-	return list
+	return CallNobody
 }

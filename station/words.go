@@ -1,12 +1,31 @@
 package station
 
 import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/http"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 )
 
 // word is a stable key of a sentence for people; every Reason is one.
 type word string
+
+// English is the language that every catalogue is measured by, and the one of logs and of what is for IT.
+const English = "en"
+
+// Languages are those that the page speaks: folders of words.
+func Languages() []string { return []string{English, "de", "es", "vi", "zh"} }
 
 const (
 	adviceAbsent     word = "absent"
@@ -25,87 +44,172 @@ const (
 	advicePortError  word = "port-error"
 )
 
-// sentences holds every sentence that a technician sees: first what to do, by reason or state, then the
-// words of the page.
-var sentences = map[word]string{
-	adviceAbsent:     "No port. Plug in the cable of this slot. If it is plugged in, try another cable and call IT.",
-	adviceEmpty:      "Insert a board.",
-	adviceReading:    "Do not touch the board.",
-	advicePassed:     "Done. Take the board out.",
-	adviceRepeat:     "This board was enrolled before; nothing was added. Take it out.",
-	adviceBusy:       "Call IT: another program holds this port. Close it, and make ModemManager leave the port alone.",
-	adviceHeld:       "Call IT: this port is held by %s. Close it, and make ModemManager leave the port alone.",
-	advicePermission: "Call IT: this station may not open the port. Its user must be in the group that owns the port (often dialout).",
-	adviceGroup:      "Call IT: this station may not open the port. Its user must be in the group %s.",
-	adviceMode:       "Call IT: this station may not open the port. The log of the station says what to change.",
-	adviceNotAPort:   "Call IT: what is configured for this slot is not a serial port. Correct its port in the configuration.",
-	adviceAmbiguous:  "Call IT: more than one probe fits this slot. Name its port by path in the configuration.",
-	adviceStuck:      "This port takes nothing that is sent to it. Unplug the cable of this slot and plug it in again; if that does not help, call IT.",
-	advicePortError:  "Call IT: the port cannot be opened. The log of the station says why.",
-
-	word(ReasonDeviceConflict): "Put the board aside and call quality: its id is known with another key.",
-	word(ReasonKeyConflict):    "Put the board aside and call quality: its key is known under another id.",
-	word(ReasonNoProof):        "Put the board aside and call quality: it did not prove that it owns its key.",
-	word(ReasonPolicy):         "Put the board aside and call quality: its type of key is not allowed for this product.",
-	word(ReasonNotInLot):       "Put the board aside: it does not belong to this lot. Check the work order.",
-	word(ReasonLotUnreadable):  "Stop the line and call IT: the list of this lot cannot be read. Insert the board again after the repair.",
-	word(ReasonNeedsReset):     "Press the reset button of the board, or take it out and insert it again.",
-	word(ReasonUnplugged):      "The board was unplugged before it was done. Plug it in again and wait for PASS.",
-	word(ReasonTimeout):        "The board stopped answering. Take it out, check that it sits well and has power, and insert it again.",
-	word(ReasonGarbled):        "The board's answers make no sense. Take it out and insert it again. If it fails twice, put it aside.",
-	word(ReasonPrivateKeyLeak): "Stop. Put the board aside and call quality: it printed a private key. The key was not kept.",
-	word(ReasonDiskFull):       "Stop the line and call IT: the disk of this station is full. Insert the board again when there is room.",
-	word(ReasonDiskError):      "Stop the line and call IT: this station cannot write to its disk. Insert the board again after the repair.",
-
-	"state-absent":  "NO PORT",
-	"state-empty":   "INSERT BOARD",
-	"state-reading": "READING",
-	"state-passed":  "PASS",
-	"state-failed":  "FAIL",
-
-	"cloud-confirmed": "In the cloud",
-	"cloud-waiting":   "Waiting for the cloud",
-	"cloud-clear":     "Cloud: all delivered",
-	"cloud-one":       "Cloud: 1 board waiting",
-	"cloud-many":      "Cloud: %d boards waiting",
-
-	"notice-backlog":    "The cloud does not confirm: %s. Go on working: every PASS is safe on this station.",
-	"notice-carried":    "For the stick: %s. Go on working: every PASS is safe on this station.",
-	"notice-last-error": "Last error: %s",
-	"notice-dead-one":   "Call IT: the cloud refused 1 board for good.",
-	"notice-dead-many":  "Call IT: the cloud refused %d boards for good.",
-	"notice-health":     "Call IT: %s",
-	"waiting-one":       "1 board has waited for %s",
-	"waiting-many":      "%d boards wait, the oldest for %s",
-
-	"lost-title":  "CONNECTION LOST",
-	"lost-advice": "This page does not know what the slots show now. Do not trust a PASS that you saw before. It connects again by itself; if it does not, call IT.",
+// catalogue holds the sentences of one language: those of all JSON files in its folder, an object of key and sentence each.
+// It never changes, so many may read it.
+type catalogue struct {
+	language  string
+	sentences map[word]string
 }
 
-func say(key word, args ...any) string {
+//go:embed words
+var wordFiles embed.FS
+
+// embedded reads what is built in once for all stations.
+var embedded = sync.OnceValues(func() (map[string]*catalogue, error) {
+	files, err := fs.Sub(wordFiles, "words")
+	if err != nil {
+		return nil, err
+	}
+	return readCatalogues(files)
+})
+
+// readCatalogues reads the folders of all languages. Each must have the keys of English, and a sentence of each with the same verbs in the
+// same order, as the code passes the same arguments to all.
+func readCatalogues(files fs.FS) (map[string]*catalogue, error) {
+	all := map[string]*catalogue{}
+	for _, language := range Languages() {
+		c, err := readCatalogue(files, language)
+		if err != nil {
+			return nil, err
+		}
+		all[language] = c
+	}
+	var wrong []error
+	for _, language := range Languages() {
+		if err := all[language].check(all[English]); err != nil {
+			wrong = append(wrong, err)
+		}
+	}
+	return all, errors.Join(wrong...)
+}
+
+func readCatalogue(files fs.FS, language string) (*catalogue, error) {
+	c := &catalogue{language: language, sentences: map[word]string{}}
+	names, err := fs.Glob(files, language+"/*.json")
+	if err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("there are no words in the language %s", language)
+	}
+	for _, name := range names {
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.add(text); err != nil {
+			return nil, fmt.Errorf("%s: %w", path.Join("words", name), err)
+		}
+	}
+	return c, nil
+}
+
+// add reads an object of keys and sentences. encoding/json would take the last of two equal keys, and say nothing.
+func (c *catalogue) add(text []byte) error {
+	in := json.NewDecoder(bytes.NewReader(text))
+	if first, err := in.Token(); err != nil || first != json.Delim('{') {
+		return errors.New("want one JSON object")
+	}
+	for in.More() {
+		key, err := in.Token()
+		if err != nil {
+			return err
+		}
+		k := word(key.(string)) // of an object, a key is a string
+		value, err := in.Token()
+		if err != nil {
+			return fmt.Errorf("%q: %w", k, err)
+		}
+		sentence, ok := value.(string)
+		if !ok {
+			return fmt.Errorf("%q: want a sentence", k)
+		}
+		if _, ok := c.sentences[k]; ok {
+			return fmt.Errorf("%q is there twice", k)
+		}
+		c.sentences[k] = sentence
+	}
+	if _, err := in.Token(); err != nil {
+		return err
+	}
+	if _, err := in.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("want one JSON object")
+	}
+	return nil
+}
+
+var verbPattern = regexp.MustCompile(`%[^a-zA-Z%]*[a-zA-Z%]?`)
+
+// check compares a catalogue with the English one.
+func (c *catalogue) check(english *catalogue) error {
+	var wrong []error
+	add := func(key word, format string, args ...any) {
+		wrong = append(wrong, fmt.Errorf("words, %s: %q %s", c.language, key, fmt.Sprintf(format, args...)))
+	}
+	for _, key := range slices.Sorted(maps.Keys(english.sentences)) {
+		sentence, ok := c.sentences[key]
+		want, got := verbPattern.FindAllString(english.sentences[key], -1), verbPattern.FindAllString(sentence, -1)
+		switch {
+		case !ok:
+			add(key, "is missing")
+		case sentence == "" || strings.TrimSpace(sentence) != sentence:
+			add(key, "is empty, or has white space around it: %q", sentence)
+		case !slices.Equal(got, want):
+			add(key, "has the verbs %q, and %q in English", got, want)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(c.sentences)) {
+		if _, ok := english.sentences[key]; !ok {
+			add(key, "is not in English")
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+// Say gives a sentence with its arguments filled in; a template calls it too. A length of time is said as Span says it.
+func (c *catalogue) Say(key word, args ...any) string {
 	if len(args) == 0 {
-		return sentences[key]
+		return c.sentences[key]
 	}
-	return fmt.Sprintf(sentences[key], args...)
+	args = slices.Clone(args)
+	for i, arg := range args {
+		if d, ok := arg.(time.Duration); ok {
+			args[i] = c.Span(d)
+		}
+	}
+	return fmt.Sprintf(c.sentences[key], args...)
 }
 
-// count chooses between a sentence for one and a sentence for many.
-func count(n int, one, many word) string {
+// Count chooses between a sentence for one, which names no number, and a sentence for many, whose first argument is n.
+func (c *catalogue) Count(n int, one, many word, args ...any) string {
 	if n == 1 {
-		return say(one)
+		return c.Say(one, args...)
 	}
-	return say(many, n)
+	return c.Say(many, append([]any{n}, args...)...)
 }
 
-// span is a length of time as people say it, coarsely.
-func span(d time.Duration) string {
+// Span is a length of time as people say it, coarsely.
+func (c *catalogue) Span(d time.Duration) string {
 	switch {
 	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", d/time.Second)
+		return c.Say("span-seconds", int(d/time.Second))
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", d/time.Minute)
+		return c.Say("span-minutes", int(d/time.Minute))
 	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", d/time.Hour)
+		return c.Say("span-hours", int(d/time.Hour))
 	}
-	return fmt.Sprintf("%d days", d/(24*time.Hour))
+	return c.Say("span-days", int(d/(24*time.Hour)))
+}
+
+// wordsFor are those of a request: of its query's lang, else of its cookie lang, else the station's.
+func (s *Station) wordsFor(r *http.Request) *catalogue {
+	if c, ok := s.languages[r.URL.Query().Get("lang")]; ok {
+		return c
+	}
+	if cookie, err := r.Cookie("lang"); err == nil {
+		if c, ok := s.languages[cookie.Value]; ok {
+			return c
+		}
+	}
+	return s.settings.Load().words
 }

@@ -42,6 +42,10 @@ func newGrammar(h hooks) *grammar {
 	return g
 }
 
+func (grammar) Manual() cli.Manual {
+	return cli.Manual{Section: 1, See: []string{"issuerd(8)", "stationctl(1)"}}
+}
+
 func (grammar) Help() string {
 	return `Examples:
   openssl rand -base64 33 >ca.pass && chmod 600 ca.pass

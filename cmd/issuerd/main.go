@@ -21,6 +21,10 @@ type grammar struct {
 	Check  bool   `name:"check" help:"Check the configuration, say what it means, and exit."`
 }
 
+func (grammar) Manual() cli.Manual {
+	return cli.Manual{Section: 8, See: []string{"issuerctl(1)", "stationd(8)"}}
+}
+
 func (grammar) Help() string {
 	return `Examples:
   issuerd --config /etc/secretfree/issuerd.toml
@@ -48,11 +52,12 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 		}{true, c.SKU, c.CA.Kind, c.Registry.Kind, len(c.Stations)},
 			fmt.Sprintf("%s: good; SKU %s, CA of kind %s, registry of kind %s, %s\n", g.Config, c.SKU, c.CA.Kind, c.Registry.Kind, cli.Count(len(c.Stations), "trusted station", "trusted stations")))
 	}
-	log, err := issuerd.NewLog(out.Err, c)
+	log, err := issuerd.OpenLog(out.Err, c)
 	if err != nil {
 		return err
 	}
-	d, err := issuerd.Open(ctx, c, log, func(d *issuerd.Daemon) http.Handler { return metrics.Handler(d) })
+	defer log.Flush()
+	d, err := issuerd.Open(ctx, c, log.Logger, func(d *issuerd.Daemon) http.Handler { return metrics.Handler(d) })
 	if err != nil {
 		return err
 	}

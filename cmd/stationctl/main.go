@@ -15,6 +15,8 @@ import (
 type grammar struct {
 	cli.Common
 	Status    status    `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
+	Doctor    doctorCmd `cmd:"" help:"Look for what is wrong with a station, and say what to do; or write a bundle for support."`
+	Fleet     fleet     `cmd:"" help:"One view over many stations: who is silent, behind, or has a double."`
 	Spool     spools    `cmd:"" help:"The journal of a station."`
 	Proof     proof     `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
 	Verify    verify    `cmd:"" help:"Check proofs with nothing but the station's public key."`
@@ -29,10 +31,18 @@ type grammar struct {
 	} `cmd:"" help:"The registry in a folder."`
 }
 
+func (grammar) Manual() cli.Manual {
+	return cli.Manual{Section: 1, See: []string{"stationd(8)", "issuerctl(1)"}}
+}
+
 func (grammar) Help() string {
 	return `Examples:
   stationctl status
       The slots and the backlog of the station on this machine: exit 0, or 1 if its health is red.
+  stationctl doctor
+      Machine, ports, disk, clock, registry and journal: what is wrong, and what to do.
+  stationctl fleet --config /etc/secretfree/stationd.toml
+      All stations of the registry, by their archive.
   stationctl spool list --kind refusal
       The boards that were refused, oldest first.
   stationctl spool show 4d1f8e27b3c05a9e61f2d47788aabbcc

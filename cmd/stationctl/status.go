@@ -1,13 +1,19 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -18,7 +24,9 @@ import (
 
 type status struct {
 	Config  string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, which says where it listens (${default})."`
-	Address string `name:"address" placeholder:"HOST:PORT" help:"Where the station listens; no configuration is read then."`
+	Address string `name:"address" placeholder:"HOST:PORT" help:"Where the station listens, with https:// before it if it has TLS; no configuration is read then."`
+	Token   string `name:"token-file" placeholder:"FILE" help:"The token to show; default is the one of [access] in the configuration."`
+	CA      string `name:"ca" placeholder:"FILE" help:"The certificates (PEM) that vouch for the station's TLS; default is the station's own in the configuration, or those of this machine."`
 }
 
 const (
@@ -27,17 +35,14 @@ const (
 )
 
 func (s *status) Run(ctx context.Context, out *cli.Output) error {
-	address := s.Address
-	if address == "" {
-		c, err := stationd.Load(s.Config)
-		if err != nil {
-			return err
-		}
-		address = reachable(c.Listen)
+	to, err := s.target()
+	if err != nil {
+		return err
 	}
+	address := to.address
 	ctx, cancel := context.WithTimeout(ctx, statusLimit)
 	defer cancel()
-	body, code, err := get(ctx, address, "/status")
+	body, code, err := to.get(ctx, "/status")
 	if err != nil {
 		return fmt.Errorf("asking the station at %s: %w; is stationd running?", address, err)
 	}
@@ -49,7 +54,7 @@ func (s *status) Run(ctx context.Context, out *cli.Output) error {
 	if err := json.Unmarshal(body, &shown); err != nil {
 		return fmt.Errorf("what answers at %s is no station: %w", address, err)
 	}
-	_, health, err := get(ctx, address, "/healthz")
+	_, health, err := to.get(ctx, "/healthz")
 	if err != nil {
 		return fmt.Errorf("asking the station at %s for its health: %w", address, err)
 	}
@@ -75,12 +80,86 @@ func reachable(listen string) string {
 	return net.JoinHostPort(host, port)
 }
 
-func get(ctx context.Context, address, path string) ([]byte, int, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+// target is a station to ask.
+type target struct {
+	scheme, address, token string
+	client                 *http.Client
+}
+
+// target says whom to ask, and how.
+func (s *status) target() (target, error) {
+	t := target{scheme: "http", address: s.Address}
+	verify := &tls.Config{MinVersion: tls.VersionTLS12}
+	token := s.Token
+	if s.Address == "" {
+		c, err := stationd.Load(s.Config)
+		if err != nil {
+			return t, err
+		}
+		t.address = reachable(c.Listen)
+		if token == "" {
+			token = cmp.Or(c.Access.ViewToken, c.Access.TechnicianToken)
+		}
+		if c.Access.TLS() {
+			t.scheme = "https"
+			if s.CA == "" {
+				if verify, err = only(c.Access.Certificate); err != nil {
+					return t, err
+				}
+			}
+		}
+	} else if address, ok := strings.CutPrefix(s.Address, "https://"); ok {
+		t.scheme, t.address = "https", address
+	} else if s.CA != "" {
+		t.scheme = "https"
+	}
+	if s.CA != "" {
+		text, err := os.ReadFile(s.CA)
+		if err != nil {
+			return t, fmt.Errorf("reading the certificates: %w", err)
+		}
+		verify.RootCAs = x509.NewCertPool()
+		if !verify.RootCAs.AppendCertsFromPEM(text) {
+			return t, fmt.Errorf("there is no certificate (PEM) in %s", s.CA)
+		}
+	}
+	if token != "" {
+		var err error
+		if t.token, err = stationd.ReadToken(token); err != nil {
+			return t, fmt.Errorf("reading the token: %w", err)
+		}
+	}
+	t.client = &http.Client{Transport: &http.Transport{TLSClientConfig: verify}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return t, nil
+}
+
+// only trusts a certificate that is here as a file, whatever names it has and whoever signed it: it is the station's own.
+func only(file string) (*tls.Config, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the station's certificate: %w", err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("there is no certificate (PEM) in %s", file)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true, VerifyConnection: func(c tls.ConnectionState) error {
+		if !bytes.Equal(c.PeerCertificates[0].Raw, block.Bytes) {
+			return fmt.Errorf("the station shows another certificate than that in %s", file)
+		}
+		return nil
+	}}, nil
+}
+
+func (t target) get(ctx context.Context, path string) ([]byte, int, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, t.scheme+"://"+t.address+path, nil)
 	if err != nil {
 		return nil, 0, err
 	}
-	answer, err := http.DefaultClient.Do(request)
+	if t.token != "" {
+		request.Header.Set("Authorization", "Bearer "+t.token)
+	}
+	answer, err := t.client.Do(request)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -97,6 +176,9 @@ func text(s station.Status) string {
 	}
 	for _, notice := range s.Notices {
 		fmt.Fprintln(&b, notice.Text)
+		if notice.Detail != "" {
+			fmt.Fprintln(&b, "    "+notice.Detail)
+		}
 	}
 	return b.String()
 }

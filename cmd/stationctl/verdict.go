@@ -32,6 +32,7 @@ func (b bench) run(ctx context.Context, each func(*uart.Transcript) error) error
 		Slots:     []station.SlotConfig{{Name: "bench", Open: b.open, Dialect: b.dialect, Nonce: b.nonce}},
 		Journal:   b.scene,
 		Policy:    b.scene.Policy,
+		Label:     b.scene.Label,
 		Backlog:   func() station.Backlog { return station.Backlog{} },
 		Confirmed: func(board.DeviceID) bool { return false },
 		Transcript: func(t *uart.Transcript) error {

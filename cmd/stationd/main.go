@@ -3,49 +3,78 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
 )
 
+const defaultConfig = "/etc/secretfree/stationd.toml" // as the tags of the flags have it
+
 type grammar struct {
 	cli.Common
-	Config string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The configuration (${default})."`
-	Check  bool   `name:"check" help:"Check the configuration, say what it means, and exit."`
+	Serve serveCommand `cmd:"" default:"withargs" help:"Serve the slots of the fixture. It is what stationd does without a command."`
+	Init  initCommand  `cmd:"" help:"Write a first configuration: finds the serial ports, and asks."`
+}
+
+func (grammar) Manual() cli.Manual {
+	return cli.Manual{Section: 8, See: []string{"stationctl(1)", "issuerd(8)"}}
 }
 
 func (grammar) Help() string {
 	return `Examples:
+  stationd init
+      Write a first configuration.
   stationd --config /etc/secretfree/stationd.toml
       Serve the slots of the fixture until SIGTERM. Logs go to the standard error.
   stationd --check --config new.toml
       Check a configuration before it is put in place: exit 0, or 1 with file, line and remedy.
 
+SIGHUP (systemctl reload stationd) reads the configuration again. One that is not good changes nothing, and the log says
+why; what needs a restart is named there.
+
 A first SIGTERM or SIGINT stops in order, within 5 seconds; a second one cuts it short. No board that has
 passed is lost either way.`
 }
 
-func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
-	c, err := stationd.Load(g.Config)
+type serveCommand struct {
+	Config string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The configuration (${default})."`
+	Check  bool   `name:"check" help:"Check the configuration, say what it means, and exit."`
+}
+
+func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
+	c, err := stationd.LoadToServe(s.Config)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no configuration %s yet: run stationd init, which writes one, or name another one with --config (%w)", s.Config, err)
+	}
 	if err != nil {
 		return err
 	}
-	if g.Check {
+	if s.Check {
 		return out.Print(struct {
 			OK      bool   `json:"ok"`
 			Station string `json:"station"`
 			SKU     string `json:"sku"`
 			Slots   int    `json:"slots"`
 		}{true, c.Station, c.SKU, len(c.Slots)},
-			fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n", g.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind))
+			fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n", s.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind))
 	}
-	log, err := stationd.NewLog(out.Err, c)
+	log, err := stationd.OpenLog(out.Err, c)
 	if err != nil {
 		return err
 	}
-	return stationd.Serve(ctx, c, log)
+	defer log.Flush()
+	hangups := make(chan os.Signal, 1) // one that comes during a reload asks for another
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	return stationd.Serve(ctx, c, log.Logger, stationd.Reloads{
+		Asked: hangups, Load: func() (stationd.Config, error) { return stationd.LoadToServe(s.Config) }, Log: log.Adopt,
+	})
 }
 
 func main() {

@@ -85,6 +85,8 @@ func Size(bytes int64) string {
 type Common struct {
 	JSON    bool             `name:"json" help:"Write one JSON object per line on the standard output; text for people goes to the standard error."`
 	Version kong.VersionFlag `name:"version" help:"Print the version and exit."`
+	Man     manFlag          `name:"man" hidden:"" help:"Print the manual page and exit."`
+	Parse   bool             `name:"parse-only" hidden:"" help:"Only see whether this is a good command line."`
 }
 
 func (c Common) common() Common { return c }
@@ -101,7 +103,11 @@ func Main(name, description string, grammar interface{ common() Common }, args [
 func run(ctx context.Context, name, description string, grammar interface{ common() Common }, args []string, stdout, stderr io.Writer) int {
 	type exited int
 	code := -1
-	parser, err := kong.New(grammar,
+	manual := Manual{Section: 1}
+	if m, ok := grammar.(interface{ Manual() Manual }); ok {
+		manual = m.Manual()
+	}
+	parser, err := kong.New(grammar, kong.Bind(manual),
 		kong.Name(name), kong.Description(description),
 		kong.Vars{"version": name + " " + Version()},
 		kong.Writers(stdout, stderr),
@@ -132,6 +138,9 @@ func run(ctx context.Context, name, description string, grammar interface{ commo
 		return code
 	}
 
+	if grammar.common().Parse {
+		return parsed(chosen, stdout)
+	}
 	out := &Output{Out: stdout, People: stdout, Err: stderr, JSON: grammar.common().JSON}
 	if out.JSON {
 		out.People = stderr
@@ -148,6 +157,15 @@ func run(ctx context.Context, name, description string, grammar interface{ commo
 		fmt.Fprintf(stderr, "%s: %v\n", name, err)
 	}
 	return ExitFailed
+}
+
+// parsed writes how a command line was understood, for tests of documents: the command, then the flags that it knows, one a line.
+func parsed(chosen *kong.Context, stdout io.Writer) int {
+	fmt.Fprintln(stdout, chosen.Command())
+	for _, flag := range chosen.Flags() {
+		fmt.Fprintln(stdout, "--"+flag.Name)
+	}
+	return ExitDone
 }
 
 // longFlags lets -config stand for --config: many services are started so.
@@ -217,15 +235,24 @@ func attend(caught <-chan os.Signal, done <-chan struct{}, cancel context.Cancel
 	}
 }
 
-// Version is what this program was built from, by the Go toolchain's own record.
-func Version() string {
+// moduleVersion is the version of the module, as a tag or as the Go toolchain makes one of a commit.
+func moduleVersion() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
 	}
-	text := info.Main.Version
-	if text == "" {
-		text = "(devel)"
+	if info.Main.Version == "" {
+		return "(devel)"
+	}
+	return info.Main.Version
+}
+
+// Version is what this program was built from, by the Go toolchain's own record.
+func Version() string {
+	text := moduleVersion()
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return text
 	}
 	settings := map[string]string{}
 	for _, s := range info.Settings {

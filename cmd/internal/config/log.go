@@ -4,23 +4,30 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/rs/zerolog"
 	"golang.org/x/term"
 )
 
 // Log is the table [log] of both daemons.
 type Log struct {
-	Level string `toml:"level"`
+	Level  string `toml:"level"`
+	Format string `toml:"format"` // "auto" (also empty): text where w is a terminal, else JSON; "json" or "text"
 }
 
-// Check reports an unknown level.
+// Check reports an unknown level or format.
 func (l Log) Check(f *File) error {
 	if _, err := l.level(); err != nil {
 		return f.Errorf("log.level", `Write "debug", "info", "warn" or "error".`, "log.level is %q", l.Level)
 	}
-	return nil
+	switch l.Format {
+	case "", "auto", "json", "text":
+		return nil
+	}
+	return f.Errorf("log.format", `Write "auto", "json" or "text".`, "log.format is %q", l.Format)
 }
 
 func (l Log) level() (zerolog.Level, error) {
@@ -31,14 +38,95 @@ func (l Log) level() (zerolog.Level, error) {
 	return zerolog.NoLevel, fmt.Errorf("unknown level %q", l.Level)
 }
 
-// New makes a daemon's logger with one field that every line has: JSON lines, or lines for people where w is a terminal.
+// New makes a logger with one field that every line has: JSON lines, or lines for people; see Format.
 func (l Log) New(w io.Writer, field, value string) (zerolog.Logger, error) {
 	level, err := l.level()
 	if err != nil {
 		return zerolog.Nop(), err
 	}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly}
+	return zerolog.New(l.lines(w)).Level(level).With().Timestamp().Str(field, value).Logger(), nil
+}
+
+// lines is what writes the lines: each with one call of w.
+func (l Log) lines(w io.Writer) zerolog.LevelWriter {
+	f, isFile := w.(*os.File)
+	terminal := isFile && term.IsTerminal(int(f.Fd()))
+	if l.Format == "text" || l.Format != "json" && terminal {
+		return zerolog.LevelWriterAdapter{Writer: zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly, NoColor: !terminal}}
 	}
-	return zerolog.New(w).Level(level).With().Timestamp().Str(field, value).Logger(), nil
+	if isFile && f == os.Stderr {
+		// With a priority before each line, journalctl -p knows what is a warning.
+		if ours, err := journal.StderrIsJournalStream(); err == nil && ours {
+			return prioritized{w}
+		}
+	}
+	return zerolog.LevelWriterAdapter{Writer: w}
+}
+
+// prioritized writes lines as sd-daemon(3) has them.
+type prioritized struct{ w io.Writer }
+
+func (p prioritized) Write(line []byte) (int, error) { return p.WriteLevel(zerolog.NoLevel, line) }
+
+func (p prioritized) WriteLevel(level zerolog.Level, line []byte) (int, error) {
+	priority := journal.PriInfo
+	switch level {
+	case zerolog.DebugLevel, zerolog.TraceLevel:
+		priority = journal.PriDebug
+	case zerolog.WarnLevel:
+		priority = journal.PriWarning
+	case zerolog.ErrorLevel:
+		priority = journal.PriErr
+	case zerolog.FatalLevel, zerolog.PanicLevel:
+		priority = journal.PriCrit
+	}
+	if _, err := p.w.Write(fmt.Appendf(nil, "<%d>%s", priority, line)); err != nil {
+		return 0, err
+	}
+	return len(line), nil
+}
+
+// DaemonLog is a logger of a daemon: its level can be changed while it runs, and lines that come again and again are counted (see repeats).
+// All methods may be called at once.
+type DaemonLog struct {
+	zerolog.Logger
+	level   *atomic.Int32
+	repeats *repeats
+}
+
+// Open is New for a daemon. Flush it at the end.
+func (l Log) Open(w io.Writer, field, value string) (*DaemonLog, error) {
+	level, err := l.level()
+	if err != nil {
+		return nil, err
+	}
+	d := &DaemonLog{level: new(atomic.Int32), repeats: newRepeats(l.lines(w))}
+	d.level.Store(int32(level))
+	d.Logger = zerolog.New(filter{d.level, d.repeats}).With().Timestamp().Str(field, value).Logger()
+	return d, nil
+}
+
+// Adopt takes the level of a Log that passed Check, from the next line on.
+func (d *DaemonLog) Adopt(l Log) {
+	if level, err := l.level(); err == nil {
+		d.level.Store(int32(level))
+	}
+}
+
+// Flush tells at once what was counted.
+func (d *DaemonLog) Flush() { d.repeats.flush() }
+
+// filter lets lines of the level and above through.
+type filter struct {
+	level *atomic.Int32
+	to    zerolog.LevelWriter
+}
+
+func (f filter) Write(line []byte) (int, error) { return f.to.Write(line) }
+
+func (f filter) WriteLevel(level zerolog.Level, line []byte) (int, error) {
+	if int32(level) < f.level.Load() {
+		return len(line), nil
+	}
+	return f.to.WriteLevel(level, line)
 }

@@ -149,7 +149,7 @@ const (
 // defaults is what a file may leave out.
 func defaults() Config {
 	return Config{
-		Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue},
+		Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue, Format: "auto"},
 		Challenge: Challenge{Minutes: 5}, Limits: Limits{DevicePerMinute: 12, SourcePerMinute: 240, StatusPerMinute: 6000},
 	}
 }
@@ -612,5 +612,8 @@ func (c Challenge) open(ctx context.Context, sku string) (*issuer.Challenges, er
 	return c.with(sku, key)
 }
 
-// NewLog makes the daemon's logger; every line has the SKU.
+// NewLog makes a logger; every line has the SKU.
 func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w, "sku", c.SKU) }
+
+// OpenLog makes the daemon's own logger, which is NewLog's with more; see config.DaemonLog.
+func OpenLog(w io.Writer, c Config) (*config.DaemonLog, error) { return c.Log.Open(w, "sku", c.SKU) }

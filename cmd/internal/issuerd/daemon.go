@@ -27,6 +27,12 @@ const (
 	maxPerAddress  = 64
 )
 
+// The names of sockets that systemd may hand over, each in the place of the address of that name.
+const (
+	socketListen  = "listen"
+	socketMetrics = "metrics"
+)
+
 // maxHeaders is what API Gateway lets pass, in bytes.
 const maxHeaders = 10 << 10
 
@@ -34,7 +40,7 @@ const maxHeaders = 10 << 10
 type Daemon struct {
 	handler *issuer.Handler
 	opened  *Opened
-	pair    *keyPair // nil without TLS
+	pair    *web.KeyPair // nil without TLS
 	servers []served
 	log     zerolog.Logger
 
@@ -63,14 +69,14 @@ func Open(ctx context.Context, c Config, log zerolog.Logger, metrics func(*Daemo
 		}
 	}()
 	if c.TLS.Certificate != "" {
-		if d.pair, err = openKeyPair(c.TLS, log); err != nil {
+		if d.pair, err = web.OpenKeyPair(c.TLS.Certificate, c.TLS.Key, "tls.certificate and tls.key", log); err != nil {
 			return nil, err
 		}
 	}
 	doors := i.Doors(c.Limits)
 	doors.Log = d.decided
 	if d.pair != nil {
-		doors.Health = d.pair.health
+		doors.Health = d.pair.Health
 	}
 	if d.handler, err = issuer.NewHandler(doors); err != nil {
 		return nil, err
@@ -79,7 +85,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger, metrics func(*Daemo
 	if err != nil {
 		return nil, err
 	}
-	given, err := sockets()
+	given, err := web.Sockets(socketListen, socketMetrics)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +120,7 @@ func front(handler *issuer.Handler, revocations *issuer.Revocations) http.Handle
 }
 
 // listen takes the socket of a name that systemd opened, or opens the address.
-func (d *Daemon) listen(given map[string]net.Listener, name, key, address string, handler http.Handler, pair *keyPair) (err error) {
+func (d *Daemon) listen(given map[string]net.Listener, name, key, address string, handler http.Handler, pair *web.KeyPair) (err error) {
 	listener := given[name]
 	if listener == nil {
 		if listener, err = net.Listen("tcp", address); err != nil {
@@ -123,16 +129,24 @@ func (d *Daemon) listen(given map[string]net.Listener, name, key, address string
 	}
 	listener = web.Cap{Total: maxConnections, PerAddress: d.perAddress}.Limit(listener, d.log)
 	if pair != nil {
-		listener = tls.NewListener(listener, pair.config())
+		listener = tls.NewListener(listener, tlsConfig(pair))
 	}
 	d.servers = append(d.servers, served{listener: listener, server: newServer(handler, d.log)})
 	return nil
 }
 
+// tlsConfig is for a server. Who shows a certificate in the handshake shows that it has its key, and no more than that: whether it means
+// anything is for the issuer to say.
+//
+// A short answer is one record: strongSwan's client of EST gives up if the second one is not there yet.
+func tlsConfig(p *web.KeyPair) *tls.Config {
+	return &tls.Config{GetCertificate: p.Get, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequestClientCert, DynamicRecordSizingDisabled: true}
+}
+
 // Reload reads the TLS certificate and its key again, as happens by itself within a moment of a change.
 func (d *Daemon) Reload() {
 	if d.pair != nil {
-		d.pair.reload()
+		d.pair.Reload()
 	}
 }
 
@@ -155,7 +169,7 @@ func (d *Daemon) TLS() (notAfter time.Time, failed, ok bool) {
 	if d.pair == nil {
 		return time.Time{}, false, false
 	}
-	notAfter, failed = d.pair.state()
+	notAfter, failed = d.pair.State()
 	return notAfter, failed, true
 }
 

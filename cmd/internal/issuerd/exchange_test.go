@@ -33,9 +33,9 @@ func exchange(t *testing.T) string {
 	return section
 }
 
-// fenced are the blocks of a language, in order.
+// fenced are the blocks of a language, whatever else is said of them, in order.
 func fenced(section, language string) (blocks []string) {
-	for _, m := range regexp.MustCompile("(?s)\n```"+language+"\n(.*?\n)```\n").FindAllStringSubmatch(section, -1) {
+	for _, m := range regexp.MustCompile("(?s)\n```"+language+"(?: [^\n]*)?\n(.*?\n)```\n").FindAllStringSubmatch(section, -1) {
 		blocks = append(blocks, m[1])
 	}
 	return blocks

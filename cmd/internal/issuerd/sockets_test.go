@@ -2,12 +2,10 @@ package issuerd
 
 import (
 	"bytes"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -118,35 +116,5 @@ func TestSocketActivate(t *testing.T) {
 	}
 	if status := attempt(t, "POST", "http://"+address+"/new", p.request(t)); status != http.StatusOK {
 		t.Errorf("%d\n%s", status, p.log)
-	}
-}
-
-func TestSocketsRefused(t *testing.T) {
-	for name, c := range map[string]struct {
-		given map[string]int
-		want  string
-	}{
-		"nameless":   {map[string]int{"issuerd.socket": 1}, `a socket named "issuerd.socket": write FileDescriptorName=listen or =metrics`},
-		"two of one": {map[string]int{"listen": 2}, `2 sockets named "listen", want one`},
-	} {
-		given := map[string][]net.Listener{}
-		for of, n := range c.given {
-			for range n {
-				given[of] = append(given[of], listenLoopback(t))
-			}
-		}
-		if _, err := pick(given); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v", name, err)
-		}
-		for of, all := range given {
-			for _, l := range all {
-				if _, err := l.Accept(); err == nil || !strings.Contains(fmt.Sprint(err), "closed") {
-					t.Errorf("%s: %s is still open", name, of)
-				}
-			}
-		}
-	}
-	if taken, err := pick(nil); err != nil || len(taken) != 0 {
-		t.Errorf("none: %v, %v", taken, err)
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"secretfree/cmd/internal/web"
 )
 
 const tlsTop = "listen = \"127.0.0.1:0\"\n[tls]\ncertificate = %q\nkey = %q\n"
@@ -147,12 +149,12 @@ func TestKeyPair(t *testing.T) {
 		p := &place{dir: t.TempDir()}
 		p.pair(t, "tls.crt", "tls.key", "first", time.Hour)
 		var log bytes.Buffer
-		pair, err := openKeyPair(TLS{p.path("tls.crt"), p.path("tls.key")}, zerolog.New(&log))
+		pair, err := web.OpenKeyPair(p.path("tls.crt"), p.path("tls.key"), "tls.certificate and tls.key", zerolog.New(&log))
 		if err != nil {
 			t.Fatal(err)
 		}
 		serves := func() string {
-			c, err := pair.get(nil)
+			c, err := pair.Get(nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -165,7 +167,7 @@ func TestKeyPair(t *testing.T) {
 		if got := serves(); got != "first" {
 			t.Errorf("the files are looked at with each handshake: %s", got)
 		}
-		time.Sleep(lookEvery)
+		time.Sleep(web.LookEvery)
 		if got := serves(); got != "second" {
 			t.Errorf("a second later it serves %s", got)
 		}
@@ -173,7 +175,7 @@ func TestKeyPair(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			time.Sleep(lookEvery)
+			time.Sleep(web.LookEvery)
 			if got := serves(); got != "second" {
 				t.Errorf("without a key it serves %s", got)
 			}
@@ -181,31 +183,31 @@ func TestKeyPair(t *testing.T) {
 		if n := strings.Count(log.String(), `"level":"error"`); n != 1 {
 			t.Errorf("%d lines about one change:\n%s", n, &log)
 		}
-		if note, red := pair.health(); note == "" || red {
+		if note, red := pair.Health(); note == "" || red {
 			t.Errorf("health: %q, red %v", note, red)
 		}
 		time.Sleep(2 * time.Hour)
-		if note, red := pair.health(); !strings.Contains(note, "has expired, and the new one") || !red {
+		if note, red := pair.Health(); !strings.Contains(note, "has expired, and the new one") || !red {
 			t.Errorf("health past the end: %q, red %v", note, red)
 		}
 		p.pair(t, "tls.crt", "tls.key", "third", -time.Minute)
 		serves()
-		if note, red := pair.health(); note != "the TLS certificate has expired" || !red {
+		if note, red := pair.Health(); note != "the TLS certificate has expired" || !red {
 			t.Errorf("health past the end: %q, red %v", note, red)
 		}
 		p.pair(t, "tls.crt", "tls.key", "fourth", time.Hour)
-		time.Sleep(lookEvery)
-		if note, _ := pair.health(); note == "" {
+		time.Sleep(web.LookEvery)
+		if note, _ := pair.Health(); note == "" {
 			t.Error("it was seen before a handshake")
 		}
 		if got := serves(); got != "fourth" {
 			t.Errorf("it serves %s", got)
 		}
-		if note, red := pair.health(); note != "" || red {
+		if note, red := pair.Health(); note != "" || red {
 			t.Errorf("health: %q, red %v", note, red)
 		}
 	})
-	if _, err := openKeyPair(TLS{"/nowhere", "/nowhere"}, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), "tls.certificate and tls.key of the configuration") {
+	if _, err := web.OpenKeyPair("/nowhere", "/nowhere", "tls.certificate and tls.key", zerolog.Nop()); err == nil || !strings.Contains(err.Error(), "tls.certificate and tls.key of the configuration") {
 		t.Errorf("without files: %v", err)
 	}
 }

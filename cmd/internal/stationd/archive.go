@@ -41,12 +41,13 @@ func (a archive) PutCheckpoint(ctx context.Context, checkpoint []byte) error {
 const unarchived = time.Hour
 
 // archiveNotices are what people must know of the copies. That another writes under this name is a matter of the health.
-func archiveNotices(s spool.Stats) []station.Notice {
+func archiveNotices(s spool.Stats) []station.Problem {
 	if s.Forked || s.ArchiveError == "" || s.UnarchivedSince.IsZero() || time.Since(s.UnarchivedSince) <= unarchived {
 		return nil
 	}
-	return []station.Notice{{Text: fmt.Sprintf("Tell IT: the registry takes no copies of the journal: %s of it can be lost with the disk of this station. Go on working. Last error: %s",
-		cli.Count(s.Unarchived, "segment", "segments"), s.ArchiveError)}}
+	return []station.Problem{{Word: "copies-stopped", Call: station.CallIT,
+		Detail: fmt.Sprintf("the registry takes no copies of the journal: %s of it can be lost with the disk of this station. Last error: %s",
+			cli.Count(s.Unarchived, "segment", "segments"), s.ArchiveError)}}
 }
 
 // forked says in the spool's words that another machine writes under this name.

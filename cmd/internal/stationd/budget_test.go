@@ -16,14 +16,15 @@ func TestDiskNotices(t *testing.T) {
 	for _, c := range []struct {
 		disk   spool.Disk
 		urgent bool
-		want   string
+		word   string
+		want   string // the detail
 	}{
-		{spool.Disk{}, false, ""},
-		{spool.Disk{Free: 50, Size: 100, Level: spool.DiskOK}, false, ""},
-		{spool.Disk{Used: 1_234_000_000, Free: 15_360_000_000, Size: 85_360_000_000, Level: spool.DiskLow}, false,
-			"Tell IT: the disk of this station is 82 % full; 15 GB are left, room for about 10000000 boards. Go on working. The station's own files take 1.2 GB: stationctl spool prune says what of them can go, otherwise it needs a larger disk."},
-		{spool.Disk{Used: 999, Free: 1_536_000, Size: 100_000_000, Level: spool.DiskCritical}, true,
-			"Call IT: the disk of this station is 98 % full; 1.5 MB are left, room for about 1000 boards; then every board fails. The station's own files take 999 bytes: stationctl spool prune says what of them can go, otherwise it needs a larger disk."},
+		{spool.Disk{}, false, "", ""},
+		{spool.Disk{Free: 50, Size: 100, Level: spool.DiskOK}, false, "", ""},
+		{spool.Disk{Used: 1_234_000_000, Free: 15_360_000_000, Size: 85_360_000_000, Level: spool.DiskLow}, false, "disk-low",
+			"the disk of this station is 82 % full; 15 GB are left, room for about 10000000 boards. The station's own files take 1.2 GB: stationctl spool prune says what of them can go, otherwise it needs a larger disk."},
+		{spool.Disk{Used: 999, Free: 1_536_000, Size: 100_000_000, Level: spool.DiskCritical}, true, "disk-critical",
+			"the disk of this station is 98 % full; 1.5 MB are left, room for about 1000 boards. The station's own files take 999 bytes: stationctl spool prune says what of them can go, otherwise it needs a larger disk."},
 	} {
 		list := diskNotices(c.disk)
 		if c.want == "" {
@@ -32,9 +33,11 @@ func TestDiskNotices(t *testing.T) {
 			}
 			continue
 		}
-		if len(list) != 1 || list[0] != (station.Notice{Urgent: c.urgent, Text: c.want}) {
+		if len(list) != 1 || list[0].Urgent != c.urgent || list[0].Word != c.word || list[0].Detail != c.want || list[0].Call != station.CallIT {
 			t.Errorf("%+v: %+v", c.disk, list)
+			continue
 		}
+		sayable(t, list[0])
 	}
 }
 
@@ -65,7 +68,7 @@ func TestDiskWarns(t *testing.T) {
 	}
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
-	for limit := time.Now().Add(30 * time.Second); !strings.Contains(d.log.String(), "Tell IT: the disk"); <-ticker.C {
+	for limit := time.Now().Add(30 * time.Second); !strings.Contains(d.log.String(), "the disk of this station is "); <-ticker.C {
 		if time.Now().After(limit) {
 			t.Fatalf("the log says nothing of the disk:\n%s", d.log)
 		}

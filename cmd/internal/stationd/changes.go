@@ -38,7 +38,7 @@ func (c *changes) tell(stats spool.Stats) {
 	}
 	if stats.Disk.Level != c.last.Disk.Level {
 		for _, n := range diskNotices(stats.Disk) {
-			c.log.Warn().Msg(n.Text)
+			c.log.Warn().Msg(n.Detail)
 		}
 	}
 	c.last = stats

@@ -59,14 +59,16 @@ func TestArchiveNotices(t *testing.T) {
 			"it is new":        {spool.Stats{Unarchived: 1, UnarchivedSince: time.Now(), ArchiveError: "no route"}, ""},
 			"it is being sent": {spool.Stats{Unarchived: 1, UnarchivedSince: long}, ""},
 			"a fork":           {spool.Stats{Unarchived: 1, UnarchivedSince: long, ArchiveError: "fork", Forked: true}, ""},
-			"it is refused":    {spool.Stats{Unarchived: 2, UnarchivedSince: long, ArchiveError: "no s3:ListBucket"}, "Tell IT: the registry takes no copies of the journal: 2 segments of it"},
+			"it is refused":    {spool.Stats{Unarchived: 2, UnarchivedSince: long, ArchiveError: "no s3:ListBucket"}, "the registry takes no copies of the journal: 2 segments of it"},
 		} {
 			list := archiveNotices(c.stats)
 			switch {
 			case c.want == "" && len(list) > 0:
 				t.Errorf("%s: %+v", name, list)
-			case c.want != "" && (len(list) != 1 || list[0].Urgent || !strings.HasPrefix(list[0].Text, c.want) || !strings.Contains(list[0].Text, c.stats.ArchiveError)):
+			case c.want != "" && (len(list) != 1 || list[0].Urgent || !strings.HasPrefix(list[0].Detail, c.want) || !strings.Contains(list[0].Detail, c.stats.ArchiveError)):
 				t.Errorf("%s: %+v, want %q", name, list, c.want)
+			case c.want != "":
+				sayable(t, list[0])
 			}
 		}
 	})

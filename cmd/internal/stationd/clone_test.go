@@ -45,7 +45,7 @@ func TestClonedStation(t *testing.T) {
 	f.read() // PASS comes all the same
 	d = f.start()
 	status := d.await("the fork to be noticed", func(s station.Status) bool {
-		return len(s.Notices) > 0 && s.Notices[0].Urgent && strings.Contains(s.Notices[0].Text, "under the name of this station")
+		return len(s.Notices) > 0 && s.Notices[0].Urgent && s.Notices[0].Word == "health-forked" && strings.Contains(s.Notices[0].Detail, "under the name of this station")
 	})
 	if code, body := d.get("/healthz"); code != 503 || !strings.Contains(body, "station name") {
 		t.Errorf("/healthz of a clone: %d %s, want 503 and the remedy; the page: %+v", code, body, status.Notices)

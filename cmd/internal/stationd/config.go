@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cmd/internal/config"
+	"secretfree/station"
 	"secretfree/station/board"
 	"secretfree/uart"
 )
@@ -26,9 +27,11 @@ type Config struct {
 	StateDir    string          `toml:"state_dir"`
 	Listen      string          `toml:"listen"`
 	Hosts       []string        `toml:"hosts"`
+	Access      Access          `toml:"access"`
 	Slots       []Slot          `toml:"slot"`
 	Registry    config.Registry `toml:"registry"`
 	Policy      Policy          `toml:"policy"`
+	Page        Page            `toml:"page"`
 	Transcripts Transcripts     `toml:"transcripts"`
 	Export      Export          `toml:"export"`
 	Disk        Disk            `toml:"disk"`
@@ -47,7 +50,34 @@ type Slot struct {
 type Policy struct {
 	AllowUnproven bool              `toml:"allow_unproven"`
 	Algorithms    []board.Algorithm `toml:"algorithms"`
-	Lot           string            `toml:"lot"` // a file; empty: every board may pass
+	Lot           string            `toml:"lot"`   // a file; empty: every board may pass
+	Label         string            `toml:"label"` // LabelOptional or LabelRequired
+}
+
+// What Policy.Label can be. A label that was scanned and names another board fails a board either way.
+const (
+	LabelOptional = "optional"
+	LabelRequired = "required"
+)
+
+// Page is the table [page].
+type Page struct {
+	Language       string `toml:"language"` // one of station.Languages
+	Sound          bool   `toml:"sound"`
+	ContactIT      string `toml:"contact_it"` // whom the page says to call; see station.Page
+	ContactQuality string `toml:"contact_quality"`
+}
+
+func (p Page) check(f *config.File) error {
+	if !slices.Contains(station.Languages(), p.Language) {
+		return f.Errorf("page.language", fmt.Sprintf("Write one of: %s.", strings.Join(station.Languages(), ", ")), "page.language is %q", p.Language)
+	}
+	for _, contact := range []struct{ key, value string }{{"page.contact_it", p.ContactIT}, {"page.contact_quality", p.ContactQuality}} {
+		if err := station.CheckContact(contact.value); err != nil {
+			return f.Errorf(contact.key, `Write whom to call and how in a few words, such as "Ana, ext. 4711".`, "%s: %v", contact.key, err)
+		}
+	}
+	return nil
 }
 
 // Transcripts is the table [transcripts]: how many files are kept of boards that failed and of boards that passed.
@@ -84,17 +114,47 @@ const (
 
 // Load reads and checks a configuration file, and fills in what may be left out.
 func Load(name string) (Config, error) {
-	c := Config{
-		Listen:      defaultListen,
-		Transcripts: Transcripts{Failed: 500, Passed: 50, MaxMiB: 200},
-		Disk:        Disk{Warn: 80, Critical: 95},
-		Log:         config.Log{Level: zerolog.LevelInfoValue},
+	c, _, err := load(name)
+	return c, err
+}
+
+// LoadToServe is Load, and reads the files that [access] names, which only the user of stationd may be able to.
+func LoadToServe(name string) (Config, error) {
+	c, file, err := load(name)
+	if err != nil {
+		return Config{}, err
 	}
+	return c, c.Access.checkFiles(file)
+}
+
+func load(name string) (Config, *config.File, error) {
+	c := defaults()
 	file, err := config.Load(name, &c)
+	if err != nil {
+		return Config{}, nil, err
+	}
+	return c, file, c.check(file)
+}
+
+// parse is Load of what is to be written to a file.
+func parse(name string, text []byte) (Config, error) {
+	c := defaults()
+	file, err := config.Parse(name, text, &c)
 	if err != nil {
 		return Config{}, err
 	}
 	return c, c.check(file)
+}
+
+func defaults() Config {
+	return Config{
+		Listen:      defaultListen,
+		Transcripts: Transcripts{Failed: 500, Passed: 50, MaxMiB: 200},
+		Policy:      Policy{Label: LabelOptional},
+		Page:        Page{Language: station.English},
+		Disk:        Disk{Warn: 80, Critical: 95},
+		Log:         config.Log{Level: zerolog.LevelInfoValue, Format: "auto"},
+	}
 }
 
 func (c Config) check(f *config.File) error {
@@ -115,6 +175,9 @@ func (c Config) check(f *config.File) error {
 	if err := config.CheckHosts(f, "hosts", c.Hosts); err != nil {
 		return err
 	}
+	if err := c.Access.check(f, c.Listen); err != nil {
+		return err
+	}
 	if err := c.checkSlots(f); err != nil {
 		return err
 	}
@@ -129,6 +192,9 @@ func (c Config) check(f *config.File) error {
 	if c.Policy.Lot != "" && !filepath.IsAbs(c.Policy.Lot) {
 		return f.Errorf("policy.lot", "Write the absolute path of the file.", "policy.lot is %q", c.Policy.Lot)
 	}
+	if c.Policy.Label != LabelOptional && c.Policy.Label != LabelRequired {
+		return f.Errorf("policy.label", fmt.Sprintf("Write %q or %q.", LabelOptional, LabelRequired), "policy.label is %q", c.Policy.Label)
+	}
 	for _, limit := range []struct {
 		key              string
 		value, low, high int
@@ -139,6 +205,9 @@ func (c Config) check(f *config.File) error {
 	}
 	if _, err := c.Receipts(); err != nil {
 		return f.Errorf("export.trusted_receipts", "Write the lines of station.pub files that stationctl import has made, each of another importer.", "export.trusted_receipts: %v", err)
+	}
+	if err := c.Page.check(f); err != nil {
+		return err
 	}
 	if err := c.Disk.check(f); err != nil {
 		return err
@@ -213,5 +282,10 @@ func (c Config) Receipts() (note.Verifiers, error) {
 	return note.VerifierList(verifiers...), nil
 }
 
-// NewLog makes the daemon's logger; every line has the station's name.
+// NewLog makes a logger; every line has the station.
 func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w, "station", c.Station) }
+
+// OpenLog makes the daemon's own logger, which is NewLog's with more; see config.DaemonLog.
+func OpenLog(w io.Writer, c Config) (*config.DaemonLog, error) {
+	return c.Log.Open(w, "station", c.Station)
+}

@@ -39,6 +39,10 @@ dir = "/srv/registry"
 level = "info"
 [export]
 trusted_receipts = []
+[page]
+language = "de"
+contact_it = "Ana, ext. 4711"
+contact_quality = ""
 `
 	load := func(t *testing.T, text string) (string, error) {
 		name := filepath.Join(t.TempDir(), "stationd.toml")
@@ -57,6 +61,10 @@ trusted_receipts = []
 		{`"widgiot"`, `""`, `:2: sku is "". Write 1 to 63 of a-z`},
 		{`"/var/lib/stationd"`, `"state"`, `:3: state_dir is "state". Write the absolute path`},
 		{`"/var/lib/stationd"`, `"` + long + `"`, fmt.Sprintf(":3: state_dir has %d bytes. Write a shorter path, of %d bytes", len(long), maxStateDir)},
+		{`algorithms = ["P-256"]`, `label = "always"`, `:15: policy.label is "always". Write "optional" or "required".`},
+		{`"de"`, `"tlh"`, `:29: page.language is "tlh". Write one of: en, de, es, vi, zh.`},
+		{`"Ana, ext. 4711"`, `"` + strings.Repeat("ä", 61) + `"`, `:30: page.contact_it: "`},
+		{`contact_quality = ""`, `contact_quality = "a\nb"`, `:31: page.contact_quality: "a\nb" is not up to 60 printable characters. Write whom to call`},
 		{`"127.0.0.1:8080"`, `"nonsense"`, `:4: listen is "nonsense". Write an address and a port`},
 		{`"127.0.0.1:8080"`, `"127.0.0.1:99999"`, `:4: listen is "127.0.0.1:99999". Write`},
 		{`"127.0.0.1:8080"`, `"127.0.0.1:http"`, `:4: listen is "127.0.0.1:http". Write`},
@@ -80,6 +88,7 @@ trusted_receipts = []
 		{`"/srv/registry"`, `"registry"`, `:23: registry.dir is "registry". Write`},
 		{`"dir"`, `"none"`, `:21: registry.kind is "none", and there is more. Remove`},
 		{`"info"`, `"loud"`, `:25: log.level is "loud". Write`},
+		{`level = "info"`, `format = "xml"`, `:25: log.format is "xml". Write "auto"`},
 		{`trusted_receipts = []`, `trusted_receipts = ["x"]`, `:27: export.trusted_receipts: key 1 is no public key. Write`},
 	} {
 		text := strings.Replace(good, c.old, c.new, 1)
@@ -90,9 +99,34 @@ trusted_receipts = []
 			t.Errorf("%s: %v, want %s", c.new, err, c.want)
 		}
 	}
-	for _, listen := range []string{":8080", "0.0.0.0:80", "[::1]:8080", "localhost:65535", "line3_a:8080", "line3-a.factory.example:8080"} {
-		if _, err := load(t, strings.Replace(good, "127.0.0.1:8080", listen, 1)); err != nil {
-			t.Errorf("listen = %q: %v", listen, err)
+	for _, c := range []struct {
+		listen  string
+		network bool
+	}{{"[::1]:8080", false}, {"localhost:65535", false}, {"127.9.9.9:1", false}, {":8080", true}, {"0.0.0.0:80", true}, {"192.0.2.7:8080", true}, {"line3_a:8080", true}, {"line3-a.factory.example:8080", true}} {
+		open := strings.Replace(good, "127.0.0.1:8080", c.listen, 1)
+		name, err := load(t, open)
+		if !c.network && err != nil {
+			t.Errorf("listen = %q: %v", c.listen, err)
+		}
+		if want := fmt.Sprintf(`%s:4: listen is %q, which others reach, with neither TLS nor a token. Write "127.0.0.1:8080"`, name, c.listen); c.network && (err == nil || !strings.HasPrefix(err.Error(), want)) {
+			t.Errorf("listen = %q: %v, want %s", c.listen, err, want)
+		}
+		for _, access := range []string{"tls_cert = \"/etc/tls.crt\"\ntls_key = \"/etc/tls.key\"", "view_token_file = \"/etc/view\"", "technician_token_file = \"/etc/tech\""} {
+			if _, err := load(t, open+"[access]\n"+access+"\n"); err != nil {
+				t.Errorf("listen = %q with %s: %v", c.listen, access, err)
+			}
+		}
+	}
+	for _, c := range []struct{ access, want string }{
+		{`tls_cert = "tls.crt"`, `:33: access.tls_cert is "tls.crt". Write the absolute path`},
+		{`tls_cert = "/tls.crt"`, `:33: there is a certificate and no key. Write access.tls_key too`},
+		{`tls_key = "/tls.key"`, `:33: there is a key and no certificate. Write access.tls_cert too`},
+		{`view_token_file = "view"`, `:33: access.view_token_file is "view". Write the absolute path`},
+		{"view_token_file = \"/token\"\ntechnician_token_file = \"/token\"", `:34: viewers and technicians have the same file. Give each role`},
+		{`token = "secret"`, `:33: unknown key "access.token". Correct or remove it; known in [access]: technician_token_file, tls_cert, tls_key, view_token_file`},
+	} {
+		if name, err := load(t, good+"[access]\n"+c.access+"\n"); err == nil || !strings.HasPrefix(err.Error(), name+c.want) {
+			t.Errorf("%s: %v, want %s", c.access, err, c.want)
 		}
 	}
 }

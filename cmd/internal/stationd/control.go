@@ -18,12 +18,15 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/cmd/internal/cli"
 	"secretfree/spool"
 	"secretfree/station/board"
 )
 
 // The control socket lies in the state directory, for stationctl: whoever may write there may act. It speaks HTTP:
 //
+//	GET  /stats                Running
+//	GET  /status, /metrics     what the page's address has, for who may not show a token there
 //	GET  /dead                 the dead letters, a JSON list of spool.DeadLetter
 //	GET  /dead/{seq}           spool.Evidence
 //	POST /dead/{seq}/requeue   204
@@ -58,6 +61,15 @@ func listenControl(stateDir string) (net.Listener, error) {
 
 func (d *Daemon) control() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
+		running := Running{Version: cli.Version(), Stats: d.stats()}
+		if err := d.station.Health(); err != nil {
+			running.Red = strings.Split(err.Error(), "\n")
+		}
+		answer(w, running, nil)
+	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Status(), nil) })
+	mux.Handle("GET /metrics", d.metrics())
 	mux.HandleFunc("GET /dead", func(w http.ResponseWriter, _ *http.Request) {
 		letters, err := d.spool.DeadLetters()
 		answer(w, letters, err)
@@ -108,7 +120,7 @@ func (d *Daemon) control() http.Handler {
 			answer(w, nil, fmt.Errorf("reading the receipt: %w", err))
 			return
 		}
-		settled, err := d.spool.ApplyReceipt(data, d.receipts)
+		settled, err := d.spool.ApplyReceipt(data, d.verifiers())
 		if err == nil {
 			d.log.Info().Str("by", settled.By).Uint64("first", settled.First).Uint64("last", settled.Last).
 				Int("confirmed", settled.Confirmed).Int("refused", settled.Refused).Msg("a receipt was applied, by the control socket")
@@ -117,6 +129,16 @@ func (d *Daemon) control() http.Handler {
 	})
 	return mux
 }
+
+// Running is what a station that runs says of itself.
+type Running struct {
+	Version string      `json:"version"`
+	Stats   spool.Stats `json:"stats"`
+	Red     []string    `json:"red"` // why its health is red, a line each; none if it is not
+}
+
+// ErrNotRunning says that no stationd runs on a state directory.
+var ErrNotRunning = errors.New("stationd does not run")
 
 // Waiting says what waits for the registry.
 type Waiting struct {
@@ -233,6 +255,42 @@ func Outside(ctx context.Context, c Config) (spool.Sink, spool.Archive, error) {
 type noSink struct{ why string }
 
 func (n noSink) Put(context.Context, board.Sealed) error { return errors.New(n.why) }
+
+// Stats asks the station that runs; ErrNotRunning if none does.
+func (c *Control) Stats(ctx context.Context) (running Running, err error) {
+	if c.client == nil {
+		return running, ErrNotRunning
+	}
+	return running, c.call(ctx, http.MethodGet, "/stats", nil, &running)
+}
+
+// Look asks the station that runs on a state directory for what its control socket has under a path; ErrNotRunning if none does.
+func Look(ctx context.Context, stateDir, path string) ([]byte, error) {
+	c, err := OpenControl(stateDir, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if c.client == nil {
+		return nil, ErrNotRunning
+	}
+	ctx, cancel := context.WithTimeout(ctx, controlLimit)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://stationd"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	got, err := c.client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("asking stationd: %w", err)
+	}
+	defer got.Body.Close()
+	said, err := io.ReadAll(io.LimitReader(got.Body, maxControlDoc))
+	if err == nil && got.StatusCode != http.StatusOK {
+		err = fmt.Errorf("stationd says: %s", got.Status)
+	}
+	return said, err
+}
 
 // List returns all dead letters, the oldest first.
 func (c *Control) List(ctx context.Context) (letters []spool.DeadLetter, err error) {

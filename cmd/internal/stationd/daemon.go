@@ -8,7 +8,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -50,18 +53,25 @@ type Daemon struct {
 	station  *station.Station
 	listener net.Listener
 	server   *http.Server
+	gate     *gate
 	log      zerolog.Logger
 
 	diskLimit       time.Duration
-	carried         bool           // records leave on a stick
-	receipts        note.Verifiers // who may settle records by a receipt
+	carried         bool // records leave on a stick
+	transcripts     *shelf
+	timings         timings
+	receipts        atomic.Pointer[note.Verifiers] // who may settle records by a receipt
+	reloaded        atomic.Pointer[reloaded]
 	controlListener net.Listener
 	controlServer   *http.Server
+
+	reloading sync.Mutex // one at a time
+	config    Config     // what holds; guarded by reloading
 }
 
 // Serve opens a station and runs it until ctx ends. If ctx ends before it is open, as while a large index is made anew, it is
 // not waited for: nothing has passed yet.
-func Serve(ctx context.Context, c Config, log zerolog.Logger) error {
+func Serve(ctx context.Context, c Config, log zerolog.Logger, again Reloads) error {
 	type opened struct {
 		d   *Daemon
 		err error
@@ -76,7 +86,17 @@ func Serve(ctx context.Context, c Config, log zerolog.Logger) error {
 		if o.err != nil {
 			return o.err
 		}
-		return o.d.Run(ctx)
+		if os.Getenv("GOGC") == "" {
+			// A station has memory of its own of 2 MiB and time to spare, and shares a small machine: half of the usual garbage is enough.
+			debug.SetGCPercent(50)
+		}
+		reloading, cancel := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			o.d.reloads(reloading, again)
+		}()
+		return errors.Join(o.d.Run(ctx), stopReloads(cancel, ended))
 	case <-ctx.Done():
 		log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopped before it was ready")
 		return nil
@@ -96,12 +116,18 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == NoRegistry}
-	if d.receipts, err = c.Receipts(); err != nil {
+	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == NoRegistry, config: c}
+	receipts, err := c.Receipts()
+	if err != nil {
 		return nil, err
 	}
+	d.receipts.Store(&receipts)
+	d.reloaded.Store(&reloaded{taken: time.Now()})
+	if many, ok := sink.(spool.BatchSink); ok {
+		sink = timedSink{many, &d.timings}
+	}
 	if d.spool, err = spool.Open(spool.Config{
-		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical, Retention: c.Retention.Age(),
+		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, Limits: c.limits(),
 		Notify: func(notice string) { log.Warn().Msg(notice) },
 	}); err != nil {
 		return nil, err
@@ -123,11 +149,16 @@ func openRegistry(ctx context.Context, c Config) (spool.Sink, spool.Archive, err
 	return registry, archive{registry}, nil
 }
 
-func (d *Daemon) open(c Config) error {
-	transcripts, err := openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
+func (d *Daemon) open(c Config) (err error) {
+	d.transcripts, err = openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
 	if err != nil {
 		return err
 	}
+	days, err := openDaybook(filepath.Join(c.StateDir, "verdicts"))
+	if err != nil {
+		return err
+	}
+	past := history{spool: d.spool, dir: c.StateDir, days: days, shelf: d.transcripts}
 	var slots []station.SlotConfig
 	for _, slot := range c.Slots {
 		dialect, err := uart.DialectByName(slot.Dialect)
@@ -139,25 +170,31 @@ func (d *Daemon) open(c Config) error {
 			Open: func(ctx context.Context) (uart.Conn, error) { return uart.Wait(ctx, slot.Port) },
 		})
 	}
-	policy := station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms}
-	if c.Policy.Lot != "" {
-		policy.Lot = (&lot{path: c.Policy.Lot}).check
+	counts := openCounted(c.StateDir)
+	counted, err := counts.load()
+	if err != nil {
+		d.log.Warn().Err(err).Msg("the count of the lot is lost; it begins anew")
 	}
+	if d.gate, err = openGate(c, d.log); err != nil {
+		return err
+	}
+	settings := c.settings()
 	d.station, err = station.New(station.Config{
-		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: d.spool,
-		Policy:  policy,
+		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: timedJournal{d.spool, &d.timings},
+		Policy: settings.Policy, Page: settings.Page, Hosts: settings.Hosts, Lot: counted, KeepLot: counts.keep,
 		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health, Notices: d.notices,
-		Transcript: transcripts.keep, Hosts: c.hosts(), Log: d.log,
+		Transcript: d.transcripts.keep, Verdicts: days.note, History: past, Evidence: past, Access: d.gate.access(), Log: d.log,
 	})
 	if err != nil {
 		return err
 	}
-	if d.listener, err = net.Listen("tcp", c.Listen); err != nil {
-		return fmt.Errorf("opening the page's address (listen in the configuration): %w", err)
+	if d.listener, err = listen(c); err != nil {
+		return err
 	}
 	d.listener = web.Cap{
 		Total: maxConnections, PerAddress: maxPerAddress, Refusal: "too many connections to this station are open: close some pages",
 	}.Limit(d.listener, d.log)
+	d.listener = d.gate.listen(d.listener)
 	if d.controlListener, err = listenControl(c.StateDir); err != nil {
 		return errors.Join(err, d.listener.Close())
 	}
@@ -169,6 +206,29 @@ func (d *Daemon) open(c Config) error {
 	mux.Handle("/", d.station.Handler())
 	d.server = pageServer(mux, d.log)
 	return nil
+}
+
+// socketListen is the name of the socket that systemd may hand over in the place of the page's address.
+const socketListen = "listen"
+
+// listen takes the socket that systemd opened, or opens the address. What holds for an address on a network holds for a socket there.
+func listen(c Config) (net.Listener, error) {
+	given, err := web.Sockets(socketListen)
+	if err != nil {
+		return nil, err
+	}
+	if l := given[socketListen]; l != nil {
+		if onNetwork(l.Addr().String()) && !c.Access.TLS() && !c.Access.tokens() {
+			return nil, errors.Join(fmt.Errorf("systemd hands over a socket on %s, which others reach, and there is neither TLS nor a token: write a table [access] into the "+
+				"configuration, or ListenStream=%s into the unit", l.Addr(), defaultListen), l.Close())
+		}
+		return l, nil
+	}
+	l, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("opening the page's address (listen in the configuration): %w", err)
+	}
+	return l, nil
 }
 
 // pageServer bounds what a client may take its time for.
@@ -205,7 +265,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	watch := make(chan error, 1)
 	go func() { watch <- d.watch(slotsCtx) }()
 	d.notify(daemon.SdNotifyReady)
-	d.log.Info().Str("page", "http://"+d.Addr()+"/").Msg("ready")
+	scheme := "http://"
+	if d.gate.pair != nil {
+		scheme = "https://"
+	}
+	// What the opening of a long journal left over is given back now; the collector would keep it for as long as nothing happens.
+	debug.FreeOSMemory()
+	d.log.Info().Str("page", scheme+d.Addr()+"/").Msg("ready")
 
 	var failed error
 	select {
@@ -294,47 +360,54 @@ func (d *Daemon) confirmed(device board.DeviceID) bool {
 	return err == nil && delivered
 }
 
-func (d *Daemon) health() error {
-	stats := d.stats()
-	var red []error
-	// Each is one line: an error of several causes has several.
-	add := func(format string, args ...any) {
-		red = append(red, errors.New(strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")))
+func (d *Daemon) health() []station.Problem { return d.red(d.stats()) }
+
+// red is what is due and does not move.
+func (d *Daemon) red(stats spool.Stats) []station.Problem {
+	var red []station.Problem
+	add := func(p station.Problem, format string, args ...any) {
+		p.Urgent, p.Call = true, station.CallIT
+		p.Detail = strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ") // an error of several causes has several lines
+		red = append(red, p)
 	}
 	if stats.Broken != "" {
-		add("the disk is not trusted: %s", stats.Broken)
+		add(station.Problem{Word: "health-disk-untrusted"}, "the disk is not trusted: %s", stats.Broken)
 	}
-	if err := d.hangs(stats); err != nil {
-		red = append(red, err)
+	if since, err := d.hangs(stats); err != nil {
+		add(station.Problem{Word: "health-disk-stalled", Args: []any{since}}, "%v", err)
 	}
 	if stats.Damaged > 0 {
-		add("parts of the journal cannot be read and are kept aside (%s): stationctl spool repair", cli.Count(stats.Damaged, "entry", "entries"))
+		add(station.Problem{Word: "health-journal-damaged"}, "parts of the journal cannot be read and are kept aside (%s): stationctl spool repair", cli.Count(stats.Damaged, "entry", "entries"))
 	}
 	if stats.Unsigned != "" {
-		add("the journal is not signed: %s", stats.Unsigned)
+		add(station.Problem{Word: "health-unsigned"}, "the journal is not signed: %s", stats.Unsigned)
+	}
+	if err := d.gate.health(); err != nil {
+		add(station.Problem{Word: "health-certificate"}, "%v", err)
 	}
 	if stats.Clock != "" {
-		add("the clock: %s", stats.Clock)
+		add(station.Problem{Word: "health-clock"}, "the clock: %s", stats.Clock)
 	}
 	if stats.Forked {
-		add("another machine writes under the name of this station: %s", stats.ArchiveError)
+		add(station.Problem{Word: "health-forked"}, "another machine writes under the name of this station: %s", stats.ArchiveError)
 	}
 	since := stats.Oldest
 	if stats.LastSuccess.After(since) {
 		since = stats.LastSuccess
 	}
-	if stats.Pending > 0 && time.Since(since) > stalled && !d.carried {
-		add("waiting for the registry: %s, and none was confirmed in the last %d minutes", cli.Count(stats.Pending, "record", "records"), stalled/time.Minute)
+	if silent := time.Since(since); stats.Pending > 0 && silent > stalled && !d.carried {
+		add(station.Problem{Word: "health-registry-silent", Args: []any{silent}},
+			"waiting for the registry: %s, and none was confirmed in the last %d minutes", cli.Count(stats.Pending, "record", "records"), stalled/time.Minute)
 	}
-	return errors.Join(red...)
+	return red
 }
 
-// hangs tells of a disk that does not come back from a call.
-func (d *Daemon) hangs(stats spool.Stats) error {
+// hangs tells of a disk that does not come back from a call, and for how long.
+func (d *Daemon) hangs(stats spool.Stats) (time.Duration, error) {
 	if since := time.Since(stats.WritingSince); !stats.WritingSince.IsZero() && since > d.diskLimit {
-		return fmt.Errorf("stalled disk: the disk of this station has not answered for %d s; boards wait until it does. See what the kernel says of it (dmesg), and replace it if it does not come back", since/time.Second)
+		return since, fmt.Errorf("stalled disk: the disk of this station has not answered for %d s; boards wait until it does. See what the kernel says of it (dmesg), and replace it if it does not come back", since/time.Second)
 	}
-	return nil
+	return 0, nil
 }
 
 // unsettled says what was not waited for, and why.
@@ -365,7 +438,8 @@ func (d *Daemon) watch(ctx context.Context) error {
 	for {
 		stats := d.stats()
 		if interval > 0 && time.Since(fed) >= interval/3 {
-			if err := errors.Join(d.station.Alive(), d.hangs(stats)); err != nil {
+			_, hangs := d.hangs(stats)
+			if err := errors.Join(d.station.Alive(), hangs); err != nil {
 				d.log.Error().Err(err).Msg("no progress; the watchdog is not fed")
 			} else {
 				d.notify(daemon.SdNotifyWatchdog)

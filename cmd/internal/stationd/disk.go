@@ -26,19 +26,23 @@ func (d Disk) check(f *config.File) error {
 }
 
 // notices are what people must know of the disk and of the copies.
-func (d *Daemon) notices() []station.Notice {
+func (d *Daemon) notices() []station.Problem {
 	stats := d.stats()
 	return append(diskNotices(stats.Disk), archiveNotices(stats)...)
 }
 
-func diskNotices(d spool.Disk) []station.Notice {
-	left := fmt.Sprintf("the disk of this station is %d %% full; %s are left, room for about %d boards", d.Percent(), cli.Size(d.Free), d.Boards())
-	remedy := fmt.Sprintf("The station's own files take %s: stationctl spool prune says what of them can go, otherwise it needs a larger disk.", cli.Size(d.Used))
+func diskNotices(d spool.Disk) []station.Problem {
+	p := station.Problem{Args: []any{d.Percent(), d.Boards()}, Call: station.CallIT}
 	switch d.Level {
 	case spool.DiskLow:
-		return []station.Notice{{Text: fmt.Sprintf("Tell IT: %s. Go on working. %s", left, remedy)}}
+		p.Word = "disk-low"
 	case spool.DiskCritical:
-		return []station.Notice{{Urgent: true, Text: fmt.Sprintf("Call IT: %s; then every board fails. %s", left, remedy)}}
+		p.Word, p.Urgent = "disk-critical", true
+	default:
+		return nil
 	}
-	return nil
+	p.Detail = fmt.Sprintf("the disk of this station is %d %% full; %s are left, room for about %d boards. "+
+		"The station's own files take %s: stationctl spool prune says what of them can go, otherwise it needs a larger disk.",
+		d.Percent(), cli.Size(d.Free), d.Boards(), cli.Size(d.Used))
+	return []station.Problem{p}
 }

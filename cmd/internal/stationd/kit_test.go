@@ -29,6 +29,7 @@ type factory struct {
 	registry string
 	state    string
 	ports    []string
+	top      string // lines before all tables
 	extra    string
 }
 
@@ -44,7 +45,7 @@ func newFactory(t *testing.T) *factory {
 
 func (f *factory) config() Config {
 	f.t.Helper()
-	text := fmt.Sprintf("station = \"line3-a\"\nsku = \"widgiot\"\nstate_dir = %q\nlisten = \"127.0.0.1:0\"\n", f.state)
+	text := fmt.Sprintf("station = \"line3-a\"\nsku = \"widgiot\"\nstate_dir = %q\nlisten = \"127.0.0.1:0\"\n%s", f.state, f.top)
 	for i, port := range f.ports {
 		text += fmt.Sprintf("[[slot]]\nname = %q\nport = %q\ndialect = \"ti-at\"\n", string(rune('A'+i)), port)
 	}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/station"
@@ -19,7 +20,8 @@ import (
 // (six bytes with colons) in each line; # begins a comment. It is read again when the file has changed, so that a
 // new work order needs no restart.
 type lot struct {
-	path string
+	path  string
+	count atomic.Int64 // boards on the list that was read last
 
 	mu    sync.Mutex
 	stamp os.FileInfo // of the file that was read
@@ -46,6 +48,9 @@ func (l *lot) check(device board.DeviceID, facts map[string]string) error {
 	return nil
 }
 
+// listed is station.Policy.Listed: it waits for no file. Before the first board it is 0.
+func (l *lot) listed() int { return int(l.count.Load()) }
+
 // load reads the file if it is not the one that was read. A list that is wrong anywhere is not used at all.
 func (l *lot) load() error {
 	f, err := os.Open(l.path)
@@ -68,6 +73,7 @@ func (l *lot) load() error {
 		return fmt.Errorf("%s:%w", l.path, err)
 	}
 	l.stamp, l.ids = info, ids
+	l.count.Store(int64(len(ids)))
 	return nil
 }
 

@@ -90,6 +90,9 @@ func TestBoardsAgainstALot(t *testing.T) {
 	}
 	f.plug(f.ports[0], good)
 	d.awaitSlot(0, station.Passed)
+	if lot := d.Status().Lot; lot.Planned != 2 || lot.Passed != 1 || lot.Failed != 2 {
+		t.Errorf("the list has 2 boards, and the lot is %+v", lot)
+	}
 	d.stop()
 	if report := f.verify(); report.Records != 1 || report.Refusals != 0 {
 		t.Errorf("the journal holds %+v", report)

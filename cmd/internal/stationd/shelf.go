@@ -1,7 +1,12 @@
 package stationd
 
 import (
+	"bufio"
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,25 +14,30 @@ import (
 	"sync"
 	"time"
 
+	"secretfree/station"
+	"secretfree/station/board"
 	"secretfree/uart"
 )
 
 // shelf keeps the newest transcripts of a station as files named <time>-<slot>-<verdict>.uart: a ring of those that failed and a
 // ring of those that passed, which share a budget of bytes.
 type shelf struct {
-	dir    string
+	dir string
+
+	mu     sync.Mutex   // one slot writes and prunes at a time
 	limits map[bool]int // of files, by whether the board passed
 	budget int64        // bytes
-
-	mu    sync.Mutex // one slot writes and prunes at a time
-	files []shelved  // oldest first
+	files  []shelved    // oldest first
 }
 
 type shelved struct {
 	name   string
 	size   int64
 	passed bool
+	device string // 32 hex digits; empty if none is known, unreadHeader if nobody has looked
 }
+
+const unreadHeader = "?"
 
 const (
 	shelfEnding = ".uart"
@@ -43,36 +53,44 @@ func openShelf(dir string, limits Transcripts) (*shelf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing the transcripts: %w", err)
 	}
-	s := &shelf{dir: dir, limits: map[bool]int{true: limits.Passed, false: limits.Failed}, budget: int64(limits.MaxMiB) << 20}
+	s := &shelf{dir: dir}
 	for _, e := range entries {
 		info, err := e.Info()
 		if err != nil || !info.Mode().IsRegular() || !strings.HasSuffix(e.Name(), shelfEnding) {
 			continue // what is no transcript is not ours to prune
 		}
-		s.files = append(s.files, shelved{e.Name(), info.Size(), strings.HasSuffix(e.Name(), "-"+passedWord+shelfEnding)})
+		s.files = append(s.files, shelved{e.Name(), info.Size(), strings.HasSuffix(e.Name(), "-"+passedWord+shelfEnding), unreadHeader})
 	}
-	return s, s.prune()
+	return s, s.adopt(limits)
+}
+
+// adopt takes limits, and makes what is there fit into them.
+func (s *shelf) adopt(limits Transcripts) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limits, s.budget = map[bool]int{true: limits.Passed, false: limits.Failed}, int64(limits.MaxMiB)<<20
+	return s.prune()
 }
 
 func (s *shelf) keep(t *uart.Transcript) error {
 	verdict := strings.TrimPrefix(t.Header["expect"], "failed ")
 	passed := verdict == passedWord
-	if s.limits[passed] == 0 {
-		return nil
-	}
 	text, err := t.Encode()
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.limits[passed] == 0 {
+		return nil
+	}
 	name := fmt.Sprintf("%s-%s-%s%s", time.Now().UTC().Format(shelfTime), fileName(t.Header["slot"]), fileName(verdict), shelfEnding)
 	path := filepath.Join(s.dir, name)
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		os.Remove(path) // a part of a transcript is worth nothing
 		return err
 	}
-	s.files = append(s.files, shelved{name, int64(len(text)), passed})
+	s.files = append(s.files, shelved{name, int64(len(text)), passed, deviceIn(t.Header["device"], t.Header["note"])})
 	return s.prune()
 }
 
@@ -111,4 +129,104 @@ func fileName(s string) string {
 		}
 		return '_'
 	}, s)
+}
+
+// of gives the transcripts of a board, the newest first. The headers of what was there at the start are read when somebody asks first.
+func (s *shelf) of(ctx context.Context, device board.DeviceID) ([]station.TranscriptName, error) {
+	s.mu.Lock()
+	files := slices.Clone(s.files)
+	s.mu.Unlock()
+	read := map[string]string{}
+	for i := range files {
+		if files[i].device != unreadHeader {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		files[i].device = headerOf(filepath.Join(s.dir, files[i].name))
+		read[files[i].name] = files[i].device
+	}
+	if len(read) > 0 {
+		s.mu.Lock()
+		for i := range s.files {
+			if found, ok := read[s.files[i].name]; ok {
+				s.files[i].device = found
+			}
+		}
+		s.mu.Unlock()
+	}
+	var names []station.TranscriptName
+	for _, f := range slices.Backward(files) {
+		if f.device == device.String() {
+			names = append(names, nameOf(f))
+		}
+	}
+	return names, nil
+}
+
+// nameOf takes a name apart: <time>-<slot>-<verdict>.uart, where slot and verdict may have dashes.
+func nameOf(f shelved) station.TranscriptName {
+	n := station.TranscriptName{Name: f.name, Passed: f.passed}
+	at, rest, _ := strings.Cut(strings.TrimSuffix(f.name, shelfEnding), "-")
+	n.Time, _ = time.Parse(shelfTime, at)
+	for _, reason := range append(station.Reasons(), station.Reason(passedWord)) {
+		if slot, ok := strings.CutSuffix(rest, "-"+fileName(string(reason))); ok && len(reason) > len(n.Reason) {
+			n.Slot, n.Reason = slot, reason
+		}
+	}
+	if n.Passed {
+		n.Reason = ""
+	}
+	return n
+}
+
+// deviceIn finds whose dialogue it is: what the header says, or the note of what came after a verdict.
+func deviceIn(device, note string) string {
+	if _, err := board.ParseDeviceID(device); err == nil {
+		return device
+	}
+	if i := strings.LastIndexByte(note, ' '); i >= 0 {
+		if _, err := board.ParseDeviceID(note[i+1:]); err == nil {
+			return note[i+1:]
+		}
+	}
+	return ""
+}
+
+// headerOf reads the device in a transcript's header, which ends with an empty line.
+func headerOf(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	header := map[string]string{}
+	lines := bufio.NewScanner(io.LimitReader(f, maxHeader))
+	for lines.Scan() && lines.Text() != "" {
+		if key, value, ok := strings.Cut(lines.Text(), ": "); ok {
+			header[key] = value
+		}
+	}
+	return deviceIn(header["device"], header["note"])
+}
+
+const maxHeader = 8 << 10
+
+// read gives a transcript that is on the shelf, and nothing else that a name may lead to.
+func (s *shelf) read(name string) ([]byte, error) {
+	s.mu.Lock()
+	there := slices.ContainsFunc(s.files, func(f shelved) bool { return f.name == name })
+	s.mu.Unlock()
+	if !there {
+		return nil, station.ErrNoTranscript
+	}
+	text, err := os.ReadFile(filepath.Join(s.dir, name))
+	if errors.Is(err, fs.ErrNotExist) { // it went meanwhile
+		return nil, station.ErrNoTranscript
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading a transcript: %w", err)
+	}
+	return text, nil
 }

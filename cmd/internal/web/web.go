@@ -1,4 +1,4 @@
-// Package web is what the daemons put around net/http: a cap on open connections, and an error log in their own format.
+// Package web is what the daemons put around net/http: a cap on open connections, a certificate that is read again, and an error log in their own format.
 package web
 
 import (

@@ -1,4 +1,4 @@
-package issuerd
+package web
 
 import (
 	"crypto/tls"
@@ -10,12 +10,12 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// lookEvery is how often the files are looked at, at the most.
-const lookEvery = time.Second
+// LookEvery is how often the files are looked at, at the most.
+const LookEvery = time.Second
 
-// keyPair is the server's certificate with its key, read again when their files have changed. A pair that cannot be read leaves the
-// one before in its place.
-type keyPair struct {
+// KeyPair is a server's certificate with its key, read again when their files have changed. A pair that cannot be read leaves the
+// one before in its place. All methods may be called at once.
+type KeyPair struct {
 	files [2]string // certificate and key
 	log   zerolog.Logger
 
@@ -26,43 +26,36 @@ type keyPair struct {
 	err     error // of the last reading, if it failed
 }
 
-// openKeyPair reads the pair that [tls] names.
-func openKeyPair(c TLS, log zerolog.Logger) (*keyPair, error) {
-	p := &keyPair{files: [2]string{c.Certificate, c.Key}, log: log}
+// OpenKeyPair reads a pair of PEM files; keys is how the configuration names them, for the error.
+func OpenKeyPair(certificate, key, keys string, log zerolog.Logger) (*KeyPair, error) {
+	p := &KeyPair{files: [2]string{certificate, key}, log: log}
 	p.look(true)
 	if p.err != nil {
-		return nil, fmt.Errorf("loading tls.certificate and tls.key of the configuration: %w", p.err)
+		return nil, fmt.Errorf("loading %s of the configuration: %w", keys, p.err)
 	}
 	return p, nil
 }
 
-// config is for a server. Who shows a certificate in the handshake shows that it has its key, and no more than that: whether it means
-// anything is for the issuer to say.
-//
-// A short answer is one record: strongSwan's client of EST gives up if the second one is not there yet.
-func (p *keyPair) config() *tls.Config {
-	return &tls.Config{GetCertificate: p.get, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequestClientCert, DynamicRecordSizingDisabled: true}
-}
-
-func (p *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+// Get is for tls.Config.GetCertificate.
+func (p *KeyPair) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now := time.Now(); now.Sub(p.looked) >= lookEvery {
+	if now := time.Now(); now.Sub(p.looked) >= LookEvery {
 		p.looked = now
 		p.look(false)
 	}
 	return p.current, nil
 }
 
-// reload reads the files, changed or not.
-func (p *keyPair) reload() {
+// Reload reads the files, changed or not.
+func (p *KeyPair) Reload() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.look(true)
 }
 
 // look reads the files if they are others than those that were read last, or if it must.
-func (p *keyPair) look(must bool) {
+func (p *KeyPair) look(must bool) {
 	var now [2]os.FileInfo
 	var err error
 	for i, name := range p.files {
@@ -97,8 +90,8 @@ func same(a, b [2]os.FileInfo) bool {
 	return true
 }
 
-// health says what is wrong, and whether clients refuse the server because of it.
-func (p *keyPair) health() (note string, red bool) {
+// Health says what is wrong, and whether clients refuse the server because of it.
+func (p *KeyPair) Health() (note string, red bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	ended := time.Now().After(p.current.Leaf.NotAfter)
@@ -113,8 +106,8 @@ func (p *keyPair) health() (note string, red bool) {
 	return "", false
 }
 
-// state is until when the pair is valid, and whether the last reading failed.
-func (p *keyPair) state() (notAfter time.Time, failed bool) {
+// State is until when the pair is valid, and whether the last reading failed.
+func (p *KeyPair) State() (notAfter time.Time, failed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.current.Leaf.NotAfter, p.err != nil

@@ -1,0 +1,138 @@
+package stationd
+
+import (
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"secretfree/fixtures"
+	"secretfree/station"
+)
+
+// send posts a form as the page does.
+func (r *running) send(path string, form url.Values) int {
+	r.t.Helper()
+	request, err := http.NewRequestWithContext(r.t.Context(), http.MethodPost, "http://"+r.Addr()+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	request.Header.Set("Accept", "application/json")
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	answer.Body.Close()
+	return answer.StatusCode
+}
+
+// A work order and its label, scanned on the page: the wrong board fails and is not enrolled, the right one passes, and the count goes on
+// after a restart.
+func TestScanToPass(t *testing.T) {
+	f := newFactory(t)
+	f.extra = "[policy]\nlabel = \"required\"\n"
+	d := f.start()
+	if code := d.send("/scan", url.Values{"text": {"WO-1;20"}}); code != http.StatusNoContent {
+		t.Fatalf("scanning a work order: %d", code)
+	}
+	one, other := newBoard(), newBoard()
+	try := func(put *fixtures.Board, reason station.Reason) {
+		t.Helper()
+		unplug := f.plug(f.ports[0], put)
+		slot := d.await("a verdict", func(s station.Status) bool {
+			return s.Slots[0].State == station.Passed || s.Slots[0].State == station.Failed
+		}).Slots[0]
+		if slot.Reason != reason || slot.Device != put.ID() {
+			t.Errorf("the slot shows %+v, want %q", slot, reason)
+		}
+		unplug()
+		d.awaitSlot(0, station.Absent)
+	}
+	try(one, station.ReasonLabelMissing)
+	if code := d.send("/scan", url.Values{"text": {strings.ToUpper(other.ID())}, "slot": {"A"}}); code != http.StatusNoContent {
+		t.Fatalf("scanning a label: %d", code)
+	}
+	try(one, station.ReasonLabelMismatch)
+	try(other, "")
+	if status := d.Status(); status.Lot.Passed != 1 || status.Lot.Failed != 2 || len(status.Recent) != 3 || status.Scan != nil {
+		t.Errorf("%+v, the last %+v, %+v waits", status.Lot, status.Recent, status.Scan)
+	}
+	want := *d.Status().Lot
+	d.stop()
+	if report := f.verify(); report.Records != 1 {
+		t.Errorf("the journal holds %+v", report)
+	}
+	d = f.start()
+	if got := *d.Status().Lot; got != want || got.Name != "WO-1" || got.Planned != 20 {
+		t.Errorf("after a restart the lot is %+v, it was %+v", got, want)
+	}
+	if code := d.send("/lot", url.Values{"name": {"WO-2"}}); code != http.StatusNoContent {
+		t.Errorf("another lot: %d", code)
+	}
+	if got := *d.Status().Lot; got.Name != "WO-2" || got.Passed != 0 {
+		t.Errorf("the lot is %+v", got)
+	}
+}
+
+// A file that is damaged is told, and begun anew; it stops nothing.
+func TestCountedIsDamaged(t *testing.T) {
+	for name, c := range map[string]struct{ text, says string }{
+		"cut short":    {`{"name":"WO-1","plan`, "unexpected end of JSON"},
+		"empty":        {"", "unexpected end of JSON"},
+		"zeros":        {"\x00\x00\x00", "invalid character"},
+		"a bad name":   {`{"name":"a\nb","since":"2026-01-02T03:04:05Z"}`, "printable characters"},
+		"a bad count":  {`{"passed":-1,"since":"2026-01-02T03:04:05Z"}`, "a count below 0"},
+		"a bad number": {`{"passed":"many","since":"2026-01-02T03:04:05Z"}`, "cannot unmarshal"},
+		"no time":      {`{"name":"WO-1"}`, "since when"},
+		"large":        {`{"name":"` + strings.Repeat(" ", maxCounted) + `"}`, "larger than 4096 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFactory(t)
+			path := filepath.Join(f.state, countedName)
+			if err := os.Mkdir(f.state, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if lot, err := openCounted(f.state).load(); lot != nil || err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%+v, %v, want %q", lot, err, c.says)
+			}
+			d := f.start()
+			if text := d.log.String(); !strings.Contains(text, "the count of the lot is lost; it begins anew") || !strings.Contains(text, c.says) {
+				t.Errorf("the log does not tell of it:\n%s", text)
+			}
+			if code := d.send("/lot", url.Values{"name": {"WO-3"}}); code != http.StatusNoContent {
+				t.Errorf("another lot: %d", code)
+			}
+			d.stop()
+			if lot, err := openCounted(f.state).load(); err != nil || lot == nil || lot.Name != "WO-3" {
+				t.Errorf("then %+v is kept, %v", lot, err)
+			}
+		})
+	}
+}
+
+func TestCountedIsNotThere(t *testing.T) {
+	c := openCounted(t.TempDir())
+	if lot, err := c.load(); lot != nil || err != nil {
+		t.Errorf("%+v, %v", lot, err)
+	}
+	want := station.Lot{Name: "WO-1", Planned: 9, Passed: 1, Repeated: 2, Failed: 3, Since: time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)}
+	if err := c.keep(want); err != nil {
+		t.Fatal(err)
+	}
+	if lot, err := c.load(); err != nil || lot == nil || *lot != want {
+		t.Errorf("%+v, %v", lot, err)
+	}
+	if err := openCounted("/nonexistent").keep(want); err == nil || !strings.Contains(err.Error(), "keeping the count of the lot") {
+		t.Errorf("where nothing can be written: %v", err)
+	}
+	if left, err := filepath.Glob(c.path + ".*"); err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+}

@@ -1,0 +1,255 @@
+package stationd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"secretfree/spool"
+	"secretfree/station"
+	"secretfree/station/board"
+)
+
+const (
+	maxFound = 50 // boards or verdicts in a list
+	// together is how far apart a journal's entry and a verdict in the daybook may be that are of one reading.
+	together = time.Minute
+	slotDays = 10 // days whose verdicts are read for the slots of one board
+)
+
+// history answers what the pages look back at: the journal is the truth about boards, the daybook has the slots and the failures of which the
+// journal knows nothing.
+type history struct {
+	spool *spool.Spool
+	dir   string // of the state
+	days  *daybook
+	shelf *shelf
+}
+
+// Find implements station.History.
+func (h history) Find(ctx context.Context, text string) ([]station.Verdict, bool, error) {
+	if text == "" {
+		entries, err := spool.Newest(h.dir, maxFound)
+		if err != nil {
+			return nil, false, err
+		}
+		var found []station.Verdict
+		for _, e := range entries {
+			if v, ok := verdictOf(e); ok {
+				h.confirm(&v)
+				found = append(found, v)
+			}
+		}
+		return found, true, nil
+	}
+	seen, more, err := h.spool.Find(ctx, text, maxFound)
+	if errors.Is(err, spool.ErrFind) {
+		return nil, false, station.ErrUnfindable
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	var found []station.Verdict
+	for _, s := range seen {
+		found = append(found, station.Verdict{Time: s.Time, State: station.Passed, Device: s.Device, Confirmed: s.Delivered})
+	}
+	if device, err := board.ParseDeviceID(text); err == nil && len(found) == 0 {
+		// It may have been refused and nothing else.
+		if past, err := h.spool.History(device); err == nil && len(past.Events) > 0 {
+			if v, ok := verdictOf(past.Events[0]); ok {
+				v.Device = device
+				found = append(found, v)
+			}
+		}
+	}
+	return found, more, nil
+}
+
+// confirm asks the index whether the cloud has a board that passed.
+func (h history) confirm(v *station.Verdict) {
+	if v.State == station.Passed {
+		v.Confirmed, _ = h.spool.Delivered(v.Device) // if it cannot be read, it waits
+	}
+}
+
+// verdictOf is what an entry of the journal says.
+func verdictOf(e spool.Entry) (v station.Verdict, ok bool) {
+	v = station.Verdict{Time: e.Time, State: station.Passed}
+	kind := e.Kind
+	if e.Kind == spool.KindPruned {
+		kind, v.Device = e.Pruned.Kind, e.Pruned.Device
+	}
+	switch kind {
+	case spool.KindRecord:
+		if e.Kind == kind {
+			sealed, err := board.ParseEnvelope(e.Record)
+			if err != nil {
+				return v, false
+			}
+			v.Device = sealed.Record.Device
+		}
+	case spool.KindRepeat:
+		v.Repeat = true
+		if e.Kind == kind {
+			v.Device = e.Repeat.Device
+		}
+	case spool.KindRefusal:
+		v.State = station.Failed
+		if e.Kind == kind {
+			v.Device, v.Reason = e.Refusal.Device, station.Reason(e.Refusal.Reason)
+			if e.Refusal.KnownDevice != v.Device {
+				v.Other = e.Refusal.KnownDevice
+			}
+		}
+	default:
+		return v, false
+	}
+	return v, true
+}
+
+// Board implements station.History.
+func (h history) Board(ctx context.Context, device board.DeviceID) (station.BoardHistory, error) {
+	past, err := h.spool.History(device)
+	if err != nil && !errors.Is(err, spool.ErrNoRecord) {
+		return station.BoardHistory{}, err
+	}
+	known := err == nil
+	b := station.BoardHistory{Device: device, Older: past.Older}
+	if b.Transcripts, err = h.shelf.of(ctx, device); err != nil {
+		return b, err
+	}
+	if !known && len(b.Transcripts) == 0 {
+		return b, station.ErrNoBoard
+	}
+	for _, e := range past.Events {
+		if v, ok := verdictOf(e); ok {
+			b.Verdicts = append(b.Verdicts, v)
+		}
+	}
+	if past.Enrolled {
+		b.Enrolled, b.Entry, b.Fingerprint, b.Confirmed = past.Time, past.Seq, past.Fingerprint, past.Delivered
+		b.Archived = past.Record.Kind == spool.KindPruned
+		if past.Record.Kind == spool.KindRecord {
+			sealed, err := board.ParseEnvelope(past.Record.Record)
+			if err != nil {
+				return b, err
+			}
+			b.Record = &sealed.Record
+		}
+		if past.Dead != nil {
+			b.Refused = past.Dead.Reason
+		}
+	}
+	return b, h.slots(ctx, &b)
+}
+
+// slots fills in where a board was, as far as the daybook has it.
+func (h history) slots(ctx context.Context, b *station.BoardHistory) error {
+	read := map[string][]station.Verdict{}
+	slot := func(at time.Time, device board.DeviceID, state station.State) (string, error) {
+		day := at.UTC().Truncate(24 * time.Hour)
+		name := day.Format(dayName)
+		noted, ok := read[name]
+		if !ok && len(read) < slotDays {
+			all, _, err := h.days.between(day.Add(-together), day.Add(24*time.Hour+together))
+			if err != nil {
+				return "", err
+			}
+			noted = slices.DeleteFunc(all, func(v station.Verdict) bool { return v.Device != device && v.Device != b.Device })
+			read[name] = noted
+		}
+		if i := nearest(noted, at, device, state, nil); i >= 0 {
+			return noted[i].Slot, ctx.Err()
+		}
+		return "", ctx.Err()
+	}
+	var err error
+	if !b.Enrolled.IsZero() {
+		if b.Slot, err = slot(b.Enrolled, b.Device, station.Passed); err != nil {
+			return err
+		}
+	}
+	for i := range b.Verdicts {
+		v := &b.Verdicts[i]
+		if v.Slot, err = slot(v.Time, v.Device, v.State); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nearest finds what was noted of a board at about a time; -1 if nothing was. taken are those that are of another entry.
+func nearest(noted []station.Verdict, at time.Time, device board.DeviceID, state station.State, taken map[int]bool) int {
+	best, gap := -1, together
+	for i, v := range noted {
+		if v.Device == device && v.State == state && !taken[i] && v.Time.Sub(at).Abs() <= gap {
+			best, gap = i, v.Time.Sub(at).Abs()
+		}
+	}
+	return best
+}
+
+// Between implements station.History.
+func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Verdict, bool, error) {
+	noted, whole, err := h.days.between(from.Add(-together), to.Add(together))
+	if err != nil {
+		return nil, false, err
+	}
+	byDevice := map[board.DeviceID][]station.Verdict{}
+	var verdicts []station.Verdict
+	for _, v := range noted {
+		if v.Device.Valid() {
+			byDevice[v.Device] = append(byDevice[v.Device], v)
+		}
+		conflict := v.Reason == station.ReasonDeviceConflict || v.Reason == station.ReasonKeyConflict
+		if v.State == station.Failed && !conflict && !v.Time.Before(from) && v.Time.Before(to) {
+			verdicts = append(verdicts, v)
+		}
+	}
+	taken := map[board.DeviceID]map[int]bool{}
+	incomplete := false
+	for _, w := range whole {
+		incomplete = incomplete || !w
+	}
+	if err := spool.Between(ctx, h.dir, from, to, func(m spool.Moment) {
+		v := station.Verdict{Time: m.Time, Device: m.Device, State: station.Passed, Repeat: m.Kind == spool.KindRepeat}
+		if m.Kind == spool.KindRefusal {
+			v.State, v.Reason = station.Failed, station.Reason(m.Reason)
+		}
+		if taken[m.Device] == nil {
+			taken[m.Device] = map[int]bool{}
+		}
+		of := byDevice[m.Device]
+		if i := nearest(of, m.Time, m.Device, v.State, taken[m.Device]); i >= 0 {
+			taken[m.Device][i] = true
+			v.Slot, v.Reason = of[i].Slot, cmp.Or(v.Reason, of[i].Reason)
+		}
+		_, there := whole[m.Time.Format(dayName)]
+		incomplete = incomplete || !there
+		h.confirm(&v)
+		verdicts = append(verdicts, v)
+	}); err != nil {
+		return nil, false, err
+	}
+	slices.SortStableFunc(verdicts, func(a, b station.Verdict) int { return a.Time.Compare(b.Time) })
+	return verdicts, incomplete, nil
+}
+
+// Proof implements station.Evidence.
+func (h history) Proof(ctx context.Context, device board.DeviceID) ([]byte, error) {
+	proof, err := h.spool.Prove(ctx, device)
+	switch {
+	case errors.Is(err, spool.ErrNoRecord):
+		return nil, station.ErrNoBoard
+	case errors.Is(err, spool.ErrUnsigned):
+		return nil, station.ErrUnsigned
+	case errors.Is(err, spool.ErrPruned):
+		return nil, station.ErrArchived
+	}
+	return proof, err
+}
+
+// Transcript implements station.Evidence.
+func (h history) Transcript(name string) ([]byte, error) { return h.shelf.read(name) }

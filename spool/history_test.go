@@ -1,0 +1,393 @@
+package spool
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"secretfree/station/board"
+)
+
+// withMAC is a new record that says what its MAC address is.
+func withMAC(t *testing.T, address string) board.Record {
+	r := newRecord(t)
+	r.Facts = map[string]string{"dialect": "ti-at", "build": `a "mac":"ff:ff:ff:ff:ff:ff" of a quoting board`, "mac": address, "nwp": "3.1"}
+	return r
+}
+
+// What was appended is found by whatever stands on a label, at once and after the index was built anew.
+func TestFind(t *testing.T) {
+	k := newKit(t)
+	r := withMAC(t, "08:00:28:5b:55:e0")
+	r.Device = board.DeviceID{0x4d, 0x1f, 0x8e, 0x27, 0xb3, 0xc0, 0x5a, 0x9e, 0x61, 0xf2, 0xd4, 0x77, 0x88, 0xaa, 0xbb, 0xcc}
+	if _, err := k.append(r); err != nil {
+		t.Fatal(err)
+	}
+	other := withMAC(t, "08:00:28:5B:55:E1") // no dialect writes it so
+	if _, err := k.append(other); err != nil {
+		t.Fatal(err)
+	}
+	print := r.Fingerprint().String()
+	for _, again := range []string{"at once", "after a restart", "after a rebuild"} {
+		for text, want := range map[string]bool{
+			"4d1f8e27b3c05a9e61f2d47788aabbcc": true, "4D1F8E27 B3C05A9E 61F2D477 88AABBCC": true, "4d1f": true, "aabbcc": true, "f8e2": true,
+			"08:00:28:5b:55:e0": true, "08-00-28-5B-55-E0": true, "0800285b55e0": true, "55:e0": true,
+			print: true, print[:33]: true, print[:40]: true, "4d1f8e27b3c05a9e61f2d47788aabbcd": false, "08:00:28:5b:55:e1": false,
+			strings.Repeat("0", 33): false, "ff:ff:ff:ff:ff:ff": false, print[:63] + "x": false,
+		} {
+			found, more, err := k.spool.Find(t.Context(), text, 10)
+			if strings.HasSuffix(text, "x") {
+				if !errors.Is(err, ErrFind) {
+					t.Errorf("%s: %q: %v", again, text, err)
+				}
+				continue
+			}
+			if has := len(found) == 1; err != nil || more || has != want && !(len(found) > 1 && len(text) < 6) {
+				t.Errorf("%s: %q: %+v, %v, %v", again, text, found, more, err)
+			}
+			if want && !slices.ContainsFunc(found, func(s Seen) bool {
+				return s.Device == r.Device && s.Fingerprint == r.Fingerprint() && s.MAC == "08:00:28:5b:55:e0" && s.Seq == 1 && time.Since(s.Time) < time.Hour
+			}) {
+				t.Errorf("%s: %q: %+v", again, text, found)
+			}
+		}
+		k.spool.Close()
+		if again == "after a restart" {
+			os.Remove(indexPath(k.dir))
+		}
+		k.mustOpen()
+	}
+	for _, text := range []string{"", "4d1", "xyzw", "%%%%", strings.Repeat("0", 65), "4d:1f:"[:3]} {
+		if _, _, err := k.spool.Find(t.Context(), text, 10); !errors.Is(err, ErrFind) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	for range 30 {
+		k.mustAppend()
+	}
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := k.spool.Find(stopped, "4d1f", 10); !errors.Is(err, context.Canceled) {
+		t.Errorf("for nobody: %v", err)
+	}
+	// More than are wanted.
+	twin := withMAC(t, "08:00:28:5b:55:e0")
+	if _, err := k.append(twin); err != nil {
+		t.Fatal(err)
+	}
+	if found, more, err := k.spool.Find(t.Context(), "08:00:28:5b:55:e0", 1); len(found) != 1 || !more || err != nil {
+		t.Errorf("one of two: %+v, %v, %v", found, more, err)
+	}
+	if found, more, err := k.spool.Find(t.Context(), "08:00:28:5b:55:e0", 2); len(found) != 2 || more || err != nil {
+		t.Errorf("two of two: %+v, %v, %v", found, more, err)
+	}
+	k.spool.Close()
+	if _, _, err := k.spool.Find(t.Context(), "4d1f", 10); !errors.Is(err, ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+}
+
+// All that the journal has of a device is there, at once, after a restart, a rebuild and a pruning.
+func TestHistory(t *testing.T) {
+	k, _ := archiveKit(t)
+	r := k.mustAppend()
+	if _, err := k.append(r); err != nil {
+		t.Fatal(err)
+	}
+	otherKey, otherID := newRecord(t), newRecord(t)
+	otherKey.Device, otherID.Key = r.Device, r.Key
+	if _, err := k.append(otherKey); !errors.Is(err, board.ErrDeviceConflict) {
+		t.Fatal(err)
+	}
+	if _, err := k.append(otherID); !errors.Is(err, board.ErrKeyConflict) {
+		t.Fatal(err)
+	}
+	look := func(when string, pruned bool) {
+		t.Helper()
+		h, err := k.spool.History(r.Device)
+		if err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		var kinds []string
+		for _, e := range h.Events {
+			kind := e.Kind
+			if e.Kind == KindPruned {
+				kind = e.Pruned.Kind
+			}
+			if (e.Kind == KindPruned) != pruned {
+				t.Errorf("%s: %+v", when, e)
+			}
+			kinds = append(kinds, string(kind))
+		}
+		if !h.Enrolled || h.Seq != 1 || h.Fingerprint != r.Fingerprint() || strings.Join(kinds, " ") != "refusal refusal repeat" || h.Older != 0 || h.Dead != nil {
+			t.Errorf("%s: %+v, %v", when, h, kinds)
+		}
+		switch {
+		case pruned && (h.Record.Kind != KindPruned || h.Record.Pruned.Kind != KindRecord):
+			t.Errorf("%s: the record is %+v", when, h.Record)
+		case !pruned:
+			sealed, err := board.ParseEnvelope(h.Record.Record)
+			if err != nil || sealed.Record.Device != r.Device {
+				t.Errorf("%s: the record is %+v, %v", when, h.Record, err)
+			}
+			if e := h.Events[0]; e.Refusal.Device != otherID.Device || e.Refusal.KnownDevice != r.Device {
+				t.Errorf("%s: the refusal of another that named this key: %+v", when, e)
+			}
+		}
+		// Of a board that was only refused.
+		refused, err := k.spool.History(otherID.Device)
+		if err != nil || refused.Enrolled || len(refused.Events) != 1 || refused.Device != otherID.Device {
+			t.Errorf("%s: of a refused board: %+v, %v", when, refused, err)
+		}
+	}
+	look("at once", false)
+	k.reopen()
+	look("after a restart", false)
+	k.spool.Close()
+	os.Remove(indexPath(k.dir))
+	k.mustOpen()
+	look("after a rebuild", false)
+	if _, err := k.spool.History(newRecord(t).Device); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("of nobody: %v", err)
+	}
+	for range 40 { // so that the segment is sealed
+		k.mustAppend()
+	}
+	k.settle()
+	k.prune()
+	if !k.isPrunedQuietly(0) {
+		t.Fatal("nothing was pruned")
+	}
+	look("after a pruning", true)
+	k.settle()
+}
+
+func (k *kit) isPrunedQuietly(first uint64) bool {
+	_, err := os.Stat(summaryPath(k.dir, first))
+	return err == nil
+}
+
+// A board that is inserted all day has a history of which the newest is told.
+func TestHistoryIsBounded(t *testing.T) {
+	k := newKit(t)
+	r := k.mustAppend()
+	for range maxEvents + 20 {
+		if _, err := k.append(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := k.spool.History(r.Device)
+	if err != nil || len(h.Events) != maxEvents || h.Older != 20 || h.Events[0].Seq != uint64(maxEvents+21) {
+		t.Errorf("%d events, %d older, %v", len(h.Events), h.Older, err)
+	}
+}
+
+// A record that the registry refused says so.
+func TestHistoryOfDeadLetter(t *testing.T) {
+	k := newKit(t)
+	r := k.mustAppend()
+	if err := k.spool.update(func(tx *bolt.Tx) error {
+		return putDead(tx, DeadLetter{Seq: 1, Device: r.Device, Reason: "device-conflict"})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	h, err := k.spool.History(r.Device)
+	if err != nil || h.Dead == nil || h.Dead.Reason != "device-conflict" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if err := k.spool.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketDead).Delete(encodeSeq(1)) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The newest come first, over the edges of segments, pruned ones too, and between two times are those of between.
+func TestNewestAndBetween(t *testing.T) {
+	k, _, all := prunedKit(t, 40)
+	check := func(when string) {
+		t.Helper()
+		for _, n := range []int{0, 1, 7, 39, 40, 1000} {
+			got, err := Newest(k.dir, n)
+			if err != nil || len(got) != min(n, len(all)) {
+				t.Fatalf("%s: %d of %d: %v", when, len(got), n, err)
+			}
+			for i, e := range got {
+				want := all[len(all)-1-i].Device
+				have := want
+				if e.Kind == KindPruned {
+					have = e.Pruned.Device
+				} else if sealed, err := board.ParseEnvelope(e.Record); err == nil {
+					have = sealed.Record.Device
+				}
+				if have != want {
+					t.Fatalf("%s: %d of %d is %v, want %v", when, i, n, have, want)
+				}
+			}
+		}
+		var got []Moment
+		if err := Between(t.Context(), k.dir, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), func(m Moment) { got = append(got, m) }); err != nil || len(got) != len(all) {
+			t.Fatalf("%s: %d between, %v", when, len(got), err)
+		}
+		for i, m := range got {
+			if m.Device != all[i].Device || m.Kind != KindRecord {
+				t.Errorf("%s: %d is %+v", when, i, m)
+			}
+		}
+		middle, end := got[13].Time, got[27].Time
+		want := slices.DeleteFunc(slices.Clone(got), func(m Moment) bool { return m.Time.Before(middle) || !m.Time.Before(end) })
+		var part []Moment
+		if err := Between(t.Context(), k.dir, middle, end, func(m Moment) { part = append(part, m) }); err != nil || !slices.Equal(part, want) {
+			t.Errorf("%s: %d of the middle, want %d, %v", when, len(part), len(want), err)
+		}
+		for _, empty := range [][2]time.Time{{time.Now().Add(time.Hour), time.Now().Add(2 * time.Hour)}, {time.Now().Add(-2 * time.Hour), time.Now().Add(-time.Hour)}} {
+			if err := Between(t.Context(), k.dir, empty[0], empty[1], func(m Moment) { t.Errorf("%s: %+v", when, m) }); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	check("whole")
+	k.prune()
+	if !k.isPrunedQuietly(0) {
+		t.Fatal("nothing was pruned")
+	}
+	check("pruned")
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Between(stopped, k.dir, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), func(Moment) {}); !errors.Is(err, context.Canceled) {
+		t.Errorf("for nobody: %v", err)
+	}
+}
+
+// What a running station proves is what the journal proves, in every place of the tree, and is refused for the same causes.
+func TestProveWhileItRuns(t *testing.T) {
+	k, _ := archiveKit(t)
+	var all []board.Record
+	for range 70 {
+		all = append(all, k.mustAppend())
+	}
+	fresh := newKit(t)
+	if _, err := fresh.spool.Prove(t.Context(), fresh.mustAppend().Device); !errors.Is(err, ErrUnsigned) {
+		t.Errorf("before a checkpoint: %v", err)
+	}
+	if err := k.spool.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	late := k.mustAppend()
+	same := func(when string) {
+		t.Helper()
+		for i, r := range all {
+			got, err := k.spool.Prove(t.Context(), r.Device)
+			want, wantErr := Prove(k.dir, r.Device)
+			if err != nil || wantErr != nil || string(got) != string(want) {
+				t.Fatalf("%s: record %d: %v, %v; the same: %v", when, i, err, wantErr, string(got) == string(want))
+			}
+			if _, err := VerifyProof(got, k.id.Verifier); err != nil && i == 0 && !errors.Is(err, ErrProof) {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+	}
+	same("whole")
+	if _, err := k.spool.Prove(t.Context(), late.Device); !errors.Is(err, ErrUnsigned) {
+		t.Errorf("of a record after the checkpoint: %v", err)
+	}
+	if _, err := k.spool.Prove(t.Context(), newRecord(t).Device); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("of nobody: %v", err)
+	}
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := k.spool.Prove(stopped, all[0].Device); !errors.Is(err, context.Canceled) {
+		t.Errorf("for nobody: %v", err)
+	}
+	segments, err := listSegments(k.dir)
+	if err != nil || len(segments) < 3 {
+		t.Fatalf("%d segments, %v", len(segments), err)
+	}
+	if err := os.Remove(leavesPath(k.dir, segments[1].first)); err != nil {
+		t.Fatal(err)
+	}
+	same("without the hashes beside a segment")
+}
+
+// older makes of an index what the version before would have written.
+func older(tx *bolt.Tx) {
+	devices := tx.Bucket(bucketDevices)
+	values := map[string][]byte{}
+	devices.ForEach(func(device, value []byte) error {
+		values[string(device)] = slices.Clone(value[:olderPointer])
+		return nil
+	})
+	for device, value := range values {
+		devices.Put([]byte(device), value)
+	}
+	tx.DeleteBucket(bucketEvents)
+	tx.Bucket(bucketMeta).Put(keyFormat, []byte{olderFormat})
+}
+
+// An upgrade rebuilds the index and delivers nothing once more; an older index that does not fit the journal, or is torn, gives nothing.
+func TestUpgradeOfTheIndex(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil   func(t *testing.T, path string)
+		pending int
+		dead    int
+	}{
+		"whole":                  {editIndex(older), 1, 1},
+		"of another station":     {editIndex(func(tx *bolt.Tx) { older(tx); tx.Bucket(bucketMeta).Put(keyOrigin, []byte("widgiot/other")) }), 7, 0},
+		"of a much older format": {editIndex(func(tx *bolt.Tx) { older(tx); tx.Bucket(bucketMeta).Put(keyFormat, []byte{1}) }), 7, 0},
+		"with a wrong pointer":   {editIndex(func(tx *bolt.Tx) { older(tx); tx.Bucket(bucketDevices).Put(make([]byte, 16), []byte("short")) }), 7, 0},
+		"with other keys": {editIndex(func(tx *bolt.Tx) {
+			older(tx)
+			b := tx.Bucket(bucketDevices)
+			var device []byte
+			b.ForEach(func(k, _ []byte) error { device = slices.Clone(k); return nil })
+			value := slices.Clone(b.Get(device))
+			value[48], value[0] = 1, value[0]^1
+			b.Put(device, value)
+		}), -1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKit(t)
+			var all []board.Record
+			for range 5 {
+				all = append(all, k.mustAppend())
+			}
+			k.deliver()
+			refused, waits := k.mustAppend(), k.mustAppend()
+			if err := k.spool.update(func(tx *bolt.Tx) error {
+				return errors.Join(putDead(tx, DeadLetter{Seq: 6, Device: refused.Device, Reason: "device-conflict"}), tx.Bucket(bucketQueue).Delete(encodeSeq(6)))
+			}); err != nil {
+				t.Fatal(err)
+			}
+			k.spool.Close()
+			c.spoil(t, indexPath(k.dir))
+			k.notices = nil
+			k.mustOpen()
+			stats := k.spool.Stats()
+			if c.pending >= 0 && stats.Pending != c.pending || c.pending < 0 && (stats.Pending < 1 || stats.Pending > 2) || stats.Dead != c.dead || len(k.notices) != 1 {
+				t.Errorf("%d pending, %d dead, %q", stats.Pending, stats.Dead, k.notices)
+			}
+			if name == "whole" {
+				for _, r := range all {
+					if yes, err := k.spool.Delivered(r.Device); !yes || err != nil {
+						t.Errorf("delivered: %v, %v", yes, err)
+					}
+				}
+				if yes, _ := k.spool.Delivered(waits.Device); yes {
+					t.Error("what waits is taken for delivered")
+				}
+				h, err := k.spool.History(refused.Device)
+				if err != nil || h.Dead == nil {
+					t.Errorf("the dead letter: %+v, %v", h, err)
+				}
+			}
+			k.reopen()
+			if again := k.spool.Stats(); again.Pending != stats.Pending || again.Dead != stats.Dead {
+				t.Errorf("after another start: %+v", again)
+			}
+		})
+	}
+}

@@ -1,0 +1,425 @@
+package station
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const (
+	viewToken = "view-token-0123456789"
+	techToken = "tech-token-0123456789"
+)
+
+// doors are the kinds of addresses that a station listens on.
+func doors() map[string]Access {
+	tokens := func() Tokens { return Tokens{viewToken, techToken} }
+	secret := []byte("0123456789abcdef")
+	return map[string]Access{
+		"loopback":             {},
+		"loopback with tokens": {Tokens: tokens, Secret: secret},
+		"TLS":                  {Network: true, Secure: true},
+		"TLS with tokens":      {Network: true, Secure: true, Tokens: tokens, Secret: secret},
+		"network with tokens":  {Network: true, Tokens: tokens, Secret: secret},
+		"view token alone":     {Network: true, Tokens: func() Tokens { return Tokens{View: viewToken} }, Secret: secret},
+		"no token is read":     {Network: true, Tokens: func() Tokens { return Tokens{} }, Secret: secret},
+	}
+}
+
+func guarded(t *testing.T, a Access) *bench {
+	p := &past{board: BoardHistory{Device: id(1)}}
+	return shown(t, func(c *Config) { c.Access, c.History, c.Evidence = a, p, p }, slotState{state: Empty, advice: adviceEmpty})
+}
+
+func bearer(token string) func(*http.Request) {
+	return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }
+}
+
+// Who has which role, on each kind of address.
+func TestRoles(t *testing.T) {
+	for name, want := range map[string][3]Role{ // of who shows nothing, the viewers' token, the technicians' token
+		"loopback":             {Technician, Technician, Technician},
+		"loopback with tokens": {Nobody, Viewer, Technician},
+		"TLS":                  {Viewer, Viewer, Viewer},
+		"TLS with tokens":      {Nobody, Viewer, Technician},
+		"network with tokens":  {Nobody, Viewer, Technician},
+		"view token alone":     {Nobody, Viewer, Nobody},
+		"no token is read":     {Nobody, Nobody, Nobody},
+	} {
+		b := guarded(t, doors()[name])
+		for i, change := range []func(*http.Request){func(*http.Request) {}, bearer(viewToken), bearer(techToken)} {
+			r := httptest.NewRequest(http.MethodGet, "/", nil)
+			change(r)
+			if role, waits := b.door.role(r); role != want[i] || waits {
+				t.Errorf("%s, %d: role %d, waits %v, want %d", name, i, role, waits, want[i])
+			}
+		}
+		if name == "no token is read" {
+			continue
+		}
+		for _, wrong := range []string{"", " ", viewToken + "x", viewToken[1:], "Bearer", strings.ToUpper(techToken), viewToken + " " + techToken} {
+			r := httptest.NewRequest(http.MethodGet, "/", nil)
+			r.RemoteAddr = "192.0.2.77:5"
+			bearer(wrong)(r)
+			role, _ := guarded(t, doors()[name]).door.role(r)
+			if doors()[name].Tokens != nil && role != Nobody {
+				t.Errorf("%s: %q has role %d", name, wrong, role)
+			}
+		}
+	}
+	short := Access{Network: true, Tokens: func() Tokens { return Tokens{View: "short"} }, Secret: make([]byte, 16)}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	bearer("short")(r)
+	if role, _ := guarded(t, short).door.role(r); role != Nobody {
+		t.Errorf("a token that is too short gives role %d", role)
+	}
+	if err := (Access{Tokens: func() Tokens { return Tokens{} }, Secret: make([]byte, 15)}).check(); err == nil || !strings.Contains(err.Error(), "want 16 or more") {
+		t.Errorf("a short secret: %v", err)
+	}
+}
+
+// Every route by every method of every role: what changes something is POST and for technicians; what is not for a role is refused by name.
+func TestRoutesByRole(t *testing.T) {
+	for name, access := range doors() {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := guarded(t, access)
+				whole := b.Handler()
+				routes := append(b.routes(), route{"GET /nothing", Viewer, nil})
+				posts := map[string]bool{}
+				for _, r := range routes {
+					if method, path, _ := strings.Cut(r.pattern, " "); method == http.MethodPost {
+						posts[path] = true
+						if r.needs != Technician && path != "/login" && path != "/logout" {
+							t.Errorf("%s needs role %d, want that of a technician", r.pattern, r.needs)
+						}
+					} else if method != http.MethodGet {
+						t.Errorf("%s: want GET or POST", r.pattern)
+					}
+				}
+				for i, show := range []func(*http.Request){func(*http.Request) {}, bearer(viewToken), bearer(techToken)} {
+					probe := httptest.NewRequest(http.MethodGet, "/", nil)
+					show(probe)
+					role, _ := b.door.role(probe)
+					wrong := role == Nobody && i > 0 // it shows a token that gives nothing
+					for _, rt := range routes {
+						registered, path, _ := strings.Cut(rt.pattern, " ")
+						path = strings.NewReplacer("{$}", "", "{device}", id(1).String(), "{name}", "x.uart").Replace(path)
+						for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions, "BREW"} {
+							if wrong && method != http.MethodHead {
+								continue // one wrong token for each route is enough
+							}
+							h := whole
+							if wrong {
+								h = guarded(t, access).Handler() // where nobody has to wait yet
+							}
+							w := ask(h, method, path, show, func(r *http.Request) {
+								ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+								t.Cleanup(cancel)
+								*r = *r.WithContext(ctx)
+							})
+							reads := method == http.MethodGet || method == http.MethodHead
+							switch {
+							case !reads && (method != http.MethodPost || !posts[path]):
+								if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
+									t.Errorf("role %d: %s %s: %d %q", role, method, path, w.Code, w.Header().Get("Allow"))
+								}
+							case !reads && path != "/login" && path != "/logout" && role < Technician, reads && registered == http.MethodGet && role < rt.needs:
+								code, said := http.StatusForbidden, "technician's token"
+								if role == Nobody {
+									code, said = http.StatusUnauthorized, "asks for a token"
+								}
+								if w.Code != code || !strings.Contains(w.Body.String(), said) {
+									t.Errorf("role %d: %s %s: %d %s, want %d", role, method, path, w.Code, w.Body, code)
+								}
+							case w.Code == http.StatusUnauthorized && path != "/login", w.Code == http.StatusForbidden && path != "/login":
+								if registered == http.MethodGet || !reads {
+									t.Errorf("role %d: %s %s is refused: %d %s", role, method, path, w.Code, w.Body)
+								}
+							}
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+// No page of a stranger changes anything, whatever it calls itself.
+func TestOtherOriginsAreRefused(t *testing.T) {
+	b := guarded(t, doors()["loopback"])
+	for name, c := range map[string]struct {
+		header, value string
+		code          int
+	}{
+		"another site":          {"Sec-Fetch-Site", "cross-site", 403},
+		"another port":          {"Sec-Fetch-Site", "same-site", 403},
+		"an old browser":        {"Origin", "http://evil.example", 403},
+		"an old browser, null":  {"Origin", "null", 403},
+		"the page":              {"Sec-Fetch-Site", "same-origin", 303},
+		"the page, old browser": {"Origin", "http://127.0.0.1:8080", 303},
+		"a program":             {"User-Agent", "curl", 303},
+	} {
+		w := ask(b.Handler(), http.MethodPost, "/logout", func(r *http.Request) { r.Header.Set(c.header, c.value) })
+		if w.Code != c.code || c.code == 403 && !strings.Contains(w.Body.String(), "only pages of this station") {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+	}
+}
+
+func login(h http.Handler, token, next string, change ...func(*http.Request)) *httptest.ResponseRecorder {
+	return ask(h, http.MethodPost, "/login", append([]func(*http.Request){func(r *http.Request) {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Body = io.NopCloser(strings.NewReader(url.Values{"token": {token}, "next": {next}}.Encode()))
+	}}, change...)...)
+}
+
+// A log-in gives a cookie that is not the token, lasts for twelve hours, and ends by logging out or when the token is another.
+func TestLogin(t *testing.T) { synctest.Test(t, testLogin) }
+
+func testLogin(t *testing.T) {
+	for _, kind := range []string{"TLS with tokens", "network with tokens"} {
+		tokens := Tokens{viewToken, techToken}
+		access := doors()[kind]
+		access.Tokens = func() Tokens { return tokens }
+		b := guarded(t, access)
+		h := b.Handler()
+		browser := func(r *http.Request) { r.Header.Set("Accept", "text/html,*/*") }
+		w := ask(h, http.MethodGet, "/?lang=de", browser)
+		if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/login?lang=de&next=%2F%3Flang%3Dde" {
+			t.Fatalf("a browser without a cookie: %d to %q", w.Code, w.Header().Get("Location"))
+		}
+		w = ask(h, http.MethodGet, w.Header().Get("Location"))
+		if w.Code != 200 || !strings.Contains(w.Body.String(), `name="next" value="/?lang=de"`) || !strings.Contains(w.Body.String(), `<html lang="de">`) || w.Header().Get("Content-Security-Policy") != strictPolicy {
+			t.Fatalf("the form: %d %v %s", w.Code, w.Header(), w.Body)
+		}
+		if w = login(h, "wrong-token-0123456789", "/"); w.Code != http.StatusUnauthorized || len(w.Result().Cookies()) > 0 || strings.Contains(w.Body.String(), "wrong-token") {
+			t.Errorf("a wrong token: %d %s", w.Code, w.Body)
+		}
+		for i, token := range []string{viewToken, techToken} {
+			w := login(h, " "+token+"\n", "/boards?q=1")
+			cookies := w.Result().Cookies()
+			if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/boards?q=1" || len(cookies) != 1 {
+				t.Fatalf("logging in: %d %v", w.Code, w.Header())
+			}
+			c := cookies[0]
+			if !c.HttpOnly || c.SameSite != http.SameSiteStrictMode || c.Secure != access.Secure || c.MaxAge != 12*3600 || c.Path != "/" || strings.Contains(c.Value, token) {
+				t.Errorf("the cookie is %v", c)
+			}
+			with := func(r *http.Request) { r.AddCookie(c) }
+			role := func(h http.Handler) Role {
+				if ask(h, http.MethodGet, "/status", with).Code != 200 {
+					return Nobody
+				}
+				var found Role
+				probe := httptest.NewRequest(http.MethodGet, "/", nil)
+				with(probe)
+				found, _ = b.door.role(probe)
+				return found
+			}
+			want := []Role{Viewer, Technician}[i]
+			if got := role(h); got != want {
+				t.Errorf("after logging in: role %d, want %d", got, want)
+			}
+			restarted := guarded(t, access).Handler()
+			if got := role(restarted); got != want {
+				t.Errorf("after a restart: role %d, want %d", got, want)
+			}
+			other := access
+			other.Secret = []byte("another secret, of 32 bytes ....")
+			if w := ask(guarded(t, other).Handler(), http.MethodGet, "/status", with); w.Code != 401 {
+				t.Errorf("on another station: %d", w.Code)
+			}
+			for at := range c.Value {
+				forged := *c
+				flip := byte('A')
+				if c.Value[at] == flip {
+					flip = 'B'
+				}
+				forged.Value = c.Value[:at] + string(flip) + c.Value[at+1:]
+				if at == len(c.Value)-1 {
+					continue // of its last character, some bits say nothing
+				}
+				if w := ask(h, http.MethodGet, "/status", func(r *http.Request) { r.AddCookie(&forged) }); w.Code != 401 {
+					t.Fatalf("a cookie with another character at %d: %d", at, w.Code)
+				}
+			}
+			old := tokens
+			tokens = Tokens{"view-token-is-another", "tech-token-is-another"}
+			if got := role(h); got != Nobody {
+				t.Errorf("with other tokens: role %d", got)
+			}
+			tokens = old
+			time.Sleep(12*time.Hour - time.Second)
+			if got := role(h); got != want {
+				t.Errorf("after almost 12 h: role %d", got)
+			}
+			time.Sleep(time.Second)
+			if got := role(h); got != Nobody {
+				t.Errorf("after 12 h: role %d", got)
+			}
+		}
+		c := login(h, techToken, "/").Result().Cookies()[0]
+		w = ask(h, http.MethodPost, "/logout", func(r *http.Request) { r.AddCookie(c) })
+		if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/login" || w.Result().Cookies()[0].MaxAge >= 0 {
+			t.Errorf("logging out: %d %v", w.Code, w.Header())
+		}
+		if w := ask(h, http.MethodGet, "/status", func(r *http.Request) { r.AddCookie(c) }); w.Code != 401 {
+			t.Errorf("after logging out the cookie holds: %d", w.Code)
+		}
+		if logged := b.logged(); strings.Contains(logged, "token-0123456789") || !strings.Contains(logged, "a wrong token was shown") {
+			t.Errorf("the log:\n%s", logged)
+		}
+	}
+}
+
+// Nobody is sent to another place after logging in.
+func TestLocalPath(t *testing.T) {
+	for next, want := range map[string]string{
+		"/": "/", "/boards?q=ab&lang=de": "/boards?q=ab&lang=de", "": "/", "boards": "/", "//evil.example": "/", "http://evil.example/": "/", "/\\evil.example": "/",
+		"\\\\evil.example": "/", "javascript:alert(1)": "/", "/a\r\nSet-Cookie: x": "/", "/ b": "/", "/" + strings.Repeat("x", 2000): "/", "///evil.example": "/", "/%zz": "/",
+	} {
+		if got := localPath(next); got != want {
+			t.Errorf("%q: %q, want %q", next, got, want)
+		}
+	}
+}
+
+// After a few wrong tokens even a right one has to wait, with the same answer; a log-in goes on, and so does who comes from elsewhere.
+func TestWrongTokensAreLimited(t *testing.T) { synctest.Test(t, testWrongTokens) }
+
+func testWrongTokens(t *testing.T) {
+	b := guarded(t, doors()["network with tokens"])
+	h := b.Handler()
+	from := func(address string) func(*http.Request) { return func(r *http.Request) { r.RemoteAddr = address } }
+	cookie := login(h, techToken, "/", from("192.0.2.1:1")).Result().Cookies()[0]
+	for i := range wrongBurst {
+		if w := ask(h, http.MethodGet, "/status", bearer("guess-0123456789abc"), from("192.0.2.1:1")); w.Code != 401 {
+			t.Fatalf("guess %d: %d", i, w.Code)
+		}
+	}
+	wrong := ask(h, http.MethodGet, "/status", bearer("guess-0123456789abc"), from("192.0.2.1:2"))
+	right := ask(h, http.MethodGet, "/status", bearer(techToken), from("192.0.2.1:3"))
+	if wrong.Code != 429 || right.Code != 429 || wrong.Body.String() != right.Body.String() || right.Header().Get("Retry-After") == "" {
+		t.Errorf("too many: %d %s and %d %s", wrong.Code, wrong.Body, right.Code, right.Body)
+	}
+	if w := login(h, techToken, "/", from("192.0.2.1:4")); w.Code != 429 {
+		t.Errorf("the form: %d", w.Code)
+	}
+	if w := ask(h, http.MethodGet, "/status", from("192.0.2.1:4"), func(r *http.Request) { r.AddCookie(cookie) }); w.Code != 200 {
+		t.Errorf("a log-in from that address: %d", w.Code)
+	}
+	if w := ask(h, http.MethodGet, "/status", bearer(viewToken), from("192.0.2.2:1")); w.Code != 200 {
+		t.Errorf("another address: %d", w.Code)
+	}
+	time.Sleep(wrongEvery)
+	if w := ask(h, http.MethodGet, "/status", bearer(techToken), from("192.0.2.1:5")); w.Code != 200 {
+		t.Errorf("a moment later: %d", w.Code)
+	}
+	// Many addresses together, each with few guesses; the map of addresses stays small.
+	limited := 0
+	for i := range 5000 {
+		w := ask(h, http.MethodGet, "/status", bearer("guess-0123456789abc"), from(fmt.Sprintf("[2001:db8:%x::1]:1", i)))
+		if w.Code == 429 {
+			limited++
+		}
+	}
+	if limited < 5000-allBurst-1 {
+		t.Errorf("%d of 5000 guesses were limited", limited)
+	}
+	if n := len(b.door.addresses); n > maxAddresses {
+		t.Errorf("%d addresses are remembered", n)
+	}
+	if w := ask(h, http.MethodGet, "/status", bearer(viewToken), from("192.0.2.2:1")); w.Code != 200 {
+		t.Errorf("who has shown a right token is locked out: %d", w.Code)
+	}
+	if w := ask(h, http.MethodGet, "/status", bearer(viewToken), from("192.0.2.9:1")); w.Code != 429 {
+		t.Errorf("a stranger with a right token, meanwhile: %d", w.Code)
+	}
+	for i := range 3 * maxRevoked {
+		b.door.revoke(b.door.newSession(Viewer, time.Now().Add(time.Duration(i))), time.Now())
+	}
+	if n := len(b.door.revoked); n > maxRevoked {
+		t.Errorf("%d log-ins that ended are remembered", n)
+	}
+}
+
+// A load balancer learns whether all is well, and no more.
+func TestHealthzWithoutToken(t *testing.T) {
+	b := guarded(t, doors()["TLS with tokens"])
+	b.refused = ReasonDiskFull
+	h := b.Handler()
+	if w := ask(h, http.MethodGet, "/healthz"); w.Code != 503 || w.Body.String() != `{"ok":false,"reasons":[]}`+"\n" {
+		t.Errorf("without a token: %d %s", w.Code, w.Body)
+	}
+	if w := ask(h, http.MethodGet, "/healthz", bearer(viewToken)); w.Code != 503 || !strings.Contains(w.Body.String(), "disk-full") {
+		t.Errorf("with a token: %d %s", w.Code, w.Body)
+	}
+	if w := ask(h, http.MethodGet, "/healthz", bearer(viewToken+"x")); w.Body.String() != `{"ok":false,"reasons":[]}`+"\n" {
+		t.Errorf("with a wrong token: %d %s", w.Code, w.Body)
+	}
+}
+
+// What cmd puts behind Guard is for who may look.
+func TestGuardAsksForTheRole(t *testing.T) {
+	b := guarded(t, doors()["TLS with tokens"])
+	h := b.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "metrics") }))
+	for token, want := range map[string]int{"": 401, viewToken: 200, techToken: 200, "guess-0123456789abc": 401} {
+		if w := ask(h, http.MethodGet, "/metrics", func(r *http.Request) {
+			if token != "" {
+				bearer(token)(r)
+			}
+		}); w.Code != want {
+			t.Errorf("%q: %d, want %d", token, w.Code, want)
+		}
+	}
+	if w := ask(h, http.MethodPost, "/metrics", bearer(techToken)); w.Code != 405 {
+		t.Errorf("POST: %d", w.Code)
+	}
+}
+
+// No route changes anything when it is got, whatever stands in its query: what the station shows is the same afterwards.
+func TestGetChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := guarded(t, Access{})
+		h := b.Handler()
+		shows := func() string {
+			text, err := json.Marshal(b.Status())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(text)
+		}
+		before := shows()
+		for _, r := range b.routes() {
+			_, path, _ := strings.Cut(r.pattern, " ")
+			path = strings.NewReplacer("{$}", "", "{device}", id(1).String(), "{name}", "x.uart").Replace(path)
+			for _, method := range []string{http.MethodGet, http.MethodHead} {
+				ask(h, method, path+"?text=4d1f8e27b3c05a9e61f2d47788aabbcc&name=WO-1&planned=5&action=start&slot=A&token=x", func(r *http.Request) {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					t.Cleanup(cancel)
+					*r = *r.WithContext(ctx)
+				})
+				if after := shows(); after != before {
+					t.Fatalf("%s %s changes %s to %s", method, path, before, after)
+				}
+			}
+		}
+		// The same station does change by POST: the comparison can see it.
+		w := ask(h, http.MethodPost, "/lot", func(r *http.Request) {
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			r.Body = io.NopCloser(strings.NewReader("name=WO-1&planned=5"))
+		})
+		if after := shows(); after == before {
+			t.Errorf("POST /lot changes nothing: %d %s", w.Code, w.Body)
+		}
+	})
+}

@@ -1,0 +1,232 @@
+package station
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"html/template"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+
+	"secretfree/station/board"
+)
+
+//go:embed look.html
+var lookHTML string
+
+//go:embed boards.html
+var boardsHTML string
+
+//go:embed board.html
+var boardHTML string
+
+var (
+	boardsPage = template.Must(template.Must(template.New("boards").Parse(lookHTML)).Parse(boardsHTML))
+	boardPage  = template.Must(template.Must(template.New("board").Parse(lookHTML)).Parse(boardHTML))
+)
+
+const (
+	lookLimit = 8 * time.Second // for a look back, the waiting included; the server's own limit is later
+	maxQuery  = 200             // bytes of what is looked for
+)
+
+// sight is what every page that looks back shows.
+type sight struct {
+	*catalogue
+	Station, SKU string
+	Here         string // which of the pages it is
+	LogOut       bool
+	Zone         *time.Location
+	Problem      string
+}
+
+// sight also remembers a language that was chosen.
+func (s *Station) sight(w http.ResponseWriter, r *http.Request, here string) sight {
+	words := s.wordsFor(r)
+	s.remember(w, r, words)
+	return sight{catalogue: words, Station: s.name, SKU: s.sku, Here: here, LogOut: s.door.Tokens != nil && roleOf(r) != Nobody, Zone: s.zone}
+}
+
+// Lang is for the page's attribute.
+func (v sight) Lang() string { return v.language }
+
+// When is a time as people here read it; the page says which zone that is.
+func (v sight) When(t time.Time) string { return t.In(v.Zone).Format("2006-01-02 15:04:05") }
+
+// Clock is the time of a day.
+func (v sight) Clock(t time.Time) string { return t.In(v.Zone).Format("15:04:05") }
+
+// ZoneName is the zone at a time.
+func (v sight) ZoneName(t time.Time) string { return t.In(v.Zone).Format("MST, UTC-07:00") }
+
+// Now is for the zone of a page that shows no other time.
+func (v sight) Now() time.Time { return time.Now() }
+
+// Why is the short name of a reason.
+func (v sight) Why(r Reason) string {
+	if r == "" {
+		return v.Say("reason-unknown")
+	}
+	if !slices.Contains(Reasons(), r) {
+		return clean(string(r)) // of a version that has others
+	}
+	return v.Say("reason-" + word(r))
+}
+
+// Groups cuts an id for people.
+func (v sight) Groups(id fmt.Stringer) []string { return groups(id.String()) }
+
+// Clean is for what others said, or named; it may be a word of their own type.
+func (v sight) Clean(said any) string { return clean(fmt.Sprint(said)) }
+
+// look waits for its turn and bounds what it does: a look back never takes more than one processor, and however many pages are open, no slot waits.
+func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx context.Context) error) {
+	ctx, cancel := context.WithTimeout(r.Context(), lookLimit)
+	defer cancel()
+	select {
+	case s.looking <- struct{}{}:
+		defer func() { <-s.looking }()
+	case <-ctx.Done():
+		s.tooBusy(w, r)
+		return
+	}
+	switch err := f(ctx); {
+	case err == nil:
+	case errors.Is(err, context.DeadlineExceeded):
+		s.tooBusy(w, r)
+	case r.Context().Err() != nil: // nobody waits for an answer
+	case errors.Is(err, ErrNoBoard):
+		s.problem(w, r, http.StatusNotFound, "look-no-board")
+	case errors.Is(err, ErrNoTranscript):
+		s.problem(w, r, http.StatusNotFound, "look-no-transcript")
+	case errors.Is(err, ErrUnsigned):
+		s.problem(w, r, http.StatusServiceUnavailable, "look-unsigned")
+	case errors.Is(err, ErrArchived):
+		s.problem(w, r, http.StatusNotFound, "look-archived")
+	default:
+		s.log.Error().Err(err).Str("path", r.URL.Path).Msg("looking back")
+		s.problem(w, r, http.StatusInternalServerError, "look-failed")
+	}
+}
+
+func (s *Station) tooBusy(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Retry-After", "10")
+	s.problem(w, r, http.StatusServiceUnavailable, "look-busy")
+}
+
+// problem shows the list of boards with a sentence and no board.
+func (s *Station) problem(w http.ResponseWriter, r *http.Request, code int, why word) {
+	v := s.sight(w, r, "boards")
+	v.Problem = v.Say(why)
+	s.render(w, code, boardsPage, boardsView{sight: v, Alone: true})
+}
+
+// historyRoutes are those of the pages that look back.
+func (s *Station) historyRoutes() []route {
+	var routes []route
+	if s.history != nil {
+		routes = append(routes,
+			route{"GET /boards", Viewer, s.serveBoards}, route{"GET /boards/{device}", Viewer, s.serveBoard},
+			route{"GET /report", Viewer, s.serveReport}, route{"GET /report.csv", Viewer, s.serveReportCSV})
+	}
+	if s.evidence != nil {
+		routes = append(routes, route{"GET /boards/{device}/proof", Viewer, s.serveProof}, route{"GET /transcripts/{name}", Viewer, s.serveTranscript})
+	}
+	return routes
+}
+
+type boardsView struct {
+	sight
+	Query  string
+	Boards []Verdict
+	More   bool
+	Alone  bool // there is a problem and nothing else to show
+}
+
+func (s *Station) serveBoards(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query().Get("q")
+	if len(query) > maxQuery {
+		query = ""
+	}
+	s.look(w, r, func(ctx context.Context) error {
+		found, more, err := s.history.Find(ctx, query)
+		v := boardsView{sight: s.sight(w, r, "boards"), Query: clean(query), Boards: found, More: more}
+		code := http.StatusOK
+		switch {
+		case errors.Is(err, ErrUnfindable):
+			code, v.Problem = http.StatusBadRequest, v.Say("boards-unfindable")
+		case err != nil:
+			return err
+		case query != "" && len(found) == 1:
+			http.Redirect(w, r, "/boards/"+found[0].Device.String(), http.StatusSeeOther)
+			return nil
+		}
+		s.render(w, code, boardsPage, v)
+		return nil
+	})
+}
+
+type fact struct{ Name, Value string }
+
+type boardView struct {
+	sight
+	BoardHistory
+	Facts    []fact
+	Evidence bool
+}
+
+func (s *Station) serveBoard(w http.ResponseWriter, r *http.Request) {
+	device, err := board.ParseDeviceID(r.PathValue("device"))
+	if err != nil {
+		s.problem(w, r, http.StatusNotFound, "look-no-board")
+		return
+	}
+	s.look(w, r, func(ctx context.Context) error {
+		h, err := s.history.Board(ctx, device)
+		if err != nil {
+			return err
+		}
+		v := boardView{sight: s.sight(w, r, "board"), BoardHistory: h, Evidence: s.evidence != nil}
+		if h.Record != nil {
+			for _, name := range slices.Sorted(maps.Keys(h.Record.Facts)) {
+				v.Facts = append(v.Facts, fact{clean(name), clean(h.Record.Facts[name])})
+			}
+		}
+		s.render(w, http.StatusOK, boardPage, v)
+		return nil
+	})
+}
+
+func (s *Station) serveProof(w http.ResponseWriter, r *http.Request) {
+	device, err := board.ParseDeviceID(r.PathValue("device"))
+	if err != nil {
+		s.problem(w, r, http.StatusNotFound, "look-no-board")
+		return
+	}
+	s.look(w, r, func(ctx context.Context) error {
+		proof, err := s.evidence.Proof(ctx, device)
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", device.String()+".tlog-proof"))
+		w.Write(proof)
+		return nil
+	})
+}
+
+func (s *Station) serveTranscript(w http.ResponseWriter, r *http.Request) {
+	s.look(w, r, func(context.Context) error {
+		text, err := s.evidence.Transcript(r.PathValue("name"))
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox")
+		w.Write(text)
+		return nil
+	})
+}

@@ -1,0 +1,248 @@
+package station
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"secretfree/station/board"
+)
+
+// ScanKind is what the text of a scanner is.
+type ScanKind string
+
+// The kinds of scans.
+const (
+	ScanDevice ScanKind = "device" // a label with a device id
+	ScanMAC    ScanKind = "mac"    // a label with a MAC address
+	scanOrder  ScanKind = "order"  // a work order
+	scanClear  ScanKind = "clear"  // nothing
+)
+
+// label is what stands on a board, as it was scanned.
+type label struct {
+	kind  ScanKind
+	text  string // 32 hex digits, or a MAC address with colons; in lower case
+	order uint64 // of the scans
+	loose bool   // it was scanned for the next board in any slot
+	again bool   // a board failed that may be tried again
+}
+
+// scan is the text of a scanner, understood.
+type scan struct {
+	kind    ScanKind
+	label   label  // of ScanDevice and ScanMAC
+	lot     string // of scanOrder
+	planned int
+}
+
+const maxScan = 128 // bytes
+
+// errScan says that a text is nothing that a scanner should read.
+var errScan = errors.New("neither a label nor a work order")
+
+// parseScan takes 32 hex digits for a device id and 12 for a MAC address, in any case and with blanks, hyphens and colons between
+// them; else NAME or NAME;PLANNED for a work order. A work order that looks like a label is written NAME; with nothing behind it.
+func parseScan(text string) (scan, error) {
+	if len(text) > maxScan || !utf8.ValidString(text) {
+		return scan{}, fmt.Errorf("%w: it is longer than %d bytes, or no text", errScan, maxScan)
+	}
+	text = strings.TrimSpace(text)
+	if text == "" {
+		return scan{kind: scanClear}, nil
+	}
+	digits := strings.ToLower(strings.Map(func(r rune) rune {
+		if r == ' ' || r == '-' || r == ':' {
+			return -1
+		}
+		return r
+	}, text))
+	if !strings.ContainsFunc(digits, func(r rune) bool { return !('0' <= r && r <= '9' || 'a' <= r && r <= 'f') }) {
+		switch len(digits) {
+		case 32:
+			if _, err := board.ParseDeviceID(digits); err != nil {
+				return scan{}, fmt.Errorf("%w: %w", errScan, err)
+			}
+			return scan{kind: ScanDevice, label: label{kind: ScanDevice, text: digits}}, nil
+		case 12:
+			return scan{kind: ScanMAC, label: label{kind: ScanMAC, text: withColons(digits)}}, nil
+		}
+	}
+	name, number, found := strings.Cut(text, ";")
+	s := scan{kind: scanOrder, lot: strings.TrimSpace(name)}
+	if number = strings.TrimSpace(number); found && number != "" {
+		n, err := strconv.ParseUint(number, 10, 31)
+		if err != nil {
+			return scan{}, fmt.Errorf("%w: %q is no number of boards", errScan, number)
+		}
+		s.planned = int(n)
+	}
+	if s.lot == "" {
+		return scan{}, fmt.Errorf("%w: a work order without a name", errScan)
+	}
+	if err := (Lot{Name: s.lot, Planned: s.planned}).Check(); err != nil {
+		return scan{}, fmt.Errorf("%w: %w", errScan, err)
+	}
+	return s, nil
+}
+
+func withColons(digits string) string {
+	var pairs []string
+	for pair := range slices.Chunk([]byte(digits), 2) {
+		pairs = append(pairs, string(pair))
+	}
+	return strings.Join(pairs, ":")
+}
+
+// labelError is what a board is refused with that is not the one of its label.
+type labelError struct {
+	label label
+	said  string // by the board; empty: nothing
+}
+
+func (e *labelError) Error() string {
+	if e.said == "" {
+		return fmt.Sprintf("the label names the %s %s, and the board said none", e.label.kind, e.label.text)
+	}
+	return fmt.Sprintf("the label names the %s %s, and the board is %s", e.label.kind, e.label.text, e.said)
+}
+
+// check compares a label with the board that it waited for.
+func (l label) check(device board.DeviceID, facts map[string]string) error {
+	said := device.String()
+	if l.kind == ScanMAC {
+		said = strings.Map(func(r rune) rune { // as it stands on a label
+			if r == '-' {
+				r = ':'
+			}
+			return unicode.ToLower(r)
+		}, facts["mac"])
+	}
+	if said != l.text {
+		return &labelError{l, said}
+	}
+	return nil
+}
+
+// labels are those that wait for their boards. A label that was scanned for a slot is for the next board in it, any other for the
+// next board anywhere. It is used up by the verdict over that board, unless the board may be tried again: then it waits once more, where
+// it waited before, or in the slot of its board if another label waits there by now.
+type labels struct {
+	scans uint64
+	loose *label
+	bound []*label // by slot
+	taken []*label // by slot: of the board that is being read
+}
+
+// wait has a label wait; slot is -1 for any. It takes the place of what waited there. One for any slot also ends every retry: a new scan
+// is a new beginning.
+func (w *labels) wait(l label, slot int) {
+	w.scans++
+	l.order, l.loose = w.scans, slot < 0
+	if slot >= 0 {
+		w.bound[slot] = &l
+		return
+	}
+	w.loose = &l
+	for i, old := range w.bound {
+		if old != nil && old.again {
+			w.bound[i] = nil
+		}
+	}
+}
+
+// clear forgets the labels that wait; slot is -1 for all. A board that is being read keeps its own.
+func (w *labels) clear(slot int) {
+	if slot >= 0 {
+		w.bound[slot] = nil
+		return
+	}
+	w.loose = nil
+	clear(w.bound)
+}
+
+// take gives the board in a slot its label, if one waits.
+func (w *labels) take(slot int) {
+	switch {
+	case w.bound[slot] != nil:
+		w.taken[slot], w.bound[slot] = w.bound[slot], nil
+	case w.loose != nil:
+		w.taken[slot], w.loose = w.loose, nil
+	}
+}
+
+// settle ends what take began; again says that the board may be tried again.
+func (w *labels) settle(slot int, again bool) {
+	l := w.taken[slot]
+	w.taken[slot] = nil
+	if l == nil || !again {
+		return
+	}
+	back := *l
+	back.again = true
+	switch {
+	case l.loose && w.loose == nil:
+		w.loose = &back
+	case w.bound[slot] == nil:
+		w.bound[slot] = &back
+	}
+}
+
+// newest is the label that was scanned last of those that are not used up, and its slot, or -1.
+func (w *labels) newest() (l *label, slot int) {
+	l, slot = w.loose, -1
+	for i := range w.bound {
+		for _, other := range []*label{w.bound[i], w.taken[i]} {
+			if other != nil && (l == nil || other.order > l.order) {
+				l, slot = other, i
+			}
+		}
+	}
+	return l, slot
+}
+
+// triedAgain: the failures after which the same board may come again, with the same label.
+func triedAgain(reason Reason) bool {
+	switch reason {
+	case ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonLabelMismatch, ReasonLotUnreadable, ReasonDiskFull, ReasonDiskError:
+		return true
+	}
+	return false
+}
+
+// Scanned is the label that waits for its board, or whose board is being read.
+type Scanned struct {
+	Text string   `json:"text"`
+	Kind ScanKind `json:"kind"`
+	Slot string   `json:"slot"` // whose board it is; empty: the next one anywhere
+}
+
+// Scan takes in the text of a scanner; slot is the name of the slot that a label was scanned for, or empty. The error says what is
+// wrong with the arguments.
+func (s *Station) Scan(text, slot string) error {
+	i := slices.IndexFunc(s.slots, func(c SlotConfig) bool { return c.Name == slot })
+	if i < 0 && slot != "" {
+		return fmt.Errorf("there is no slot %.40q", slot)
+	}
+	read, err := parseScan(text)
+	if err != nil {
+		return err
+	}
+	if read.kind == scanOrder {
+		return s.BeginLot(read.lot, read.planned)
+	}
+	s.mu.Lock()
+	if read.kind == scanClear {
+		s.labels.clear(i)
+	} else {
+		s.labels.wait(read.label, i)
+	}
+	s.turned()
+	s.mu.Unlock()
+	s.log.Info().Str("kind", string(read.kind)).Str("label", read.label.text).Str("slot", slot).Msg("scanned")
+	return nil
+}
