@@ -56,6 +56,34 @@ func TestFaultTable(t *testing.T) {
 	}
 }
 
+// The security paper has a row for each of nine promises, each with tests, and every test that it names anywhere is there.
+func TestPromiseTable(t *testing.T) {
+	text, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		tests := namedTest.FindAllStringSubmatch(line, -1)
+		for _, test := range tests {
+			if !hasTest(t, test[1], test[2]) {
+				t.Errorf("there is no test %s in %s", test[2], test[1])
+			}
+		}
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
+		number, err := strconv.Atoi(strings.TrimSpace(cells[0]))
+		if err != nil {
+			continue
+		}
+		if rows++; number != rows || len(cells) != 4 || len(tests) < 3 || len(tests) != strings.Count(cells[len(cells)-1], "`")/2 {
+			t.Errorf("row %d is numbered %d, has %d cells and %d tests: want 4 cells, and in the last 3 tests or more, as `package.TestName`", rows, number, len(cells), len(tests))
+		}
+	}
+	if rows != 9 {
+		t.Errorf("%d promises", rows)
+	}
+}
+
 func hasTest(t *testing.T, folder, name string) bool {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join("..", filepath.FromSlash(folder), "*_test.go"))

@@ -33,19 +33,48 @@ import (
 )
 
 // commands are built once and run as users run them.
-var commands = []string{"stationd", "stationctl", "issuerd", "issuerctl"}
+var commands = []string{"stationd", "stationctl", "issuerd", "issuerctl", "demo"}
 
 const patience = 60 * time.Second
 
+// built is the folder that TestMain takes away, and what became of building the commands into it.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// builtCommands is the folder of all commands, which are built when they are first asked for.
+func builtCommands(t *testing.T) string {
+	t.Helper()
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "secretfree-commands-"); built.err != nil {
+			return
+		}
+		args := []string{"build", "-ldflags=-s -w", "-o", built.dir} // what debuggers need is a quarter of the work
+		for _, name := range commands {
+			args = append(args, "./"+name)
+		}
+		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.dir
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
 func TestScripts(t *testing.T) {
-	bin := t.TempDir()
-	args := []string{"build", "-ldflags=-s -w", "-o", bin} // what debuggers need is a quarter of the work
-	for _, name := range commands {
-		args = append(args, "./"+name)
-	}
-	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	bin := builtCommands(t)
 	recorded, err := filepath.Abs(transcripts)
 	if err != nil {
 		t.Fatal(err)

@@ -1,18 +1,23 @@
 package cmd_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/coreos/go-systemd/v22/unit"
 )
 
-const sysusers = "../systemd/sysusers.d/secretfree.conf"
+// sysusers makes the user of a daemon.
+func sysusers(daemon string) string { return "../systemd/sysusers.d/" + packageOf(daemon) + ".conf" }
+
+func packageOf(daemon string) string { return "secretfree-" + strings.TrimSuffix(daemon, "d") }
 
 // settings of a unit, by section and name; a setting may be there more than once.
 func settings(t *testing.T, name string) map[string][]string {
@@ -36,28 +41,31 @@ func settings(t *testing.T, name string) map[string][]string {
 // The units start the commands with the configuration that they look for by themselves, as users that exist, and whatever
 // a unit needs of another file is there.
 func TestUnits(t *testing.T) {
-	users, err := os.ReadFile(sysusers)
-	if err != nil {
-		t.Fatal(err)
-	}
 	drivers := map[string]string{"char-ttyACM": "cdc_acm", "char-ttyUSB": "usbserial", "char-ttyS": ""} // "" is in every kernel
 	for _, name := range []string{"stationd", "issuerd"} {
+		users, err := os.ReadFile(sysusers(name))
+		if err != nil {
+			t.Fatal(err)
+		}
 		s := settings(t, name+".service")
 		for key, want := range map[string]string{
-			"Service.ExecStart": "/usr/bin/" + name + " --config /etc/secretfree/" + name + ".toml", "Service.Type": "notify",
+			"Service.ExecReload": "/bin/kill -HUP $MAINPID",
+			"Service.ExecStart":  "/usr/bin/" + name + " --config /etc/secretfree/" + name + ".toml", "Service.Type": "notify",
 			"Service.User": name, "Service.Group": name, "Service.StateDirectory": name, "Service.Restart": "always",
-			"Service.RestartPreventExitStatus": "2", "Service.ProtectSystem": "strict", "Service.NoNewPrivileges": "yes",
+			"Service.RestartPreventExitStatus": "2", "Service.Environment": "GOTRACEBACK=crash", "Service.LimitCORE": "0",
+			"Service.EnvironmentFile": "-/etc/default/" + name,
+			"Service.ProtectSystem":   "strict", "Service.NoNewPrivileges": "yes",
 		} {
 			if got := s[key]; len(got) != 1 || got[0] != want {
 				t.Errorf("%s.service: %s is %q, want %q", name, key, got, want)
 			}
 		}
 		if !strings.Contains(string(users), "\nu "+name+" - ") {
-			t.Errorf("%s makes no user %s", sysusers, name)
+			t.Errorf("%s makes no user %s", sysusers(name), name)
 		}
 		for _, group := range s["Service.SupplementaryGroups"] {
 			if !strings.Contains(string(users), "\nm "+name+" "+group+"\n") {
-				t.Errorf("%s does not put %s into the group %s", sysusers, name, group)
+				t.Errorf("%s does not put %s into the group %s", sysusers(name), name, group)
 			}
 		}
 		sample, err := os.ReadFile("../systemd/" + name + ".toml")
@@ -82,25 +90,54 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// The socket is the one that issuerd takes by this name, and the service that it starts is of the same name.
-func TestSocketUnit(t *testing.T) {
-	s := settings(t, "issuerd.socket")
-	for key, want := range map[string]string{"Socket.ListenStream": "443", "Socket.FileDescriptorName": "listen", "Install.WantedBy": "sockets.target"} {
-		if got := s[key]; len(got) != 1 || got[0] != want {
-			t.Errorf("issuerd.socket: %s is %q, want %q", key, got, want)
+// The sockets are those that the daemons take by this name, and the service that each starts is of the same name.
+func TestSocketUnits(t *testing.T) {
+	for name, address := range map[string]string{"issuerd": "443", "stationd": "127.0.0.1:8080"} {
+		s := settings(t, name+".socket")
+		for key, want := range map[string]string{"Socket.ListenStream": address, "Socket.FileDescriptorName": "listen", "Install.WantedBy": "sockets.target"} {
+			if got := s[key]; len(got) != 1 || got[0] != want {
+				t.Errorf("%s.socket: %s is %q, want %q", name, key, got, want)
+			}
+		}
+		if got := s["Socket.Service"]; got != nil {
+			t.Errorf("%s.socket starts %q", name, got)
 		}
 	}
-	if got := s["Socket.Service"]; got != nil {
-		t.Errorf("it starts %q", got)
+}
+
+// What a timer starts is the daemon's own command, as its user, with its files in reach.
+func TestTimers(t *testing.T) {
+	for name, command := range map[string]string{
+		"issuerd-sweep":      "/usr/bin/issuerctl sweep --apply --json --config /etc/secretfree/issuerd.toml",
+		"stationd-reconcile": "/usr/bin/stationctl reconcile --json --config /etc/secretfree/stationd.toml",
+		"stationd-export":    "/usr/bin/stationctl export --json --config /etc/secretfree/stationd.toml ${STICK}",
+	} {
+		daemon, _, _ := strings.Cut(name, "-")
+		s := settings(t, name+".service")
+		for key, want := range map[string]string{"Service.Type": "oneshot", "Service.ExecStart": command, "Service.EnvironmentFile": "-/etc/default/" + daemon, "Service.User": daemon, "Service.Group": daemon,
+			"Service.StateDirectory": daemon, "Service.StateDirectoryMode": "0700", "Service.UMask": "0077"} {
+			if got := s[key]; len(got) != 1 || got[0] != want {
+				t.Errorf("%s.service: %s is %q, want %q", name, key, got, want)
+			}
+		}
+		if s["Install.WantedBy"] != nil {
+			t.Errorf("%s.service would run at each boot", name)
+		}
+		timer := settings(t, name+".timer")
+		if got := timer["Install.WantedBy"]; len(timer["Timer.OnCalendar"]) != 1 || len(got) != 1 || got[0] != "timers.target" || timer["Timer.Unit"] != nil {
+			t.Errorf("%s.timer: %v", name, timer)
+		}
 	}
-	if got := settings(t, "issuerd.service")["Service.ExecReload"]; len(got) != 1 || got[0] != "/bin/kill -HUP $MAINPID" {
-		t.Errorf("issuerd.service: ExecReload is %q", got)
+	s := settings(t, "stationd-export.service")
+	_, stick, _ := strings.Cut(s["Service.Environment"][0], "STICK=")
+	if got := s["Unit.ConditionPathIsMountPoint"]; len(got) != 1 || got[0] != stick || !slices.Contains(s["Service.ReadWritePaths"], "-"+stick) {
+		t.Errorf("the export writes to %q, waits for %q and may write to %q", stick, got, s["Service.ReadWritePaths"])
 	}
 }
 
 var udevRule = regexp.MustCompile(`^ATTRS\{idVendor\}=="[0-9a-f]{4}", ATTRS\{idProduct\}=="[0-9a-f]{4}", ENV\{ID_MM_DEVICE_IGNORE\}="1"$`)
 
-// The rules keep ModemManager away from adapters, and do nothing else.
+// The rules keep ModemManager away from adapters and give their ports to the group of the station, and do nothing else.
 func TestUdevRules(t *testing.T) {
 	text, err := os.ReadFile("../systemd/udev/70-secretfree.rules")
 	if err != nil {
@@ -109,7 +146,12 @@ func TestUdevRules(t *testing.T) {
 	if !strings.Contains(string(text), `"0451", ATTRS{idProduct}=="bef3"`) {
 		t.Error("there is no rule for the probe of the LaunchPads")
 	}
-	frame := []string{"", `ACTION=="remove", GOTO="secretfree_end"`, `SUBSYSTEM!="usb", SUBSYSTEM!="tty", GOTO="secretfree_end"`, `LABEL="secretfree_end"`}
+	groups := settings(t, "stationd.service")["Service.SupplementaryGroups"]
+	permit := fmt.Sprintf(`SUBSYSTEM=="tty", ENV{ID_MM_DEVICE_IGNORE}=="1", GROUP="%s", MODE="0660", TAG-="uaccess"`, strings.Join(groups, " "))
+	if !strings.Contains(string(text), "\n"+permit+"\n") {
+		t.Errorf("there is no rule %s", permit)
+	}
+	frame := []string{"", permit, `ACTION=="remove", GOTO="secretfree_end"`, `SUBSYSTEM!="usb", SUBSYSTEM!="tty", GOTO="secretfree_end"`, `LABEL="secretfree_end"`}
 	for i, line := range strings.Split(string(text), "\n") {
 		if !udevRule.MatchString(line) && !strings.HasPrefix(line, "#") && !slices.Contains(frame, line) {
 			t.Errorf("line %d is no such rule: %s", i+1, line)
@@ -127,6 +169,29 @@ func TestRegistryFolder(t *testing.T) {
 	folder, _, ok := strings.Cut(after, `"`)
 	if writable := settings(t, "stationd.service")["Service.ReadWritePaths"]; !ok || !slices.Contains(writable, "-"+folder) {
 		t.Errorf("the sample has the registry %q, the unit lets stationd write to %q", folder, writable)
+	}
+}
+
+// What tmpfiles makes is what the units would make: the state directory of the user, and the folder of the configuration.
+func TestTmpfiles(t *testing.T) {
+	for _, daemon := range []string{"stationd", "issuerd"} {
+		path := "../systemd/tmpfiles.d/" + packageOf(daemon) + ".conf"
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := settings(t, daemon+".service")
+		state := fmt.Sprintf("d /var/lib/%s %s %s %s -", s["Service.StateDirectory"][0], s["Service.StateDirectoryMode"][0], s["Service.User"][0], s["Service.Group"][0])
+		etc := fmt.Sprintf("d /etc/%s 0755 root root -", s["Service.ConfigurationDirectory"][0])
+		var lines []string
+		for line := range strings.Lines(string(text)) {
+			if !strings.HasPrefix(line, "#") {
+				lines = append(lines, strings.TrimSpace(line))
+			}
+		}
+		if !slices.Equal(lines, []string{etc, state}) {
+			t.Errorf("%s has %q, want %q and %q", path, lines, etc, state)
+		}
 	}
 }
 
@@ -151,12 +216,69 @@ func peer(t *testing.T, name string) string {
 	return path
 }
 
+// units are the names of all files of some kinds.
+func units(t *testing.T, kinds ...string) (names []string) {
+	t.Helper()
+	for _, kind := range kinds {
+		found, err := filepath.Glob("../systemd/" + kind)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no %s: %v", kind, err)
+		}
+		for _, path := range found {
+			names = append(names, filepath.Base(path))
+		}
+	}
+	return names
+}
+
+var exposure = regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`)
+
+// maxExposure is what systemd may say at most of a service: 0 is safe, 10 is without any protection.
+const maxExposure = 2.0
+
+// What a service could do to the machine if its program were taken over is little, and systemd's own measure sees where it is not.
+func TestExposure(t *testing.T) {
+	analyze := peer(t, "systemd-analyze")
+	measure := func(path string) float64 {
+		out, err := exec.CommandContext(t.Context(), analyze, "security", "--no-pager", "--offline=true", path).CombinedOutput()
+		found := exposure.FindSubmatch(out)
+		if err != nil || found == nil {
+			t.Fatalf("systemd-analyze security %s: %v\n%s", path, err, out)
+		}
+		level, err := strconv.ParseFloat(string(found[1]), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return level
+	}
+	dir := t.TempDir()
+	for _, name := range units(t, "*.service") {
+		level := measure(filepath.Join("../systemd", name))
+		t.Logf("%s: %.1f", name, level)
+		if level > maxExposure {
+			t.Errorf("the exposure of %s is %.1f, want %.1f at most", name, level, maxExposure)
+		}
+		text, err := os.ReadFile(filepath.Join("../systemd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		loose := regexp.MustCompile(`(?m)^(CapabilityBoundingSet|SystemCallFilter)=.*\n`).ReplaceAll(text, nil)
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, loose, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if level := measure(path); level <= maxExposure {
+			t.Errorf("without capabilities and system calls taken away, the exposure of %s is %.1f: this test sees nothing", name, level)
+		}
+	}
+}
+
 // systemd knows every setting of the units.
 func TestUnitsVerify(t *testing.T) {
 	analyze := peer(t, "systemd-analyze")
 	dir := t.TempDir()
 	started := regexp.MustCompile(`ExecStart=/usr/bin/[a-z]+`)
-	for _, name := range []string{"stationd.service", "issuerd.service", "issuerd.socket", "issuerd-sweep.service", "issuerd-sweep.timer"} {
+	for _, name := range units(t, "*.service", "*.socket", "*.timer") {
 		text, err := os.ReadFile("../systemd/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -192,16 +314,16 @@ func TestSysusers(t *testing.T) {
 		t.Skip("making users in a folder needs root")
 	}
 	root := t.TempDir()
-	path, err := filepath.Abs(sysusers)
-	if err != nil {
-		t.Fatal(err)
-	}
 	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+	var text []byte
+	for _, daemon := range []string{"stationd", "issuerd"} {
+		one, err := os.ReadFile(sysusers(daemon))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, one...)
 	}
 	c := exec.CommandContext(t.Context(), tool, "--root="+root, "-")
 	c.Stdin = strings.NewReader(string(text))

@@ -1,0 +1,1 @@
+DEVICE=4d1f8e27b3c05a9e61f2d47788aabbcc
