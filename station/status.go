@@ -218,9 +218,9 @@ func (s *Station) withContact(words *catalogue, text string, call Call) string {
 	page := s.settings.Load().page
 	switch {
 	case call == CallIT && page.ContactIT != "":
-		return text + " " + words.Say("contact-it", page.ContactIT)
+		return words.Say("contact-after", text, words.Say("contact-it", page.ContactIT))
 	case call == CallQuality && page.ContactQuality != "":
-		return text + " " + words.Say("contact-quality", page.ContactQuality)
+		return words.Say("contact-after", text, words.Say("contact-quality", page.ContactQuality))
 	}
 	return text
 }
