@@ -15,6 +15,7 @@ import (
 // alike are sentences that are meant to be the same as in English.
 var alike = map[word]string{
 	"contact-it": "de vi", "contact-after": "de es vi",
+	"col-cloud":    "de",
 	"span-seconds": "de es", "span-minutes": "de es", "span-hours": "de es",
 }
 

@@ -51,7 +51,7 @@ type catalogue struct {
 	sentences map[word]string
 }
 
-//go:embed words
+//go:embed words/*/*.json
 var wordFiles embed.FS
 
 // embedded reads what is built in once for all stations.
