@@ -10,12 +10,18 @@ import (
 
 // serveScan takes the form fields text and slot; see Scan.
 func (s *Station) serveScan(w http.ResponseWriter, r *http.Request) {
-	s.take(w, r, "scan-refused", func(field func(string) string) error { return s.Scan(field("text"), field("slot")) })
+	refusal := func(err error) word {
+		if errors.Is(err, errPartial) {
+			return "scan-partial"
+		}
+		return "scan-refused"
+	}
+	s.take(w, r, refusal, func(field func(string) string) error { return s.Scan(field("text"), field("slot")) })
 }
 
 // serveLot takes the form fields name and planned; see BeginLot. planned may be empty.
 func (s *Station) serveLot(w http.ResponseWriter, r *http.Request) {
-	s.take(w, r, "lot-refused", func(field func(string) string) error {
+	s.take(w, r, func(error) word { return "lot-refused" }, func(field func(string) string) error {
 		planned := 0
 		if text := strings.TrimSpace(field("planned")); text != "" {
 			n, err := strconv.ParseUint(text, 10, 31)
@@ -29,8 +35,8 @@ func (s *Station) serveLot(w http.ResponseWriter, r *http.Request) {
 }
 
 // take hands the fields of a form over. A browser without a script is sent back to the page; whoever accepts JSON gets 204. A form that is
-// refused has the same answer whatever is wrong with it: 422 and a sentence; the log says more.
-func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal word, do func(field func(string) string) error) {
+// refused has 422 and the sentence of its refusal; the log says more.
+func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal func(error) word, do func(field func(string) string) error) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
 		http.Error(w, "send a form (application/x-www-form-urlencoded)", http.StatusUnsupportedMediaType)
 		return
@@ -47,7 +53,8 @@ func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal word, do 
 	scripted := strings.Contains(r.Header.Get("Accept"), "application/json")
 	if err := do(r.PostForm.Get); err != nil {
 		s.log.Warn().Str("path", r.URL.Path).Err(err).Msg("what was sent is refused")
-		text := s.wordsFor(r).Say(refusal)
+		word := refusal(err)
+		text := s.wordsFor(r).Say(word)
 		if !scripted {
 			http.Error(w, text, http.StatusUnprocessableEntity)
 			return
@@ -55,7 +62,7 @@ func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal word, do 
 		writeJSON(w, http.StatusUnprocessableEntity, struct {
 			Word string `json:"word"`
 			Text string `json:"text"`
-		}{string(refusal), text})
+		}{string(word), text})
 		return
 	}
 	if scripted {

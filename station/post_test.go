@@ -109,6 +109,8 @@ func TestPostsAreGuarded(t *testing.T) {
 		"no form":                 {"/scan", "text=%zz", nil, 400, "cannot be read"},
 		"in the address":          {"/scan?text=evil", "slot=A", nil, 303, ""},
 		"no label":                {"/scan", "text=WO%3Bx", nil, 422, "Scan again. This is neither a label nor a work order.\n"},
+		"a part of a label":       {"/scan", "text=" + strings.Repeat("4d", 15), nil, 422, "Scan again: the label was not read whole."},
+		"a part, by a script":     {"/scan", "text=0x" + strings.Repeat("4d", 16), []func(*http.Request){header("Accept", "application/json")}, 422, `{"word":"scan-partial","text":"Scan again:`},
 		"no slot":                 {"/scan", "text=WO&slot=Z", nil, 422, "Scan again. This is neither a label nor a work order.\n"},
 		"no number":               {"/lot", "name=WO&planned=five", nil, 422, "Enter the work order again: a name of up to 64 characters and a number of boards.\n"},
 		"a long name":             {"/lot", "name=" + strings.Repeat("x", 65), nil, 422, "Enter the work order again"},

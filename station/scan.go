@@ -3,6 +3,7 @@ package station
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,11 +43,27 @@ type scan struct {
 
 const maxScan = 128 // bytes
 
-// errScan says that a text is nothing that a scanner should read.
-var errScan = errors.New("neither a label nor a work order")
+var (
+	// errScan says that a text is nothing that a scanner should read.
+	errScan = errors.New("neither a label nor a work order")
+	// errPartial is an errScan: a label that was not read as it is printed.
+	errPartial = fmt.Errorf("%w: it looks like a label that was not read whole", errScan)
+)
 
-// parseScan takes 32 hex digits for a device id and 12 for a MAC address, in any case and with blanks, hyphens and colons between
-// them; else NAME or NAME;PLANNED for a work order. A work order that looks like a label is written NAME; with nothing behind it.
+const (
+	separators = " -:."
+	hexDigits  = "0123456789abcdef"
+)
+
+var (
+	// inFront of a label stands what some printers put there.
+	inFront = regexp.MustCompile(`^(?:0x|(?:id|mac)[ :=#.-]*)`)
+	pairs   = regexp.MustCompile(`^[0-9a-f]{2}(?:[ :.-][0-9a-f]{2}){5}$`)
+)
+
+// parseScan takes 32 hex digits for a device id and 12 for a MAC address, in any case and with blanks, hyphens, colons and points between
+// them; else NAME or NAME;PLANNED for a work order. Twelve decimal digits are a MAC address only in pairs, since work orders have numbers of
+// twelve digits. What looks like a part of a label is refused. A work order that looks like a label is written NAME; with nothing behind it.
 func parseScan(text string) (scan, error) {
 	if len(text) > maxScan || !utf8.ValidString(text) {
 		return scan{}, fmt.Errorf("%w: it is longer than %d bytes, or no text", errScan, maxScan)
@@ -55,22 +72,20 @@ func parseScan(text string) (scan, error) {
 	if text == "" {
 		return scan{kind: scanClear}, nil
 	}
-	digits := strings.ToLower(strings.Map(func(r rune) rune {
-		if r == ' ' || r == '-' || r == ':' {
-			return -1
-		}
-		return r
-	}, text))
-	if !strings.ContainsFunc(digits, func(r rune) bool { return !('0' <= r && r <= '9' || 'a' <= r && r <= 'f') }) {
-		switch len(digits) {
-		case 32:
+	lower := strings.ToLower(text)
+	if digits, ok := onlyHex(lower); ok {
+		switch decimal := strings.Trim(digits, "0123456789") == ""; {
+		case len(digits) == 32:
 			if _, err := board.ParseDeviceID(digits); err != nil {
 				return scan{}, fmt.Errorf("%w: %w", errScan, err)
 			}
 			return scan{kind: ScanDevice, label: label{kind: ScanDevice, text: digits}}, nil
-		case 12:
+		case len(digits) == 12 && (!decimal || pairs.MatchString(lower)):
 			return scan{kind: ScanMAC, label: label{kind: ScanMAC, text: withColons(digits)}}, nil
 		}
+	}
+	if n := partial(lower); n > 0 {
+		return scan{}, fmt.Errorf("%w (%d digits; a label has 32 or 12, and nothing in front of them)", errPartial, n)
 	}
 	name, number, found := strings.Cut(text, ";")
 	s := scan{kind: scanOrder, lot: strings.TrimSpace(name)}
@@ -88,6 +103,30 @@ func parseScan(text string) (scan, error) {
 		return scan{}, fmt.Errorf("%w: %w", errScan, err)
 	}
 	return s, nil
+}
+
+// onlyHex gives the digits of a text of nothing but hex digits and separators.
+func onlyHex(lower string) (digits string, ok bool) {
+	digits = strings.Map(func(r rune) rune {
+		if strings.ContainsRune(separators, r) {
+			return -1
+		}
+		return r
+	}, lower)
+	return digits, digits != "" && strings.Trim(digits, hexDigits) == ""
+}
+
+// partial is the number of hex digits of what looks like a label that was not read as it is printed, else 0: 16 or more with a letter among
+// them, about 32 of any kind, or a label with something in front of it.
+func partial(lower string) int {
+	front := inFront.FindString(lower)
+	digits, ok := onlyHex(lower[len(front):])
+	n := len(digits)
+	letter := strings.ContainsAny(digits, "abcdef")
+	if ok && (n >= 16 && letter || n >= 28 && n <= 36 || n == 12 && front != "") {
+		return n
+	}
+	return 0
 }
 
 func withColons(digits string) string {

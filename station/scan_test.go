@@ -17,6 +17,8 @@ import (
 func TestParseScan(t *testing.T) {
 	const id, mac = "4d1f8e27b3c05a9e61f2d47788aabbcc", "08:00:28:5b:55:e0"
 	device, address := scan{kind: ScanDevice, label: label{kind: ScanDevice, text: id}}, scan{kind: ScanMAC, label: label{kind: ScanMAC, text: mac}}
+	decimal := scan{kind: ScanDevice, label: label{kind: ScanDevice, text: "12345678901234567890123456789012"}}
+	pairs := scan{kind: ScanMAC, label: label{kind: ScanMAC, text: "12:34:56:78:90:12"}}
 	order := func(name string, planned int) scan { return scan{kind: scanOrder, lot: name, planned: planned} }
 	for text, want := range map[string]scan{
 		id: device, strings.ToUpper(id): device, " " + id + "\r\n": device,
@@ -24,10 +26,17 @@ func TestParseScan(t *testing.T) {
 		"4d1f 8e27 b3c0 5a9e 61f2 d477 88aa bbcc":         device,
 		"4d:1f:8e:27:b3:c0:5a:9e:61:f2:d4:77:88:aa:bb:cc": device,
 		"0800285b55e0": address, "08:00:28:5B:55:E0": address, "08-00-28-5B-55-E0": address, "0800 285B 55E0": address,
+		"0800.285b.55e0": address, "4D1F8E27.B3C05A9E.61F2D477.88AABBCC": device, "1234567890123456789012345678901" + "2": decimal,
+		// Twelve decimal digits are the number of a work order, unless they stand in pairs.
+		"000004711234": order("000004711234", 0), "20261129 0001": order("20261129 0001", 0), "2026-1129-0001": order("2026-1129-0001", 0),
+		"12:34:56:78:90:12": pairs, "12-34-56-78-90-12": pairs, "12 34 56 78 90 12": pairs,
 		"": {kind: scanClear}, " \t\r\n": {kind: scanClear},
 		"WO-1": order("WO-1", 0), "WO-1;250": order("WO-1", 250), " WO-1 ; 250 ": order("WO-1", 250), "WO-1;": order("WO-1", 0), "WO-1;0": order("WO-1", 0),
 		"000001234567;": order("000001234567", 0), id + ";7": order(id, 7), // a work order that looks like a label
-		"4711": order("4711", 0), "0800285b55e": order("0800285b55e", 0), id + "0": order(id+"0", 0), "08_00_28_5b_55_e0": order("08_00_28_5b_55_e0", 0),
+		id[:31] + ";": order(id[:31], 0), "0x" + id + ";": order("0x"+id, 0), "1234567890abcdef;": order("1234567890abcdef", 0),
+		"4711": order("4711", 0), "0800285b55e": order("0800285b55e", 0), "4006381333931": order("4006381333931", 0), // an EAN
+		"123456789012345678901234567": order("123456789012345678901234567", 0), "1234567890abcde": order("1234567890abcde", 0), "ID 4711": order("ID 4711", 0),
+		"WO:" + id: order("WO:"+id, 0), "08_00_28_5b_55_e0": order("08_00_28_5b_55_e0", 0),
 		"Auftrag Ä 12": order("Auftrag Ä 12", 0), "工单7;10000000": order("工单7", 10_000_000), "- : -": order("- : -", 0),
 		strings.Repeat("x", 64): order(strings.Repeat("x", 64), 0),
 	} {
@@ -51,15 +60,49 @@ func TestParseScan(t *testing.T) {
 	}
 }
 
+// A label that was not read whole, or not as it is printed, begins no lot.
+func TestParseScanOfAPart(t *testing.T) {
+	const id = "4d1f8e27b3c05a9e61f2d47788aabbcc"
+	for text, says := range map[string]string{
+		id[:31]: "31 digits", id[:28]: "28 digits", id[:16]: "16 digits", id + "0": "33 digits", id + id[:4]: "36 digits", id + id: "64 digits", id[1:]: "31 digits",
+		strings.ToUpper(id[:31]): "31 digits", "4d1f-8e27-b3c0-5a9e-61f2-d477-88aa-bbc": "31 digits", "4d1f8e27 b3c05a9e 61f2d477 88aabb": "30 digits",
+		"0x" + id: "32 digits", "0X" + strings.ToUpper(id): "32 digits", "ID:" + id: "32 digits", "id " + id[:30]: "30 digits", "ID: 0x": "",
+		"MAC:0800285b55e0": "12 digits", "0x0800285B55E0": "12 digits", "mac=08:00:28:5b:55:e0": "12 digits",
+		"1234567890123456789012345678": "28 digits", "123456789012345678901234567890123456": "36 digits",
+	} {
+		got, err := parseScan(text)
+		if says == "" { // nothing of a label is left
+			if err != nil || got.kind != scanOrder {
+				t.Errorf("%q is %+v, %v", text, got, err)
+			}
+			continue
+		}
+		if !errors.Is(err, errPartial) || !errors.Is(err, errScan) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q is %+v, %v, want %q", text, got, err, says)
+		}
+		if got, err := parseScan(text + ";"); err != nil || got != (scan{kind: scanOrder, lot: text}) {
+			t.Errorf("%q with ; is %+v, %v", text, got, err)
+		}
+	}
+}
+
 // What a scan means is one thing, and is the same when it is read again in the form in which it is shown.
 func FuzzParseScan(f *testing.F) {
-	for _, text := range []string{"4d1f8e27b3c05a9e61f2d47788aabbcc", "08-00-28-5B-55-E0", "WO-1;250", "", ";", "\xff", "工单"} {
+	for _, text := range []string{"4d1f8e27b3c05a9e61f2d47788aabbcc", "08-00-28-5B-55-E0", "WO-1;250", "", ";", "\xff", "工单", "000004711234", "12:34:56:78:90:12", "ID:4d1f", "0x4d1f8e27b3c05a9e61f2d47788aabbcc"} {
 		f.Add(text)
 	}
 	canonical := regexp.MustCompile(`^(?:[0-9a-f]{32}|[0-9a-f]{2}(?::[0-9a-f]{2}){5})$`)
 	f.Fuzz(func(t *testing.T, text string) {
 		got, err := parseScan(text)
 		switch {
+		case errors.Is(err, errPartial): // the way out that the page tells of
+			name := strings.TrimSpace(text)
+			if again, err := parseScan(name + ";"); (Lot{Name: name}).Check() == nil && (err != nil || again != scan{kind: scanOrder, lot: name}) {
+				t.Errorf("%q with ; is %+v, %v", text, again, err)
+			}
+			if got != (scan{}) || !errors.Is(err, errScan) {
+				t.Errorf("%+v, %v", got, err)
+			}
 		case err != nil:
 			if got != (scan{}) || !errors.Is(err, errScan) {
 				t.Errorf("%+v, %v", got, err)
@@ -69,6 +112,9 @@ func FuzzParseScan(f *testing.F) {
 				t.Errorf("%q is %+v; again %+v, %v", text, got, again, err)
 			}
 		case got.kind == scanOrder:
+			if long := regexp.MustCompile(`^(?i)[0-9a-f]{28,36}$`); long.MatchString(strings.TrimSpace(text)) {
+				t.Errorf("%q begins the lot %q", text, got.lot)
+			}
 			if again, err := parseScan(fmt.Sprintf("%s;%d", got.lot, got.planned)); err != nil || again != got || got.lot == "" || got.label != (label{}) {
 				t.Errorf("%q is %+v; again %+v, %v", text, got, again, err)
 			}
