@@ -23,8 +23,8 @@ func (f *failure) Error() string { return fmt.Sprintf("%s: %v", f.reason, f.err)
 func (f *failure) Unwrap() error { return f.err }
 
 // judge turns what a board said into a record, or says what is wrong with it. It believes nothing: the
-// signatures are checked here again. label is the one that was scanned for the board, or nil; it comes last, so that a board is only
-// called another one when it has proved which it is.
+// signatures are checked here again. label is the one that was scanned for the board, or nil: then one that refused this board before counts.
+// It comes last, so that a board is only called another one when it has proved which it is.
 func (s *Station) judge(report uart.Report, label *label, now time.Time) (board.Record, *failure) {
 	policy := s.settings.Load().policy
 	device, err := board.NewDeviceID(report.Device)
@@ -66,6 +66,9 @@ func (s *Station) judge(report uart.Report, label *label, now time.Time) (board.
 	}
 	if err := record.Check(); err != nil {
 		return refuse(ReasonGarbled, err)
+	}
+	if label == nil {
+		label = s.refusedWith(device)
 	}
 	switch {
 	case label != nil:

@@ -169,13 +169,24 @@ func (l label) check(device board.DeviceID, facts map[string]string) error {
 
 // labels are those that wait for their boards. A label that was scanned for a slot is for the next board in it, any other for the
 // next board anywhere. It is used up by the verdict over that board, unless the board may be tried again: then it waits once more, where
-// it waited before, or in the slot of its board if another label waits there by now.
+// it waited before, or in the slot of its board if another label waits there by now. A label that named another board is used up too: it
+// says something of the board that it was held against, and nothing of the next one. That board alone stays refused, in every slot,
+// until it comes with its own label.
 type labels struct {
-	scans uint64
-	loose *label
-	bound []*label // by slot
-	taken []*label // by slot: of the board that is being read
+	scans   uint64
+	loose   *label
+	bound   []*label // by slot
+	taken   []*label // by slot: of the board that is being read
+	refused []refusal
 }
+
+// refusal is a board that is not the one of a label.
+type refusal struct {
+	device board.DeviceID
+	label  *label
+}
+
+const maxRefused = 256 // boards; of more, the oldest are forgotten
 
 // wait has a label wait; slot is -1 for any. It takes the place of what waited there. One for any slot also ends every retry: a new scan
 // is a new beginning.
@@ -194,13 +205,13 @@ func (w *labels) wait(l label, slot int) {
 	}
 }
 
-// clear forgets the labels that wait; slot is -1 for all. A board that is being read keeps its own.
+// clear forgets the labels that wait; slot is -1 for all, and for the boards that were refused. A board that is being read keeps its own.
 func (w *labels) clear(slot int) {
 	if slot >= 0 {
 		w.bound[slot] = nil
 		return
 	}
-	w.loose = nil
+	w.loose, w.refused = nil, nil
 	clear(w.bound)
 }
 
@@ -231,6 +242,32 @@ func (w *labels) settle(slot int, again bool) {
 	}
 }
 
+// refuse remembers that the board in a slot is not the one of its label. settle follows.
+func (w *labels) refuse(slot int, device board.DeviceID) {
+	l := w.taken[slot]
+	if l == nil || !device.Valid() {
+		return // it was refused before, and that holds
+	}
+	w.accept(device)
+	w.refused = append(w.refused, refusal{device, l})
+	w.refused = w.refused[max(0, len(w.refused)-maxRefused):]
+}
+
+// accept ends what refuse began.
+func (w *labels) accept(device board.DeviceID) {
+	w.refused = slices.DeleteFunc(w.refused, func(r refusal) bool { return r.device == device })
+}
+
+// against is the label that a board was refused with, or nil.
+func (w *labels) against(device board.DeviceID) *label {
+	for _, r := range w.refused {
+		if r.device == device {
+			return r.label
+		}
+	}
+	return nil
+}
+
 // newest is the label that was scanned last of those that are not used up, and its slot, or -1.
 func (w *labels) newest() (l *label, slot int) {
 	l, slot = w.loose, -1
@@ -247,7 +284,7 @@ func (w *labels) newest() (l *label, slot int) {
 // triedAgain: the failures after which the same board may come again, with the same label.
 func triedAgain(reason Reason) bool {
 	switch reason {
-	case ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonLabelMismatch, ReasonLotUnreadable, ReasonDiskFull, ReasonDiskError:
+	case ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonLotUnreadable, ReasonDiskFull, ReasonDiskError:
 		return true
 	}
 	return false

@@ -180,16 +180,30 @@ func TestScannedLabel(t *testing.T) {
 			if slot := try(0, one, ReasonLabelMismatch); slot.Device != one.ID() || slot.Call != CallQuality {
 				t.Errorf("the slot shows %+v", slot)
 			}
-			// Trying the wrong board once more, or elsewhere, does not help; the right one does, and uses the label up.
+			// Trying the wrong board once more, or elsewhere, does not help, and the next boards have nothing to do with that label.
+			if got := b.Status().Scan; got != nil {
+				t.Errorf("the label %+v waits for another board", got)
+			}
 			try(0, one, ReasonLabelMismatch)
 			try(1, one, ReasonLabelMismatch)
 			if b.ledger.appends() != 0 || !strings.Contains(b.logged(), "the label names the device "+other.ID()) {
 				t.Errorf("asked the journal %d times; the log:\n%s", b.ledger.appends(), b.logged())
 			}
-			try(1, other, "")
-			if got := b.Status().Scan; got != nil {
-				t.Errorf("the label %+v is left over", got)
+			for slot := range 2 {
+				next := newBoard()
+				next.Device = mac()
+				if needs {
+					try(slot, next, ReasonLabelMissing)
+					scanText(t, b.Station, next.ID(), "")
+				}
+				try(slot, next, "")
 			}
+			scanText(t, b.Station, other.ID(), "")
+			try(1, other, "")
+			// The refused board still is, whatever was scanned for others, until it has its own label.
+			try(0, one, ReasonLabelMismatch)
+			scanText(t, b.Station, one.ID(), "")
+			try(1, one, "")
 			if needs {
 				try(0, one, ReasonLabelMissing)
 			} else {
@@ -208,9 +222,12 @@ func TestScannedLabel(t *testing.T) {
 				try(0, third, "")
 			}
 			try(1, third, ReasonLabelMismatch)
+			try(0, third, ReasonLabelMismatch)
 			scanText(t, b.Station, third.ID(), "B")
 			try(1, third, "")
-			// Taken back.
+			// Taken back, and with all labels what they were held against.
+			scanText(t, b.Station, other.ID(), "")
+			try(0, one, ReasonLabelMismatch)
 			scanText(t, b.Station, other.ID(), "A")
 			scanText(t, b.Station, "", "A")
 			scanText(t, b.Station, other.ID(), "")
@@ -243,7 +260,7 @@ func TestLabelAfterAFailure(t *testing.T) {
 			}
 			b.apply(0, event{kind: boardFailed, reason: reason}, nil)
 			again := map[Reason]bool{
-				ReasonUnplugged: true, ReasonNeedsReset: true, ReasonTimeout: true, ReasonGarbled: true, ReasonLabelMismatch: true,
+				ReasonUnplugged: true, ReasonNeedsReset: true, ReasonTimeout: true, ReasonGarbled: true,
 				ReasonLotUnreadable: true, ReasonDiskFull: true, ReasonDiskError: true,
 			}[reason]
 			if waits := b.Status().Scan != nil; waits != again || b.label(0) != nil {
@@ -261,7 +278,7 @@ func TestLabelAfterAFailure(t *testing.T) {
 }
 
 // Whatever is scanned and inserted in whatever order: no board passes against a label, every board that its label names passes, and a label
-// goes with the board that it let pass. What is expected is worked out from the words of the manual, not from the code.
+// goes with the board that it let pass or fails, which stays failed. What is expected is worked out from the words of the manual, not from the code.
 func TestLabelsInAnyOrder(t *testing.T) {
 	runs, steps := 40, 60
 	if testing.Short() {
@@ -296,6 +313,7 @@ func TestLabelsInAnyOrder(t *testing.T) {
 				failed      bool
 			}
 			var waiting []waiter
+			refused := map[int]bool{} // boards that were not those of their labels
 			drop := func(is func(waiter) bool) {
 				var rest []waiter
 				for _, w := range waiting {
@@ -325,7 +343,7 @@ func TestLabelsInAnyOrder(t *testing.T) {
 				case 2:
 					if random.IntN(3) == 0 {
 						scanText(t, b.Station, "", "")
-						waiting = nil
+						waiting, refused = nil, map[int]bool{}
 						history = append(history, "clear")
 					} else {
 						scanText(t, b.Station, "WO;5", "") // touches no label
@@ -351,21 +369,27 @@ func TestLabelsInAnyOrder(t *testing.T) {
 					switch {
 					case fails:
 						want = ReasonTimeout
+					case label != nil && label.names != which, label == nil && refused[which]:
+						want = ReasonLabelMismatch
 					case label == nil && needs:
 						want = ReasonLabelMissing
-					case label != nil && label.names != which:
-						want = ReasonLabelMismatch
 					}
 					if got.Reason != want || (got.State == Passed) != (want == "") {
 						t.Fatalf("slot %d shows %+v, want %q; seed %d, labels needed %v, after\n%s", slot, got, want, seed, needs, strings.Join(history, "\n"))
 					}
+					switch want {
+					case "":
+						delete(refused, which)
+					case ReasonLabelMismatch:
+						refused[which] = true
+					}
 					switch {
 					case label == nil:
-					case want == "":
+					case want == ReasonTimeout:
+						label.failed = true
+					default:
 						used := *label
 						drop(func(w waiter) bool { return w == used })
-					default:
-						label.failed = true
 					}
 					scripts[slot].gone <- struct{}{}
 					synctest.Wait()

@@ -301,6 +301,7 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		}
 		s.stats.Taken[i].Passed.Add(e.at.Sub(before.since))
 		s.labels.settle(i, false)
+		s.labels.accept(e.device)
 		s.tally(i, after, e.repeat)
 	case after.state == Failed && turned:
 		s.stats.Failed[after.reason]++
@@ -309,6 +310,9 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		}
 		if before.state == Empty || before.gone {
 			s.labels.take(i) // it failed before it was found
+		}
+		if after.reason == ReasonLabelMismatch {
+			s.labels.refuse(i, after.device)
 		}
 		s.labels.settle(i, triedAgain(after.reason))
 		s.tally(i, after, false)
@@ -346,6 +350,13 @@ func (s *Station) label(i int) *label {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.labels.taken[i]
+}
+
+// refusedWith is the label that a board was refused with, until it passes with its own; or nil.
+func (s *Station) refusedWith(device board.DeviceID) *label {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.labels.against(device)
 }
 
 // toDisk runs what slot i has to wait for the disk for, so that a disk which hangs is noticed.

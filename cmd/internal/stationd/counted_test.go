@@ -57,8 +57,12 @@ func TestScanToPass(t *testing.T) {
 		t.Fatalf("scanning a label: %d", code)
 	}
 	try(one, station.ReasonLabelMismatch)
+	try(other, station.ReasonLabelMissing) // its label was used up
+	if code := d.send("/scan", url.Values{"text": {other.ID()}}); code != http.StatusNoContent {
+		t.Fatalf("scanning a label: %d", code)
+	}
 	try(other, "")
-	if status := d.Status(); status.Lot.Passed != 1 || status.Lot.Failed != 2 || len(status.Recent) != 3 || status.Scan != nil {
+	if status := d.Status(); status.Lot.Passed != 1 || status.Lot.Failed != 3 || len(status.Recent) != 4 || status.Scan != nil {
 		t.Errorf("%+v, the last %+v, %+v waits", status.Lot, status.Recent, status.Scan)
 	}
 	want := *d.Status().Lot
