@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -24,6 +25,7 @@ type Lot struct {
 const (
 	maxLotName = 64         // characters
 	maxPlanned = 10_000_000 // boards
+	maxEarlier = 8          // lots that are remembered besides the present one
 	// lotPause is the shortest time between two calls of Config.KeepLot.
 	lotPause = time.Second
 )
@@ -52,8 +54,22 @@ func (l Lot) on(now time.Time) Lot {
 	return l
 }
 
-// BeginLot begins another lot. If it has the name of the present one, that goes on: only what is planned is changed, if it is known. An
-// empty name ends a lot. The error says what is wrong with the arguments.
+// inFrontOf puts a lot in front of those that were made earlier, in a new list. One without a name is not remembered: its count is that of a day.
+func (l Lot) inFrontOf(earlier []Lot) []Lot {
+	if l.Name == "" {
+		return earlier
+	}
+	list := []Lot{l}
+	for _, other := range earlier {
+		if other.Name != l.Name && len(list) < maxEarlier {
+			list = append(list, other)
+		}
+	}
+	return list
+}
+
+// BeginLot begins another lot. If it has the name of the present one, or of one of the last eight before it, that goes on: only what is
+// planned is changed, if it is known. An empty name ends a lot. The error says what is wrong with the arguments.
 func (s *Station) BeginLot(name string, planned int) error {
 	now := time.Now()
 	next := Lot{Name: name, Planned: planned, Since: now.UTC().Truncate(time.Millisecond)}
@@ -61,11 +77,19 @@ func (s *Station) BeginLot(name string, planned int) error {
 		return err
 	}
 	s.mu.Lock()
-	if before := s.lot.on(now); before.Name == name {
-		next = before
-		if planned > 0 {
-			next.Planned = planned
+	before := s.lot.on(now)
+	for _, lot := range append([]Lot{before}, s.earlier...) {
+		if lot.Name == name {
+			next = lot
+			if planned > 0 {
+				next.Planned = planned
+			}
+			break
 		}
+	}
+	if before.Name != name {
+		again := func(l Lot) bool { return l.Name == name }
+		s.earlier = before.inFrontOf(slices.DeleteFunc(slices.Clone(s.earlier), again))
 	}
 	s.lot = next
 	s.lotTurned()
@@ -88,10 +112,10 @@ func (s *Station) keepLots(ctx context.Context) {
 	var told string
 	keep := func() {
 		s.mu.Lock()
-		lot := s.lot
+		lot, earlier := s.lot, s.earlier
 		s.mu.Unlock()
 		text := ""
-		if err := s.keepLot(lot); err != nil {
+		if err := s.keepLot(lot, earlier); err != nil {
 			text = err.Error()
 		}
 		if text != "" && text != told {

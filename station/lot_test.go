@@ -87,6 +87,47 @@ func TestLotCounts(t *testing.T) {
 	})
 }
 
+// A work order that is scanned again goes on with its count, as long as it is one of the last eight.
+func TestLotsOfBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		since := time.Now().Add(-time.Hour).UTC().Truncate(time.Millisecond)
+		kept := []Lot{{Name: "WO-2", Planned: 9, Failed: 2, Since: since}, {Passed: 7, Since: since}, {Name: "WO-1", Passed: 3, Since: since}}
+		b := shown(t, func(c *Config) { c.Lot, c.Earlier = &Lot{Name: "WO-3", Passed: 1, Since: since}, kept }, slotState{state: Empty, advice: adviceEmpty})
+		begin := func(name string, planned int, want Lot) {
+			t.Helper()
+			if err := b.BeginLot(name, planned); err != nil {
+				t.Fatal(err)
+			}
+			if got := *b.Status().Lot; got != want {
+				t.Errorf("%q goes on as %+v, want %+v", name, got, want)
+			}
+		}
+		begin("WO-1", 0, Lot{Name: "WO-1", Passed: 3, Since: since})
+		b.ledger.records[deviceOne] = board.Record{}
+		b.apply(0, event{kind: boardFound}, nil)
+		b.apply(0, event{kind: boardPassed, device: deviceOne}, nil)
+		now := time.Now().UTC()
+		begin("", 0, Lot{Since: now}) // what had no name was the count of a day
+		begin("WO-2", 20, Lot{Name: "WO-2", Planned: 20, Failed: 2, Since: since})
+		begin("WO-3", 0, Lot{Name: "WO-3", Passed: 1, Since: since})
+		begin("WO-1", 0, Lot{Name: "WO-1", Passed: 4, Since: since})
+		begin("WO-1", 0, Lot{Name: "WO-1", Passed: 4, Since: since}) // scanned twice
+		for i := range maxEarlier - 1 {
+			begin(fmt.Sprint("other ", i), 0, Lot{Name: fmt.Sprint("other ", i), Since: now})
+		}
+		begin("WO-1", 0, Lot{Name: "WO-1", Passed: 4, Since: since})
+		for i := range maxEarlier + 1 {
+			begin(fmt.Sprint("more ", i), 0, Lot{Name: fmt.Sprint("more ", i), Since: now})
+		}
+		begin("WO-1", 0, Lot{Name: "WO-1", Since: now})
+	})
+	b := newBench(t, 1, nil)
+	c := Config{SKU: "widgiot", Station: "line3-a", Journal: b.ledger, Backlog: b.backlog, Confirmed: b.confirmed, Slots: b.slots, Earlier: []Lot{{Name: "a\nb"}}}
+	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "printable") {
+		t.Errorf("an earlier lot that is none: %v", err)
+	}
+}
+
 func TestLotRefusals(t *testing.T) {
 	b := shown(t, nil, slotState{state: Empty, advice: adviceEmpty})
 	if err := b.BeginLot("WO-1", 5); err != nil {
@@ -121,10 +162,11 @@ func TestLotIsKept(t *testing.T) {
 		var kept []Lot
 		var at []time.Time
 		var refusal error
-		keep := func(l Lot) error {
+		var others []Lot
+		keep := func(l Lot, earlier []Lot) error {
 			mu.Lock()
 			defer mu.Unlock()
-			kept, at = append(kept, l), append(at, time.Now())
+			kept, at, others = append(kept, l), append(at, time.Now()), earlier
 			return refusal
 		}
 		refuse := func(err error) {
@@ -158,6 +200,9 @@ func TestLotIsKept(t *testing.T) {
 			if d := at[i].Sub(at[i-1]); d < lotPause {
 				t.Errorf("kept again after %v", d)
 			}
+		}
+		if len(others) != maxEarlier || others[0].Name != "WO-98" || others[0].Planned != 98 || others[maxEarlier-1].Name != "WO-91" {
+			t.Errorf("beside it %+v are kept", others)
 		}
 		// An error is told once, changes nothing else, and the end of Run keeps what was not kept yet.
 		refuse(errors.New("no room"))

@@ -47,9 +47,12 @@ type Config struct {
 	Page    Page // optional: the zero value is an English page that names nobody
 	// Lot, if not nil, is the lot whose count goes on; otherwise a new one begins, without a name.
 	Lot *Lot
-	// KeepLot, if not nil, keeps the lot for the next start. It is called by one goroutine of Run soon after the lot has changed, at most once a
-	// second, and at the end of Run. Its error is logged and changes no verdict.
-	KeepLot func(Lot) error
+	// Earlier are lots with names that were made before, the newest first, of which eight are remembered: what is begun again goes on with
+	// its count.
+	Earlier []Lot
+	// KeepLot, if not nil, keeps the lot, and those of Earlier, for the next start. It is called by one goroutine of Run soon after the lot has
+	// changed, at most once a second, and at the end of Run; it changes neither. Its error is logged and changes no verdict.
+	KeepLot func(lot Lot, earlier []Lot) error
 	// Label, if not empty, was scanned before the start. Only a replay has one.
 	Label string
 	// Transcript, if not nil, gets the dialogue with each board after its verdict, with the header filled in. Called
@@ -138,7 +141,7 @@ type Station struct {
 	health     func() []Problem
 	notices    func() []Problem
 	languages  map[string]*catalogue
-	keepLot    func(Lot) error
+	keepLot    func(Lot, []Lot) error
 	lotChanged chan struct{} // has room for one: the lot is to be kept
 	transcript func(*uart.Transcript) error
 	verdicts   func(Verdict) error
@@ -163,6 +166,7 @@ type Station struct {
 	refused Reason        // disk-full or disk-error if the journal could not be written at last, else empty
 	stats   Stats
 	lot     Lot
+	earlier []Lot     // the newest first; never changed, but replaced
 	recent  []Verdict // the newest first; never changed, but replaced
 	labels  labels
 }
@@ -236,6 +240,12 @@ func New(c Config) (*Station, error) {
 			return nil, fmt.Errorf("making a station: %w", err)
 		}
 		s.lot = *c.Lot
+	}
+	for _, lot := range slices.Backward(c.Earlier) {
+		if err := lot.Check(); err != nil {
+			return nil, fmt.Errorf("making a station: %w", err)
+		}
+		s.earlier = lot.inFrontOf(s.earlier)
 	}
 	s.labels.bound, s.labels.taken = make([]*label, len(s.slots)), make([]*label, len(s.slots))
 	if c.Label != "" {

@@ -14,47 +14,55 @@ import (
 
 const (
 	countedName = "lot.json"
-	maxCounted  = 4 << 10 // bytes
+	maxCounted  = 16 << 10 // bytes
 )
 
 // counted keeps the count of the lot in a file of the state directory. Losing it loses the numbers on the page, and no board.
 type counted struct{ path string }
 
+// lots is what stands in the file. A program that does not know of the earlier ones reads the present one.
+type lots struct {
+	station.Lot
+	Earlier []station.Lot `json:"earlier,omitempty"` // the newest first
+}
+
 func openCounted(dir string) counted { return counted{filepath.Join(dir, countedName)} }
 
-// load is the lot that was kept last; nil if none was. The error says what is wrong with the file.
-func (c counted) load() (*station.Lot, error) {
+// load is what was kept last; nil if nothing was. The error says what is wrong with the file.
+func (c counted) load() (lot *station.Lot, earlier []station.Lot, err error) {
 	f, err := os.Open(c.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxCounted+1))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(text) > maxCounted {
-		return nil, fmt.Errorf("%s is larger than %d bytes", c.path, maxCounted)
+		return nil, nil, fmt.Errorf("%s is larger than %d bytes", c.path, maxCounted)
 	}
-	lot := new(station.Lot)
-	if err := json.Unmarshal(text, lot); err != nil {
-		return nil, fmt.Errorf("%s: %w", c.path, err)
+	var kept lots
+	if err := json.Unmarshal(text, &kept); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", c.path, err)
 	}
-	if lot.Since.IsZero() {
-		return nil, fmt.Errorf("%s does not say since when it counts", c.path)
+	for _, lot := range append([]station.Lot{kept.Lot}, kept.Earlier...) {
+		if lot.Since.IsZero() {
+			return nil, nil, fmt.Errorf("%s does not say since when it counts", c.path)
+		}
+		if err := lot.Check(); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", c.path, err)
+		}
 	}
-	if err := lot.Check(); err != nil {
-		return nil, fmt.Errorf("%s: %w", c.path, err)
-	}
-	return lot, nil
+	return &kept.Lot, kept.Earlier, nil
 }
 
 // keep is station.Config.KeepLot: the file is whole at every moment, and synced when it returns.
-func (c counted) keep(lot station.Lot) error {
-	text, err := json.Marshal(lot)
+func (c counted) keep(lot station.Lot, earlier []station.Lot) error {
+	text, err := json.Marshal(lots{lot, earlier})
 	if err != nil {
 		return err
 	}

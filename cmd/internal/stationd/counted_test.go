@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +81,14 @@ func TestScanToPass(t *testing.T) {
 	if got := *d.Status().Lot; got.Name != "WO-2" || got.Passed != 0 {
 		t.Errorf("the lot is %+v", got)
 	}
+	d.stop()
+	d = f.start()
+	if code := d.send("/scan", url.Values{"text": {"WO-1"}}); code != http.StatusNoContent {
+		t.Errorf("the lot of before: %d", code)
+	}
+	if got := *d.Status().Lot; got != want {
+		t.Errorf("the lot of before is %+v, it was %+v", got, want)
+	}
 }
 
 // A file that is damaged is told, and begun anew; it stops nothing.
@@ -92,7 +101,8 @@ func TestCountedIsDamaged(t *testing.T) {
 		"a bad count":  {`{"passed":-1,"since":"2026-01-02T03:04:05Z"}`, "a count below 0"},
 		"a bad number": {`{"passed":"many","since":"2026-01-02T03:04:05Z"}`, "cannot unmarshal"},
 		"no time":      {`{"name":"WO-1"}`, "since when"},
-		"large":        {`{"name":"` + strings.Repeat(" ", maxCounted) + `"}`, "larger than 4096 bytes"},
+		"large":        {`{"name":"` + strings.Repeat(" ", maxCounted) + `"}`, "larger than 16384 bytes"},
+		"before it":    {`{"name":"WO-1","since":"2026-01-02T03:04:05Z","earlier":[{"name":"WO-0","since":"2026-01-02T03:04:05Z","failed":-1}]}`, "a count below 0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFactory(t)
@@ -103,7 +113,7 @@ func TestCountedIsDamaged(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if lot, err := openCounted(f.state).load(); lot != nil || err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.says) {
+			if lot, earlier, err := openCounted(f.state).load(); lot != nil || earlier != nil || err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%+v, %v, want %q", lot, err, c.says)
 			}
 			d := f.start()
@@ -114,7 +124,7 @@ func TestCountedIsDamaged(t *testing.T) {
 				t.Errorf("another lot: %d", code)
 			}
 			d.stop()
-			if lot, err := openCounted(f.state).load(); err != nil || lot == nil || lot.Name != "WO-3" {
+			if lot, _, err := openCounted(f.state).load(); err != nil || lot == nil || lot.Name != "WO-3" {
 				t.Errorf("then %+v is kept, %v", lot, err)
 			}
 		})
@@ -123,17 +133,26 @@ func TestCountedIsDamaged(t *testing.T) {
 
 func TestCountedIsNotThere(t *testing.T) {
 	c := openCounted(t.TempDir())
-	if lot, err := c.load(); lot != nil || err != nil {
-		t.Errorf("%+v, %v", lot, err)
+	if lot, earlier, err := c.load(); lot != nil || earlier != nil || err != nil {
+		t.Errorf("%+v, %+v, %v", lot, earlier, err)
 	}
 	want := station.Lot{Name: "WO-1", Planned: 9, Passed: 1, Repeated: 2, Failed: 3, Since: time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)}
-	if err := c.keep(want); err != nil {
+	for _, before := range [][]station.Lot{nil, {{Name: strings.Repeat("<", 64), Passed: 7, Since: want.Since}, {Name: "WO-0", Since: want.Since}}} {
+		if err := c.keep(want, before); err != nil {
+			t.Fatal(err)
+		}
+		if lot, earlier, err := c.load(); err != nil || lot == nil || *lot != want || !slices.Equal(earlier, before) {
+			t.Errorf("%+v, %+v, %v, want %+v", lot, earlier, err, before)
+		}
+	}
+	// As every program since the first has written it.
+	if err := os.WriteFile(c.path, []byte(`{"name":"WO-1","planned":9,"passed":1,"repeated":2,"failed":3,"since":"2026-01-02T03:04:05.006Z"}`+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if lot, err := c.load(); err != nil || lot == nil || *lot != want {
-		t.Errorf("%+v, %v", lot, err)
+	if lot, earlier, err := c.load(); err != nil || lot == nil || *lot != want || len(earlier) > 0 {
+		t.Errorf("%+v, %+v, %v", lot, earlier, err)
 	}
-	if err := openCounted("/nonexistent").keep(want); err == nil || !strings.Contains(err.Error(), "keeping the count of the lot") {
+	if err := openCounted("/nonexistent").keep(want, nil); err == nil || !strings.Contains(err.Error(), "keeping the count of the lot") {
 		t.Errorf("where nothing can be written: %v", err)
 	}
 	if left, err := filepath.Glob(c.path + ".*"); err != nil || len(left) > 0 {

@@ -171,7 +171,7 @@ func (d *Daemon) open(c Config) (err error) {
 		})
 	}
 	counts := openCounted(c.StateDir)
-	counted, err := counts.load()
+	counted, earlier, err := counts.load()
 	if err != nil {
 		d.log.Warn().Err(err).Msg("the count of the lot is lost; it begins anew")
 	}
@@ -181,7 +181,7 @@ func (d *Daemon) open(c Config) (err error) {
 	settings := c.settings()
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: timedJournal{d.spool, &d.timings},
-		Policy: settings.Policy, Page: settings.Page, Hosts: settings.Hosts, Lot: counted, KeepLot: counts.keep,
+		Policy: settings.Policy, Page: settings.Page, Hosts: settings.Hosts, Lot: counted, Earlier: earlier, KeepLot: counts.keep,
 		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health, Notices: d.notices,
 		Transcript: d.transcripts.keep, Verdicts: days.note, History: past, Evidence: past, Access: d.gate.access(), Log: d.log,
 	})
