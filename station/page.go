@@ -79,6 +79,7 @@ func (s *Station) newPages() (*pages, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"asset":  files.address,
 		"groups": groups,
+		"spaced": Scanned.spaced,
 		"choose": func(yes bool, one, other string) string {
 			if yes {
 				return one

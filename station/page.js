@@ -40,6 +40,8 @@
     clear(node);
     (id.match(/.{1,4}/g) || []).forEach(function (four) { node.appendChild(make("span", "", four)); });
   }
+  // An id in groups of four, within a sentence.
+  function spaced(text) { return /^[0-9a-f]{32}$/i.test(text) ? text.match(/.{4}/g).join(" ") : text; }
   function store(key, value) {
     try {
       if (value === undefined) return window.localStorage.getItem(key);
@@ -60,8 +62,9 @@
     }, 700);
   }
   var toastEnds = 0;
-  function toast(text) {
+  function toast(text, bad) {
     var node = byId("toast");
+    node.className = bad ? "toast bad" : "toast";
     set(node, text);
     node.hidden = false;
     clearTimeout(toastEnds);
@@ -163,7 +166,9 @@
     var box = byId("waiting");
     if (!box) return;
     box.hidden = !scan;
-    if (scan) set(box.querySelector("span"), scan.slot ? say("page-scan-waits-slot", scan.slot, scan.text) : say("page-scan-waits", scan.text));
+    if (!scan) return;
+    var text = spaced(scan.text);
+    set(box.querySelector("p"), scan.slot ? say("page-scan-waits-slot", scan.slot, text) : say("page-scan-waits", text));
   }
 
   // Verdicts that came while this page looked: what it did not see happen makes no sound.
@@ -386,11 +391,10 @@
 
   // ---- scanner and keys ----
 
-  var form = byId("scan"), answer = byId("answer");
+  var form = byId("scan");
 
   function answered(text, bad) {
-    answer.className = bad ? "answer bad" : "answer";
-    set(answer, text);
+    toast(text, bad);
     if (bad) beep("failed");
   }
   function post(text, ok) {
@@ -398,7 +402,10 @@
       method: "POST", credentials: "same-origin", body: "text=" + encodeURIComponent(text),
       headers: { "Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json" }
     }).then(function (got) {
-      if (got.ok) { answered(ok, false); return null; }
+      if (got.ok) {
+        if (ok) answered(ok, false);
+        return null;
+      }
       if (got.status === 401 || got.status === 403) { reload(); return null; }
       return got.json().then(function (said) { answered(said.text || words["page-scan-lost"], true); });
     }).catch(function () { answered(words["page-scan-lost"], true); });
@@ -412,8 +419,8 @@
       beep("failed");
       return;
     }
-    answered("", false);
-    post(text, say("page-scan-read", text));
+    byId("toast").hidden = true; // the answer to the scan before
+    post(text, say("page-scan-read", spaced(text)));
   }
   function unscan() { if (form && !byId("waiting").hidden) post("", ""); }
 

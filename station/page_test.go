@@ -389,7 +389,7 @@ func TestPageBeside(t *testing.T) {
 	page, typing := ask(h, http.MethodGet, "/").Body.String(), ask(h, http.MethodGet, "/?type=1").Body.String()
 	const refresh, script, form = `http-equiv="refresh"`, `<script defer`, `<form id="scan" method="post" action="/scan?lang=en"`
 	for part, want := range map[string][2]bool{
-		"<h2>Work order WO-1</h2>": {true, true}, "<b>0 / 20</b> passed": {true, true}, "with the label " + id + ".": {true, true}, form: {true, true},
+		"<h2>Work order WO-1</h2>": {true, true}, "<b>0 / 20</b> passed": {true, true}, "with the label " + strings.Join(groups(id), " ") + ".": {true, true}, form: {true, true},
 		`<ol id="recent">`: {true, true}, `href="?lang=zh"`: {true, true},
 		refresh: {true, false}, script: {true, false}, `class="tile`: {true, false}, `id="lost"`: {true, false}, ` autofocus`: {false, true},
 	} {

@@ -297,6 +297,14 @@ type Scanned struct {
 	Slot string   `json:"slot"` // whose board it is; empty: the next one anywhere
 }
 
+// spaced is its text as it stands on the page, an id in groups of four.
+func (s Scanned) spaced() string {
+	if s.Kind == ScanDevice {
+		return strings.Join(groups(s.Text), " ")
+	}
+	return s.Text
+}
+
 // Scan takes in the text of a scanner; slot is the name of the slot that a label was scanned for, or empty. The error says what is
 // wrong with the arguments.
 func (s *Station) Scan(text, slot string) error {

@@ -144,11 +144,11 @@ func TestScannerAndKeys(t *testing.T) {
 	s, b, w := calm(t, station.Page{})
 	scanned := func(what string, want ...string) {
 		t.Helper()
-		b.await("the answer", "document.getElementById('answer').textContent !== ''")
+		b.await("the answer", "!document.getElementById('toast').hidden && document.getElementById('toast').textContent === 'Read: "+want[len(want)-1]+"'")
 		if got := s.scanned(); strings.Join(got, "|") != strings.Join(want, "|") {
 			t.Errorf("%s: %q was sent, want %q", what, got, want)
 		}
-		b.eval("document.getElementById('answer').textContent = ''")
+		b.eval("document.getElementById('toast').textContent = ''")
 	}
 	pressed := "document.querySelector('#sound').getAttribute('aria-pressed')"
 	// All shortcuts are in it, and a blank, and a button has the focus.
@@ -186,21 +186,111 @@ func TestScannerAndKeys(t *testing.T) {
 	s.refuse(422)
 	b.expect("422")
 	b.keys("???\r")
-	b.await("the refusal", "document.querySelector('#answer.bad') !== null")
+	b.await("the refusal", "!document.getElementById('toast').hidden && document.querySelector('#toast.bad') !== null")
 	b.shot("scan-refused")
 	s.refuse(0)
 	// A label that waits is shown, and Esc drops it.
 	waiting := two(w, "passed", "2026-03-02T10:00:00.000Z")
 	waiting["scan"] = map[string]any{"text": device, "kind": "device", "slot": "B"}
 	s.play(waiting)
-	b.await("the label", "!document.getElementById('waiting').hidden && document.getElementById('waiting').textContent.indexOf('"+device+"') > 0")
-	before := len(s.scanned())
+	b.await("the label", "!document.getElementById('waiting').hidden && document.getElementById('waiting').textContent.indexOf('"+spaced(device)+"') > 0")
+	const posts = `performance.getEntriesByType("resource").filter(function (e) { return e.name.indexOf("/scan?") > 0; }).length`
+	before, sent := len(s.scanned()), eval[int](b, posts)
 	b.keys("\x1b")
-	b.await("the label to be dropped", "document.getElementById('answer').className === 'answer'")
-	if got := s.scanned(); len(got) != before+1 || got[before] != "" {
-		t.Errorf("Esc sends %q", got[before:])
+	dropped := func(by string) {
+		t.Helper()
+		b.await("what "+by+" sends", fmt.Sprintf("%s > %d", posts, sent))
+		sent++
+		if got := s.scanned(); len(got) != before+1 || got[before] != "" {
+			t.Errorf("%s sends %q", by, got[before:])
+		}
+		before = len(s.scanned())
+	}
+	dropped("Esc")
+	b.click("#waiting button")
+	dropped("the button")
+	s.play(two(w, "passed", "2026-03-02T10:00:00.000Z"))
+	b.await("the label to be gone", "document.getElementById('waiting').hidden")
+}
+
+func spaced(id string) string {
+	return regexp.MustCompile("....").ReplaceAllString(id[:len(id)-4], "$0 ") + id[len(id)-4:]
+}
+
+// On a tablet and on a phone, wherever the page is scrolled to: a label that waits is in sight above everything, with its button, and so is
+// the answer to a scan; both are large, and the tiles of a tablet have room beside the label.
+func TestScansAreInSight(t *testing.T) {
+	for _, language := range station.Languages() {
+		t.Run(language, func(t *testing.T) {
+			t.Parallel()
+			w := words(t, language)
+			b := open(t, tablet)
+			b.before(beeps)
+			for _, slots := range []int{4, 16} {
+				s := newShow(t, slots, station.Page{Language: language})
+				calm := scene(w, slots)
+				s.play(calm)
+				s.visit(b, "")
+				for _, at := range []screen{{1024, 768, false}, {360, 640, true}} {
+					b.look(at)
+					for _, seat := range []string{"", slotName(1)} {
+						labelled := scene(w, slots)
+						labelled["scan"] = map[string]any{"text": device, "kind": "device", "slot": seat}
+						s.play(labelled)
+						want := fmt.Sprintf(w["page-scan-waits"], spaced(device))
+						if seat != "" {
+							want = fmt.Sprintf(w["page-scan-waits-slot"], seat, spaced(device))
+						}
+						b.await("the label", fmt.Sprintf("!document.getElementById('waiting').hidden && document.querySelector('#waiting p').textContent === %q", want))
+						for _, to := range []string{"0", "document.documentElement.scrollHeight / 2", "document.documentElement.scrollHeight"} {
+							b.eval("scrollTo(0, " + to + ")")
+							if wrong := eval[[]string](b, fmt.Sprintf(sight, "#waiting")); len(wrong) > 0 {
+								t.Errorf("%d slots, %d px wide, scrolled to %s: %s", slots, at.width, to, strings.Join(wrong, "; "))
+							}
+						}
+					}
+					if wrong := eval[[]string](b, cut); len(wrong) > 0 {
+						t.Errorf("%d slots, %d px wide: %s", slots, at.width, strings.Join(wrong, "\n\t"))
+					}
+					b.keys(strings.ToUpper(device) + "\r")
+					b.await("the answer", fmt.Sprintf("!document.getElementById('toast').hidden && document.querySelector('#toast').textContent === %q",
+						fmt.Sprintf(w["page-scan-read"], strings.ToUpper(spaced(device)))))
+					if wrong := eval[[]string](b, fmt.Sprintf(sight, "#toast")); len(wrong) > 0 {
+						t.Errorf("%d slots, %d px wide: %s", slots, at.width, strings.Join(wrong, "; "))
+					}
+					b.shot(fmt.Sprintf("label-%s-%02d-%d", language, slots, at.width))
+					s.refuse(422)
+					b.expect("422")
+					b.keys("???\r")
+					b.await("the refusal", "!document.getElementById('toast').hidden && document.querySelector('#toast.bad') !== null")
+					s.refuse(0)
+					if wrong := eval[[]string](b, fmt.Sprintf(sight, "#toast")); len(wrong) > 0 {
+						t.Errorf("%d slots, %d px wide: %s", slots, at.width, strings.Join(wrong, "; "))
+					}
+					b.eval("scrollTo(0, 0)")
+					s.play(calm)
+					b.await("no label", "document.getElementById('waiting').hidden")
+				}
+				b.visit("about:blank")
+				s.end()
+			}
+		})
 	}
 }
+
+// sight finds what hides a part of an element from people: its place, its size, or another element.
+const sight = `(function () {
+  var wrong = [], node = document.querySelector(%q), text = node.querySelector("p") || node;
+  [node].concat(Array.prototype.slice.call(node.children)).forEach(function (n) {
+    var r = n.getBoundingClientRect();
+    if (r.width === 0 || r.top < -1 || r.left < -1 || r.bottom > innerHeight + 1 || r.right > innerWidth + 1) wrong.push(n.tagName + " is at " + [r.left, r.top, r.right, r.bottom].map(Math.round));
+    var over = document.elementFromPoint((r.left + r.right) / 2, (r.top + r.bottom) / 2);
+    if (getComputedStyle(node).pointerEvents !== "none" && !node.contains(over)) wrong.push(n.tagName + " is under " + (over && over.className));
+  });
+  if (parseFloat(getComputedStyle(text).fontSize) < 20) wrong.push("its letters are of " + getComputedStyle(text).fontSize);
+  if (node.getBoundingClientRect().height > innerHeight / 3) wrong.push("it takes " + node.getBoundingClientRect().height + " px");
+  return wrong;
+})()`
 
 // Everything that can be used is reached with the keyboard, and shows it.
 func TestKeyboard(t *testing.T) {

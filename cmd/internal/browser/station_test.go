@@ -69,7 +69,7 @@ func TestBoards(t *testing.T) {
 	other := newBoard()
 	b.run(focus("#help"))
 	b.keys(fmt.Sprintf("%x\r", other.Device))
-	b.await("the label to wait", fmt.Sprintf("document.getElementById('waiting').textContent.indexOf('%x') >= 0 && !document.getElementById('waiting').hidden", other.Device))
+	b.await("the label to wait", fmt.Sprintf("document.getElementById('waiting').textContent.indexOf('%s') >= 0 && !document.getElementById('waiting').hidden", spaced(other.ID())))
 	b.shot("station-label")
 	unplug = f.plug(0, newBoard())
 	b.is("A", "failed", words(t, "en")["label-mismatch"][:20])
@@ -79,10 +79,10 @@ func TestBoards(t *testing.T) {
 	// And a work order.
 	b.keys("WO-4711;500\r")
 	b.await("the work order", "document.getElementById('lot').textContent.indexOf('WO-4711') >= 0")
-	b.await("no label to wait", "true")
+	b.await("no label to wait", "document.getElementById('waiting').hidden")
 	unplug = f.plug(1, newBoard())
-	b.await("the board to pass", "document.querySelectorAll('.tile.passed, .tile.failed').length > 0")
-	b.await("the counter", "/[01] \\/ 500/.test(document.querySelector('.passed-of b').textContent)")
+	b.await("the board to pass, with which that label has nothing to do", "document.querySelectorAll('.tile.passed').length > 0")
+	b.await("the counter", "/1 \\/ 500/.test(document.querySelector('.passed-of b').textContent)")
 	unplug()
 
 	if got := b.text("document.querySelectorAll('#recent li').length"); got < "3" {
@@ -170,7 +170,7 @@ func TestWithoutScript(t *testing.T) {
 	b.run(fill("#scan-text", fmt.Sprintf("%x", other.Device)))
 	b.shot("noscript-typing")
 	b.click("#scan button")
-	see("the label to wait", fmt.Sprintf("%x", other.Device))
+	see("the label to wait", spaced(other.ID()))
 	f.plug(1, newBoard())
 	see("the failure", `FEHLER`)
 	b.shot("noscript-fail")
