@@ -149,9 +149,10 @@ type gate struct {
 
 const secretName = "page.key"
 
-// openGate reads the files of [access]. The secret of log-ins is in the state directory, so that they survive a restart.
-func openGate(c Config, log zerolog.Logger) (*gate, error) {
-	g := &gate{config: c.Access, network: onNetwork(c.Listen), log: log, seen: map[string]os.FileInfo{}}
+// openGate reads the files of [access], for a page that others reach if network. The secret of log-ins is in the state directory, so that they
+// survive a restart.
+func openGate(c Config, network bool, log zerolog.Logger) (*gate, error) {
+	g := &gate{config: c.Access, network: network, log: log, seen: map[string]os.FileInfo{}}
 	var err error
 	if c.Access.TLS() {
 		if g.pair, err = web.OpenKeyPair(c.Access.Certificate, c.Access.Key, "access.tls_cert and access.tls_key", log); err != nil {

@@ -153,7 +153,7 @@ func TestTokensAreReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := f.config()
-	g, err := openGate(c, zerolog.Nop())
+	g, err := openGate(c, false, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,17 +172,17 @@ func TestTokensAreReadAgain(t *testing.T) {
 	if got := g.current().View; got != "view-token-of-tomorrow" {
 		t.Errorf("without the file: %q", got)
 	}
-	again, err := openGate(f.config(), zerolog.Nop())
+	again, err := openGate(f.config(), false, zerolog.Nop())
 	if err == nil {
 		t.Errorf("a daemon starts without its token: %+v", again)
 	}
 	f.file(view, "view-token-of-tomorrow")
-	again, err = openGate(c, zerolog.Nop())
+	again, err = openGate(c, false, zerolog.Nop())
 	if err != nil || string(again.secret) != string(g.secret) {
 		t.Errorf("another secret after a restart: %v", err)
 	}
 	f.file(filepath.Join(f.state, secretName), "torn")
-	if again, err = openGate(c, zerolog.Nop()); err != nil || len(again.secret) != 32 {
+	if again, err = openGate(c, false, zerolog.Nop()); err != nil || len(again.secret) != 32 {
 		t.Errorf("with a secret that was torn: %v", err)
 	}
 }

@@ -175,7 +175,16 @@ func (d *Daemon) open(c Config) (err error) {
 	if err != nil {
 		d.log.Warn().Err(err).Msg("the count of the lot is lost; it begins anew")
 	}
-	if d.gate, err = openGate(c, d.log); err != nil {
+	if d.listener, err = listen(c); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.listener.Close())
+		}
+	}()
+	// What others may do depends on where the page really is: a socket of systemd counts, and not what the configuration says then.
+	if d.gate, err = openGate(c, onNetwork(d.Addr()), d.log); err != nil {
 		return err
 	}
 	settings := c.settings()
@@ -188,15 +197,12 @@ func (d *Daemon) open(c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if d.listener, err = listen(c); err != nil {
-		return err
-	}
 	d.listener = web.Cap{
 		Total: maxConnections, PerAddress: maxPerAddress, Refusal: "too many connections to this station are open: close some pages",
 	}.Limit(d.listener, d.log)
 	d.listener = d.gate.listen(d.listener)
 	if d.controlListener, err = listenControl(c.StateDir); err != nil {
-		return errors.Join(err, d.listener.Close())
+		return err
 	}
 	d.controlServer = &http.Server{
 		Handler: d.control(), ReadTimeout: 10 * time.Second, WriteTimeout: controlLimit, MaxHeaderBytes: maxHeaders, ErrorLog: web.ErrorLog(d.log),

@@ -2,6 +2,10 @@ package stationd
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -108,5 +112,58 @@ func TestSocketRefused(t *testing.T) {
 		if err := c.Wait(); err == nil || !strings.Contains(log.String(), refused.want) {
 			t.Errorf("%s on %s: %v\n%s", refused.name, refused.address, err, log)
 		}
+	}
+}
+
+// A socket that a network reaches makes nobody a technician, whatever the configuration says of an address: with TLS alone who reaches it may look, and
+// tokens without TLS are told of.
+func TestSocketOnNetwork(t *testing.T) {
+	f := newFactory(t)
+	certificate, key, leaf := f.pair("line3-a")
+	f.extra = fmt.Sprintf("[access]\ntls_cert = %q\ntls_key = %q\n", certificate, key)
+	l := listenOn(t, "0.0.0.0:0")
+	c, log := f.started("listen", l)
+	pool := x509.NewCertPool()
+	pool.AddCert(leaf)
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	page := fmt.Sprintf("https://127.0.0.1:%d", l.Addr().(*net.TCPAddr).Port)
+	for _, ask := range []struct {
+		method, path string
+		want         int
+	}{{http.MethodGet, "/status", 200}, {http.MethodPost, "/lot", 403}, {http.MethodPost, "/scan", 403}} {
+		request, err := http.NewRequestWithContext(t.Context(), ask.method, page+ask.path, strings.NewReader("name=evil&text=evil"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		answer, err := client.Do(request)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != ask.want {
+			t.Errorf("%s %s of a stranger: %s, want %d", ask.method, ask.path, answer.Status, ask.want)
+		}
+	}
+	if err := errors.Join(c.Process.Signal(syscall.SIGTERM), c.Wait()); err != nil {
+		t.Errorf("%v\n%s", err, log)
+	}
+
+	f = newFactory(t)
+	view := filepath.Join(f.dir, "view")
+	f.file(view, "view-token-0123456789")
+	f.extra = fmt.Sprintf("[access]\nview_token_file = %q\n", view)
+	l = listenOn(t, "0.0.0.0:0")
+	c, log = f.started("listen", l)
+	answer, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/status", l.Addr().(*net.TCPAddr).Port))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	answer.Body.Close()
+	if err := errors.Join(c.Process.Signal(syscall.SIGTERM), c.Wait()); err != nil {
+		t.Errorf("%v\n%s", err, log)
+	}
+	if answer.StatusCode != 401 || !strings.Contains(log.String(), "tokens cross the network unencrypted") {
+		t.Errorf("tokens without TLS: %s\n%s", answer.Status, log)
 	}
 }
