@@ -316,12 +316,12 @@ func notNow(err error) bool {
 // unmapPages gives back the memory that the walk over all pages of the index has taken: they stay in the kernel's cache, and what is needed of them is
 // mapped again. Nobody else may use the index yet, which its next change may map elsewhere.
 func unmapPages(db *bolt.DB) {
-	info, err := os.Stat(db.Path())
-	if err != nil {
-		return
-	}
-	// It is advice: if it is not taken, the memory is given back when somebody needs it.
-	_, _, _ = unix.Syscall(unix.SYS_MADVISE, db.Info().Data, uintptr(info.Size()), unix.MADV_DONTNEED)
+	_ = db.View(func(tx *bolt.Tx) error {
+		// Not the size of the file: bbolt makes that larger than what it has mapped, and behind the mapping is memory of others.
+		// It is advice: if it is not taken, the memory is given back when somebody needs it.
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, db.Info().Data, uintptr(tx.Size()), unix.MADV_DONTNEED)
+		return nil
+	})
 }
 
 // walkIndex looks at every entry once, so that a damaged page is met here and not in the middle of a shift. (bbolt's own
