@@ -104,13 +104,27 @@ func (d *door) role(r *http.Request) (role Role, waits bool) {
 		}
 		return Technician, false
 	}
-	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
-		return d.present(r, strings.TrimSpace(token))
+	if token, ok := bearerOf(r); ok {
+		return d.present(r, token)
 	}
 	if cookie, err := r.Cookie(d.cookieName()); err == nil {
 		return d.session(cookie.Value, time.Now()), false
 	}
 	return Nobody, false
+}
+
+func bearerOf(r *http.Request) (token string, ok bool) {
+	scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+	return strings.TrimSpace(token), ok && strings.EqualFold(scheme, "Bearer")
+}
+
+// still is who sent a request that is being answered for long: what a log-out, or other tokens, took away meanwhile is gone. It counts no wrong token.
+func (d *door) still(r *http.Request) Role {
+	if token, ok := bearerOf(r); ok && d.Tokens != nil {
+		return d.roleOfToken(token)
+	}
+	role, _ := d.role(r)
+	return role
 }
 
 // present says what role a token gives. All comparisons take the same time, and a right token is refused like a wrong one while
@@ -123,21 +137,24 @@ func (d *door) present(r *http.Request, token string) (role Role, waits bool) {
 	if v.wrong.Tokens() < 1 || !v.good && d.all.Tokens() < 1 {
 		return Nobody, true
 	}
-	valid := d.Tokens()
-	role = Nobody
-	if same(token, valid.View) {
-		role = Viewer
-	}
-	if same(token, valid.Technician) {
-		role = Technician
-	}
-	if role == Nobody {
+	if role = d.roleOfToken(token); role == Nobody {
 		v.wrong.Allow()
 		d.all.Allow()
 		return Nobody, false
 	}
 	v.good = true
 	return role, false
+}
+
+func (d *door) roleOfToken(token string) Role {
+	valid, role := d.Tokens(), Nobody
+	if same(token, valid.View) {
+		role = Viewer
+	}
+	if same(token, valid.Technician) {
+		role = Technician
+	}
+	return role
 }
 
 func same(shown, valid string) bool {

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -277,6 +278,65 @@ func testLogin(t *testing.T) {
 		}
 		if logged := b.logged(); strings.Contains(logged, "token-0123456789") || !strings.Contains(logged, "a wrong token was shown") {
 			t.Errorf("the log:\n%s", logged)
+		}
+	}
+}
+
+// An open stream of events ends when what opened it holds no more: a log-out, another token, the end of a log-in. It counts as no wrong token.
+func TestEventsEndWithTheRole(t *testing.T) {
+	for name, end := range map[string]func(b *bench, tokens *atomic.Pointer[Tokens], cookie *http.Cookie){
+		"log-out": func(b *bench, _ *atomic.Pointer[Tokens], cookie *http.Cookie) {
+			ask(b.Handler(), http.MethodPost, "/logout", func(r *http.Request) { r.AddCookie(cookie) })
+		},
+		"another token": func(_ *bench, tokens *atomic.Pointer[Tokens], _ *http.Cookie) {
+			tokens.Store(&Tokens{"view-token-is-another", "tech-token-is-another"})
+		},
+		"12 h": func(*bench, *atomic.Pointer[Tokens], *http.Cookie) {},
+	} {
+		for _, by := range []string{"cookie", "header"} {
+			if by == "header" && name != "another token" {
+				continue
+			}
+			bubble(t, name+" by "+by, func(t *testing.T) {
+				var tokens atomic.Pointer[Tokens]
+				tokens.Store(&Tokens{viewToken, techToken})
+				access := doors()["network with tokens"]
+				access.Tokens = func() Tokens { return *tokens.Load() }
+				b := newBench(t, 1, func(c *Config) { c.Access = access }).run()
+				b.await(0, Empty)
+				cookie := login(b.Handler(), viewToken, "/").Result().Cookies()[0]
+				header := "Cookie: " + cookie.Name + "=" + cookie.Value + "\r\n"
+				if by == "header" {
+					header = "Authorization: Bearer " + viewToken + "\r\n"
+				}
+				loggedIn := time.Now()
+				if name == "12 h" {
+					time.Sleep(sessionLimit - time.Minute)
+				}
+				stream := b.site().eventsFor(header)
+				for range 3 {
+					stream.want(heartbeat, "an event", slotIs(0, Empty))
+				}
+				end(b, &tokens, cookie)
+				ended := time.Now()
+				if name == "12 h" {
+					ended = loggedIn.Add(sessionLimit)
+				}
+				for {
+					_, _, err := stream.next()
+					if err == io.EOF && time.Since(ended) <= tick && time.Since(ended) >= 0 {
+						break
+					}
+					if err != nil || time.Since(ended) > tick {
+						t.Fatalf("%v after the end: %v", time.Since(ended), err)
+					}
+				}
+				for _, v := range b.door.addresses {
+					if v.wrong.Tokens() < wrongBurst {
+						t.Error("the end of a stream counts as a wrong token")
+					}
+				}
+			})
 		}
 	}
 }

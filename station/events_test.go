@@ -73,9 +73,15 @@ type stream struct {
 // events opens /events.
 func (s *site) events(query ...string) *stream {
 	s.t.Helper()
+	return s.eventsFor("", query...)
+}
+
+// eventsFor opens it with a line of the header, which ends as such a line does.
+func (s *site) eventsFor(header string, query ...string) *stream {
+	s.t.Helper()
 	conn := s.dial()
 	s.t.Cleanup(func() { conn.Close() })
-	if _, err := io.WriteString(conn, "GET /events"+strings.Join(query, "")+" HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /events"+strings.Join(query, "")+" HTTP/1.1\r\nHost: localhost\r\n"+header+"\r\n"); err != nil {
 		s.t.Fatal(err)
 	}
 	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)

@@ -265,7 +265,8 @@ func groups(id string) []string {
 
 // serveEvents sends the status whenever it changes, and as a heartbeat (text/event-stream, WHATWG HTML 9.2). A slow client
 // gets the newest status, not every one. The id of an event is the build of the page, a dot, and ms since the handler was made: a page
-// that slept can tell an event that waited for it from a new one. It ends with the client or with Run.
+// that slept can tell an event that waited for it from a new one. It ends with the client, with Run, or within a second when the client may not
+// look any more.
 func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	select {
 	case p.streams <- struct{}{}:
@@ -284,7 +285,7 @@ func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	words := p.wordsFor(r)
 	var last []byte
 	var sent time.Time
-	for {
+	for p.door.still(r) >= Viewer {
 		status, changed := p.snapshot(words)
 		data, err := json.Marshal(status)
 		if err != nil {
