@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"secretfree/cmd/internal/cli"
@@ -56,13 +57,18 @@ func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 		return err
 	}
 	if s.Check {
+		note := ""
+		if os.Geteuid() == 0 && c.Access != (stationd.Access{}) {
+			note = "The files of [access] were read as root; stationctl doctor says whether the station's user may read them too."
+		}
 		return out.Print(struct {
 			OK      bool   `json:"ok"`
 			Station string `json:"station"`
 			SKU     string `json:"sku"`
 			Slots   int    `json:"slots"`
-		}{true, c.Station, c.SKU, len(c.Slots)},
-			fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n", s.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind))
+			Note    string `json:"note,omitempty"`
+		}{true, c.Station, c.SKU, len(c.Slots), note},
+			strings.TrimSpace(fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n%s", s.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind, note))+"\n")
 	}
 	log, err := stationd.OpenLog(out.Err, c)
 	if err != nil {

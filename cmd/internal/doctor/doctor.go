@@ -155,6 +155,7 @@ func Examine(ctx context.Context, c Config) []Result {
 	e := newExam(ctx, c)
 	checks := []check{
 		{"config", checkLimit, e.checkConfig},
+		{"access", checkLimit, e.checkAccess},
 		{"version", checkLimit, e.checkVersions},
 		{"unit", checkLimit, e.checkUnit},
 		{"daemon", checkLimit, e.checkDaemon},

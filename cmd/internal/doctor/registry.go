@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -287,18 +286,7 @@ func (e *exam) mayWrite(path string) bool {
 	if err != nil {
 		return false
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || e.owner.uid == 0 {
-		return true
-	}
-	mode := stat.Mode
-	switch {
-	case stat.Uid == e.owner.uid:
-		return mode&0o200 != 0
-	case slices.Contains(e.owner.gids, stat.Gid):
-		return mode&0o020 != 0
-	}
-	return mode&0o002 != 0
+	return e.owner.may(info, 0o2)
 }
 
 func folderError(dir string, err error, sees bool, asOwner string) []Result {
