@@ -1,6 +1,7 @@
 package station
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"secretfree/station/board"
@@ -31,6 +33,9 @@ var (
 const (
 	lookLimit = 8 * time.Second // for a look back, the waiting included; the server's own limit is later
 	maxQuery  = 200             // bytes of what is looked for
+
+	largeAnswer = 256 << 10 // bytes
+	maxLarge    = 4         // such answers that are written at once
 )
 
 // sight is what every page that looks back shows.
@@ -82,19 +87,36 @@ func (v sight) Groups(id fmt.Stringer) []string { return groups(id.String()) }
 // Clean is for what others said, or named; it may be a word of their own type.
 func (v sight) Clean(said any) string { return clean(fmt.Sprint(said)) }
 
-// look waits for its turn and bounds what it does: a look back never takes more than one processor, and however many pages are open, no slot waits.
-func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx context.Context) error) {
+// answer is what a look back comes to, until it is written. It shares the header with the writer that it is for.
+type answer struct {
+	header http.Header
+	code   int
+	body   bytes.Buffer
+}
+
+func (a *answer) Header() http.Header         { return a.header }
+func (a *answer) WriteHeader(code int)        { a.code = code }
+func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
+
+// look waits for its turn and bounds what it does: a look back never takes more than one processor, and however many pages are open, no slot waits. The
+// answer is written when the next one's turn has come: a client that does not read keeps nobody from looking.
+func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx context.Context, w http.ResponseWriter) error) {
 	ctx, cancel := context.WithTimeout(r.Context(), lookLimit)
 	defer cancel()
 	select {
 	case s.looking <- struct{}{}:
-		defer func() { <-s.looking }()
 	case <-ctx.Done():
 		s.tooBusy(w, r)
 		return
 	}
-	switch err := f(ctx); {
+	a := &answer{header: w.Header(), code: http.StatusOK}
+	err := func() error {
+		defer func() { <-s.looking }()
+		return f(ctx, a)
+	}()
+	switch {
 	case err == nil:
+		s.give(w, r, a)
 	case errors.Is(err, context.DeadlineExceeded):
 		s.tooBusy(w, r)
 	case r.Context().Err() != nil: // nobody waits for an answer
@@ -110,6 +132,26 @@ func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx contex
 		s.log.Error().Err(err).Str("path", r.URL.Path).Msg("looking back")
 		s.problem(w, r, http.StatusInternalServerError, "look-failed")
 	}
+}
+
+// give writes an answer. Of large ones, as a day of a busy line for a spreadsheet, only a few are in memory at once.
+func (s *Station) give(w http.ResponseWriter, r *http.Request, a *answer) {
+	if a.body.Len() > largeAnswer {
+		select {
+		case s.giving <- struct{}{}:
+			defer func() { <-s.giving }()
+		default:
+			for name := range a.header {
+				if strings.HasPrefix(name, "Content-") || name == "Warning" {
+					a.header.Del(name)
+				}
+			}
+			s.tooBusy(w, r)
+			return
+		}
+	}
+	w.WriteHeader(a.code)
+	w.Write(a.body.Bytes())
 }
 
 func (s *Station) tooBusy(w http.ResponseWriter, r *http.Request) {
@@ -151,7 +193,7 @@ func (s *Station) serveBoards(w http.ResponseWriter, r *http.Request) {
 	if len(query) > maxQuery {
 		query = ""
 	}
-	s.look(w, r, func(ctx context.Context) error {
+	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		found, more, err := s.history.Find(ctx, query)
 		v := boardsView{sight: s.sight(w, r, "boards"), Query: clean(query), Boards: found, More: more}
 		code := http.StatusOK
@@ -184,7 +226,7 @@ func (s *Station) serveBoard(w http.ResponseWriter, r *http.Request) {
 		s.problem(w, r, http.StatusNotFound, "look-no-board")
 		return
 	}
-	s.look(w, r, func(ctx context.Context) error {
+	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		h, err := s.history.Board(ctx, device)
 		if err != nil {
 			return err
@@ -206,7 +248,7 @@ func (s *Station) serveProof(w http.ResponseWriter, r *http.Request) {
 		s.problem(w, r, http.StatusNotFound, "look-no-board")
 		return
 	}
-	s.look(w, r, func(ctx context.Context) error {
+	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		proof, err := s.evidence.Proof(ctx, device)
 		if err != nil {
 			return err
@@ -219,7 +261,7 @@ func (s *Station) serveProof(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Station) serveTranscript(w http.ResponseWriter, r *http.Request) {
-	s.look(w, r, func(context.Context) error {
+	s.look(w, r, func(_ context.Context, w http.ResponseWriter) error {
 		text, err := s.evidence.Transcript(r.PathValue("name"))
 		if err != nil {
 			return err

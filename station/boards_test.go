@@ -1,10 +1,12 @@
 package station
 
 import (
+	"bufio"
 	"context"
 	"encoding/csv"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"regexp"
 	"strings"
@@ -482,6 +484,45 @@ func TestVerdictsAreTold(t *testing.T) {
 		}
 		if !strings.Contains(b.logged(), "missing in the report of the shift") {
 			t.Errorf("the log:\n%s", b.logged())
+		}
+	})
+}
+
+// Who asks for much and reads nothing keeps nobody from looking back; and not more of that is in memory than a few can have.
+func TestLooksPastASlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &past{board: BoardHistory{Device: id(1)}}
+		for range 10_000 {
+			p.between = append(p.between, Verdict{Time: time.Now(), Slot: "A", State: Failed, Reason: ReasonDeviceConflict, Device: id(1)})
+		}
+		b := lookingBack(t, p)
+		site := b.site()
+		get := func(path string) *http.Response {
+			t.Helper()
+			conn := site.dial()
+			t.Cleanup(func() { conn.Close() })
+			if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := http.ReadResponse(bufio.NewReader(conn), nil) // and of the body no more than came with it
+			if err != nil {
+				t.Fatal(err)
+			}
+			return answer
+		}
+		began := time.Now()
+		for i := range maxLarge {
+			if answer := get("/report.csv"); answer.StatusCode != http.StatusOK || answer.Header.Get("Content-Disposition") == "" {
+				t.Fatalf("report %d: %s %v", i, answer.Status, answer.Header)
+			}
+		}
+		if answer := get("/boards/" + id(1).String()); answer.StatusCode != http.StatusOK || time.Since(began) > 0 {
+			t.Errorf("a board meanwhile: %s after %v", answer.Status, time.Since(began))
+		}
+		answer := get("/report.csv")
+		if answer.StatusCode != http.StatusServiceUnavailable || answer.Header.Get("Content-Disposition") != "" || answer.Header.Get("Retry-After") == "" ||
+			!strings.HasPrefix(answer.Header.Get("Content-Type"), "text/html") {
+			t.Errorf("one report too many: %s %v", answer.Status, answer.Header)
 		}
 	})
 }

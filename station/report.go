@@ -245,7 +245,7 @@ func (v reportView) From() time.Time { return v.from }
 func (v reportView) To() time.Time   { return v.to }
 
 func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
-	s.report(w, r, func(p period, verdicts []Verdict, incomplete bool) {
+	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict, incomplete bool) {
 		v := reportView{sight: s.sight(w, r, "report"), period: p, report: countVerdicts(verdicts, s.zone), Incomplete: incomplete,
 			Before: "/report?" + p.query(-1), After: "/report?" + p.query(1), CSV: "/report.csv?" + p.query(0)}
 		if n := len(v.Failures); n > maxFailures {
@@ -255,25 +255,25 @@ func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *Station) report(w http.ResponseWriter, r *http.Request, show func(period, []Verdict, bool)) {
+func (s *Station) report(w http.ResponseWriter, r *http.Request, show func(http.ResponseWriter, period, []Verdict, bool)) {
 	p, err := readPeriod(r.URL.Query(), time.Now(), s.zone)
 	if err != nil {
 		s.problem(w, r, http.StatusBadRequest, "report-period")
 		return
 	}
-	s.look(w, r, func(ctx context.Context) error {
+	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		verdicts, incomplete, err := s.history.Between(ctx, p.from, p.to)
 		if err != nil {
 			return err
 		}
-		show(p, verdicts, incomplete)
+		show(w, p, verdicts, incomplete)
 		return nil
 	})
 }
 
 // serveReportCSV gives each verdict as a line of RFC 4180. Its keys are stable.
 func (s *Station) serveReportCSV(w http.ResponseWriter, r *http.Request) {
-	s.report(w, r, func(p period, verdicts []Verdict, incomplete bool) {
+	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict, incomplete bool) {
 		var b bytes.Buffer
 		out := csv.NewWriter(&b)
 		out.UseCRLF = true

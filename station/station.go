@@ -148,6 +148,7 @@ type Station struct {
 	history    History
 	evidence   Evidence
 	looking    chan struct{} // a place for who looks back
+	giving     chan struct{} // places for answers that are large
 	zone       *time.Location
 	readLimit  time.Duration
 	settings   atomic.Pointer[settings]
@@ -224,7 +225,7 @@ func New(c Config) (*Station, error) {
 		sku: c.SKU, name: c.Station, journal: c.Journal, backlog: c.Backlog, confirmed: c.Confirmed,
 		health: c.Health, notices: c.Notices, languages: languages, keepLot: c.KeepLot, lotChanged: make(chan struct{}, 1),
 		transcript: c.Transcript, verdicts: c.Verdicts, history: c.History, evidence: c.Evidence,
-		looking: make(chan struct{}, 1), zone: time.Local, readLimit: c.ReadLimit, door: newDoor(c.Access),
+		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, door: newDoor(c.Access),
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
 		writing: make([]time.Time, len(c.Slots)), stats: Stats{Failed: map[Reason]uint64{}},
