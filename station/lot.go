@@ -107,9 +107,11 @@ func (s *Station) lotTurned() {
 	}
 }
 
-// keepLots hands the lot to Config.KeepLot when it has changed, until ctx ends, and then once more if it has changed since.
+// keepLots hands the lot to Config.KeepLot when it has changed, again while that fails, until ctx ends, and then once more if what was kept last is not
+// the lot.
 func (s *Station) keepLots(ctx context.Context) {
 	var told string
+	var again <-chan time.Time // nil if what is kept is the lot
 	keep := func() {
 		s.mu.Lock()
 		lot, earlier := s.lot, s.earlier
@@ -121,18 +123,26 @@ func (s *Station) keepLots(ctx context.Context) {
 		if text != "" && text != told {
 			s.log.Warn().Str("error", text).Msg("the count of the lot is not kept; a restart will forget it")
 		}
-		told = text
+		told, again = text, nil
+		if text != "" {
+			again = time.After(lotPause)
+		}
 	}
 	for {
 		select {
 		case <-s.lotChanged:
 			keep()
 			sleep(ctx, lotPause)
+		case <-again:
+			keep()
 		case <-ctx.Done():
 			select {
 			case <-s.lotChanged:
 				keep()
 			default:
+				if again != nil {
+					keep()
+				}
 			}
 			return
 		}

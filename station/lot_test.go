@@ -215,7 +215,18 @@ func TestLotIsKept(t *testing.T) {
 		if n := strings.Count(b.logged(), "the count of the lot is not kept"); n != 1 {
 			t.Errorf("the log tells %d times of it:\n%s", n, b.logged())
 		}
+		// When there is room again, what was not kept is: without another verdict, and at the end too.
 		refuse(nil)
+		time.Sleep(lotPause)
+		synctest.Wait()
+		if n := len(kept); kept[n-1].Name != "lot 2" || kept[n-2].Name != "lot 2" {
+			t.Errorf("after room was made, %+v is kept", kept[n-1])
+		}
+		n := len(kept)
+		time.Sleep(time.Minute)
+		if len(kept) != n {
+			t.Errorf("what is kept is kept %d times more", len(kept)-n)
+		}
 		if err := b.BeginLot("almost", 0); err != nil {
 			t.Fatal(err)
 		}
@@ -226,6 +237,29 @@ func TestLotIsKept(t *testing.T) {
 		b.stop()
 		if got := kept[len(kept)-1]; got.Name != "last" {
 			t.Errorf("in the end %+v is kept", got)
+		}
+	})
+}
+
+// What could not be kept is tried once more when Run ends.
+func TestLotIsKeptAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept []string
+		refusal := errors.New("no room")
+		b := newBench(t, 1, func(c *Config) {
+			c.KeepLot = func(l Lot) error {
+				kept = append(kept, l.Name)
+				return refusal
+			}
+		}).run()
+		if err := b.BeginLot("WO-1", 0); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		refusal = nil
+		b.stop()
+		if len(kept) != 2 || kept[1] != "WO-1" {
+			t.Errorf("kept: %q", kept)
 		}
 	})
 }

@@ -78,6 +78,9 @@ func (c counted) keep(lot station.Lot, earlier []station.Lot) error {
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(beside, c.path)
 	}
+	if err == nil {
+		err = syncDir(filepath.Dir(c.path))
+	}
 	if err != nil {
 		return fmt.Errorf("keeping the count of the lot: %w", err)
 	}
