@@ -348,6 +348,8 @@ func TestReportPeriods(t *testing.T) {
 		"day=2026-10-25":                     "2026-10-24T22:00:00Z 2026-10-25T23:00:00Z", // 25 hours
 		"day=2026-11-29&from=06:00&to=14:00": "2026-11-29T05:00:00Z 2026-11-29T13:00:00Z",
 		"day=2026-11-29&from=22:00&to=06:00": "2026-11-29T21:00:00Z 2026-11-30T05:00:00Z",
+		"day=2026-11-29&from=9:00&to=14:00":  "2026-11-29T08:00:00Z 2026-11-29T13:00:00Z",
+		"day=2026-11-29&from=22:00&to=6:00":  "2026-11-29T21:00:00Z 2026-11-30T05:00:00Z",
 		"day=2026-11-29&from=22:00":          "2026-11-29T21:00:00Z 2026-11-29T23:00:00Z",
 		"day=2026-11-29&to=06:00":            "2026-11-28T23:00:00Z 2026-11-29T05:00:00Z",
 		"day=2026-11-29&from=06:00&to=06:00": "2026-11-29T05:00:00Z 2026-11-30T05:00:00Z",
@@ -359,6 +361,9 @@ func TestReportPeriods(t *testing.T) {
 		}
 		if back := p.query(0); !strings.Contains(back, "day="+p.Day) || strings.Contains(query, "from") != strings.Contains(back, "from=") {
 			t.Errorf("%s: asks for %s", query, back)
+		}
+		if p.Start != "" && len(p.Start) != len("15:04") || p.End != "" && len(p.End) != len("15:04") {
+			t.Errorf("%s: from %q to %q", query, p.Start, p.End)
 		}
 	}
 	for _, query := range []string{"day=tomorrow", "day=2026-02-30", "day=0001-01-01", "day=9999-12-31", "from=6", "to=24:00", "from=-1:00", "from=06:00:00", "day=2026-11-29T00:00"} {
@@ -378,6 +383,7 @@ func FuzzReportPeriod(f *testing.F) {
 	f.Add("2026-11-29", "06:00", "14:00")
 	f.Add("2026-10-25", "", "")
 	f.Add("", "23:59", "00:00")
+	f.Add("", "9:00", "14:00")
 	f.Fuzz(func(t *testing.T, day, from, to string) {
 		p, err := readPeriod(map[string][]string{"day": {day}, "from": {from}, "to": {to}}, noon, time.UTC)
 		if err != nil {

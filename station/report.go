@@ -51,25 +51,27 @@ func readPeriod(q url.Values, now time.Time, zone *time.Location) (period, error
 		return period{}, errPeriod
 	}
 	p.date = date
-	at := func(days int, clock string) (time.Time, error) {
-		var c time.Time
-		if clock != "" {
-			if c, err = time.Parse(clockLayout, clock); err != nil {
-				return c, errPeriod
-			}
+	var start, end time.Time // of which only the clock counts
+	for _, clock := range []struct {
+		text *string
+		at   *time.Time
+	}{{&p.Start, &start}, {&p.End, &end}} {
+		if *clock.text == "" {
+			continue
 		}
-		return time.Date(date.Year(), date.Month(), date.Day()+days, c.Hour(), c.Minute(), 0, 0, zone), nil
+		if *clock.at, err = time.Parse(clockLayout, *clock.text); err != nil {
+			return period{}, errPeriod
+		}
+		*clock.text = clock.at.Format(clockLayout) // 9:00 is read too
 	}
-	if p.from, err = at(0, p.Start); err != nil {
-		return period{}, err
+	at := func(days int, c time.Time) time.Time {
+		return time.Date(date.Year(), date.Month(), date.Day()+days, c.Hour(), c.Minute(), 0, 0, zone)
 	}
 	days := 0
 	if p.End == "" || p.End <= cmp.Or(p.Start, "00:00") {
 		days = 1
 	}
-	if p.to, err = at(days, p.End); err != nil {
-		return period{}, err
-	}
+	p.from, p.to = at(0, start), at(days, end)
 	return p, nil
 }
 
