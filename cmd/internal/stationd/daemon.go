@@ -67,6 +67,7 @@ type Daemon struct {
 
 	reloading sync.Mutex // one at a time
 	config    Config     // what holds; guarded by reloading
+	list      *lot       // of it; nil without one
 }
 
 // Serve opens a station and runs it until ctx ends. If ctx ends before it is open, as while a large index is made anew, it is
@@ -187,7 +188,8 @@ func (d *Daemon) open(c Config) (err error) {
 	if d.gate, err = openGate(c, onNetwork(d.Addr()), d.log); err != nil {
 		return err
 	}
-	settings := c.settings()
+	d.list = c.list(nil)
+	settings := c.settings(d.list)
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: timedJournal{d.spool, &d.timings},
 		Policy: settings.Policy, Page: settings.Page, Hosts: settings.Hosts, Lot: counted, Earlier: earlier, KeepLot: counts.keep,

@@ -72,9 +72,11 @@ func (d *Daemon) adopt(r Reloads) error {
 		return err
 	}
 	// The last that can refuse is the first that changes something.
-	if err := d.station.Adopt(next.settings()); err != nil {
+	list := next.list(d.list)
+	if err := d.station.Adopt(next.settings(list)); err != nil {
 		return err
 	}
+	d.list = list
 	d.receipts.Store(&receipts)
 	d.spool.Adopt(next.limits())
 	if r.Log != nil {
@@ -123,11 +125,21 @@ func (c Config) mix(file Config) (next Config, later []string) {
 	return next, later
 }
 
-// settings are the station's part.
-func (c Config) settings() station.Settings {
+// list is that of the lot; nil without one. Of the same file it is the one before: what was read of it holds.
+func (c Config) list(before *lot) *lot {
+	switch {
+	case c.Policy.Lot == "":
+		return nil
+	case before != nil && before.path == c.Policy.Lot:
+		return before
+	}
+	return &lot{path: c.Policy.Lot}
+}
+
+// settings are the station's part; list is nil without one.
+func (c Config) settings(list *lot) station.Settings {
 	policy := station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms, NeedsLabel: c.Policy.Label == LabelRequired}
-	if c.Policy.Lot != "" {
-		list := &lot{path: c.Policy.Lot}
+	if list != nil {
 		policy.Lot, policy.Listed = list.check, list.listed
 	}
 	page := station.Page{Language: c.Page.Language, Sound: c.Page.Sound, ContactIT: c.Page.ContactIT, ContactQuality: c.Page.ContactQuality}
