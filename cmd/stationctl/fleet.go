@@ -7,8 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -186,8 +187,9 @@ func (f *fleet) members(ctx context.Context) ([]*member, error) {
 	for _, line := range lines {
 		name, address, ok := strings.Cut(line, "=")
 		address = strings.TrimSuffix(strings.TrimSpace(address), "/")
-		if !ok || name == "" || !strings.HasPrefix(address, "http://") && !strings.HasPrefix(address, "https://") {
-			return nil, fmt.Errorf("%q is no NAME=URL, as line3-a=https://line3-a.factory.example:8443: %w", line, cli.ErrMisuse)
+		if !ok || name == "" || !isPage(address) {
+			name, _, _ = strings.Cut(name, ":") // the address is not told: somebody may have written a password into it
+			return nil, fmt.Errorf("%.80q is no NAME=URL without a user and a query, as line3-a=https://line3-a.factory.example:8443: %w", name, cli.ErrMisuse)
 		}
 		m := get(strings.TrimSpace(name))
 		if m.address != "" {
@@ -269,12 +271,28 @@ func (f *fleet) asker() (func(ctx context.Context, address, path string) ([]byte
 	return func(ctx context.Context, address, path string) ([]byte, int, error) {
 		scheme, host, _ := strings.Cut(address, "://")
 		t := plain
-		if name, _, _ := strings.Cut(host, ":"); scheme == "https" || name == "127.0.0.1" || name == "localhost" {
+		if safe(address) {
 			t = known
 		}
 		t.scheme, t.address = scheme, host
 		return t.get(ctx, path)
 	}, nil
+}
+
+// isPage tells whether an address may be that of a station's page.
+func isPage(address string) bool {
+	u, err := url.Parse(address)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && !strings.ContainsAny(address, "?#@")
+}
+
+// safe tells whether a token may be shown at such an address: it goes there encrypted, or does not leave this machine.
+func safe(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil || u.User != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Scheme == "https" || strings.EqualFold(u.Hostname(), "localhost") || err == nil && ip.Unmap().IsLoopback()
 }
 
 func (f *fleet) look(ctx context.Context, m *member, keys map[string]note.Verifier, ask func(context.Context, string, string) ([]byte, int, error)) {
@@ -324,7 +342,7 @@ func (f *fleet) ask(ctx context.Context, m *member, ask func(context.Context, st
 	case s.Station == "":
 		m.red("away", "what answers at %s is no station", m.address)
 		return
-	case s.Station != m.Station && filepath.Base(s.Station) != m.Station:
+	case s.Station != m.Station:
 		m.red("away", "%s is station %s", m.address, s.Station)
 		return
 	}

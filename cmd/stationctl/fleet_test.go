@@ -361,6 +361,11 @@ func TestFleetMisused(t *testing.T) {
 	for want, f := range map[string]fleet{
 		"say where the stations are":   {},
 		"is no NAME=URL":               {Station: []string{"line1"}},
+		`"line2" is no NAME=URL`:       {Station: []string{"line2=http://localhost:secret@127.0.0.1:37415"}},
+		`"line3" is no NAME=URL`:       {Station: []string{"line3=https://a.example?x=1"}},
+		`"line4" is no NAME=URL`:       {Station: []string{"line4=https://:8443"}},
+		`"line5" is no NAME=URL`:       {Station: []string{"line5=ftp://a.example"}},
+		`"http" is no NAME=URL`:        {Station: []string{"http://u:secret@a.example"}},
 		"has two addresses":            {Station: []string{"a=http://a", "a=http://b"}},
 		"which has no archive":         {Config: []string{none}},
 		"unknown key":                  {Config: []string{broken}},
@@ -371,6 +376,21 @@ func TestFleetMisused(t *testing.T) {
 	} {
 		if err := f.Run(t.Context(), &cli.Output{Out: new(bytes.Buffer), People: new(bytes.Buffer)}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
+		} else if strings.Contains(err.Error(), "secret") {
+			t.Errorf("a password is told: %v", err)
+		}
+	}
+}
+
+// A token is shown to https and to this machine, by whatever name, and to nobody else.
+func TestFleetTokenStays(t *testing.T) {
+	for address, want := range map[string]bool{
+		"https://line3-a.factory.example:8443": true, "http://127.0.0.1:8080": true, "http://127.0.0.2": true, "http://[::1]:8080": true, "http://LOCALHOST:8080": true,
+		"http://[::ffff:127.0.0.1]:80": true, "http://line3-a:8080": false, "http://192.0.2.1": false, "http://localhost.example": false, "http://127.0.0.1.example": false,
+		"http://localhost:x@192.0.2.1:80": false, "https://a@b": false, "http://[::2]": false, "http://%zz": false,
+	} {
+		if safe(address) != want {
+			t.Errorf("%s: %v", address, !want)
 		}
 	}
 }
