@@ -20,7 +20,7 @@ type doctorCmd struct {
 	Deep        bool   `name:"deep" help:"Check the whole journal too, which takes long where there is much of it."`
 	Quiet       bool   `name:"quiet" help:"Show only what is not in order."`
 	Bundle      string `name:"bundle" placeholder:"FILE.tar.gz" help:"Also write what support needs to a file, without secrets; it must not be there yet."`
-	WithoutIDs  bool   `name:"without-ids" help:"In the bundle, replace device ids and fingerprints by other names."`
+	WithoutIDs  bool   `name:"without-ids" help:"In the bundle, replace device ids, MAC addresses and fingerprints by other names."`
 	Transcripts bool   `name:"transcripts" help:"In the bundle, also what passed on the wire with the newest boards."`
 	Entries     int    `name:"entries" default:"1000" placeholder:"N" help:"In the bundle, so many of the newest entries of the journal (${default})."`
 }
@@ -48,7 +48,7 @@ Examples:
       {"check":"disk.sync","level":"warn","text":"…","remedy":"…","took_ms":412}, one a line.
   stationctl doctor --bundle station.tar.gz
       For support: what it found, state, metrics, configuration, the newest lines of the log and entries of the journal.
-      Keys, tokens, credentials and comments are left out. --without-ids also replaces device ids.`
+      Keys, tokens, credentials and comments are left out. --without-ids also replaces device ids and MAC addresses.`
 }
 
 func (d *doctorCmd) Run(ctx context.Context, out *cli.Output) error {

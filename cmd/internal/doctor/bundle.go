@@ -117,7 +117,7 @@ func writeBundle(ctx context.Context, w io.Writer, c BundleConfig) error {
 	}
 	about := fmt.Sprintf("Made by stationctl doctor --bundle, %s, at %s.\nPrivate keys, tokens and credentials are left out; what looked like one is replaced by %s.\n", cli.Version(), b.at.UTC().Format(time.RFC3339), removed)
 	if c.WithoutIDs {
-		about += "Device ids and fingerprints are replaced by id-…, the same one for the same id in this bundle only.\n"
+		about += "Device ids, MAC addresses and fingerprints are replaced by id-…, the same one for the same id in this bundle only.\n"
 	}
 	if err := b.add("about.txt", b.scrub.clean([]byte(about+strings.Join(b.notes, "\n")+"\n"))); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -242,6 +243,20 @@ func TestScrubberKeeps(t *testing.T) {
 	a, b := s.clean([]byte("1123456789abcdef0123456789abcdef")), s.clean([]byte("1123456789ABCDEF0123456789ABCDEF"))
 	if !bytes.Equal(a, b) || !strings.HasPrefix(string(a), "id-") {
 		t.Errorf("%s, %s", a, b)
+	}
+}
+
+// A MAC address is a name of a device: it goes where ids go, and stays where they stay.
+func TestScrubberHidesAddresses(t *testing.T) {
+	const mac = "12:34:56:78:90:ab"
+	text := []byte(`{"message":"the label names the mac ` + mac + `","text":"` + strings.ToUpper(strings.ReplaceAll(mac, ":", "-")) + `"} /dev/serial/by-path/pci-0000:00:14.0-usb-0:1.1:1.0-port0 2026-11-29T02:48:51Z`)
+	if got := newScrubber(nil, false).clean(text); !bytes.Equal(got, text) {
+		t.Errorf("with ids: %s", got)
+	}
+	got := string(newScrubber(nil, true).clean(text))
+	names := regexp.MustCompile(`id-[0-9a-f]{12}`).FindAllString(got, -1)
+	if strings.Contains(got, mac) || strings.Contains(got, "12-34") || len(names) != 2 || names[0] != names[1] || !strings.HasSuffix(got, " /dev/serial/by-path/pci-0000:00:14.0-usb-0:1.1:1.0-port0 2026-11-29T02:48:51Z") {
+		t.Errorf("without ids: %s", got)
 	}
 }
 

@@ -67,6 +67,7 @@ var (
 	accessID   = regexp.MustCompile(`\b(AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}`)
 	userInfo   = regexp.MustCompile(`(://)[^/\s"'@]+@`)
 	longHex    = regexp.MustCompile(`\b[0-9a-fA-F]{32,}\b`)
+	macAddress = regexp.MustCompile(`\b(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}\b`)
 	longText   = regexp.MustCompile(`[A-Za-z0-9+/]{40,}={0,2}|[A-Za-z0-9_-]{40,}={0,2}`)
 	publicKey  = regexp.MustCompile(`[a-z0-9][a-z0-9./-]*\+[0-9a-f]{8}\+A[A-Za-z0-9+/]{43}=?`) // of a note
 	lasting    = regexp.MustCompile(`^(usb|pci|platform)-`)                                    // a port
@@ -89,6 +90,9 @@ func (s *scrubber) clean(text []byte) []byte {
 	text = secretPair.ReplaceAll(text, []byte(`${1}"`+removed+`"`))
 	text = scheme.ReplaceAll(text, []byte("${1} "+removed))
 	text = longHex.ReplaceAllFunc(text, s.hex)
+	if s.hidden { // a MAC address names a device as well as its id does
+		text = macAddress.ReplaceAllFunc(text, func(word []byte) []byte { return s.hex(bytes.ReplaceAll(word, []byte("-"), []byte(":"))) })
+	}
 	// Public keys of stations look like secrets, and are none.
 	var out []byte
 	for {
