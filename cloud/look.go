@@ -28,6 +28,9 @@ import (
 // ErrNotPermitted says that AWS knows the credentials and does not permit a call. A station is permitted little, so that by itself it is no fault.
 var ErrNotPermitted = errors.New("not permitted")
 
+// ErrNoConditions says that a table takes an item under a condition that cannot hold.
+var ErrNoConditions = errors.New("the table took an item under a condition that cannot hold: it is none of DynamoDB, and cannot keep two stations from enrolling one board")
+
 // lookID is no device's, and of nothing that is ever written.
 const lookID = "doctor"
 
@@ -211,7 +214,8 @@ func (a *AWS) tryPutItem(ctx context.Context) Right {
 		ExpressionAttributeNames: map[string]string{"#id": "device-id"},
 	})
 	if err == nil {
-		r.Err = errors.New("the table took an item under a condition that cannot hold: it is none of DynamoDB, and cannot keep two stations from enrolling one board")
+		r.Known, r.Allowed = true, true
+		r.Err = fmt.Errorf("%w; remove the item %s", ErrNoConditions, lookID)
 		return r
 	}
 	a.settle(&r, "writing to table "+a.config.Table, err, "ConditionalCheckFailedException")

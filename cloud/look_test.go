@@ -218,3 +218,16 @@ func TestLookAtAFolder(t *testing.T) {
 		t.Errorf("%v, want %v", err, ErrNoRegistry)
 	}
 }
+
+// A table that goes by no condition is known to be one: two stations could enrol one board there.
+func TestLookAtATableWithoutConditions(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "x")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "x")
+	took := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/x-amz-json-1.0")
+		_, _ = w.Write([]byte("{}"))
+	}))
+	if r := onceAWS(t, took, took).tryPutItem(t.Context()); !r.Known || !errors.Is(r.Err, ErrNoConditions) || !strings.Contains(r.Err.Error(), "remove the item "+lookID) {
+		t.Errorf("%+v", r)
+	}
+}

@@ -208,6 +208,8 @@ func judgeRights(rights []cloud.Right) (found []Result) {
 		switch {
 		case r.Known && !r.Allowed:
 			found = append(found, fail("registry.rights", allow, "%s, for %s, is not permitted: %v", what, r.Why, r.Err))
+		case errors.Is(r.Err, cloud.ErrNoConditions):
+			found = append(found, fail("registry.store", "Stop the stations that use it, and take DynamoDB, or a server that keeps its rules.", "%s: %v", what, r.Err))
 		case r.Known && r.Err != nil:
 			found = append(found, warn("registry.store", "Take AWS, or a server that keeps its rules.", "%s: %v", what, r.Err))
 		case r.Known:

@@ -99,6 +99,9 @@ func TestAWS(t *testing.T) {
 			r.rights[0] = cloud.Right{Action: "s3:PutObject", On: "x", Err: errors.New("500")}
 		}, "warn registry.rights", "could not be tried"},
 		{"no real store", func(r *registry, _ *exam) { r.rights[0].Err = errors.New("took an object whose checksum is wrong") }, "warn registry.store", "whose checksum is wrong"},
+		{"no real table", func(r *registry, _ *exam) {
+			r.rights[0] = cloud.Right{Action: "dynamodb:PutItem", On: "the-table", Known: true, Allowed: true, Err: fmt.Errorf("%w: x", cloud.ErrNoConditions)}
+		}, "fail registry.store", "cannot keep two stations from enrolling one board"},
 		{"nothing to try", func(r *registry, _ *exam) {
 			r.rights = append(r.rights, cloud.Right{Action: "s3:GetObject", On: "y", Err: errors.New("there is nothing yet to try it on")})
 		}, "ok registry.rights", "nothing yet to try these on: s3:GetObject on y"},
