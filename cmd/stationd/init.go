@@ -43,6 +43,9 @@ Examples:
   sudo stationd init --sku widgiot --station line3-a --port A=/dev/serial/by-path/pci-0000:00:14.0-usb-0:1.1:1.0-port0 --registry none`
 }
 
+// defaultState is where the unit may write its state.
+const defaultState = "/var/lib/stationd"
+
 // stationUser is whom the unit runs stationd as.
 const stationUser = "stationd"
 
@@ -202,6 +205,24 @@ func (i *initCommand) writable() error {
 	}
 }
 
+// unwritable says which folders the unit may not write to as it is, and what to do.
+func unwritable(c stationd.Config) string {
+	var all []string
+	text := ""
+	if c.StateDir != defaultState && !strings.HasPrefix(c.StateDir, defaultState+"/") {
+		all = append(all, c.StateDir)
+		text = fmt.Sprintf("The unit needs the folder %s to be there. Run: install -d -m 700 -o %s %s\n", c.StateDir, stationUser, c.StateDir)
+	}
+	if c.Registry.Kind == "dir" && !strings.HasPrefix(c.Registry.Dir+"/", stationd.DefaultFolder+"/") {
+		all = append(all, c.Registry.Dir)
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return text + fmt.Sprintf("The unit may not write to %s yet. Run: systemctl edit stationd, and write there: [Service] and, in the next line, ReadWritePaths=%s\n",
+		strings.Join(all, " and "), strings.Join(all, " "))
+}
+
 func (i *initCommand) write(choices stationd.Choices, owned stationd.Owned, uid int, out *cli.Output) error {
 	text, err := stationd.Compose(choices)
 	if err != nil {
@@ -229,9 +250,7 @@ func (i *initCommand) write(choices stationd.Choices, owned stationd.Owned, uid 
 	if kept != "" {
 		fmt.Fprintf(&next, "The old one is %s.\n", kept)
 	}
-	if within := strings.HasPrefix(c.Registry.Dir+"/", stationd.DefaultFolder+"/"); c.Registry.Kind == "dir" && !within {
-		fmt.Fprintf(&next, "The unit may not write to %s yet. Run: systemctl edit stationd, and write there: [Service] and, in the next line, ReadWritePaths=%s\n", c.Registry.Dir, c.Registry.Dir)
-	}
+	next.WriteString(unwritable(c))
 	start := "systemctl enable --now stationd"
 	if i.Output != defaultConfig {
 		start = "stationd --config " + i.Output
