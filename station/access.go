@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,6 +68,7 @@ const (
 	wrongEvery   = 10 * time.Second
 	allBurst     = 60 // wrong tokens of all addresses at once
 	allEvery     = time.Second
+	maxSame      = 4 // wrong tokens of an address that count once, however often they are shown
 )
 
 // door tells who somebody is.
@@ -76,15 +78,41 @@ type door struct {
 
 	mu        sync.Mutex
 	revoked   map[[sessionNonce]byte]time.Time // until when they would hold
-	addresses map[netip.Addr]*visitor
-	crowd     *visitor      // all for which there was no room in addresses
-	all       *rate.Limiter // of wrong tokens
+	addresses map[visit]*visitor
+	crowd     [ways]*visitor // all for which there was no room in addresses
+	all       *rate.Limiter  // of wrong tokens
 }
 
-// visitor is an address that showed a token.
+// way is how a token is shown. A program with an old token keeps nobody at the same address from logging in.
+type way int
+
+const (
+	byHeader way = iota
+	byForm
+	ways
+)
+
+// visit is an address and a way.
+type visit struct {
+	from netip.Addr
+	way  way
+}
+
+// visitor is an address that showed a token in one way.
 type visitor struct {
 	wrong *rate.Limiter
-	good  bool // it has shown a right one
+	good  bool     // it has shown a right one
+	shown [][]byte // hashes of the wrong ones that came last, the newest first: who shows one again learns nothing
+}
+
+// again tells whether a wrong token was shown lately, and takes note of it.
+func (v *visitor) again(hash []byte) bool {
+	i := slices.IndexFunc(v.shown, func(h []byte) bool { return hmac.Equal(h, hash) })
+	if i < 0 {
+		v.shown = slices.Insert(v.shown, 0, hash)
+		v.shown = v.shown[:min(len(v.shown), maxSame)]
+	}
+	return i >= 0
 }
 
 func newVisitor() *visitor {
@@ -92,7 +120,7 @@ func newVisitor() *visitor {
 }
 
 func newDoor(a Access) *door {
-	return &door{Access: a, revoked: map[[sessionNonce]byte]time.Time{}, addresses: map[netip.Addr]*visitor{}, crowd: newVisitor(),
+	return &door{Access: a, revoked: map[[sessionNonce]byte]time.Time{}, addresses: map[visit]*visitor{}, crowd: [ways]*visitor{newVisitor(), newVisitor()},
 		all: rate.NewLimiter(rate.Every(allEvery), allBurst)}
 }
 
@@ -105,7 +133,7 @@ func (d *door) role(r *http.Request) (role Role, waits bool) {
 		return Technician, false
 	}
 	if token, ok := bearerOf(r); ok {
-		return d.present(r, token)
+		return d.present(r, token, byHeader)
 	}
 	if cookie, err := r.Cookie(d.cookieName()); err == nil {
 		return d.session(cookie.Value, time.Now()), false
@@ -129,17 +157,19 @@ func (d *door) still(r *http.Request) Role {
 
 // present says what role a token gives. All comparisons take the same time, and a right token is refused like a wrong one while
 // its address has to wait.
-func (d *door) present(r *http.Request, token string) (role Role, waits bool) {
+func (d *door) present(r *http.Request, token string, by way) (role Role, waits bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v := d.visitor(clientOf(r))
+	v := d.visitor(visit{clientOf(r), by})
 	// Strangers cannot lock out who has shown a right token.
 	if v.wrong.Tokens() < 1 || !v.good && d.all.Tokens() < 1 {
 		return Nobody, true
 	}
 	if role = d.roleOfToken(token); role == Nobody {
-		v.wrong.Allow()
-		d.all.Allow()
+		if !v.again(d.hash(token)) {
+			v.wrong.Allow()
+			d.all.Allow()
+		}
 		return Nobody, false
 	}
 	v.good = true
@@ -162,8 +192,15 @@ func same(shown, valid string) bool {
 	return subtle.ConstantTimeCompare(a[:], b[:])&subtle.ConstantTimeLessOrEq(MinToken, len(valid)) == 1
 }
 
-// visitor is who comes from an address. The caller holds mu.
-func (d *door) visitor(from netip.Addr) *visitor {
+// hash is what is remembered of a wrong token: it may be a right one of elsewhere.
+func (d *door) hash(token string) []byte {
+	h := hmac.New(sha256.New, d.Secret)
+	fmt.Fprintf(h, "secretfree wrong token %s", token)
+	return h.Sum(nil)
+}
+
+// visitor is who comes from an address in a way. The caller holds mu.
+func (d *door) visitor(from visit) *visitor {
 	if v := d.addresses[from]; v != nil {
 		return v
 	}
@@ -175,7 +212,7 @@ func (d *door) visitor(from netip.Addr) *visitor {
 		}
 	}
 	if len(d.addresses) >= maxAddresses {
-		return d.crowd
+		return d.crowd[from.way]
 	}
 	v := newVisitor()
 	d.addresses[from] = v

@@ -361,18 +361,30 @@ func testWrongTokens(t *testing.T) {
 	h := b.Handler()
 	from := func(address string) func(*http.Request) { return func(r *http.Request) { r.RemoteAddr = address } }
 	cookie := login(h, techToken, "/", from("192.0.2.1:1")).Result().Cookies()[0]
+	guesses := 0
+	guess := func() string {
+		guesses++
+		return fmt.Sprintf("guess-0123456789-%d", guesses)
+	}
 	for i := range wrongBurst {
-		if w := ask(h, http.MethodGet, "/status", bearer("guess-0123456789abc"), from("192.0.2.1:1")); w.Code != 401 {
+		if w := ask(h, http.MethodGet, "/status", bearer(guess()), from("192.0.2.1:1")); w.Code != 401 {
 			t.Fatalf("guess %d: %d", i, w.Code)
 		}
 	}
-	wrong := ask(h, http.MethodGet, "/status", bearer("guess-0123456789abc"), from("192.0.2.1:2"))
+	wrong := ask(h, http.MethodGet, "/status", bearer(guess()), from("192.0.2.1:2"))
 	right := ask(h, http.MethodGet, "/status", bearer(techToken), from("192.0.2.1:3"))
 	if wrong.Code != 429 || right.Code != 429 || wrong.Body.String() != right.Body.String() || right.Header().Get("Retry-After") == "" {
 		t.Errorf("too many: %d %s and %d %s", wrong.Code, wrong.Body, right.Code, right.Body)
 	}
-	if w := login(h, techToken, "/", from("192.0.2.1:4")); w.Code != 429 {
+	// The form has guesses of its own.
+	if w := login(h, techToken, "/", from("192.0.2.1:4")); w.Code != http.StatusSeeOther {
 		t.Errorf("the form: %d", w.Code)
+	}
+	for range wrongBurst {
+		login(h, guess(), "/", from("192.0.2.1:4"))
+	}
+	if w := login(h, techToken, "/", from("192.0.2.1:4")); w.Code != 429 {
+		t.Errorf("the form after guesses: %d", w.Code)
 	}
 	if w := ask(h, http.MethodGet, "/status", from("192.0.2.1:4"), func(r *http.Request) { r.AddCookie(cookie) }); w.Code != 200 {
 		t.Errorf("a log-in from that address: %d", w.Code)
@@ -387,7 +399,7 @@ func testWrongTokens(t *testing.T) {
 	// Many addresses together, each with few guesses; the map of addresses stays small.
 	limited := 0
 	for i := range 5000 {
-		w := ask(h, http.MethodGet, "/status", bearer("guess-0123456789abc"), from(fmt.Sprintf("[2001:db8:%x::1]:1", i)))
+		w := ask(h, http.MethodGet, "/status", bearer(guess()), from(fmt.Sprintf("[2001:db8:%x::1]:1", i)))
 		if w.Code == 429 {
 			limited++
 		}
@@ -410,6 +422,38 @@ func testWrongTokens(t *testing.T) {
 	if n := len(b.door.revoked); n > maxRevoked {
 		t.Errorf("%d log-ins that ended are remembered", n)
 	}
+}
+
+// A program that goes on showing an old token guesses nothing: neither it nor who logs in at the same address has to wait.
+func TestOldTokenIsNoGuess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := guarded(t, doors()["loopback with tokens"])
+		h := b.Handler()
+		for i := range 1000 {
+			if w := ask(h, http.MethodGet, "/metrics", bearer("view-token-of-last-year")); w.Code != 401 {
+				t.Fatalf("scrape %d: %d", i, w.Code)
+			}
+			if w := ask(h, http.MethodGet, "/metrics", bearer("view-token-of-another")); w.Code != 401 {
+				t.Fatalf("another's scrape %d: %d", i, w.Code)
+			}
+		}
+		if w := ask(h, http.MethodGet, "/status", bearer(techToken)); w.Code != 200 {
+			t.Errorf("a right token: %d", w.Code)
+		}
+		if w := login(h, techToken, "/"); w.Code != http.StatusSeeOther {
+			t.Errorf("logging in: %d", w.Code)
+		}
+		// What is remembered is little, and no token.
+		for range 100 {
+			time.Sleep(wrongEvery)
+			ask(h, http.MethodGet, "/metrics", bearer("guess-"+time.Now().String()))
+		}
+		for _, v := range b.door.addresses {
+			if len(v.shown) > maxSame || len(v.shown) > 0 && len(v.shown[0]) != 32 {
+				t.Errorf("%d are remembered", len(v.shown))
+			}
+		}
+	})
 }
 
 // A load balancer learns whether all is well, and no more.

@@ -101,7 +101,7 @@ func (s *Station) loggingIn(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, next, http.StatusSeeOther)
 		return
 	}
-	role, waits := s.door.present(r, strings.TrimSpace(r.PostForm.Get("token")))
+	role, waits := s.door.present(r, strings.TrimSpace(r.PostForm.Get("token")), byForm)
 	switch {
 	case waits:
 		w.Header().Set("Retry-After", "60")
