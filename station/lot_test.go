@@ -247,7 +247,7 @@ func TestLotIsKeptAtTheEnd(t *testing.T) {
 		var kept []string
 		refusal := errors.New("no room")
 		b := newBench(t, 1, func(c *Config) {
-			c.KeepLot = func(l Lot) error {
+			c.KeepLot = func(l Lot, _ []Lot) error {
 				kept = append(kept, l.Name)
 				return refusal
 			}
