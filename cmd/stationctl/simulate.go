@@ -4,6 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"secretfree/cmd/internal/cli"
@@ -11,7 +16,8 @@ import (
 )
 
 type simulate struct {
-	Port        string        `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is what a simulation left that was killed."`
+	Port        string        `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is what a simulation left that was killed. Missing folders are made, and go again."`
+	Group       string        `name:"group" placeholder:"NAME" help:"The group that may open the port. As root it is the one that owns serial ports, if this is left out: dialout, or uucp; otherwise nobody but you may."`
 	Description string        `name:"description" placeholder:"FILE" type:"path" xor:"what" help:"A description of the board (JSON); see fixtures/README.md."`
 	Transcript  string        `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
 	Dialect     string        `name:"dialect" placeholder:"NAME" help:"Without a description: how the board talks: ti-at (as if left out), ti-csr or report."`
@@ -56,7 +62,16 @@ func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	port, err := fixtures.OpenPort(s.Port)
+	group, err := s.group()
+	if err != nil {
+		return err
+	}
+	remove, err := makeFolders(filepath.Dir(s.Port))
+	defer remove()
+	if err != nil {
+		return fmt.Errorf("making the folder of the simulated port: %w; as root, or choose a folder of yours", err)
+	}
+	port, err := fixtures.OpenPortFor(s.Port, group)
 	if errors.Is(err, fixtures.ErrPortTaken) {
 		return fmt.Errorf("%w: %w", cli.ErrMisuse, err)
 	}
@@ -85,6 +100,46 @@ func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
 			return stopped(err)
 		}
 	}
+}
+
+// portGroups own serial ports: on Debian and Red Hat, on Arch and SUSE.
+func portGroups() []string { return []string{"dialout", "uucp"} }
+
+// group is the id of the group that may open the port, or -1.
+func (s *simulate) group() (int, error) {
+	names := []string{s.Group}
+	switch {
+	case s.Group != "":
+	case os.Geteuid() == 0:
+		names = portGroups()
+	default:
+		return -1, nil
+	}
+	for _, name := range names {
+		if found, err := user.LookupGroup(name); err == nil {
+			return strconv.Atoi(found.Gid)
+		}
+	}
+	if s.Group != "" {
+		return -1, fmt.Errorf("%w: --group: there is no group %s", cli.ErrMisuse, s.Group)
+	}
+	return -1, nil
+}
+
+// makeFolders makes a folder with those above it; remove takes away again what was made, as far as nothing else is in it.
+func makeFolders(dir string) (remove func(), err error) {
+	var made []string
+	for d := dir; ; d = filepath.Dir(d) {
+		if _, err := os.Stat(d); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		made = append(made, d)
+	}
+	return func() {
+		for _, d := range made {
+			os.Remove(d)
+		}
+	}, os.MkdirAll(dir, 0o755)
 }
 
 func (s *simulate) describe() (fixtures.Description, error) {
