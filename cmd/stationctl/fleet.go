@@ -82,7 +82,7 @@ type member struct {
 	Station  string   `json:"station"`
 	Level    string   `json:"level"`  // "green", "yellow" or "red"
 	Why      []string `json:"why"`    // words, as in the help
-	Detail   []string `json:"detail"` // for people
+	Detail   []string `json:"detail"` // for people: what is red begins with its word
 	Verified bool     `json:"verified"`
 	Size     uint64   `json:"size"`               // of the newest checkpoint in the archive
 	Stored   string   `json:"stored,omitempty"`   // when
@@ -117,7 +117,7 @@ type journals interface {
 func (m *member) red(why, format string, args ...any) {
 	m.Level = "red"
 	m.Why = append(m.Why, why)
-	m.Detail = append(m.Detail, fmt.Sprintf(format, args...))
+	m.Detail = append(m.Detail, why+": "+fmt.Sprintf(format, args...))
 }
 
 func (f *fleet) Run(ctx context.Context, out *cli.Output) error {
@@ -171,29 +171,35 @@ func (f *fleet) members(ctx context.Context) ([]*member, error) {
 			m.archives = append(m.archives, archived{from: from})
 		}
 	}
-	lines := f.Station
+	type told struct{ where, line string }
+	var lines []told
+	for _, line := range f.Station {
+		lines = append(lines, told{"--station", line})
+	}
 	if f.Stations != "" {
 		text, err := os.ReadFile(f.Stations)
 		if err != nil {
 			return nil, fmt.Errorf("reading the stations: %w", err)
 		}
+		n := 0
 		for line := range strings.Lines(string(text)) {
+			n++
 			line, _, _ = strings.Cut(line, "#")
 			if line = strings.TrimSpace(line); line != "" {
-				lines = append(lines, line)
+				lines = append(lines, told{fmt.Sprintf("%s:%d", f.Stations, n), line})
 			}
 		}
 	}
-	for _, line := range lines {
-		name, address, ok := strings.Cut(line, "=")
-		address = strings.TrimSuffix(strings.TrimSpace(address), "/")
+	for _, l := range lines {
+		name, address, ok := strings.Cut(l.line, "=")
+		name, address = strings.TrimSpace(name), strings.TrimSuffix(strings.TrimSpace(address), "/")
 		if !ok || name == "" || !isPage(address) {
 			name, _, _ = strings.Cut(name, ":") // the address is not told: somebody may have written a password into it
-			return nil, fmt.Errorf("%.80q is no NAME=URL without a user and a query, as line3-a=https://line3-a.factory.example:8443: %w", name, cli.ErrMisuse)
+			return nil, fmt.Errorf("%w: %s: %.80q is no NAME=URL without a user and a query: write the station's name before its address, as line3-a=https://line3-a.factory.example:8443", cli.ErrMisuse, l.where, name)
 		}
-		m := get(strings.TrimSpace(name))
+		m := get(name)
 		if m.address != "" {
-			return nil, fmt.Errorf("station %s has two addresses: %w", m.Station, cli.ErrMisuse)
+			return nil, fmt.Errorf("%w: %s: station %s has two addresses, the other is %s: take one out", cli.ErrMisuse, l.where, m.Station, m.address)
 		}
 		m.address = address
 	}
@@ -334,6 +340,10 @@ func (f *fleet) ask(ctx context.Context, m *member, ask func(context.Context, st
 	}
 	switch {
 	case err != nil:
+		var sent *url.Error // it has the address once more
+		if errors.As(err, &sent) {
+			err = sent.Err
+		}
 		m.red("away", "%s: %v", m.address, err)
 		return
 	case code != http.StatusOK:
@@ -401,7 +411,7 @@ func (f *fleet) judgeArchive(m *member, a archived, keys map[string]note.Verifie
 		m.red("forked", "two machines write under this name: %s", a.Conflict)
 	}
 	if a.Disorder != "" {
-		m.Detail = append(m.Detail, a.Disorder)
+		m.Detail = append(m.Detail, "order: "+a.Disorder)
 		m.Why = append(m.Why, "order")
 		if m.Level == "green" {
 			m.Level = "yellow"
@@ -511,7 +521,7 @@ func verifyArchive(ctx context.Context, m *member, a archived) {
 
 func showFleet(out *cli.Output, members []*member) error {
 	if !out.JSON {
-		fmt.Fprintf(out.People, "%-7s %-24s %10s %-20s %9s %7s %5s %-6s %s\n", "", "station", "entries", "newest checkpoint", "archived", "waiting", "dead", "health", "version")
+		fmt.Fprintf(out.People, "%-7s %-24s %10s %-20s %-10s %9s %7s %5s %-6s %s\n", "", "station", "entries", "newest checkpoint", "signature", "archived", "waiting", "dead", "health", "version")
 	}
 	red := 0
 	for _, m := range members {
@@ -537,12 +547,16 @@ func number[N int | uint64](n *N) string {
 }
 
 func (m *member) text() string {
-	seen := cmp.Or(m.Stored, "-")
-	text := fmt.Sprintf("%-7s %-24s %10d %-20s %9s %7s %5s %-6s %s", m.Level, oneLine(m.Station), m.Size, seen, number(m.Archived), number(m.Pending), number(m.Dead), cmp.Or(m.Health, "-"), cmp.Or(oneLine(m.Version), "-"))
-	if len(m.archives) > 0 && !m.Verified && m.Size > 0 {
-		text += "  unverified"
+	size, signature := "-", "-"
+	switch {
+	case m.Stored == "":
+	case m.Verified:
+		size, signature = fmt.Sprint(m.Size), "verified"
+	default:
+		size, signature = fmt.Sprint(m.Size), "unverified"
 	}
-	text = strings.TrimRight(text, " ") + "\n"
+	text := fmt.Sprintf("%-7s %-24s %10s %-20s %-10s %9s %7s %5s %-6s %s\n", m.Level, oneLine(m.Station), size, cmp.Or(m.Stored, "-"), signature, number(m.Archived), number(m.Pending), number(m.Dead),
+		cmp.Or(m.Health, "-"), cmp.Or(oneLine(m.Version), "-"))
 	for _, d := range m.Detail {
 		text += "        " + oneLine(d) + "\n"
 	}

@@ -5,11 +5,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -314,8 +316,14 @@ func TestFleetFromStations(t *testing.T) {
 	for _, name := range []string{"hangs", "gone", "other", "none", "page", "secret"} {
 		wantFleet(t, all, name, "red", "away")
 	}
-	if asked.Load() == 0 || !strings.Contains(table, "Call IT: the[2J disk.") {
+	if asked.Load() == 0 || !strings.Contains(table, " health: Call IT: the[2J disk.") {
 		t.Errorf("asked %d times\n%s", asked.Load(), table)
+	}
+	// What nobody was asked for, or did not answer, is not shown as nothing; what is red begins with its word, and has its address once.
+	for _, want := range []string{`(?m)^green +good +- +- +- +- +2 +0 good +v1\.2$`, `(?m)^red +gone +- +- +- +- +- +- +- +-$`, `(?m)^ +away: ` + regexp.QuoteMeta(gone.URL) + `: dial tcp .*connection refused$`} {
+		if !regexp.MustCompile(want).MatchString(table) {
+			t.Errorf("nothing is like %s:\n%s", want, table)
+		}
 	}
 	f.TokenFile = filepath.Join(t.TempDir(), "token")
 	must(t, os.WriteFile(f.TokenFile, []byte(strings.Repeat("token", 8)+"\n"), 0o600))
@@ -323,6 +331,27 @@ func TestFleetFromStations(t *testing.T) {
 	wantFleet(t, all, "secret", "green")
 	if strings.Contains(table, "tokentoken") {
 		t.Error("the token is shown")
+	}
+}
+
+// A line that is none is told with its file, its number and what to write; the same of a second address.
+func TestFleetLines(t *testing.T) {
+	list := filepath.Join(t.TempDir(), "floor.txt")
+	for text, want := range map[string]string{
+		"# the floor\na=http://127.0.0.1:1\n\n127.0.0.1:18081\n": `floor.txt:4: "127.0.0.1:18081" is no NAME=URL: write the station's name before its address, as line3-a=https://`,
+		"=http://127.0.0.1:1\n":                                  `floor.txt:1: "=http://127.0.0.1:1" is no NAME=URL`,
+		"a=127.0.0.1:1 # no scheme\n":                            `floor.txt:1: "a=127.0.0.1:1" is no NAME=URL`,
+		"a=http://127.0.0.1:1\na = http://127.0.0.1:2\n":         `floor.txt:2: station a has two addresses, the other is http://127.0.0.1:1: take one out`,
+	} {
+		must(t, os.WriteFile(list, []byte(text), 0o600))
+		err := (&fleet{Stations: list, Limit: time.Second}).Run(t.Context(), &cli.Output{})
+		if !errors.Is(err, cli.ErrMisuse) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+	err := (&fleet{Station: []string{"line3-a"}, Limit: time.Second}).Run(t.Context(), &cli.Output{})
+	if !errors.Is(err, cli.ErrMisuse) || !strings.Contains(err.Error(), `--station: "line3-a" is no NAME=URL`) {
+		t.Error(err)
 	}
 }
 

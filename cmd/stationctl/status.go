@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -93,6 +95,9 @@ func (s *status) target() (target, error) {
 	token := s.Token
 	if s.Address == "" {
 		c, err := stationd.Load(s.Config)
+		if errors.Is(err, fs.ErrNotExist) {
+			return t, fmt.Errorf("there is no configuration %s: name the station's with --config, or where the station listens with --address; stationd init writes one (%w)", s.Config, err)
+		}
 		if err != nil {
 			return t, err
 		}

@@ -73,3 +73,13 @@ func TestStatusOfGuardedStation(t *testing.T) {
 		t.Errorf("with the certificate of another station: %v", err)
 	}
 }
+
+// Who has no configuration is told what to do.
+func TestStatusUnconfigured(t *testing.T) {
+	err := (&status{Config: filepath.Join(t.TempDir(), "stationd.toml")}).Run(t.Context(), &cli.Output{})
+	for _, want := range []string{"there is no configuration ", "--config", "--address", "stationd init"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
