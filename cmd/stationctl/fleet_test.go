@@ -338,9 +338,9 @@ func TestFleetFromStations(t *testing.T) {
 func TestFleetLines(t *testing.T) {
 	list := filepath.Join(t.TempDir(), "floor.txt")
 	for text, want := range map[string]string{
-		"# the floor\na=http://127.0.0.1:1\n\n127.0.0.1:18081\n": `floor.txt:4: "127.0.0.1:18081" is no NAME=URL: write the station's name before its address, as line3-a=https://`,
-		"=http://127.0.0.1:1\n":                                  `floor.txt:1: "=http://127.0.0.1:1" is no NAME=URL`,
-		"a=127.0.0.1:1 # no scheme\n":                            `floor.txt:1: "a=127.0.0.1:1" is no NAME=URL`,
+		"# the floor\na=http://127.0.0.1:1\n\n127.0.0.1:18081\n": `floor.txt:4: "127.0.0.1" is no NAME=URL without a user and a query: write the station's name before its address, as line3-a=https://`,
+		"=http://127.0.0.1:1\n":                                  `floor.txt:1: "" is no NAME=URL`,
+		"a=127.0.0.1:1 # no scheme\n":                            `floor.txt:1: "a" is no NAME=URL`,
 		"a=http://127.0.0.1:1\na = http://127.0.0.1:2\n":         `floor.txt:2: station a has two addresses, the other is http://127.0.0.1:1: take one out`,
 	} {
 		must(t, os.WriteFile(list, []byte(text), 0o600))
