@@ -126,7 +126,7 @@ func TestReload(t *testing.T) {
 		t.Error("the log does not say that it is broken")
 	}
 	_, metrics, _ := fetch(t, http.DefaultClient, "http://"+d.MetricsAddr()+"/metrics")
-	for _, want := range []string{"issuerd_tls_reload_failed 1", fmt.Sprintf("issuerd_tls_not_after_seconds %v\n", float64(second.NotAfter.Unix())), "issuerd_limited_total 0", "issuerd_est_issued_total 0"} {
+	for _, want := range []string{"issuerd_tls_reload_failed 1", fmt.Sprintf("issuerd_tls_not_after_timestamp_seconds %v\n", float64(second.NotAfter.Unix())), "issuerd_limited_total 0", "issuerd_est_issued_total 0"} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("the metrics have no %s:\n%s", want, metrics)
 		}

@@ -49,7 +49,7 @@ func newMetrics() metrics {
 		tryLater: counter("try_later_total", "Requests that could not be decided or fulfilled at the time."),
 		refused:  counter("refused_total", "Requests that were malformed or refused, by the name of the refusal.", "refusal"),
 		failing:  gauge("failing_seconds", "For how long every issuance has failed; 0 if the last one did not."),
-		tlsEnds:  gauge("tls_not_after_seconds", "When the TLS certificate in use expires, in Unix time; nothing without TLS."),
+		tlsEnds:  gauge("tls_not_after_timestamp_seconds", "When the TLS certificate in use expires, in Unix time; nothing without TLS."),
 		tlsStale: gauge("tls_reload_failed", "1 if the files of the TLS certificate have changed and cannot be used; nothing without TLS."),
 		build:    gauge("build_info", "1; the label says what runs.", "version"),
 	}
