@@ -75,8 +75,8 @@ func runner() (u uart.User, owned stationd.Owned, err error) {
 		if err != nil {
 			return u, owned, fmt.Errorf("looking for the user %s: %w", stationUser, err)
 		}
-		// Root writes it and the daemon reads it.
-		return u, stationd.Owned{UID: 0, GID: gid, Mode: 0o640}, nil
+		// Root writes it, and everybody may read it: stationctl status does, and there is no secret in it.
+		return u, stationd.Owned{UID: 0, GID: gid, Mode: 0o644}, nil
 	}
 	groups, err := os.Getgroups()
 	if err != nil {
