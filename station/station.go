@@ -76,7 +76,7 @@ type Config struct {
 type Page struct {
 	Language string // one of Languages; empty is English
 	Sound    bool   // whether it makes a sound at a verdict, until somebody turns it off
-	// Whom to call, as "Ana, ext. 4711": up to 60 printable characters, or empty.
+	// Whom to call, as "ext. 4711": up to 60 printable characters, or empty.
 	ContactIT, ContactQuality string
 }
 

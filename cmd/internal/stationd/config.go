@@ -74,7 +74,7 @@ func (p Page) check(f *config.File) error {
 	}
 	for _, contact := range []struct{ key, value string }{{"page.contact_it", p.ContactIT}, {"page.contact_quality", p.ContactQuality}} {
 		if err := station.CheckContact(contact.value); err != nil {
-			return f.Errorf(contact.key, `Write whom to call and how in a few words, such as "Ana, ext. 4711".`, "%s: %v", contact.key, err)
+			return f.Errorf(contact.key, `Write whom to call and how in a few words, such as "ext. 4711".`, "%s: %v", contact.key, err)
 		}
 	}
 	return nil
