@@ -40,6 +40,9 @@ func (d document) script(root, listen, issuer string) (text string, runs int) {
 		runs++
 		body = documentArg.ReplaceAllString(body, `${1}"$$${2}"${3}`)
 		fmt.Fprintf(&b, "where=%s:%d\necho '@@ %d'\n", d.name, block.line, i)
+		if before, ok := block.option("before"); ok {
+			b.WriteString(before + "\n")
+		}
 		if _, background := block.option("background"); background {
 			fmt.Fprintf(&b, "{ %s\n} >background-%d 2>&1 &\nawait background-%d '\"message\":\"ready\"\\|  board '\n", body, i, i)
 			if strings.Contains(body, "simulate") {

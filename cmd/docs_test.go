@@ -21,6 +21,7 @@ import (
 //	sh background    run, and goes on to the end of the document: a second terminal
 //	sh needs=WHAT    only checked; WHAT is one of needs
 //	sh test=P.TestX  run by that test
+//	sh before=NAME   run, after the function NAME of testdata/docs: what happens to the machine between two blocks
 //	text output      what the block before it prints, besides other lines; … stands for anything
 //
 // A block of any other language with the word file=NAME is written to that file first. No command stands anywhere else, but in the prose, in
@@ -239,7 +240,8 @@ func (c *checker) document(d document) (problems []string) {
 		if folder, name, ok := strings.Cut(test, "."); elsewhere && (!ok || !testExists(folder, name)) {
 			complain(b.line, "there is no test %s that runs it", test)
 		}
-		if want := 1 + count(only, elsewhere, background); len(b.info) != want {
+		_, before := b.option("before")
+		if want := 1 + count(only, elsewhere, background, before); len(b.info) != want {
 			complain(b.line, "the info string %q is not understood", strings.Join(b.info, " "))
 		}
 		commands, err := splitShell(strings.Join(b.lines, "\n"))
@@ -293,7 +295,7 @@ func ours(name string) bool { return slices.Contains(commands, name) }
 // outsiders are commands of others that documents use.
 func outsiders() []string {
 	return []string{"apt", "aws", "cat", "cd", "chmod", "chown", "cmp", "cp", "curl", "diff", "dpkg", "grep", "head", "install", "journalctl", "less", "ls", "lsusb", "man", "mkdir", "mv", "openssl",
-		"promtool", "rm", "sam", "sha256sum", "sleep", "stat", "sudo", "systemctl", "systemd-analyze", "systemd-sysusers", "tar", "test", "timedatectl", "udevadm", "unzip", "wc", "printf"}
+		"promtool", "rm", "rsync", "sam", "sed", "sha256sum", "sleep", "stat", "sudo", "systemctl", "systemd-analyze", "systemd-sysusers", "tar", "test", "timedatectl", "udevadm", "unzip", "wc", "printf"}
 }
 
 func isCommand(word string) bool {

@@ -53,7 +53,7 @@ func TestUnits(t *testing.T) {
 			"Service.ExecStart":  "/usr/bin/" + name + " --config /etc/secretfree/" + name + ".toml", "Service.Type": "notify",
 			"Service.User": name, "Service.Group": name, "Service.StateDirectory": name, "Service.Restart": "always",
 			"Service.RestartPreventExitStatus": "2", "Service.Environment": "GOTRACEBACK=crash", "Service.LimitCORE": "0",
-			"Service.EnvironmentFile": "-/etc/default/" + name,
+			"Service.EnvironmentFile": "-/etc/default/" + name, "Unit.AssertPathExists": "/etc/secretfree/" + name + ".toml",
 			"Service.ProtectSystem":   "strict", "Service.NoNewPrivileges": "yes",
 		} {
 			if got := s[key]; len(got) != 1 || got[0] != want {
@@ -87,6 +87,17 @@ func TestUnits(t *testing.T) {
 	}
 	if n := len(settings(t, "stationd.service")["Service.DeviceAllow"]); n < 3 {
 		t.Errorf("stationd.service allows %d kinds of ports", n)
+	}
+}
+
+// Whoever asks systemctl for more is sent to a manual page that the package has.
+func TestUnitsDocumentation(t *testing.T) {
+	for _, name := range units(t, "*.service", "*.socket") {
+		daemon := strings.FieldsFunc(name, func(r rune) bool { return r == '-' || r == '.' })[0]
+		tool := strings.TrimSuffix(daemon, "d") + "ctl"
+		if got, want := settings(t, name)["Unit.Documentation"], "man:"+daemon+"(8) man:"+tool+"(1)"; len(got) != 1 || got[0] != want {
+			t.Errorf("%s: Documentation is %q, want %q", name, got, want)
+		}
 	}
 }
 
@@ -130,8 +141,22 @@ func TestTimers(t *testing.T) {
 	}
 	s := settings(t, "stationd-export.service")
 	_, stick, _ := strings.Cut(s["Service.Environment"][0], "STICK=")
-	if got := s["Unit.ConditionPathIsMountPoint"]; len(got) != 1 || got[0] != stick || !slices.Contains(s["Service.ReadWritePaths"], "-"+stick) {
-		t.Errorf("the export writes to %q, waits for %q and may write to %q", stick, got, s["Service.ReadWritePaths"])
+	text, err := os.ReadFile("../systemd/stationd-export.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The line for /etc/fstab: no automount, which is a mount point without a stick too, and would be asked for one every five minutes.
+	line := regexp.MustCompile(`(?m)^#   LABEL=([A-Z]+) (/\S+) vfat (\S+) 0 0$`).FindStringSubmatch(string(text))
+	if line == nil || strings.Contains(line[3], "automount") || !strings.Contains(","+line[3]+",", ",noauto,nofail,") {
+		t.Fatalf("the line for /etc/fstab is %q", line)
+	}
+	guide, err := os.ReadFile("../systemd/README.md")
+	if err != nil || !strings.Contains(string(guide), strings.TrimPrefix(line[0], "#   ")) {
+		t.Errorf("IT's guide has another line for /etc/fstab: %v", err)
+	}
+	if got := s["Unit.ConditionPathExists"]; line[2] != stick || len(got) != 1 || got[0] != "/dev/disk/by-label/"+line[1] || !slices.Contains(s["Service.ReadWritePaths"], "-"+stick) ||
+		!slices.Equal(s["Service.ExecStartPre"], []string{"+/usr/bin/systemctl start ${STICK}"}) {
+		t.Errorf("the export writes to %q, waits for %q, mounts by %q and may write to %q", stick, got, s["Service.ExecStartPre"], s["Service.ReadWritePaths"])
 	}
 }
 

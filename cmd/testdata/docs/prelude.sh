@@ -65,7 +65,7 @@ systemctl() {
 	for unit in "$@"; do
 		name=${unit%.service}
 		case $verb:$unit in
-		*:--now | *:*.timer | *:*.socket) ;;
+		*:--now | *:*.timer | *:*.socket | disable:*) ;;
 		enable:* | start:*)
 			: >"$ROOT/$name.log"
 			command "$name" --config "$ROOT/etc/secretfree/$name.toml" >>"$ROOT/$name.log" 2>&1 &
