@@ -57,6 +57,7 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 		return err
 	}
 	defer log.Flush()
+	defer context.AfterFunc(ctx, log.Flush)() // what was counted until then: a second signal ends the process at once
 	d, err := issuerd.Open(ctx, c, log.Logger, func(d *issuerd.Daemon) http.Handler { return metrics.Handler(d) })
 	if err != nil {
 		return err

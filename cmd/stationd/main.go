@@ -75,7 +75,8 @@ func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 		return err
 	}
 	defer log.Flush()
-	hangups := make(chan os.Signal, 1) // one that comes during a reload asks for another
+	defer context.AfterFunc(ctx, log.Flush)() // what was counted until then: a second signal ends the process at once
+	hangups := make(chan os.Signal, 1)        // one that comes during a reload asks for another
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	return stationd.Serve(ctx, c, log.Logger, stationd.Reloads{
