@@ -53,8 +53,8 @@ func TestUnits(t *testing.T) {
 			"Service.ExecStart":  "/usr/bin/" + name + " --config /etc/secretfree/" + name + ".toml", "Service.Type": "notify",
 			"Service.User": name, "Service.Group": name, "Service.StateDirectory": name, "Service.Restart": "always",
 			"Service.RestartPreventExitStatus": "2", "Service.Environment": "GOTRACEBACK=crash", "Service.LimitCORE": "0",
-			"Service.EnvironmentFile": "-/etc/default/" + name, "Unit.AssertPathExists": "/etc/secretfree/" + name + ".toml",
-			"Service.ProtectSystem": "strict", "Service.NoNewPrivileges": "yes",
+			"Service.EnvironmentFile": "-/etc/default/" + name,
+			"Service.ProtectSystem":   "strict", "Service.NoNewPrivileges": "yes",
 		} {
 			if got := s[key]; len(got) != 1 || got[0] != want {
 				t.Errorf("%s.service: %s is %q, want %q", name, key, got, want)
