@@ -4,7 +4,10 @@
 # how long each part takes; the first thing that is not as it should be ends it, with the log.
 #
 #   .ci/nspawn.sh            makes the packages of two versions, and goes through all of it
-#   DEBS=DIR .ci/nspawn.sh   with packages that are there: versions 0.0.1 and 0.0.2, by .ci/package.sh
+#   DEBS=DIR .ci/nspawn.sh   with packages that are there: versions 0.0.1 (the older program) and 0.0.2, by .ci/package.sh
+#
+# The older version, to which it goes back and from which it comes, is of the first commit that could make packages; where this is that commit, or
+# its history is not here, it is of this commit too, which is said.
 #
 # What a container cannot show: udev (it has no devices of its own), and a real serial port. The simulated board is on a
 # pseudo-terminal, which DevicePolicy=closed allows by itself.
@@ -21,6 +24,22 @@ fi
 for tool in systemd-nspawn debootstrap nsenter dpkg openssl; do
 	command -v "$tool" >/dev/null || { echo "there is no $tool: apt-get install systemd-container debootstrap util-linux openssl" >&2; exit 2; }
 done
+
+# Whatever is mounted for the container, and whatever of it is left when this is killed, is seen by nobody else, and goes with this process.
+if [ "${SECRETFREE_UNSHARED:-}" != "$$" ]; then
+	exec unshare --mount --propagation private sh -c 'SECRETFREE_UNSHARED=$$ exec "$0" "$@"' "$PWD/.ci/nspawn.sh" "$@"
+fi
+
+# told COMMAND: the one line of IT's guide that begins so: what is run here is what is written there.
+told() {
+	local lines
+	lines=$(grep -e "^$1" systemd/README.md | sed 's/ *#.*//')
+	[ -n "$lines" ] && [ "$(wc -l <<<"$lines")" = 1 ] || { echo "systemd/README.md has no line, or more than one, that begins with: $1" >&2; exit 1; }
+	echo "$lines"
+}
+init=$(told "stationd init --sku") simulate=$(told "stationctl simulate")
+port=$(sed -n 's/.* --port A=\([^ ]*\).*/\1/p' <<<"$init") shown=$(sed -n 's/.* --device \([0-9a-f]*\).*/\1/p' <<<"$simulate")
+fstab=$(told "LABEL=SECRETFREE")
 
 arch=$(dpkg --print-architecture)
 packages=systemd,systemd-sysv,udev,dbus,procps,ca-certificates,curl
@@ -104,18 +123,20 @@ contains() { # TEXT COMMAND...: it succeeds, and what it writes has TEXT in it
 }
 status() { contains "$1" inside curl -s -m 5 http://127.0.0.1:8080/status; }
 property() { inside systemctl show --property="$2" --value "$1"; }
-is() { [ "$($2 "$3" "$4")" = "$1" ]; }
+mode() { inside stat -c %a "$1"; }
+is() { local want=$1; shift; [ "$("$@")" = "$want" ]; }
 active() { is active property "$1" ActiveState; }
 logged() { contains "$1" inside journalctl --no-pager -o cat -u stationd; }
 count() { station stationctl spool list --json | grep -c '"kind":"record"' || true; }
 
-# board NAME: a simulated board in a port, until unplug NAME. The board "same" is always the same one, others are new ones; "line" is one new
+# board NAME: a simulated board in the port that the guide names, until unplug NAME. The board "same" is always the same one, others are new ones; "line" is one new
 # board after the other.
+simulator=stationctl
 board() {
 	local how="--dialect ti-csr"
 	[ "$1" != line ] || how="$how --boards 0 --stay 3s --gap 1s"
 	[ "$1" != same ] || how="--description /run/boards/same.json"
-	inside systemd-run --quiet --unit="board-$1" --uid=stationd --collect stationctl simulate --port /run/boards/a $how
+	inside systemd-run --quiet --unit="board-$1" --collect $simulator simulate --port "$port" $how
 }
 unplug() { inside systemctl stop "board-$1"; }
 
@@ -126,9 +147,9 @@ exposure() {
 	awk -v l="$level" 'BEGIN { exit !(l != "" && l <= 2.0) }'
 }
 
-# prepare makes the folder of the ports, and the board that is always the same.
+# prepare makes the board that is always the same.
 prepare() {
-	inside install -d -m 777 /run/boards
+	inside install -d -m 755 /run/boards
 	inside tee /run/boards/same.key >/dev/null <"$work/board.key"
 	inside tee /run/boards/same.json >/dev/null <<<'{"dialect": "ti-csr", "device": "'$device'", "key_file": "/run/boards/same.key"}'
 }
@@ -143,12 +164,22 @@ if [ ! -d "$base" ]; then
 fi
 if [ -z "${DEBS:-}" ]; then
 	DEBS=$work/debs
-	for version in $old $new; do ARCHES=$arch .ci/package.sh "$version" "$DEBS"; done
+	first=$(git log --diff-filter=A --format=%H -- .ci/package.sh | tail -n 1)
+	if [ -n "$first" ] && [ "$first" != "$(git rev-parse HEAD)" ]; then
+		git clone -q "$PWD" "$work/old"
+		(cd "$work/old" && git checkout -q "$first")
+		echo "the older version is of $(git log -1 --format='%h, %cs: %s' "$first")"
+	else
+		git clone -q "$PWD" "$work/old"
+		echo "THERE IS NO OLDER COMMIT THAT MAKES PACKAGES: upgrade and downgrade are of the same program under two numbers" >&2
+	fi
+	(cd "$work/old" && ARCHES=$arch .ci/package.sh "$old" "$DEBS")
+	ARCHES=$arch .ci/package.sh "$new" "$DEBS"
 fi
 DEBS=$(cd "$DEBS" && pwd)
 cp -a --reflink=auto "$base" "$machine"
 openssl ecparam -name prime256v1 -genkey -noout -out "$work/board.key" 2>/dev/null
-package=/debs/secretfree-station_${old}_$arch.deb newer=/debs/secretfree-station_${new}_$arch.deb issuer=/debs/secretfree-issuer_${old}_$arch.deb
+older=/debs/secretfree-station_${old}_$arch.deb package=/debs/secretfree-station_${new}_$arch.deb issuer=/debs/secretfree-issuer_${new}_$arch.deb
 
 part "a clean machine boots"
 boot
@@ -160,16 +191,21 @@ see "apt install $package" inside apt-get install -y -q --no-install-recommends 
 installed=$(now)
 see "nothing starts unconfigured: it is not enabled" is disabled property stationd.service UnitFileState
 see "and it is not running" is inactive property stationd.service ActiveState
+see "who starts it all the same is told" fails inside systemctl start stationd
+see "with the reason, and what to do" logged "there is no configuration /etc/secretfree/stationd.toml yet: run stationd init"
+see "once, and not every two seconds" is failed property stationd.service ActiveState
+see "nothing started it again" is 0 property stationd.service NRestarts
 initial=$(now)
-see "stationd init --sku widgiot --station line3-a --port A=/run/boards/a --registry dir --dir /srv/registry" \
-	inside stationd init --sku widgiot --station line3-a --port A=/run/boards/a --registry dir --dir /srv/registry
+see "$init" inside $init
+see "everybody may read the configuration" is 644 mode /etc/secretfree/stationd.toml
 see "systemctl enable --now stationd" inside systemctl enable --now stationd
 started=$(now)
-see "a board is plugged in" board same
-await 30 "the page shows PASS" status '"slots":[{"name":"A","state":"passed","device":"'$device'"'
+see "stationctl status, of anybody" inside setpriv --reuid=65534 --regid=65534 --clear-groups stationctl status
+see "$simulate" inside systemd-run --quiet --unit=board-shown --collect $simulate
+await 30 "the page shows PASS" status '"slots":[{"name":"A","state":"passed","device":"'$shown'"'
 passed=$(now)
 await 30 "it is delivered: nothing waits" status '"pending":0'
-see "it is in the registry" inside test -e /srv/registry/items/$device.json
+see "it is in the registry" inside test -e /srv/registry/items/$shown.json
 delivered=$(now)
 see "it is in the journal" test "$(count)" = 1
 see "the page is there" contains '<html' inside curl -s -m 5 http://127.0.0.1:8080/
@@ -187,15 +223,16 @@ see "DevicePolicy= is in force here, and the board was read under it" fails insi
 see "its state is its own" contains '700 stationd' inside stat -c '%a %U' /var/lib/stationd
 see "nobody else reads its key" fails inside setpriv --reuid=65534 --regid=65534 --clear-groups cat /var/lib/stationd/station.key
 inside cat /var/lib/stationd/station.pub >"$work/station.pub"
-unplug same
+unplug shown
+see "the folders of the simulated port are gone again" fails inside test -e "$(dirname "$port")"
 await 15 "the slot is free again" status '"slots":[{"name":"A","state":"absent"'
 
 part "who holds a port is told"
 inside systemctl stop stationd
 see "a board is plugged in" board held
-await 10 "its port is there" inside test -e /run/boards/a
-inside systemd-run --quiet --unit=holder --uid=stationd --collect flock /run/boards/a sleep 300
-await 10 "another program has the port" fails station flock -n /run/boards/a true
+await 10 "its port is there" inside test -e "$port"
+inside systemd-run --quiet --unit=holder --uid=stationd --collect flock "$port" sleep 300
+await 10 "another program has the port" fails station flock -n "$port" true
 inside systemctl start stationd
 await 20 "the page names the program" status 'flock (process'
 inside systemctl stop holder
@@ -275,40 +312,54 @@ see "they do not: the unit fails" fails inside systemctl start stationd-reconcil
 see "systemctl --failed shows it" contains stationd-reconcile inside systemctl --failed --no-legend
 inside mv /run/item.json /srv/registry/items/$device.json
 inside systemctl reset-failed
-inside install -d /media/secretfree
+see "systemctl enable --now stationd-export.timer" inside systemctl enable --now stationd-export.timer
 see "export without a stick: nothing happens" inside systemctl start stationd-export.service
 see "and it says so" is no property stationd-export.service ConditionResult
-inside sh -c 'mount -t tmpfs -o mode=700 tmpfs /media/secretfree && chown stationd: /media/secretfree'
+see "systemctl --failed shows nothing" fails inside sh -c 'systemctl --failed --no-legend | grep stationd'
+# There are no block devices here: a tmpfs in the place of the stick, by the same line of /etc/fstab, and a name among the labels.
+inside tee -a /etc/fstab >/dev/null <<<"$(sed 's/^LABEL=SECRETFREE \([^ ]*\) vfat/tmpfs \1 tmpfs/; s/x-systemd[^,]*,//; s/umask=077/mode=700/' <<<"$fstab")"
+inside sh -c "mkdir -p /media/secretfree /dev/disk/by-label && systemctl daemon-reload && touch /dev/disk/by-label/SECRETFREE"
 inside cp -a /etc/secretfree/stationd.toml /etc/secretfree/good.toml
 inside sed -i 's/^kind *= .*/kind = "none"/; s/^dir *= .*//' /etc/secretfree/stationd.toml
 inside systemctl restart stationd
 see "without a registry, a board is plugged in" board carried
 await 30 "it passes" status '"slots":[{"name":"A","state":"passed"'
-see "export with a stick" inside systemctl start stationd-export.service
+see "export with a stick, which it mounts" inside systemctl start stationd-export.service
+see "it is mounted" inside mountpoint -q /media/secretfree
 see "the record is on the stick" contains '"records":1' inside journalctl --no-pager -o cat -u stationd-export
-inside umount /media/secretfree
+inside sh -c 'systemctl stop /media/secretfree && rm /dev/disk/by-label/SECRETFREE'
+see "it is pulled: nothing happens" inside systemctl start stationd-export.service
+inside systemctl disable --quiet --now stationd-export.timer
 inside mv /etc/secretfree/good.toml /etc/secretfree/stationd.toml
 unplug carried
 inside systemctl restart stationd
 await 30 "the registry is back: it is delivered" status '"pending":0'
 
-part "upgrade"
+part "downgrade"
+inside cp /usr/bin/stationctl /root/stationctl && simulator=/root/stationctl # the boards stay those of now
 inside sh -c 'echo AWS_PROFILE=line3 >>/etc/default/stationd'
 had=$(count) before=$(property stationd.service MainPID)
-see "apt install $newer" inside apt-get install -y -q --no-install-recommends "$newer"
+see "apt install --allow-downgrades $older" inside apt-get install -y -q --no-install-recommends --allow-downgrades "$older"
 see "it runs, as a new process" restarted
 see "the records are there" test "$(count)" = "$had"
+await 60 "nothing waits" status '"pending":0'
+see "a board is plugged in" board older
+await 30 "it passes" status '"slots":[{"name":"A","state":"passed"'
+inside systemctl stop board-older
+had=$(count) before=$(property stationd.service MainPID)
+
+part "upgrade"
+see "apt install $package" inside apt-get install -y -q --no-install-recommends "$package"
+see "it runs, as a new process" restarted
+see "the records are there" test "$(count)" = "$had"
+await 60 "nothing waits" status '"pending":0'
+simulator=stationctl
+see "the journal is whole" station stationctl spool verify --key /var/lib/stationd/station.pub
 see "what was changed in /etc/default/stationd is kept" contains AWS_PROFILE=line3 inside cat /etc/default/stationd
 inside systemctl stop stationd
-see "one that is stopped is upgraded (again)" inside apt-get install -y -q --no-install-recommends --reinstall "$newer"
+see "one that is stopped is upgraded (again)" inside apt-get install -y -q --no-install-recommends --reinstall "$package"
 see "and stays stopped" is inactive property stationd.service ActiveState
 inside systemctl start stationd
-
-part "downgrade"
-before=$(property stationd.service MainPID)
-see "apt install --allow-downgrades $package" inside apt-get install -y -q --no-install-recommends --allow-downgrades "$package"
-see "it runs, as a new process" restarted
-see "the records are there" test "$(count)" = "$had"
 
 part "the machine starts again"
 inside systemctl poweroff >/dev/null 2>&1 || true
@@ -336,7 +387,7 @@ see "the registry is kept" inside test -e /srv/registry/items/$device.json
 
 part "it comes back as itself"
 see "apt install" inside apt-get install -y -q --no-install-recommends "$package"
-see "stationd init, with the same answers" inside stationd init --sku widgiot --station line3-a --port A=/run/boards/a --registry dir --dir /srv/registry
+see "stationd init, with the same answers" inside $init
 see "it starts" inside systemctl enable --now stationd
 see "its identity is the old one" contains "$(cat "$work/station.pub")" inside cat /var/lib/stationd/station.pub
 see "the records are there" test "$(count)" = "$had"
@@ -348,6 +399,10 @@ unplug same
 part "the issuer"
 see "apt install $issuer" inside apt-get install -y -q --no-install-recommends "$issuer"
 see "nothing starts unconfigured" is inactive property issuerd.service ActiveState
+see "who starts it all the same is told" fails inside systemctl start issuerd
+see "with the reason, and what to do" contains "there is no configuration /etc/secretfree/issuerd.toml yet: write one" inside journalctl --no-pager -o cat -u issuerd
+see "nothing started it again" is 0 property issuerd.service NRestarts
+inside systemctl reset-failed
 asissuer() { inside runuser -u issuerd -- "$@"; }
 inside install -d -o issuerd -g issuerd /srv/issuer
 see "a registry, a CA, the claims" asissuer sh -c 'cd /var/lib/issuerd && stationctl registry init /srv/issuer/registry && head -c 33 /dev/urandom | base64 >ca.pass && chmod 600 ca.pass &&
