@@ -149,6 +149,7 @@ func (s *Station) serveHealth(w http.ResponseWriter, r *http.Request) {
 type view struct {
 	Status
 	Notices    []noticeView // with what the page needs besides
+	Failing    []failing    // for the bar that stays in sight
 	SKU        string
 	Language   string // its code
 	Native     string // its name in itself
@@ -173,6 +174,12 @@ type noticeView struct {
 }
 
 type language struct{ Code, Name string }
+
+// failing is a slot that shows FAIL.
+type failing struct {
+	Index int // its place on the page
+	Name  string
+}
 
 // setup is what the script starts from.
 type setup struct {
@@ -211,6 +218,11 @@ func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 	for _, n := range status.Notices {
 		seen[n.Word]++
 		v.Notices = append(v.Notices, noticeView{n, fmt.Sprintf("%s.%d", n.Word, seen[n.Word]), c.Say("page-detail")})
+	}
+	for i, slot := range status.Slots {
+		if slot.State == Failed {
+			v.Failing = append(v.Failing, failing{i, slot.Name})
+		}
 	}
 	for _, code := range Languages() {
 		v.Languages = append(v.Languages, language{code, p.languages[code].Say("page-native")})

@@ -111,6 +111,9 @@
       if (box.children[i] !== node) box.insertBefore(node, box.children[i] || null);
     });
     Object.keys(old).forEach(function (key) { box.removeChild(old[key]); });
+    var work = byId("work").classList;
+    work[notices.length === 1 ? "add" : "remove"]("bars1");
+    work[notices.length > 1 ? "add" : "remove"]("bars2");
   }
 
   function showLot(lot) {
@@ -171,6 +174,33 @@
     set(box.querySelector("p"), scan.slot ? say("page-scan-waits-slot", scan.slot, text) : say("page-scan-waits", text));
   }
 
+  // ---- failures that are out of sight ----
+
+  // The bar lies over the lowest 64 px: what is there is not seen. Without an observer all failures are named.
+  var inSight = tiles.map(function () { return false; }), failingNow = "";
+  function showFailing() {
+    var box = byId("failing"), places = [];
+    if (!box) return;
+    tiles.forEach(function (tile, i) { if (tile.classList.contains("failed") && !inSight[i]) places.push(i); });
+    box.hidden = !places.length;
+    document.body.classList[places.length ? "add" : "remove"]("alarm");
+    if (places.join() === failingNow) return;
+    failingNow = places.join();
+    list("a", box).forEach(function (link) { box.removeChild(link); });
+    places.forEach(function (i) {
+      var link = make("a", "", tiles[i].getAttribute("data-name"));
+      link.href = "#slot-" + i;
+      box.appendChild(link);
+    });
+  }
+  if (window.IntersectionObserver) {
+    var observer = new IntersectionObserver(function (entries) {
+      entries.forEach(function (entry) { inSight[tiles.indexOf(entry.target.closest(".tile"))] = entry.intersectionRatio >= 0.9; });
+      showFailing();
+    }, { rootMargin: "0px 0px -64px 0px", threshold: [0, 0.9] });
+    tiles.forEach(function (tile) { observer.observe(tile.querySelector(".verdict span")); });
+  }
+
   // Verdicts that came while this page looked: what it did not see happen makes no sound.
   function follow(status) {
     if (!shown) return;
@@ -191,6 +221,7 @@
     set(byId("cloud"), status.cloud);
     showNotices(status.notices);
     status.slots.forEach(function (slot, i) { showSlot(tiles[i], slot); });
+    showFailing();
     showLot(status.lot);
     showRecent(status.recent || []);
     showScan(status.scan);

@@ -131,6 +131,25 @@ func TestPageShowsEveryState(t *testing.T) {
 	}
 }
 
+// Without a script, too, a bar names the slots that show FAIL, and leads to them.
+func TestPageNamesFailures(t *testing.T) {
+	failed := slotState{state: Failed, reason: ReasonTimeout, advice: word(ReasonTimeout)}
+	passed := slotState{state: Passed, advice: advicePassed, device: deviceOne}
+	for _, language := range Languages() {
+		b := shown(t, nil, passed, failed, passed, failed)
+		page := ask(b.Handler(), http.MethodGet, "/?lang="+language).Body.String()
+		_, bar, _ := strings.Cut(page, `<nav class="failing" id="failing" aria-labelledby="failing-title">`)
+		bar, _, _ = strings.Cut(bar, "</nav>")
+		want := fmt.Sprintf(`<span id="failing-title">%s</span><a href="#slot-1">%s</a><a href="#slot-3">%s</a>`, b.languages[language].Say("state-failed"), b.slots[1].Name, b.slots[3].Name)
+		if !strings.HasSuffix(bar, want) || !strings.Contains(page, `<h3 id="slot-3">`+b.slots[3].Name) || !strings.Contains(page, `<body class="alarm">`) {
+			t.Errorf("%s: the bar is %q, want %q at its end", language, bar, want)
+		}
+	}
+	if page := ask(shown(t, nil, passed).Handler(), http.MethodGet, "/").Body.String(); !strings.Contains(page, `id="failing" aria-labelledby="failing-title" hidden>`) || strings.Contains(page, `class="alarm"`) {
+		t.Error("the bar shows without a failure")
+	}
+}
+
 func TestPageNotices(t *testing.T) {
 	const working = "Go on working: every PASS is safe on this station. The cloud does not confirm: "
 	const dead = " [stationctl spool dead lists what the registry refused, and why]"
