@@ -78,6 +78,7 @@ func newPast(t *testing.T) *httptest.Server {
 
 // Somebody logs in by the form, in a language, and out again; what comes back is where they wanted to go.
 func TestLogIn(t *testing.T) {
+	t.Parallel()
 	axe := script(t, "SECRETFREE_AXE", "axe-core")
 	server := newPast(t)
 	b := open(t, phone)
@@ -100,6 +101,7 @@ func TestLogIn(t *testing.T) {
 
 // The pages that look back suit everybody, in every language, in light and dark, on a phone and on a tablet.
 func TestLookingBackSuitsAll(t *testing.T) {
+	t.Parallel()
 	axe := script(t, "SECRETFREE_AXE", "axe-core")
 	server := newPast(t)
 	b := open(t, tablet)

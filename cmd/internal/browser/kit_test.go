@@ -318,7 +318,7 @@ func (b *tab) clean(axe, what string) {
 	if !eval[bool](b, "typeof axe !== 'undefined'") {
 		eval[chromedp.Void](b, axe)
 	}
-	found := eval[[]violation](b, `axe.run(document, {resultTypes: ["violations"]}).then(function (r) { return r.violations; })`)
+	found := eval[[]violation](b, `axe.run(document, {resultTypes: ["violations"], preload: false}).then(function (r) { return r.violations; })`)
 	for _, v := range found {
 		for _, n := range v.Nodes {
 			b.t.Errorf("%s: axe: %s: %s: %.400s (%s)", what, v.ID, v.Help, n.HTML, n.FailureSummary)

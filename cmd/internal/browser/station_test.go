@@ -38,6 +38,7 @@ const beeps = `window.beeps = [];
 
 // A technician's day: boards that pass, one that fails, one whose label is another's, and what the page says of each.
 func TestBoards(t *testing.T) {
+	t.Parallel()
 	f := newFactory(t, "[page]\ncontact_quality = \"Ana, 4712\"\n")
 	f.start()
 	b := open(t, tablet)
@@ -100,6 +101,7 @@ func TestBoards(t *testing.T) {
 // The daemon ends and comes back at the same address: meanwhile the whole page is covered, and a PASS that was there is not to be seen.
 // What happened meanwhile makes no sound.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	f := newFactory(t, "[page]\nsound = true\n")
 	f.start()
 	b := open(t, tablet)
@@ -145,6 +147,7 @@ func TestRestart(t *testing.T) {
 
 // Without a script, the page is rendered by the station and loads itself every two seconds; a label can be typed all the same.
 func TestWithoutScript(t *testing.T) {
+	t.Parallel()
 	f := newFactory(t, "")
 	f.start()
 	b := open(t, tablet)
@@ -178,6 +181,7 @@ func TestWithoutScript(t *testing.T) {
 
 // Who may only look sees everything and changes nothing: there is no form, and what a scanner types goes nowhere.
 func TestViewOnly(t *testing.T) {
+	t.Parallel()
 	f := newFactory(t, "")
 	for name, token := range map[string]string{"view": "view-0123456789abcdef0123456789", "technician": "tech-0123456789abcdef0123456789"} {
 		if err := os.WriteFile(filepath.Join(f.dir, name), []byte(token+"\n"), 0o600); err != nil {
