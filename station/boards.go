@@ -61,11 +61,26 @@ func (v sight) Lang() string { return v.language }
 // When is a time as people here read it; the page says which zone that is.
 func (v sight) When(t time.Time) string { return t.In(v.Zone).Format("2006-01-02 15:04:05") }
 
+// Parts are the day and the time of When; a line may end between them.
+func (v sight) Parts(t time.Time) []string { return strings.Fields(v.When(t)) }
+
+// Minute is a time to the minute, for the ends of a period.
+func (v sight) Minute(t time.Time) string { return t.In(v.Zone).Format("2006-01-02 15:04") }
+
 // Clock is the time of a day.
 func (v sight) Clock(t time.Time) string { return t.In(v.Zone).Format("15:04:05") }
 
-// ZoneName is the zone at a time.
-func (v sight) ZoneName(t time.Time) string { return t.In(v.Zone).Format("MST, UTC-07:00") }
+// ZoneName is the zone at a time. Some have no name, and one is what the others are measured by.
+func (v sight) ZoneName(t time.Time) string {
+	t = t.In(v.Zone)
+	switch name := t.Format("MST"); {
+	case name == "UTC":
+		return name
+	case strings.HasPrefix(name, "+") || strings.HasPrefix(name, "-"):
+		return t.Format("UTC-07:00")
+	}
+	return t.Format("MST, UTC-07:00")
+}
 
 // Now is for the zone of a page that shows no other time.
 func (v sight) Now() time.Time { return time.Now() }

@@ -192,7 +192,7 @@ func TestFindBoards(t *testing.T) {
 	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/boards/"+id(1).String() || p.asked[0] != "find 4D1F 8e" {
 		t.Errorf("one board: %d to %q, asked %q", w.Code, w.Header().Get("Location"), p.asked)
 	}
-	if w := ask(h, http.MethodGet, "/boards"); w.Code != 200 || !strings.Contains(w.Body.String(), "The newest results.") {
+	if w := ask(h, http.MethodGet, "/boards"); w.Code != 200 || !strings.Contains(w.Body.String(), "The newest boards.") {
 		t.Errorf("the newest: %d %s", w.Code, w.Body)
 	}
 	p.found = nil
@@ -379,6 +379,35 @@ func TestReportPeriods(t *testing.T) {
 	}
 }
 
+// The report lists slots as the page does, and those of yesterday after them; numbers and zones are written as people do.
+func TestReportReads(t *testing.T) {
+	p := &past{}
+	for _, slot := range []string{"10", "old", "2", "1"} {
+		p.between = append(p.between, Verdict{Time: noon, Slot: slot, State: Failed, Reason: ReasonTimeout, Device: id(byte(len(p.between)))})
+	}
+	p.between = append(p.between, Verdict{Time: noon, Slot: "1", State: Passed, Device: id(9)})
+	b := lookingBack(t, p)
+	b.slots = []SlotConfig{{Name: "1"}, {Name: "2"}, {Name: "10"}}
+	body := ask(b.Handler(), http.MethodGet, "/report?day=2026-11-29&lang=de").Body.String()
+	_, slots, _ := strings.Cut(body, b.languages["de"].Say("report-slots"))
+	slots, _, _ = strings.Cut(slots, "</table>")
+	var got []string
+	for _, m := range regexp.MustCompile(`<td class="said">([^<]*)</td>`).FindAllStringSubmatch(slots, -1) {
+		got = append(got, m[1])
+	}
+	if strings.Join(got, " ") != "1 2 10 old" {
+		t.Errorf("the slots are %q", got)
+	}
+	if !strings.Contains(body, "20,0 %") {
+		t.Errorf("no 20,0 %% in\n%s", body)
+	}
+	for zone, want := range map[*time.Location]string{time.UTC: "UTC", time.FixedZone("+07", 7*3600): "UTC+07:00", time.FixedZone("CET", 3600): "CET, UTC+01:00"} {
+		if got := (sight{Zone: zone}).ZoneName(noon); got != want {
+			t.Errorf("the zone %s is %q, want %q", zone, got, want)
+		}
+	}
+}
+
 func FuzzReportPeriod(f *testing.F) {
 	f.Add("2026-11-29", "06:00", "14:00")
 	f.Add("2026-10-25", "", "")
@@ -404,7 +433,7 @@ func TestReport(t *testing.T) {
 	if p.asked[0] != "2026-11-29T05:00:00Z 2026-11-29T21:00:00Z" {
 		t.Errorf("asked for %s", p.asked[0])
 	}
-	for _, want := range []string{"40.0 % (2 of 5 boards)", "From 2026-11-29 06:00:00 to 2026-11-29 22:00:00.", "CET, UTC&#43;01:00", "Stopped answering", "passed later", "did not pass", "id not read",
+	for _, want := range []string{"40.0 % (2 of 5 boards)", "From 2026-11-29 06:00 to 2026-11-29 22:00.", "CET, UTC&#43;01:00", "Stopped answering", "passed later", "did not pass", "id not read",
 		`href="/report?day=2026-11-28&amp;from=06%3A00&amp;to=22%3A00"`, `href="/report?day=2026-11-30&amp;from=06%3A00&amp;to=22%3A00"`, `href="/report.csv?day=2026-11-29&amp;from=06%3A00&amp;to=22%3A00"`, "<td>13:00</td>"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("no %q in\n%s", want, body)

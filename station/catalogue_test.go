@@ -15,8 +15,9 @@ import (
 // alike are sentences that are meant to be the same as in English.
 var alike = map[word]string{
 	"contact-it": "de vi", "contact-after": "de es vi",
-	"col-cloud":    "de",
-	"span-seconds": "de es", "span-minutes": "de es", "span-hours": "de es",
+	"col-cloud":     "de",
+	"decimal-point": "zh",
+	"span-seconds":  "de es", "span-minutes": "de es", "span-hours": "de es",
 }
 
 // Every language says all that English says, in its own words, and with its own word for PASS.

@@ -211,6 +211,10 @@ func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 	} {
 		v.Setup.Words[key] = c.sentences[word(key)] // with its places for arguments
 	}
+	for _, reason := range Reasons() {
+		key := "reason-" + word(reason)
+		v.Setup.Words[string(key)] = c.sentences[key]
+	}
 	if v.Typing {
 		v.Layout = "typing"
 	}

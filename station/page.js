@@ -150,6 +150,7 @@
       svg.setAttribute("class", "is-" + board.state);
       line.appendChild(svg);
       line.appendChild(what);
+      if (board.reason) line.appendChild(make("span", "why", words["reason-" + board.reason]));
       if (board.state === "passed") {
         line.appendChild(draw(board.confirmed ? "confirmed" : "waiting"));
         line.appendChild(make("span", "unseen", words[board.confirmed ? "cloud-confirmed" : "cloud-waiting"]));

@@ -246,6 +246,11 @@ type reportView struct {
 func (v reportView) From() time.Time { return v.from }
 func (v reportView) To() time.Time   { return v.to }
 
+// Yield is written as numbers are in the language.
+func (v reportView) Yield() string {
+	return strings.Replace(v.report.Yield(), ".", v.Say("decimal-point"), 1)
+}
+
 func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
 	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict, incomplete bool) {
 		v := reportView{sight: s.sight(w, r, "report"), period: p, report: countVerdicts(verdicts, s.zone), Incomplete: incomplete,
@@ -253,6 +258,14 @@ func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
 		if n := len(v.Failures); n > maxFailures {
 			v.Failures, v.Hidden = v.Failures[:maxFailures], n-maxFailures
 		}
+		// Slots stand as on the page; those that it does not have any more come last.
+		place := func(t tally) int {
+			if i := slices.IndexFunc(s.slots, func(c SlotConfig) bool { return c.Name == t.Name }); i >= 0 {
+				return i
+			}
+			return len(s.slots)
+		}
+		slices.SortStableFunc(v.Slots, func(a, b tally) int { return cmp.Compare(place(a), place(b)) })
 		s.render(w, http.StatusOK, reportPage, v)
 	})
 }
