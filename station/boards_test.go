@@ -388,7 +388,11 @@ func TestReportReads(t *testing.T) {
 	p.between = append(p.between, Verdict{Time: noon, Slot: "1", State: Passed, Device: id(9)})
 	b := lookingBack(t, p)
 	b.slots = []SlotConfig{{Name: "1"}, {Name: "2"}, {Name: "10"}}
+	p.between = append(p.between, Verdict{Time: noon, Slot: "1", State: Failed, Reason: ReasonTimeout, Transcript: "20261129T120000.000000000Z-1-timeout.uart"})
 	body := ask(b.Handler(), http.MethodGet, "/report?day=2026-11-29&lang=de").Body.String()
+	if want := `<a href="/transcripts/20261129T120000.000000000Z-1-timeout.uart">` + b.languages["de"].Say("report-unread") + "</a>"; !strings.Contains(body, want) {
+		t.Errorf("no %s in\n%s", want, body)
+	}
 	_, slots, _ := strings.Cut(body, b.languages["de"].Say("report-slots"))
 	slots, _, _ = strings.Cut(slots, "</table>")
 	var got []string
@@ -398,8 +402,8 @@ func TestReportReads(t *testing.T) {
 	if strings.Join(got, " ") != "1 2 10 old" {
 		t.Errorf("the slots are %q", got)
 	}
-	if !strings.Contains(body, "20,0 %") {
-		t.Errorf("no 20,0 %% in\n%s", body)
+	if !strings.Contains(body, "16,7 %") {
+		t.Errorf("no 16,7 %% in\n%s", body)
 	}
 	for zone, want := range map[*time.Location]string{time.UTC: "UTC", time.FixedZone("+07", 7*3600): "UTC+07:00", time.FixedZone("CET", 3600): "CET, UTC+01:00"} {
 		if got := (sight{Zone: zone}).ZoneName(noon); got != want {

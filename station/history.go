@@ -20,6 +20,9 @@ type Verdict struct {
 	Device    board.DeviceID // zero if it is not known
 	Other     board.DeviceID // of a conflict: the board that is known; zero if it is this one, or not known
 	Confirmed bool           // Passed: the cloud has confirmed
+
+	// Transcript is the name of what was said, of a failure whose board is not known; empty if it is not kept. Only Between fills it in.
+	Transcript string
 }
 
 // BoardHistory is what a station has of one board.

@@ -234,6 +234,7 @@ func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Ver
 		return nil, false, err
 	}
 	slices.SortStableFunc(verdicts, func(a, b station.Verdict) int { return a.Time.Compare(b.Time) })
+	h.shelf.nameless(verdicts)
 	return verdicts, incomplete, nil
 }
 

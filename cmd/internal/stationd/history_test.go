@@ -173,6 +173,39 @@ func TestShelfReads(t *testing.T) {
 	}
 }
 
+// A failure whose board is not known leads to what was said: by slot, reason and time, and each transcript once.
+func TestShelfFindsNameless(t *testing.T) {
+	s, err := openShelf(t.TempDir(), Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := time.Now().UTC().Add(-time.Second)
+	for _, kept := range []*uart.Transcript{transcript("A 1", "failed timeout", 10), transcript("A 1", "failed timeout", 10), transcript("A 1", "passed", 10), transcript("B", "failed garbled", 10)} {
+		if err := s.keep(kept); err != nil {
+			t.Fatal(err)
+		}
+	}
+	known := failed(before, "B", station.ReasonGarbled)
+	known.Device = board.DeviceID{1}
+	verdicts := []station.Verdict{
+		failed(before.Add(-soon), "A 1", station.ReasonTimeout), known, failed(before, "A 1", station.ReasonGarbled), failed(before, "A 1", station.ReasonTimeout),
+		failed(before, "A 1", station.ReasonTimeout), failed(before, "A 1", station.ReasonTimeout), failed(before, "B", station.ReasonGarbled), failed(before.Add(soon), "B", station.ReasonGarbled),
+	}
+	s.nameless(verdicts)
+	want := []string{"", "", "", s.files[0].name, s.files[1].name, "", s.files[3].name, ""}
+	for i, v := range verdicts {
+		if v.Transcript != want[i] {
+			t.Errorf("verdict %d: %q, want %q", i, v.Transcript, want[i])
+		}
+		if v.Transcript == "" {
+			continue
+		}
+		if _, err := s.read(v.Transcript); err != nil {
+			t.Errorf("verdict %d: %v", i, err)
+		}
+	}
+}
+
 func FuzzShelfRead(f *testing.F) {
 	dir := f.TempDir()
 	s, err := openShelf(filepath.Join(dir, "transcripts"), Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})

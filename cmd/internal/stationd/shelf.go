@@ -165,6 +165,33 @@ func (s *shelf) of(ctx context.Context, device board.DeviceID) ([]station.Transc
 	return names, nil
 }
 
+// soon is how much later than a verdict its transcript may be kept.
+const soon = 5 * time.Second
+
+// nameless finds the transcripts of failures whose board is not known, by slot, reason and time. Verdicts are in order.
+func (s *shelf) nameless(verdicts []station.Verdict) {
+	s.mu.Lock()
+	var names []station.TranscriptName
+	for _, f := range s.files {
+		if !f.passed {
+			names = append(names, nameOf(f))
+		}
+	}
+	s.mu.Unlock()
+	for i := range verdicts {
+		v := &verdicts[i]
+		if v.State != station.Failed || v.Device.Valid() {
+			continue
+		}
+		for j, n := range names {
+			if n.Slot == fileName(v.Slot) && n.Reason == v.Reason && !n.Time.Before(v.Time) && n.Time.Sub(v.Time) < soon {
+				v.Transcript, names = n.Name, slices.Delete(names, j, j+1)
+				break
+			}
+		}
+	}
+}
+
 // nameOf takes a name apart: <time>-<slot>-<verdict>.uart, where slot and verdict may have dashes.
 func nameOf(f shelved) station.TranscriptName {
 	n := station.TranscriptName{Name: f.name, Passed: f.passed}
