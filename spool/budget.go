@@ -32,8 +32,14 @@ type Disk struct {
 // boardBytes is about what a board takes: its line in the journal and its places in the index.
 const boardBytes = 1536
 
-// Boards is about how many boards there is room for.
-func (d Disk) Boards() int64 { return d.Free / boardBytes }
+// Boards is about how many boards there is room for, in two digits: more of them say nothing, as boards differ.
+func (d Disk) Boards() int64 {
+	n, unit := max(d.Free, 0)/boardBytes, int64(1)
+	for n/unit >= 100 {
+		unit *= 10
+	}
+	return n / unit * unit
+}
 
 // Percent is how full the file system is.
 func (d Disk) Percent() int {

@@ -116,6 +116,11 @@ func TestRoomOf(t *testing.T) {
 	if d := (Disk{Free: 20 * boardBytes, Size: 40 * boardBytes}); d.Boards() != 20 || d.Percent() != 50 {
 		t.Errorf("%d boards, %d %%", d.Boards(), d.Percent())
 	}
+	for boards, want := range map[int64]int64{-1: 0, 0: 0, 7: 7, 99: 99, 100: 100, 109: 100, 999: 990, 48_957_442: 48_000_000} {
+		if got := (Disk{Free: boards * boardBytes}).Boards(); got != want {
+			t.Errorf("room for %d boards is told as %d, want %d", boards, got, want)
+		}
+	}
 	if (Disk{}).Percent() != 0 {
 		t.Error("an unknown disk is full")
 	}
