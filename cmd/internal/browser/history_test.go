@@ -127,7 +127,6 @@ func TestLookingBackSuitsAll(t *testing.T) {
 	full := []string{"/boards/" + boardID(1).String() + "?", "/report?day=2026-11-29&", "/boards?"}
 	problems := []string{"/boards?q=nothing&", "/boards?q=nonsense&", "/boards/" + boardID(9).String() + "?", "/report?day=nonsense&"}
 	look(tablet, station.English, append(full, problems...)...)
-	look(screen{1280, 800, true}, station.English, full...)
 	for _, language := range station.Languages() {
 		look(screen{320, 640, language == station.English}, language, full...)
 	}
