@@ -4,6 +4,7 @@ package browser_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -56,6 +57,10 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	// Most of a test's time it waits for the browser. What the command line says holds all the same.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	if shared.stop != nil {
 		shared.stop()
