@@ -393,6 +393,9 @@ func (s *Spool) Prove(ctx context.Context, device board.DeviceID) ([]byte, error
 		return nil, fmt.Errorf("device %s: %w", device, ErrUnsigned)
 	}
 	e, err := s.entry(position{offset: -1}, known.Seq)
+	if errors.Is(err, ErrPruned) {
+		return nil, fmt.Errorf("device %s: %w", device, err)
+	}
 	if err != nil {
 		return prove(ctx, s.cfg.Dir, device) // which says what is wrong
 	}

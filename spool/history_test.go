@@ -311,6 +311,21 @@ func TestProveWhileItRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	same("without the hashes beside a segment")
+	// Of one that was pruned it says so at once: it reads nothing, also for who has no time.
+	gone := segments[1].first
+	at := slices.IndexFunc(all, func(r board.Record) bool { return k.receipts[r.Device].Seq >= gone })
+	text, err := os.ReadFile(segmentPath(k.dir, gone))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.WriteFile(segmentPath(k.dir, gone), text, 0o600) // the test's end looks at all
+	if err := os.Rename(segmentPath(k.dir, gone), summaryPath(k.dir, gone)); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(summaryPath(k.dir, gone))
+	if _, err := k.spool.Prove(stopped, all[at].Device); !errors.Is(err, ErrPruned) {
+		t.Errorf("of a record that was pruned: %v", err)
+	}
 }
 
 // older makes of an index what the version before would have written.
