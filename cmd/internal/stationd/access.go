@@ -263,7 +263,7 @@ func (g *gate) read() (station.Tokens, error) {
 		byKey[key] = token
 	}
 	t := station.Tokens{View: byKey["access.view_token_file"], Technician: byKey["access.technician_token_file"]}
-	if t.View == t.Technician {
+	if t.View != "" && t.View == t.Technician {
 		failed = append(failed, errors.New("viewers and technicians have the same token"))
 	}
 	return t, errors.Join(failed...)

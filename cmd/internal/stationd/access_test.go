@@ -187,6 +187,21 @@ func TestTokensAreReadAgain(t *testing.T) {
 	}
 }
 
+// Where no token can be read, the log says why, and not that there are two alike.
+func TestTokensUnreadable(t *testing.T) {
+	f := newFactory(t)
+	view, technician := filepath.Join(f.dir, "view"), filepath.Join(f.dir, "technician")
+	g := &gate{config: Access{ViewToken: view, TechnicianToken: technician}, seen: map[string]os.FileInfo{}}
+	if _, err := g.read(); err == nil || strings.Count(err.Error(), "no such file") != 2 || strings.Contains(err.Error(), "same token") {
+		t.Errorf("neither is there: %v", err)
+	}
+	f.file(view, "view-token-0123456789")
+	f.file(technician, "view-token-0123456789\n")
+	if _, err := g.read(); err == nil || !strings.Contains(err.Error(), "same token") {
+		t.Errorf("two alike: %v", err)
+	}
+}
+
 // Each file of [access] that cannot be used is refused with line and remedy, and no refusal tells what is in it.
 func TestAccessFilesAreChecked(t *testing.T) {
 	const token = "view-token-0123456789"
