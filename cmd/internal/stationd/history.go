@@ -191,6 +191,11 @@ func nearest(noted []station.Verdict, at time.Time, device board.DeviceID, state
 	return best
 }
 
+// isConflict tells of a verdict that the journal has too.
+func isConflict(v station.Verdict) bool {
+	return v.Device.Valid() && (v.Reason == station.ReasonDeviceConflict || v.Reason == station.ReasonKeyConflict)
+}
+
 // Between implements station.History.
 func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Verdict, bool, error) {
 	noted, whole, err := h.days.between(from.Add(-together), to.Add(together))
@@ -203,8 +208,7 @@ func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Ver
 		if v.Device.Valid() {
 			byDevice[v.Device] = append(byDevice[v.Device], v)
 		}
-		conflict := v.Reason == station.ReasonDeviceConflict || v.Reason == station.ReasonKeyConflict
-		if v.State == station.Failed && !conflict && !v.Time.Before(from) && v.Time.Before(to) {
+		if v.State == station.Failed && !isConflict(v) && !v.Time.Before(from) && v.Time.Before(to) {
 			verdicts = append(verdicts, v)
 		}
 	}
@@ -213,7 +217,8 @@ func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Ver
 	for _, w := range whole {
 		incomplete = incomplete || !w
 	}
-	if err := spool.Between(ctx, h.dir, from, to, func(m spool.Moment) {
+	within := func(at time.Time) bool { return !at.Before(from) && at.Before(to) }
+	if err := spool.Between(ctx, h.dir, from.Add(-together), to.Add(together), func(m spool.Moment) {
 		v := station.Verdict{Time: m.Time, Device: m.Device, State: station.Passed, Repeat: m.Kind == spool.KindRepeat}
 		if m.Kind == spool.KindRefusal {
 			v.State, v.Reason = station.Failed, station.Reason(m.Reason)
@@ -226,12 +231,23 @@ func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Ver
 			taken[m.Device][i] = true
 			v.Slot, v.Reason = of[i].Slot, cmp.Or(v.Reason, of[i].Reason)
 		}
+		if !within(m.Time) {
+			return
+		}
 		_, there := whole[m.Time.Format(dayName)]
 		incomplete = incomplete || !there
 		h.confirm(&v)
 		verdicts = append(verdicts, v)
 	}); err != nil {
 		return nil, false, err
+	}
+	for device, of := range byDevice {
+		for i, v := range of {
+			// A refusal that the disk did not take was shown all the same.
+			if isConflict(v) && within(v.Time) && !taken[device][i] {
+				verdicts = append(verdicts, v)
+			}
+		}
 	}
 	slices.SortStableFunc(verdicts, func(a, b station.Verdict) int { return a.Time.Compare(b.Time) })
 	h.shelf.nameless(verdicts)

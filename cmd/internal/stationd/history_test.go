@@ -2,7 +2,9 @@ package stationd
 
 import (
 	"bytes"
+	"context"
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -171,6 +173,57 @@ func TestShelfReads(t *testing.T) {
 	if _, err := s.read(names[0].Name); err != station.ErrNoTranscript {
 		t.Errorf("one that went meanwhile: %v", err)
 	}
+}
+
+// A look that has no time left keeps what it has read: the next one goes on from there.
+func TestShelfReadsInParts(t *testing.T) {
+	dir := t.TempDir()
+	limits := Transcripts{Failed: 99, Passed: 9, MaxMiB: 1}
+	s, err := openShelf(dir, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := board.DeviceID{1, 15: 2}
+	for range 20 {
+		kept := transcript("A", "failed timeout", 10)
+		kept.Header["device"] = device.String()
+		if err := s.keep(kept); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err = openShelf(dir, limits); err != nil {
+		t.Fatal(err)
+	}
+	looks := 0
+	for {
+		looks++
+		names, err := s.of(&hurried{Context: t.Context(), left: 3}, device)
+		if err == nil {
+			if len(names) != 20 {
+				t.Errorf("%d transcripts", len(names))
+			}
+			break
+		}
+		if !errors.Is(err, context.DeadlineExceeded) || looks > 20 {
+			t.Fatalf("look %d: %v", looks, err)
+		}
+	}
+	if looks < 5 {
+		t.Errorf("%d looks", looks)
+	}
+}
+
+// hurried is a context that ends after it was asked a few times.
+type hurried struct {
+	context.Context
+	left int
+}
+
+func (s *hurried) Err() error {
+	if s.left--; s.left < 0 {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
 
 // A failure whose board is not known leads to what was said: by slot, reason and time, and each transcript once.
@@ -369,6 +422,12 @@ func TestReportJoinsJournalAndDaybook(t *testing.T) {
 	if err := book.note(failed(time.Now(), "B", station.ReasonTimeout)); err != nil {
 		t.Fatal(err)
 	}
+	// One whose refusal the journal does not have, as of a disk that was full.
+	lost := failed(time.Now(), "A", station.ReasonDeviceConflict)
+	lost.Device = board.DeviceID{1, 15: 2}
+	if err := book.note(lost); err != nil {
+		t.Fatal(err)
+	}
 	book.close()
 	d = f.start()
 	day := time.Now().Format("2006-01-02")
@@ -381,7 +440,7 @@ func TestReportJoinsJournalAndDaybook(t *testing.T) {
 		}
 		return out
 	}
-	if got := fmt.Sprint(rows()); got != "[[B passed ] [B failed timeout]]" {
+	if got := fmt.Sprint(rows()); got != "[[B passed ] [B failed timeout] [A failed device-conflict]]" {
 		t.Errorf("the report has %s", got)
 	}
 	if err := os.RemoveAll(book.dir); err != nil {

@@ -137,12 +137,13 @@ func (s *shelf) of(ctx context.Context, device board.DeviceID) ([]station.Transc
 	files := slices.Clone(s.files)
 	s.mu.Unlock()
 	read := map[string]string{}
+	var ended error
 	for i := range files {
 		if files[i].device != unreadHeader {
 			continue
 		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
+		if ended = ctx.Err(); ended != nil {
+			break // the next look goes on from here
 		}
 		files[i].device = headerOf(filepath.Join(s.dir, files[i].name))
 		read[files[i].name] = files[i].device
@@ -155,6 +156,9 @@ func (s *shelf) of(ctx context.Context, device board.DeviceID) ([]station.Transc
 			}
 		}
 		s.mu.Unlock()
+	}
+	if ended != nil {
+		return nil, ended
 	}
 	var names []station.TranscriptName
 	for _, f := range slices.Backward(files) {
