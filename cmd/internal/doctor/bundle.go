@@ -232,6 +232,9 @@ func (b *bundle) ask(ctx context.Context, path string) []byte {
 	if b.configErr != nil {
 		return b.missing(path, err)
 	}
+	if b.wouldStart() {
+		return b.missing(path, errors.New("the station is stopped, and would be started by being asked"))
+	}
 	body, status, err := b.Get(ctx, b.station.Listen, path)
 	if err == nil && status != 200 {
 		err = fmt.Errorf("it answers %d", status)

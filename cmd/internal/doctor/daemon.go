@@ -72,6 +72,9 @@ func (e *exam) checkDaemon(ctx context.Context) []Result {
 	if e.configErr != nil {
 		return []Result{warn("daemon", "Correct the configuration first.", "without a configuration it is not known where a station would listen")}
 	}
+	if e.wouldStart() {
+		return []Result{warn("daemon", "Open the page, or: systemctl start stationd", "stationd does not run; %s starts it when somebody opens the page, and no board is read before", socketName)}
+	}
 	body, status, err := e.Get(ctx, e.station.Listen, "/healthz")
 	switch {
 	case err == nil && errors.Is(e.controlErr, stationd.ErrNotRunning) && e.sees():

@@ -121,6 +121,7 @@ type exam struct {
 	stateDir   string // empty if it is not known
 	owner      owner
 	unit       map[string]string // what systemd says of the unit; nil if it was not asked
+	socket     bool              // systemd listens for the unit
 	running    *stationd.Running // nil if it does not run, or was not to be seen
 	controlErr error             // why it was not
 }
@@ -133,7 +134,10 @@ type owner struct {
 	ok   bool // that it is known
 }
 
-const unitName = "stationd.service"
+const (
+	unitName   = "stationd.service"
+	socketName = "stationd.socket"
+)
 
 // limit of one check; the whole takes little more, since they run at once.
 const (
@@ -232,22 +236,25 @@ func newExam(ctx context.Context, c Config) *exam {
 	ctx, cancel := context.WithTimeout(ctx, checkLimit/2)
 	defer cancel()
 	e.unit = e.askUnit(ctx)
-	e.owner = e.findOwner()
-	if e.stateDir == "" {
-		return e
+	e.socket = e.askSocket(ctx)
+	type answer struct {
+		owner   owner
+		running *stationd.Running
+		err     error
 	}
-	asked := make(chan struct{})
+	asked := make(chan answer, 1)
 	go func() { // a state directory may hang
-		defer close(asked)
-		running, err := askRunning(ctx, e.stateDir)
-		if ctx.Err() == nil {
-			e.running, e.controlErr = running, err
+		a := answer{owner: e.findOwner(e.stateDir)}
+		if e.stateDir != "" {
+			a.running, a.err = askRunning(ctx, e.stateDir)
 		}
+		asked <- a
 	}()
 	select {
-	case <-asked:
+	case a := <-asked:
+		e.owner, e.running, e.controlErr = a.owner, a.running, a.err
 	case <-ctx.Done():
-		e = &exam{Config: e.Config, station: e.station, configErr: e.configErr, stateDir: e.stateDir, unit: e.unit, owner: e.owner, controlErr: ctx.Err()}
+		e.owner, e.controlErr = e.findOwner(""), ctx.Err()
 	}
 	return e
 }
@@ -303,10 +310,24 @@ func (e *exam) askUnit(ctx context.Context) map[string]string {
 	return unit
 }
 
+// askSocket tells whether systemd has the page's address, and starts the station when somebody asks there.
+func (e *exam) askSocket(ctx context.Context) bool {
+	if e.unit == nil {
+		return false
+	}
+	out, err := e.Command(ctx, "systemctl", "show", socketName, "--property=ActiveState")
+	return err == nil && strings.TrimSpace(string(out)) == "ActiveState=active"
+}
+
+// wouldStart tells whether to ask the page would start a station that is stopped.
+func (e *exam) wouldStart() bool {
+	return e.socket && e.running == nil && e.unit["ActiveState"] != "active"
+}
+
 // findOwner takes the owner of the state directory, since nobody else can run the station; else the unit's user, else stationd.
-func (e *exam) findOwner() owner {
+func (e *exam) findOwner(stateDir string) owner {
 	var found *user.User
-	if info, err := os.Stat(e.stateDir); e.stateDir != "" && err == nil {
+	if info, err := os.Stat(stateDir); stateDir != "" && err == nil {
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			if found, err = user.LookupId(strconv.Itoa(int(stat.Uid))); err != nil {
 				return owner{name: "#" + strconv.Itoa(int(stat.Uid)), uid: stat.Uid, ok: true}

@@ -140,6 +140,38 @@ func TestDaemon(t *testing.T) {
 	want(t, e.checkDaemon(t.Context()), "fail daemon", "stalled")
 }
 
+// To look at a station that is stopped does not start it, though systemd would at the first question.
+func TestSocketIsNotAsked(t *testing.T) {
+	p := newPatient(t)
+	p.file("run/systemd/system/x", "")
+	unit, socket := "inactive", "active"
+	p.c.Command = func(_ context.Context, _ string, args ...string) ([]byte, error) {
+		switch {
+		case len(args) > 1 && args[1] == unitName:
+			return []byte("LoadState=loaded\nActiveState=" + unit + "\n"), nil
+		case len(args) > 1 && args[1] == socketName:
+			return []byte("ActiveState=" + socket + "\n"), nil
+		}
+		return nil, errors.New("not found")
+	}
+	asked := 0
+	p.c.Get = func(context.Context, string, string) ([]byte, int, error) {
+		asked++
+		return nil, 200, nil
+	}
+	want(t, p.exam().checkDaemon(t.Context()), "warn daemon", "starts it when somebody opens the page")
+	b := &bundle{exam: p.exam()}
+	if text := b.ask(t.Context(), "/status"); text != nil || asked > 0 || len(b.notes) != 1 || !strings.Contains(b.notes[0], "would be started") {
+		t.Errorf("asked %d times; %s %q", asked, text, b.notes)
+	}
+	for _, c := range [][2]string{{"active", "active"}, {"inactive", "inactive"}} {
+		unit, socket, asked = c[0], c[1], 0
+		if p.exam().checkDaemon(t.Context()); asked != 1 {
+			t.Errorf("%v: asked %d times", c, asked)
+		}
+	}
+}
+
 func TestClock(t *testing.T) {
 	e := &exam{Config: newPatient(t).c}
 	onlyOK(t, e.checkClock(t.Context()))
