@@ -15,4 +15,4 @@ fi
 export PATH=$PATH:$cache/usr/bin
 promtool --version | head -n 1
 # -v, so that a test that was skipped is seen.
-go test -count=1 -v -run '^(TestRules|TestAlerts|TestDashboard|TestMetricNames|TestMetricTable)$' ./cmd | tee /dev/stderr | grep '^--- PASS: TestRules' >/dev/null
+go test -count=1 -v -run '^(TestRules|TestAlerts|TestDashboard|TestMetricNames|TestMetricTable)$' ./cmd | tee >(cat >&2) | grep '^--- PASS: TestRules' >/dev/null
