@@ -20,7 +20,7 @@ import (
 // OpenError says why a port cannot be opened, for whoever can mend it.
 type OpenError struct {
 	Path string
-	// Kind is ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort or ErrAmbiguous; nil for any other cause.
+	// Kind is ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort, ErrNoLines or ErrAmbiguous; nil for any other cause.
 	Kind   error
 	Holder string // of ErrBusy: who holds the port, as "minicom (process 4711)"; empty if it cannot be seen
 	Group  string // of ErrPermission: the group that may use the port, by its mode; empty if there is none, or it is not known
@@ -49,6 +49,9 @@ func explainOpen(path string, cause error) *OpenError {
 	if e.Kind != nil && !errors.Is(cause, e.Kind) {
 		e.Cause = fmt.Errorf("%w (%w)", e.Kind, cause)
 	}
+	if isDead(cause) && exists(path) {
+		e.Cause = fmt.Errorf("%w (%w)", ErrDead, e.Cause)
+	}
 	switch e.Kind {
 	case ErrBusy:
 		e.Holder = holder(path)
@@ -58,12 +61,24 @@ func explainOpen(path string, cause error) *OpenError {
 	return e
 }
 
+// isDead reports the answers of a driver that has no device any more.
+func isDead(err error) bool {
+	return errors.Is(err, syscall.ENXIO) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EIO)
+}
+
+func exists(path string) bool {
+	var device unix.Stat_t
+	return unix.Stat(path, &device) == nil
+}
+
 func openKind(err error) error {
 	var portError *serial.PortError
 	switch {
+	case errors.Is(err, ErrNoLines):
+		return ErrNoLines
 	case errors.Is(err, ErrAmbiguous):
 		return ErrAmbiguous
-	case errors.Is(err, ErrAbsent), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.EIO):
+	case errors.Is(err, ErrAbsent), errors.Is(err, fs.ErrNotExist), isDead(err):
 		return ErrAbsent
 	case errors.Is(err, ErrBusy), errors.Is(err, syscall.EBUSY):
 		return ErrBusy
@@ -121,6 +136,30 @@ func (h *holding) write(b []byte) (int, error) {
 func (h *holding) awaitRoom(limit time.Duration) {
 	// Whatever it returns, the next write tells what is wrong.
 	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLOUT}}, int(limit.Milliseconds()))
+}
+
+// modemBits are the modem lines as the kernel has them now.
+func (h *holding) modemBits() (int, error) {
+	bits, err := unix.IoctlGetInt(h.fd, unix.TIOCMGET)
+	return bits, os.NewSyscallError("TIOCMGET", err)
+}
+
+func (h *holding) settings() (*unix.Termios, error) {
+	settings, err := unix.IoctlGetTermios(h.fd, unix.TCGETS)
+	return settings, os.NewSyscallError("TCGETS", err)
+}
+
+// setHangUp says whether the kernel drops the modem outputs at the last close.
+func (h *holding) setHangUp(drop bool) error {
+	settings, err := h.settings()
+	if err != nil {
+		return err
+	}
+	settings.Cflag &^= unix.HUPCL
+	if drop {
+		settings.Cflag |= unix.HUPCL
+	}
+	return os.NewSyscallError("TCSETS", unix.IoctlSetTermios(h.fd, unix.TCSETS, settings))
 }
 
 func (h *holding) release() { unix.Close(h.fd) }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.bug.st/serial"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -42,7 +43,7 @@ type port struct {
 	deadline time.Time
 	changed  chan struct{} // closed and replaced when anything above changes
 
-	writing   sync.Mutex // held by Write; Close closes the device when it has ended
+	writing   sync.Mutex // held by Write and the modem lines; Close closes the device when they have ended
 	stuck     bool       // a Write did not get rid of its bytes; guarded by writing
 	closing   chan struct{}
 	closeOnce sync.Once
@@ -50,21 +51,29 @@ type port struct {
 	done      chan struct{} // the reader has ended
 }
 
-// Open opens a serial port exclusively, at 115200 8N1. The address is that of CheckAddress; a path may be a symbolic
-// link, as under /dev/serial. An error is an *OpenError, unless the context has ended.
+// Open opens a serial port exclusively, at 115200 8N1, and leaves the modem
+// lines to the kernel. It is PortConfig.Open of an address alone.
 func Open(ctx context.Context, address string) (Conn, error) {
+	return PortConfig{Address: address}.Open(ctx)
+}
+
+// Open opens the serial port exclusively, at 115200 8N1, with the modem outputs
+// at their levels before the first byte. A path may be a symbolic link, as
+// under /dev/serial. The Conn has the methods of Outputs, and Modem. An error
+// is an *OpenError, unless the context has ended.
+func (c PortConfig) Open(ctx context.Context) (Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	path, err := systemPlaces().resolve(address)
+	path, err := systemPlaces().resolve(c.Address)
 	if err != nil {
-		return nil, explainOpen(address, err)
+		return nil, explainOpen(c.Address, err)
 	}
 	held, err := hold(path)
 	if err != nil {
 		return nil, explainOpen(path, err)
 	}
-	dev, err := serial.Open(path, &serial.Mode{BaudRate: baudRate, DataBits: 8, Parity: serial.NoParity, StopBits: serial.OneStopBit})
+	dev, err := c.openHeld(path, held)
 	if err != nil {
 		held.release()
 		return nil, explainOpen(path, err)
@@ -74,13 +83,80 @@ func Open(ctx context.Context, address string) (Conn, error) {
 	return p, nil
 }
 
-// Wait opens a port as soon as it is there. It returns early only when the context ends, with its
-// cause, or with an error that is not ErrAbsent.
+func (c PortConfig) openHeld(path string, held *holding) (serial.Port, error) {
+	if _, err := held.settings(); err != nil { // the library's error has no cause
+		return nil, err
+	}
+	mode, err := c.mode(held.modemBits)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := serial.Open(path, mode)
+	if err != nil {
+		return nil, err
+	}
+	if drop, set := c.dropsAtClose(); set {
+		if err := held.setHangUp(drop); err != nil {
+			dev.Close()
+			return nil, err
+		}
+	}
+	return dev, nil
+}
+
+// mode is what the library is asked for. It sets both outputs or neither, so an
+// output without a level of its own is set to what it is: bits reads that.
+func (c PortConfig) mode(bits func() (int, error)) (*serial.Mode, error) {
+	mode := &serial.Mode{BaudRate: baudRate, DataBits: 8, Parity: serial.NoParity, StopBits: serial.OneStopBit}
+	if !c.needsLines() {
+		return mode, nil
+	}
+	now, err := bits()
+	switch {
+	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EINVAL):
+		return nil, fmt.Errorf("%w (%w)", ErrNoLines, err)
+	case err != nil:
+		return nil, err
+	}
+	dtr, rts := c.levels()
+	setDTR, fixedDTR := dtr.fixed()
+	setRTS, fixedRTS := rts.fixed()
+	if !fixedDTR && !fixedRTS {
+		return mode, nil
+	}
+	mode.InitialStatusBits = &serial.ModemOutputBits{DTR: now&unix.TIOCM_DTR != 0, RTS: now&unix.TIOCM_RTS != 0}
+	if fixedDTR {
+		mode.InitialStatusBits.DTR = setDTR
+	}
+	if fixedRTS {
+		mode.InitialStatusBits.RTS = setRTS
+	}
+	return mode, nil
+}
+
+// dropsAtClose reports whether the kernel is to drop the outputs at the close;
+// it drops both or neither. Without any level the kernel's own setting stays.
+func (c PortConfig) dropsAtClose() (drop, set bool) {
+	dtr, rts := c.levels()
+	if dtr == "" && rts == "" {
+		return false, false
+	}
+	return dtr != LevelKeep && rts != LevelKeep, true
+}
+
+// Wait opens a port as soon as it is there. See PortConfig.Wait.
 func Wait(ctx context.Context, address string) (Conn, error) {
+	return PortConfig{Address: address}.Wait(ctx)
+}
+
+// Wait opens the port as soon as it is there. It returns early only when the
+// context ends, with its cause, or with an error that is not ErrAbsent, or
+// that is ErrDead: then the caller decides when to try again.
+func (c PortConfig) Wait(ctx context.Context) (Conn, error) {
 	for {
-		c, err := Open(ctx, address)
-		if !errors.Is(err, ErrAbsent) {
-			return c, err
+		conn, err := c.Open(ctx)
+		if !errors.Is(err, ErrAbsent) || errors.Is(err, ErrDead) {
+			return conn, err
 		}
 		select {
 		case <-ctx.Done():
@@ -236,6 +312,46 @@ func (p *port) Write(b []byte) (int, error) {
 	}
 	p.stuck = false
 	return written, nil
+}
+
+// SetDTR implements Outputs.
+func (p *port) SetDTR(on bool) error {
+	return p.onDevice("setting DTR of", func() error { return p.dev.SetDTR(on) })
+}
+
+// SetRTS implements Outputs.
+func (p *port) SetRTS(on bool) error {
+	return p.onDevice("setting RTS of", func() error { return p.dev.SetRTS(on) })
+}
+
+// Break implements Outputs. Close waits for it.
+func (p *port) Break(d time.Duration) error {
+	return p.onDevice("sending a break on", func() error { return p.dev.Break(d) })
+}
+
+// Modem reads the modem inputs. It waits for a pending Write and Break.
+func (p *port) Modem() (m Modem, err error) {
+	err = p.onDevice("reading the modem lines of", func() error {
+		bits, err := p.dev.GetModemStatusBits()
+		if err == nil {
+			m = Modem{CTS: bits.CTS, DSR: bits.DSR, DCD: bits.DCD}
+		}
+		return err
+	})
+	return m, err
+}
+
+// onDevice keeps Close, which gives the descriptor back, away from a call.
+func (p *port) onDevice(doing string, call func() error) error {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	if p.isClosing() {
+		return os.ErrClosed
+	}
+	if err := call(); err != nil {
+		return fmt.Errorf("%w (%s %s: %v)", ErrUnplugged, doing, p.path, err)
+	}
+	return nil
 }
 
 func (p *port) isClosing() bool {

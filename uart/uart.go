@@ -129,6 +129,11 @@ var (
 	ErrBusy       = errors.New("another program holds the port")
 	ErrPermission = errors.New("no permission to open the port")
 	ErrNotAPort   = errors.New("this is not a serial port")
+	// ErrNoLines: the settings of the port need modem lines, and its driver has none.
+	ErrNoLines = errors.New("the port has no modem lines")
+	// ErrDead, always with ErrAbsent: the port has a name, and no device answers
+	// behind it (EIO, ENODEV, ENXIO).
+	ErrDead = errors.New("no device answers at the port")
 	// ErrUnplugged: the port was lost while it was open, and not by our Close.
 	ErrUnplugged = errors.New("the port was unplugged")
 	// ErrStuck: the port is there and takes no bytes. It is of no more use before it is opened again.
