@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"secretfree/station/board/certreq"
 )
 
 // TICSR is the dialect of TI's "CSR - Certificate Signing Request" example. After a reset it prints its serial
@@ -343,22 +345,22 @@ func (TICSR) check(device [16]byte, nonce string, p *pemRequest, facts map[strin
 	if err != nil {
 		return Report{}, fmt.Errorf("reading the request: %w", err)
 	}
-	request, err := x509.ParseCertificateRequest(der)
+	request, err := certreq.Parse(der)
 	if err != nil {
 		return Report{}, fmt.Errorf("reading the request: %w: not a certificate signing request", ErrGarbled)
 	}
 	hash := map[x509.SignatureAlgorithm]string{x509.ECDSAWithSHA1: "sha1", x509.ECDSAWithSHA256: "sha256"}[request.SignatureAlgorithm]
-	key, ok := request.PublicKey.(*ecdsa.PublicKey)
+	key, ok := request.Key.(*ecdsa.PublicKey)
 	if hash == "" || !ok || key.Curve != elliptic.P256() {
 		return Report{}, fmt.Errorf("%w: the request is not signed with ECDSA on P-256 and SHA-1 or SHA-256", ErrNoProof)
 	}
 	if err := request.CheckSignature(); err != nil {
 		return Report{}, fmt.Errorf("%w: the request's signature does not hold", ErrNoProof)
 	}
-	if unit, ok := one(request, "2.5.4.11"); !ok || unit != nonce {
+	if unit, _ := request.SubjectText("2.5.4.11"); unit != nonce {
 		return Report{}, fmt.Errorf("%w: the request's organizational unit is not the nonce of this reading", ErrNoProof)
 	}
-	if name, ok := one(request, "2.5.4.3"); ok {
+	if name, n := request.SubjectText("2.5.4.3"); n == 1 {
 		facts["common-name"] = nameForm(device, name)
 	}
 	if facts["common-name"] == "" && !weakened {
@@ -367,23 +369,11 @@ func (TICSR) check(device [16]byte, nonce string, p *pemRequest, facts map[strin
 	facts["hash"], facts["signature"], facts["key-form"] = hash, "der", "spki"
 	facts["csr-label"] = p.label
 	return Report{
-		Device: device, SPKI: request.RawSubjectPublicKeyInfo, Facts: facts,
+		Device: device, SPKI: request.SPKI, Facts: facts,
 		Proof: &Proof{
 			Method: "csr", Hash: hash, Nonces: [][]byte{[]byte(nonce)}, Signatures: [][]byte{request.Signature}, Request: der,
 		},
 	}, nil
-}
-
-// one returns the value of the one attribute of a type that the subject has.
-func one(request *x509.CertificateRequest, oid string) (value string, ok bool) {
-	n := 0
-	for _, attribute := range request.Subject.Names {
-		if attribute.Type.String() == oid {
-			n++
-			value, ok = attribute.Value.(string)
-		}
-	}
-	return value, ok && n == 1
 }
 
 // Gone implements Dialect. The board does not end its dialogue by itself, so a letter without a line end shows whether it

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"secretfree/station/board"
+	"secretfree/station/board/certreq"
 )
 
 // DefaultValidity is how long a certificate is valid where the policy does not say. It is long, because stock firmware
@@ -179,7 +180,7 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 		key, err = allowedKey(csr, policy.Algorithms)
 		return err
 	})
-	t.ask(SignatureAlgorithm, func() error { return allowedSignature(csr.SignatureAlgorithm, policy.RefuseSHA1) })
+	t.ask(SignatureAlgorithm, func() error { return allowedSignature(csr, policy.RefuseSHA1) })
 	t.ask(CSRSignature, func() error { return csr.CheckSignature() })
 	t.ask(NoCN, func() error { return unless(len(names) > 0, "the subject has no common name") })
 	t.ask(SeveralCN, func() error { return unless(len(names) <= 1, "the subject has more than one common name") })
@@ -263,11 +264,14 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 	}, t
 }
 
-func allowedKey(csr *x509.CertificateRequest, allowed []board.Algorithm) (board.Key, error) {
+func allowedKey(csr *certreq.Request, allowed []board.Algorithm) (board.Key, error) {
 	if csr == nil {
 		return board.Key{}, errors.New("no request")
 	}
-	key, err := board.NewKey(csr.PublicKey, csr.RawSubjectPublicKeyInfo)
+	if csr.KeyErr != nil {
+		return board.Key{}, csr.KeyErr
+	}
+	key, err := board.NewKey(csr.Key, csr.SPKI)
 	if err != nil {
 		return board.Key{}, err
 	}
@@ -280,8 +284,8 @@ func allowedKey(csr *x509.CertificateRequest, allowed []board.Algorithm) (board.
 	return key, nil
 }
 
-func allowedSignature(algorithm x509.SignatureAlgorithm, refuseSHA1 bool) error {
-	switch algorithm {
+func allowedSignature(csr *certreq.Request, refuseSHA1 bool) error {
+	switch csr.SignatureAlgorithm {
 	case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
 		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
 		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
@@ -289,7 +293,7 @@ func allowedSignature(algorithm x509.SignatureAlgorithm, refuseSHA1 bool) error 
 	case x509.ECDSAWithSHA1:
 		return unless(!refuseSHA1, "the policy does not allow SHA-1")
 	}
-	return fmt.Errorf("%v is not accepted", algorithm)
+	return fmt.Errorf("the algorithm %s is not accepted", csr.SignatureOID)
 }
 
 // Object identifiers (X.520; RFC 2985; RFC 5280, 4.2.1).
@@ -311,16 +315,19 @@ const (
 // part of the subject is copied. Any other attribute, and any alternative name, is somebody's attempt at
 // another identity.
 func onlyHarmlessNames(request Request) error {
-	for _, a := range request.attributes {
-		switch a.Type.String() {
+	for _, a := range request.csr.Subject {
+		switch a.Type {
 		case oidCommonName, // counted by rules of its own
 			oidSurname, oidCountry, oidLocality, oidState, oidOrganization, oidOrganizationalUnit, oidEmail:
 		default:
-			return fmt.Errorf("the subject has an attribute %v", a.Type)
+			return fmt.Errorf("the subject has an attribute %s", a.Type)
 		}
 	}
+	if request.csr.ExtensionsErr != nil { // names may stand in them
+		return request.csr.ExtensionsErr
+	}
 	for _, extension := range request.csr.Extensions {
-		if extension.Id.String() == oidSubjectAltName { // even if no name in it is of a kind that we know
+		if extension.ID == oidSubjectAltName { // even if no name in it is of a kind that we know
 			return errors.New("alternative names are requested")
 		}
 	}
@@ -328,9 +335,9 @@ func onlyHarmlessNames(request Request) error {
 }
 
 // notForACA refuses a request that asks for more than a device gets. Other extensions are ignored.
-func notForACA(csr *x509.CertificateRequest) error {
+func notForACA(csr *certreq.Request) error {
 	for _, extension := range csr.Extensions {
-		if extension.Id.String() != oidBasicConstraints {
+		if extension.ID != oidBasicConstraints {
 			continue
 		}
 		var constraints struct {

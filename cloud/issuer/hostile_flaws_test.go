@@ -36,6 +36,19 @@ func goodOnes() []flaw {
 			m.policy = []string{"require_challenge = true"}
 			m.answered(text, m.board.answer(m.t, text, crypto.SHA256))
 		}},
+		{"no-attributes", "approved", "No field for attributes, which some firmware leaves out where it is empty.", func(m *making) {
+			m.content(func(c *content) { c.Attributes = asn1.RawValue{} })
+		}},
+		{"version-2", "approved", "Another version, which identifies nothing.", func(m *making) {
+			m.content(func(c *content) { c.Version = asn1.RawValue{FullBytes: []byte{2, 1, 2}} })
+		}},
+		{"cn-t61", "approved", "The name as a T61String.", func(m *making) { m.csr.subject[0] = name(oid(2, 5, 4, 3), asn1.TagT61String, m.board.id.String()) }},
+		{"organization-of-wrong-letters", "approved", "A PrintableString with letters that it may not have, which is ignored.", func(m *making) {
+			m.csr.subject = append(m.csr.subject, name(oid(2, 5, 4, 10), asn1.TagPrintableString, "a_b@c"))
+		}},
+		{"wide-arc-extension", "approved", "An unknown extension whose name has a number over 31 bits.", func(m *making) {
+			m.csr.raw = [][]byte{m.extensionRequest(wideExtension)}
+		}},
 		{"ignored-wishes", "approved", "It asks for an organization and extensions, which are ignored, and nests an attribute deeply.", func(m *making) {
 			m.csr.subject = append(m.csr.subject, name(oid(2, 5, 4, 10), asn1.TagUTF8String, "Smuggled"))
 			m.csr.extensions = []extension{{ID: oid(1, 2, 3, 4), Critical: true, Value: []byte("Smuggled")}}
@@ -213,6 +226,36 @@ func flawsOfForm() []flaw {
 		{"extension-twice", "not-a-request", "CA:FALSE, and then CA:TRUE.", func(m *making) {
 			m.csr.extensions = []extension{{ID: oid(2, 5, 29, 19), Value: []byte{0x30, 0}}, {ID: oid(2, 5, 29, 19), Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}}
 		}},
+		{"more-after-the-signature", "not-a-request", "Another element after the signature, which many readers step over.", func(m *making) {
+			m.der = func(der []byte) []byte {
+				var outer asn1.RawValue
+				if _, err := asn1.Unmarshal(der, &outer); err != nil {
+					m.t.Fatal(err)
+				}
+				return mustASN1(m.t, asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: append(outer.Bytes, 0x05, 0)}, "")
+			}
+		}},
+		{"signature-of-half-a-byte", "not-a-request", "A signature that is not of whole bytes.", func(m *making) {
+			m.der = func(der []byte) []byte {
+				var outer struct {
+					Info, Algorithm asn1.RawValue
+					Signature       asn1.BitString
+				}
+				if _, err := asn1.Unmarshal(der, &outer); err != nil {
+					m.t.Fatal(err)
+				}
+				outer.Signature.BitLength -= 4
+				outer.Signature.Bytes[len(outer.Signature.Bytes)-1] &= 0xf0
+				return mustASN1(m.t, outer, "")
+			}
+		}},
+		{"version-empty", "not-a-request", "A version without a number.", func(m *making) { m.content(func(c *content) { c.Version = asn1.RawValue{FullBytes: []byte{2, 0}} }) }},
+		{"attribute-without-a-set", "not-a-request", "An attribute whose value stands in no set.", func(m *making) {
+			m.csr.raw = append(m.csr.raw, mustASN1(m.t, struct {
+				ID    asn1.ObjectIdentifier
+				Value int
+			}{oid(1, 2, 3, 4), 1}, ""))
+		}},
 		{"two-passwords-in-one", "not-a-request", "A challengePassword of two values.", func(m *making) { m.csr.passwords = []string{m.challenge(), m.challenge()} }},
 		{"challenge-without-signature", "no-signature", "A challenge beside the request, and no signature over it.", func(m *making) {
 			m.extra = []string{HeaderChallenge + ": " + m.challenge()}
@@ -253,18 +296,57 @@ func flawsOfKey() []flaw {
 				Key       asn1.BitString
 			}{struct{ ID asn1.ObjectIdentifier }{oid(1, 3, 101, 112)}, asn1.BitString{Bytes: m.point(false)[1:33], BitLength: 256}}, ""))
 		}},
-		{"secp256k1", "not-a-request", "A curve that is as long as P-256 and is another.", func(m *making) { m.spki(m.onCurve(oid(1, 3, 132, 0, 10), m.point(false))) }},
+		{"secp256k1", "key-type", "A curve that is as long as P-256 and is another.", func(m *making) { m.spki(m.onCurve(oid(1, 3, 132, 0, 10), m.point(false))) }},
 		{"point-off-the-curve", "not-a-request", "The key is no point of the curve.", func(m *making) {
 			point := m.point(false)
 			point[40] ^= 1
 			m.spki(m.onCurve(p256, point))
 		}},
 		{"point-at-infinity", "not-a-request", "The key is the point at infinity, which signs for everything.", func(m *making) { m.spki(m.onCurve(p256, []byte{0})) }},
-		{"compressed-point", "not-a-request", "The right key in the short form: a second encoding of the same.", func(m *making) { m.spki(m.onCurve(p256, m.point(true))) }},
-		{"hybrid-point", "not-a-request", "The right key in the hybrid form: a third encoding of the same.", func(m *making) {
+		{"compressed-point", "key-type", "The right key in the short form: a second encoding of the same.", func(m *making) { m.spki(m.onCurve(p256, m.point(true))) }},
+		{"hybrid-point", "key-type", "The right key in the hybrid form: a third encoding of the same.", func(m *making) {
 			point := m.point(false)
 			point[0] = 6 + point[64]&1
 			m.spki(m.onCurve(p256, point))
+		}},
+		{"brainpool", "key-type", "Another curve of 256 bits.", func(m *making) {
+			m.spki(m.onCurve(oid(1, 3, 36, 3, 3, 2, 8, 1, 1, 7), m.point(false)))
+		}},
+		{"explicit-curve", "key-type", "The curve is given by parameters, and the generator could be anyone's.", func(m *making) {
+			m.spki(mustASN1(m.t, struct {
+				Algorithm struct {
+					ID    asn1.ObjectIdentifier
+					Curve struct{ Version, Prime int }
+				}
+				Point asn1.BitString
+			}{struct {
+				ID    asn1.ObjectIdentifier
+				Curve struct{ Version, Prime int }
+			}{oid(1, 2, 840, 10045, 2, 1), struct{ Version, Prime int }{1, 23}}, asn1.BitString{Bytes: m.point(false), BitLength: 8 * 65}}, ""))
+		}},
+		{"implicit-curve", "key-type", "No curve at all: the one that the reader thinks of.", func(m *making) {
+			m.spki(mustASN1(m.t, struct {
+				Algorithm struct{ ID asn1.ObjectIdentifier }
+				Point     asn1.BitString
+			}{struct{ ID asn1.ObjectIdentifier }{oid(1, 2, 840, 10045, 2, 1)}, asn1.BitString{Bytes: m.point(false), BitLength: 8 * 65}}, ""))
+		}},
+		{"hybrid-point-of-the-wrong-sign", "not-a-request", "The hybrid form contradicts itself.", func(m *making) {
+			point := m.point(false)
+			point[0] = 6 + (point[64]&1 ^ 1)
+			m.spki(m.onCurve(p256, point))
+		}},
+		{"key-of-no-algorithm", "key-type", "An algorithm of keys that nobody knows.", func(m *making) {
+			m.spki(mustASN1(m.t, struct {
+				Algorithm struct{ ID asn1.ObjectIdentifier }
+				Key       asn1.BitString
+			}{struct{ ID asn1.ObjectIdentifier }{oid(1, 3, 101, 113)}, asn1.BitString{Bytes: make([]byte, 57), BitLength: 8 * 57}}, ""))
+		}},
+		{"key-with-more-inside", "not-a-request", "A key with another element after it.", func(m *making) {
+			m.spki(mustASN1(m.t, struct {
+				Algorithm struct{ ID, Curve asn1.ObjectIdentifier }
+				Key       asn1.BitString
+				More      int
+			}{struct{ ID, Curve asn1.ObjectIdentifier }{oid(1, 2, 840, 10045, 2, 1), p256}, asn1.BitString{Bytes: m.point(false), BitLength: 8 * 65}, 1}, ""))
 		}},
 		{"sha1-where-not-allowed", "signature-algorithm", "Signed with SHA-1, which the policy does not allow.", func(m *making) { m.policy = []string{"refuse_sha1 = true"} }},
 		{"unknown-algorithm", "signature-algorithm", "Signed with an algorithm that there is not.", func(m *making) {
@@ -350,6 +432,24 @@ func flawsOfNames() []flaw {
 			m.csr.extensions = san(append([]byte{0x30, byte(len(upn))}, upn...)...)
 		}},
 		{"san-empty", "extra-names", "An alternative name that is none.", func(m *making) { m.csr.extensions = san(0x30, 0) }},
+		{"san-broken", "extra-names", "An alternative name whose content is none.", func(m *making) { m.csr.extensions = san(0x01, 0x02, 0x03) }},
+		{"san-of-no-letters", "extra-names", "An alternative name: a host of bytes that are no letters.", func(m *making) {
+			m.csr.extensions = san(0x30, 0x04, 0x82, 0x02, 0xff, 0xfe)
+		}},
+		{"san-in-a-second-list", "extra-names", "An alternative name in the second of two lists of extensions: some readers see the first only.", func(m *making) {
+			list := func(e extension) []byte { return mustASN1(m.t, []extension{e}, "") }
+			m.csr.raw = [][]byte{m.extensionRequest(list(extension{ID: oid(1, 2, 3, 4), Value: []byte{5, 0}}), list(san(0x30, 0)[0]))}
+		}},
+		{"extensions-that-are-none", "extra-names", "A text instead of extensions: nobody knows which names it asks for.", func(m *making) {
+			m.csr.raw = [][]byte{m.extensionRequest([]byte{12, 1, 'x'})}
+		}},
+		{"wide-arc-attribute", "extra-names", "An attribute of the subject whose name has a number over 31 bits.", func(m *making) {
+			m.content(func(c *content) {
+				set := slices.Concat([]byte{0x31, 0x0d, 0x30, 0x0b}, wideOID, []byte{12, 0})
+				c.Subject = asn1.RawValue{FullBytes: mustASN1(m.t, asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true,
+					Bytes: slices.Concat(c.Subject.Bytes, set)}, "")}
+			})
+		}},
 		{"ca-true", "ca-requested", "It asks to be a CA.", func(m *making) {
 			m.csr.extensions = []extension{{ID: oid(2, 5, 29, 19), Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}}
 		}},

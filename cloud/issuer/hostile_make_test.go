@@ -105,30 +105,26 @@ func (m *making) swap(old, new []byte) {
 	}
 }
 
-// spki signs a request whose key is given as it is encoded.
-func (m *making) spki(spki []byte) {
+// content is a CertificationRequestInfo. Each part can be anything.
+type content struct{ Version, Subject, Key, Attributes asn1.RawValue }
+
+// content changes what is signed, and signs it.
+func (m *making) content(change func(c *content)) {
 	m.der = func(der []byte) []byte {
 		var outer struct {
 			Info, Algorithm asn1.RawValue
 			Signature       asn1.BitString
 		}
-		var info struct {
-			Version             int
-			Subject, Key, Attrs asn1.RawValue
+		if _, err := asn1.Unmarshal(der, &outer); err != nil {
+			m.t.Fatal(err)
 		}
-		for _, part := range []struct {
-			der []byte
-			to  any
-		}{{der, &outer}} {
-			if _, err := asn1.Unmarshal(part.der, part.to); err != nil {
-				m.t.Fatal(err)
-			}
-		}
+		var info content
 		if _, err := asn1.Unmarshal(outer.Info.FullBytes, &info); err != nil {
 			m.t.Fatal(err)
 		}
-		info.Key = asn1.RawValue{FullBytes: spki}
-		signed := mustASN1(m.t, info, "")
+		change(&info)
+		parts := slices.Concat(info.Version.FullBytes, info.Subject.FullBytes, info.Key.FullBytes, info.Attributes.FullBytes)
+		signed := mustASN1(m.t, asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: parts}, "")
 		outer.Info = asn1.RawValue{FullBytes: signed}
 		digest := sha1.Sum(signed)
 		signature, err := m.csr.key.Sign(nil, digest[:], crypto.SHA1)
@@ -138,6 +134,11 @@ func (m *making) spki(spki []byte) {
 		outer.Signature = asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
 		return mustASN1(m.t, outer, "")
 	}
+}
+
+// spki signs a request whose key is given as it is encoded.
+func (m *making) spki(spki []byte) {
+	m.content(func(c *content) { c.Key = asn1.RawValue{FullBytes: spki} })
 }
 
 // onCurve is the SubjectPublicKeyInfo of a point of a curve, both as they are encoded.
@@ -194,6 +195,21 @@ func (m *making) envelope(e board.Enrolment) {
 func pubkey(k board.Key) string { return base64.StdEncoding.EncodeToString(k.PEM()) }
 
 func san(value ...byte) []extension { return []extension{{ID: oid(2, 5, 29, 17), Value: value}} }
+
+// wideOID is an object identifier with an arc over 31 bits, and wideExtension an extension of that name in a list.
+var (
+	wideOID       = []byte{6, 7, 0x2b, 0x06, 0xa5, 0xa0, 0xaf, 0xc7, 0x00}
+	wideExtension = []byte{0x30, 0x0f, 0x30, 0x0d, 6, 7, 0x2b, 0x06, 0xa5, 0xa0, 0xaf, 0xc7, 0x00, 4, 2, 5, 0}
+)
+
+// extensionRequest is the attribute with values as they are.
+func (m *making) extensionRequest(values ...[]byte) []byte {
+	set := asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: slices.Concat(values...)}
+	return mustASN1(m.t, struct {
+		ID     asn1.ObjectIdentifier
+		Values asn1.RawValue
+	}{oid(1, 2, 840, 113549, 1, 9, 14), set}, "")
+}
 
 func repeat[T any](n int, make func(i int) T) []T {
 	var out []T

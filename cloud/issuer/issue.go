@@ -434,6 +434,15 @@ func verifyForeign(leaf *x509.Certificate, approved Approved, now time.Time) err
 	return nil
 }
 
+// attribute is one AttributeTypeAndValue of a distinguished name. The value stays raw, because decoders fold the string
+// types into one.
+type attribute struct {
+	Type  asn1.ObjectIdentifier
+	Value asn1.RawValue
+}
+
+type relativeNameSET []attribute // the suffix tells encoding/asn1 that it is a SET OF
+
 // sameSubject compares two distinguished names, but not the string types of their values: CAs choose these.
 func sameSubject(a, b []byte) bool {
 	var x, y []relativeNameSET

@@ -12,7 +12,7 @@ const (
 	TooLarge    Refusal = "too-large"     // text or DER above the caps
 	NotBase64   Refusal = "not-base64"    // strict RFC 4648, with padding
 	NotOnePEM   Refusal = "not-one-pem"   // not exactly one PEM block of a request, without headers
-	NotARequest Refusal = "not-a-request" // not PKCS #10, bytes after it, a key that is off its curve
+	NotARequest Refusal = "not-a-request" // not PKCS #10 in DER, bytes after it, a point that is off its curve
 	NoSignature Refusal = "no-signature"  // a challenge without a signature, or the reverse
 )
 

@@ -12,20 +12,20 @@ import (
 	"strings"
 
 	"secretfree/station/board"
+	"secretfree/station/board/certreq"
 )
 
 // Caps on a request, in bytes. The base64 of the PEM of a request of MaxDER bytes fits into MaxText.
 const (
-	MaxDER  = 4096
+	MaxDER  = certreq.MaxBytes
 	MaxText = 8192
 )
 
 // Request is a certificate signing request (PKCS #10, RFC 2986) that was parsed, and nothing more: nothing in it
 // is believed yet. It is parsed once; Decide, logs and certificates use this value.
 type Request struct {
-	csr        *x509.CertificateRequest
-	attributes []attribute // of the subject, in order
-	challenges []string    // that stand in the request, under its signature
+	csr        *certreq.Request
+	challenges []string // that stand in the request, under its signature
 	detached   *detached
 	peer       *x509.Certificate
 	renewal    bool
@@ -36,15 +36,6 @@ type detached struct {
 	challenge string
 	signature []byte
 }
-
-// attribute is one AttributeTypeAndValue of a distinguished name. The value stays raw, because decoders
-// fold the string types into one.
-type attribute struct {
-	Type  asn1.ObjectIdentifier
-	Value asn1.RawValue
-}
-
-type relativeNameSET []attribute // the suffix tells encoding/asn1 that it is a SET OF
 
 // ParseHeader reads the value of a device-csr header: the base64 of a PEM block, in one line.
 func ParseHeader(value string) (Request, error) {
@@ -114,22 +105,22 @@ func parseDER(der []byte) (Request, error) {
 	if len(der) > MaxDER {
 		return Request{}, fmt.Errorf("%w: %d bytes of DER, at most %d are read", TooLarge, len(der), MaxDER)
 	}
-	csr, err := x509.ParseCertificateRequest(der)
+	csr, err := certreq.Parse(der)
 	if err != nil {
-		return Request{}, fmt.Errorf("%w: %v", NotARequest, err)
+		return Request{}, fmt.Errorf("%w: %w", NotARequest, err)
 	}
-	var names []relativeNameSET
-	if rest, err := asn1.Unmarshal(csr.RawSubject, &names); err != nil || len(rest) > 0 {
-		return Request{}, fmt.Errorf("%w: its subject cannot be read", NotARequest)
-	}
-	r := Request{csr: csr}
-	for _, name := range names {
-		r.attributes = append(r.attributes, name...)
-	}
-	if len(r.attributes) > maxAttributes || len(csr.Extensions) > maxAttributes {
+	if len(csr.Subject) > maxAttributes || len(csr.Attributes) > maxAttributes || len(csr.Extensions) > maxAttributes {
 		return Request{}, fmt.Errorf("%w: more than %d attributes or extensions", TooLarge, maxAttributes)
 	}
-	if r.challenges, err = challengesIn(r.attributes, csr.RawTBSCertificateRequest); err != nil {
+	asked := map[string]bool{}
+	for _, extension := range csr.Extensions {
+		if asked[extension.ID] { // which of them counts is anyone's guess
+			return Request{}, fmt.Errorf("%w: it asks for the extension %s twice", NotARequest, extension.ID)
+		}
+		asked[extension.ID] = true
+	}
+	r := Request{csr: csr}
+	if r.challenges, err = challengesIn(csr); err != nil {
 		return Request{}, err
 	}
 	return r, nil
@@ -141,29 +132,14 @@ const maxAttributes = 24
 // challengesIn finds what a device answers under the request's own signature: in the attribute challengePassword (RFC
 // 2985, 5.4.1), or, for firmware that can only fill in a subject, as an organizational unit. The reader of a unit that is no
 // challenge leaves it alone.
-func challengesIn(subject []attribute, tbs []byte) (found []string, err error) {
-	for _, a := range subject {
-		if a.Type.String() == oidOrganizationalUnit && bytes.HasPrefix(a.Value.Bytes, []byte(challengePrefix)) {
+func challengesIn(csr *certreq.Request) (found []string, err error) {
+	for _, a := range csr.Subject {
+		if a.Type == oidOrganizationalUnit && bytes.HasPrefix(a.Value.Bytes, []byte(challengePrefix)) {
 			found = append(found, string(a.Value.Bytes))
 		}
 	}
-	var info struct {
-		Version    int
-		Subject    asn1.RawValue
-		Key        asn1.RawValue
-		Attributes []struct {
-			Type   asn1.ObjectIdentifier
-			Values []asn1.RawValue `asn1:"set"`
-		} `asn1:"tag:0,set"`
-	}
-	if rest, err := asn1.Unmarshal(tbs, &info); err != nil || len(rest) > 0 {
-		return nil, fmt.Errorf("%w: its attributes cannot be read", NotARequest)
-	}
-	if len(info.Attributes) > maxAttributes {
-		return nil, fmt.Errorf("%w: it has more than %d attributes", TooLarge, maxAttributes)
-	}
-	for _, a := range info.Attributes {
-		if a.Type.String() != oidChallengePassword {
+	for _, a := range csr.Attributes {
+		if a.Type != oidChallengePassword {
 			continue
 		}
 		if len(a.Values) != 1 {
@@ -229,8 +205,11 @@ func (r Request) Claimed() (board.DeviceID, bool) {
 
 func (r Request) commonNames() []asn1.RawValue {
 	var names []asn1.RawValue
-	for _, a := range r.attributes {
-		if a.Type.String() == oidCommonName {
+	if r.csr == nil {
+		return nil
+	}
+	for _, a := range r.csr.Subject {
+		if a.Type == oidCommonName {
 			names = append(names, a.Value)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"secretfree/station/board/certreq"
 )
 
 // ProofMethod names how a board proved that it owns its key, and so what a signature covers.
@@ -54,11 +56,10 @@ type Proof struct {
 var ErrProof = errors.New("proof of possession does not hold")
 
 const (
-	minNonce   = 12 // bytes
-	maxNonce   = 128
-	maxSig     = 1024
-	maxProofs  = 8
-	maxRequest = 4096 // the request of a CC32xx takes about 500
+	minNonce  = 12 // bytes
+	maxNonce  = 128
+	maxSig    = 1024
+	maxProofs = 8
 )
 
 // ReportMessage is what a board of the dialect "report" signs: "secretfree 1 ", the nonce, a space, the device
@@ -130,20 +131,17 @@ func notAlphanumeric(r rune) bool {
 }
 
 // parseRequest reads the request and checks that the hash and the signature beside it are the request's.
-func (p *Proof) parseRequest() (*x509.CertificateRequest, error) {
-	if len(p.Request) > maxRequest {
-		return nil, fmt.Errorf("%w: a request of %d bytes, at most %d are read", ErrProof, len(p.Request), maxRequest)
-	}
-	request, err := x509.ParseCertificateRequest(p.Request)
+func (p *Proof) parseRequest() (*certreq.Request, error) {
+	request, err := certreq.Parse(p.Request)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the request: %v", ErrProof, err)
+		return nil, fmt.Errorf("%w: the request: %w", ErrProof, err)
 	}
 	if !bytes.Equal(request.Signature, p.Signatures[0]) {
 		return nil, fmt.Errorf("%w: the signature is not the request's", ErrProof)
 	}
 	signedWith := map[x509.SignatureAlgorithm]Hash{x509.ECDSAWithSHA1: SHA1, x509.ECDSAWithSHA256: SHA256}[request.SignatureAlgorithm]
 	if signedWith != p.Hash {
-		return nil, fmt.Errorf("%w: the request is signed with %v, not with ECDSA and %s", ErrProof, request.SignatureAlgorithm, p.Hash)
+		return nil, fmt.Errorf("%w: the request is signed with the algorithm %s, not with ECDSA and %s", ErrProof, request.SignatureOID, p.Hash)
 	}
 	return request, nil
 }
@@ -186,7 +184,7 @@ func (p *Proof) requestMessage(device DeviceID, key Key) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(request.RawSubjectPublicKeyInfo, key.SPKI()) {
+	if !bytes.Equal(request.SPKI, key.SPKI()) {
 		return nil, fmt.Errorf("%w: the request is for another key", ErrProof)
 	}
 	for _, want := range []struct {
@@ -196,21 +194,15 @@ func (p *Proof) requestMessage(device DeviceID, key Key) ([]byte, error) {
 		{"2.5.4.11", "organizational unit", []string{string(p.Nonces[0])}},
 		{"2.5.4.3", "common name", commonNames(device)},
 	} {
-		n := 0
-		for _, attribute := range request.Subject.Names {
-			if attribute.Type.String() != want.oid {
-				continue
-			}
-			value, _ := attribute.Value.(string)
-			if n++; !slices.Contains(want.values, value) {
-				return nil, fmt.Errorf("%w: the request has another %s", ErrProof, want.name)
-			}
-		}
+		value, n := request.SubjectText(want.oid)
 		if n != 1 {
 			return nil, fmt.Errorf("%w: the request has %d of %s, want 1", ErrProof, n, want.name)
 		}
+		if !slices.Contains(want.values, value) {
+			return nil, fmt.Errorf("%w: the request has another %s", ErrProof, want.name)
+		}
 	}
-	return request.RawTBSCertificateRequest, nil
+	return request.TBS, nil
 }
 
 // commonNames are the forms in which a request can hold a device id.

@@ -14,6 +14,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"secretfree/station/board/certreq"
 )
 
 // proofBoard is a board with a key in software, for the proofs that cover a device id.
@@ -121,7 +123,7 @@ func TestProofCSR(t *testing.T) {
 		}, words: "the request: "},
 		"cut":          {change: func(p *Proof) { p.Request = p.Request[:len(p.Request)-1] }, words: "the request: "},
 		"no request":   {change: func(p *Proof) { p.Request = nil }, words: "the request: "},
-		"too long":     {change: func(p *Proof) { p.Request = make([]byte, maxRequest+1) }, words: "at most"},
+		"too long":     {change: func(p *Proof) { p.Request = make([]byte, certreq.MaxBytes+1) }, words: "at most"},
 		"another hash": {change: func(p *Proof) { p.Hash = SHA256 }, words: "not with ECDSA and sha256"},
 		"SHA-384":      {proof: csrProof(t, SHA256, proofNonce, wideRequest), words: "not with ECDSA and sha256"},
 		"two nonces": {change: func(p *Proof) {

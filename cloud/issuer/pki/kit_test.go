@@ -248,7 +248,7 @@ func (p *fakePCA) IssueCertificate(_ context.Context, in *acmpca.IssueCertificat
 			p.spoil(template)
 			p.spoil = nil
 		}
-		der, err := x509.CreateCertificate(rand.Reader, template, p.certificate, request.PublicKey, p.key)
+		der, err := x509.CreateCertificate(rand.Reader, template, p.certificate, request.Key, p.key)
 		if err != nil {
 			return nil, err
 		}

@@ -18,6 +18,8 @@ import (
 	"math/big"
 	"slices"
 	"time"
+
+	"secretfree/station/board/certreq"
 )
 
 const (
@@ -200,22 +202,27 @@ func parseCertificate(text []byte) (*x509.Certificate, error) {
 }
 
 // parseRequest reads and checks the request of a CA: its signature, its key, and that it has a name.
-func parseRequest(text []byte) (*x509.CertificateRequest, error) {
+func parseRequest(text []byte) (*certreq.Request, error) {
 	der, err := onePEM(text, requestType)
 	if err != nil {
 		return nil, err
 	}
-	request, err := x509.ParseCertificateRequest(der)
+	request, err := certreq.Parse(der)
 	if err != nil {
 		return nil, err
 	}
 	if err := request.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("its signature: %w", err)
 	}
-	if len(request.Subject.Names) == 0 {
+	if len(request.Subject) == 0 {
 		return nil, errors.New("it has no subject, and a CA needs one")
 	}
-	switch public := request.PublicKey.(type) {
+	for _, attribute := range request.Subject { // they become the CA's name as they are
+		if _, ok := attribute.Text(); !ok {
+			return nil, fmt.Errorf("the attribute %s of its subject is not well-formed text", attribute.Type)
+		}
+	}
+	switch public := request.Key.(type) {
 	case *ecdsa.PublicKey:
 		if public.Curve == elliptic.P256() || public.Curve == elliptic.P384() {
 			return request, nil

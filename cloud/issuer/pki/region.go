@@ -96,7 +96,7 @@ func (x *Ceremony) fetchRequest(ctx context.Context, r Region) error {
 		if err != nil {
 			return err
 		}
-		if bytes.Equal(request.RawSubject, above.RawSubject) || sameKey(request.PublicKey, above.PublicKey) {
+		if bytes.Equal(request.RawSubject, above.RawSubject) || sameKey(request.Key, above.PublicKey) {
 			return fmt.Errorf("the request of %s has the name or the key of the %s: %w", r.ARN, key, ErrConflict)
 		}
 	}
@@ -105,7 +105,7 @@ func (x *Ceremony) fetchRequest(ctx context.Context, r Region) error {
 	if err == nil {
 		// A request may be signed afresh each time: what counts is the name and the key.
 		old, err := parseRequest(there)
-		if err != nil || !bytes.Equal(old.RawSubject, request.RawSubject) || !sameKey(old.PublicKey, request.PublicKey) {
+		if err != nil || !bytes.Equal(old.RawSubject, request.RawSubject) || !sameKey(old.Key, request.Key) {
 			return fmt.Errorf("%s is there already, and is not the request of %s: %w", name, r.ARN, ErrConflict)
 		}
 		text = there
@@ -150,7 +150,7 @@ func (x *Ceremony) signIssuing(r Region) error {
 			return err
 		}
 		// All else in the request is its maker's wish; Private CA wants its own subject back to the byte.
-		p.public, p.subject = request.PublicKey, request.RawSubject
+		p.public, p.subject = request.Key, request.RawSubject
 	}
 	return x.make(regionStep(r.Name, "certificate"), LineKey, regionStep(r.Name, "issuing.pem"), p, map[string][]byte{
 		regionStep(r.Name, "root.pem"): certificatePEM(root), regionStep(r.Name, "chain.pem"): certificatePEM(line)})
@@ -355,7 +355,7 @@ func (x *Ceremony) proveByPCA(ctx context.Context, r Region, p profile) (*x509.C
 	if err != nil {
 		return nil, err
 	}
-	if err := p.withKey(request.PublicKey).check(made, time.Now().Add(spare)); err != nil {
+	if err := p.withKey(request.Key).check(made, time.Now().Add(spare)); err != nil {
 		// It is of no more use, or never was: the next run asks anew.
 		return nil, errors.Join(fmt.Errorf("the verification certificate of %s: %w", arn, err), os.Remove(x.path(name)))
 	}
