@@ -38,8 +38,8 @@ type Line struct {
 	unseen  []byte // the end of that, in which the start of another board is looked for; bounded by maxText
 	err     error  // sticks: the line is of no more use
 	tape    *tape
-	// prompts: of TIAT; the board prints a prompt when it is ready for a command, and hears nothing before. Until Forget.
-	prompts bool
+	// prompt, of TIAT: the board prints it when it is ready for a command, and hears nothing before. Until Forget.
+	prompt string
 	// device is the serial number that Read has read, for Gone; nil from when the next board is looked for until it was read.
 	device *[16]byte
 }
@@ -88,7 +88,7 @@ func (l *Line) Mark() {
 
 // Forget is called when a board is gone: nothing of it stays on the line.
 func (l *Line) Forget() {
-	l.in, l.unseen, l.guard, l.tainted, l.prompts = nil, nil, guard{}, false, false
+	l.in, l.unseen, l.guard, l.tainted, l.prompt = nil, nil, guard{}, false, ""
 	l.Mark()
 }
 
@@ -127,23 +127,51 @@ func (l *Line) Send(ctx context.Context, s string) error {
 // and LF is one line end.
 func (l *Line) ReadLine(ctx context.Context) (string, error) {
 	for {
-		if l.err != nil {
-			return "", l.err
-		}
-		l.in = bytes.TrimLeft(l.in, "\r\n")
-		if i := bytes.IndexAny(l.in, "\r\n"); i > 0 {
-			line := string(l.in[:i])
-			l.in = l.in[i:]
-			return line, nil
-		}
-		if len(l.in) > maxLine {
-			l.in = nil
-			return "", fmt.Errorf("%w: a line of more than %d bytes", ErrGarbled, maxLine)
+		if line, ok, err := l.nextLine(); ok || err != nil {
+			return line, err
 		}
 		if err := l.fill(ctx); err != nil {
 			return "", err
 		}
 	}
+}
+
+// lineOrSilence is ReadLine that stops when nothing arrives for so long: heard is false
+// then, and not the error of an ended context.
+func (l *Line) lineOrSilence(ctx context.Context, silence time.Duration) (line string, heard bool, err error) {
+	for {
+		if line, ok, err := l.nextLine(); ok || err != nil {
+			return line, ok, err
+		}
+		limited, cancel := context.WithTimeoutCause(ctx, silence, errSilence)
+		err := l.fill(limited)
+		cancel()
+		if errors.Is(err, errSilence) {
+			return "", false, nil
+		}
+		if err != nil {
+			return "", false, err
+		}
+	}
+}
+
+var errSilence = errors.New("silence")
+
+// nextLine takes a whole line off what has arrived.
+func (l *Line) nextLine() (line string, ok bool, err error) {
+	if l.err != nil {
+		return "", false, l.err
+	}
+	l.in = bytes.TrimLeft(l.in, "\r\n")
+	if i := bytes.IndexAny(l.in, "\r\n"); i > 0 {
+		line, l.in = string(l.in[:i]), l.in[i:]
+		return line, true, nil
+	}
+	if len(l.in) > maxLine {
+		l.in = nil
+		return "", false, fmt.Errorf("%w: a line of more than %d bytes", ErrGarbled, maxLine)
+	}
+	return "", false, nil
 }
 
 // Heard waits up to wait for anything to arrive, and reports whether it did. It consumes nothing.

@@ -14,91 +14,111 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/big"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"secretfree/station/board"
 )
 
 // The parser of each line of a board by itself; FuzzTIAT and its like have whole dialogues. What parses is all of the
 // text, and encodes to it again.
 
-// fuzzNumbers checks fields of one or two hex digits, each a byte, padded or not.
-func fuzzNumbers(t *testing.T, value, separator string, n int) []byte {
-	got := unpadded(value, separator)
-	fields := strings.Split(value, separator)
-	if len(got) != n || len(fields) != n {
-		t.Fatalf("%q has %d bytes, want %d", value, len(got), n)
-	}
-	for i, b := range got {
-		if fields[i] != fmt.Sprintf("0x%x", b) && fields[i] != fmt.Sprintf("0x%02x", b) {
-			t.Errorf("field %d of %q became %02x", i, value, b)
-		}
-	}
-	return got
-}
-
 func FuzzUDIDLine(f *testing.F) {
 	f.Add("0x4d,0x1f,0x8e,0x27,0xb3,0xc0,0x5a,0x9e,0x61,0xf2,0xd4,0x77,0x88,0xaa,0xbb,0xcc")
+	f.Add(" 0X4D, 0x1F,0x8E,0x27 ,0xb3,0xc0,0x5a,0x9e,0x61,0xf2,0xd4,0x77,0x88,0xaa,0xbb,0xcc\t")
 	f.Add("0x0,0xa,0x0d,0xff,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x1")
 	f.Add("0x0,0xa,0xd,0xff,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x0,0x")
-	f.Add("0x8:0x0:0x28:0x5b:0x55:0xe0")
 	f.Fuzz(func(t *testing.T, value string) {
-		if tiMAC.MatchString(value) {
-			fuzzNumbers(t, value, ":", 6)
-		}
-		if !tiUDID.MatchString(value) {
+		udid, ok := parseUDID(value)
+		if !ok {
 			return
 		}
-		fuzzNumbers(t, value, ",", 16)
+		fields := strings.Split(fold(value), ",")
+		if len(fields) != len(udid) {
+			t.Fatalf("%q has %d fields", value, len(fields))
+		}
+		for i, b := range udid {
+			if fields[i] != fmt.Sprintf("0x%x", b) && fields[i] != fmt.Sprintf("0x%02x", b) {
+				t.Errorf("field %d of %q became %02x", i, value, b)
+			}
+		}
 		// A field less is none, wherever it was lost.
 		for i := range value {
-			if cut := value[:i]; tiUDID.MatchString(cut) && strings.Count(cut, ",") != 15 {
-				t.Errorf("%q passes as well as %q", cut, value)
+			if _, ok := parseUDID(value[:i]); ok && strings.Count(value[:i], ",") != 15 {
+				t.Errorf("%q passes as well as %q", value[:i], value)
+			}
+		}
+		// A blank inside a number is no number.
+		if i := strings.LastIndexAny(value, "xX"); i >= 0 {
+			if _, ok := parseUDID(value[:i] + " " + value[i:]); ok {
+				t.Errorf("%q passes with a blank inside a number", value)
 			}
 		}
 	})
 }
 
-func FuzzVersionLine(f *testing.F) {
-	f.Add("0x31000019,3.1.0.5,3.1.0.19,4.4.1.3,8738")
-	f.Add("0x0,1,2,3,4")
-	f.Add("0x31000019,3.1.0.5,3.1.0.19,4.4.1.3")
+// Facts never fail a board, and always make a record.
+func FuzzFactLines(f *testing.F) {
+	for _, value := range []string{
+		"0x31000019,3.1.0.5,3.1.0.19,4.4.1.3,8738", "0X3100001A, 3.1.0.5, 3.1.0.19, 4.4.1.3, 0X2222,1.2", "0x31000019,3.1.0.5,3.1.0.19,4.4.1.3", "hello",
+		"0x8:0x0:0x28:0x5b:0x55:0xe0", "08-00-28-5B-55-E0", "0800285B55E0", "1,88," + strings.Repeat("A", 87) + "=", "0,65,\x04\x00,\x81", strings.Repeat("x", 2000),
+	} {
+		f.Add(value)
+	}
+	key, err := board.ParseKey(testSPKI(f))
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, value string) {
-		if !tiVersion.MatchString(value) {
-			return
+		facts := map[string]string{}
+		parseVersion(value, facts)
+		parseMAC(value, facts)
+		parseKey1(value, facts)
+		r := board.Record{SKU: "s", Station: "s", Device: board.DeviceID{1}, Key: key, ReadAt: time.Unix(0, 0).UTC(), Generation: 1, Facts: facts}
+		if err := r.Check(); err != nil {
+			t.Errorf("%q: %v", value, err)
 		}
-		fields := strings.Split(value, ",")
-		if len(fields) != 5 || len(value) > 8+2+4*(1+5*4+3) {
-			t.Fatalf("%q has %d fields and %d characters", value, len(fields), len(value))
-		}
-		for _, field := range fields {
-			if field == "" || strings.Trim(field, "0123456789abcdefx.") != "" {
-				t.Errorf("the field %q in %q", field, value)
-			}
+		if mac := facts["mac"]; mac != "" && !regexp.MustCompile(`^([0-9a-f]{2}:){5}[0-9a-f]{2}$`).MatchString(mac) {
+			t.Errorf("%q became the address %q", value, mac)
 		}
 	})
+}
+
+func testSPKI(f *testing.F) []byte {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		f.Fatal(err)
+	}
+	return spki
 }
 
 func FuzzSignMsgLine(f *testing.F) {
 	for _, n := range []int{64, 70, 72} {
 		text := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0x30}, n))
 		f.Add(fmt.Sprintf("1,%d,%s", len(text), text))
+		f.Add(fmt.Sprintf(" 1, %d, %s ", len(text), text))
 		f.Add(fmt.Sprintf("1,%d,%s", n, text)) // the length of what it stands for
 	}
 	f.Add("1,4,AAA=")
 	f.Add("1,004,AAA=")
 	f.Add("1,4,AAB=") // not the one encoding of two bytes
 	f.Fuzz(func(t *testing.T, value string) {
-		m := tiSigned.FindStringSubmatch(value)
-		if m == nil {
-			return
-		}
-		raw, err := counted(m)
+		raw, err := parseBase64(value)
 		if err != nil {
 			return
 		}
 		text := base64.StdEncoding.EncodeToString(raw)
-		if again := fmt.Sprintf("1,%d,%s", len(text), text); again != value {
-			t.Errorf("%q encodes to %q", value, again)
+		length, rest, _ := strings.Cut(strings.TrimPrefix(tiBlanks.Replace(value), "1,"), ",")
+		if n, err := strconv.Atoi(length); err != nil || n != len(text) || rest != text {
+			t.Errorf("%q became %q", value, text)
 		}
 	})
 }
@@ -217,6 +237,7 @@ func FuzzReportAnswer(f *testing.F) {
 		fmt.Sprintf("secretfree 1 %x %x %x", device, point, signature),
 		fmt.Sprintf("secretfree 1 %X %x %x", device, point[1:], signature),
 		fmt.Sprintf("secretfree 1 ready %x", device), "secretfree 1 error", "secretfree 2 error", "secretfree 1 ",
+		fmt.Sprintf("Secretfree  1\tREADY %X", device),
 	} {
 		f.Add(sealed(text))
 		f.Add(text)
@@ -226,7 +247,7 @@ func FuzzReportAnswer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !strings.EqualFold(sealed("secretfree 1 "+text), line) {
+		if got, want := strings.Fields(strings.ToLower(line)), strings.Fields(strings.ToLower("secretfree 1 "+text)); !slices.Equal(got[:len(got)-1], want) {
 			t.Fatalf("%q is the answer %q, which is another line", line, text)
 		}
 		report, err := parseReport(text, nonce)

@@ -23,6 +23,8 @@ func recordings() []recording {
 		return func(b *board) { b.Print = map[string]string{command: text} }
 	}
 	serial := func(n int) string { return "+get:" + strings.TrimSuffix(strings.Repeat("0x1f,", n), ",") }
+	forms := func(f fixtures.Forms) func(*board) { return func(b *board) { b.Forms = f } }
+	optional := []string{"version", "mac_addr", "public_key"}
 	one, two := fixtures.NewDevice(), fixtures.NewDevice()
 	var ones [16]byte
 	for i := range ones {
@@ -65,8 +67,8 @@ func recordings() []recording {
 		{"ti-at-signs-with-key-1", at, noProof, "key 0 was asked for, key 1 signed: perhaps a temporary one", "", func(b *board) {
 			b.Key1, b.SignWithKey1 = fixtures.NewKey(), true
 		}},
-		{"ti-at-binary-key", at, garbled, "key 1 in binary, with 00, LF, CR and a comma in it", "", print("public_key", "+netutilget:0,65,\x04\x00\n\r,\x81\n\rOK\n\r")},
-		{"ti-at-key-length", at, garbled, "the length of the key instead of the length of its text", "", print("public_key", "+netutilget:1,65,"+strings.Repeat("A", 87)+"=\n\rOK\n\r")},
+		{"ti-at-binary-key", at, passed, "key 1 in binary, with 00, LF, CR and a comma in it; only a fact", "", print("public_key", "+netutilget:0,65,\x04\x00\n\r,\x81\n\rOK\n\r")},
+		{"ti-at-key-length", at, passed, "the length of the key instead of the length of its text; only a fact", "", print("public_key", "+netutilget:1,65,"+strings.Repeat("A", 87)+"=\n\rOK\n\r")},
 		{"ti-at-wrong-signatures", at, noProof, "signatures over something else", "", func(b *board) { b.WrongSignatures = true }},
 		{"ti-at-reset-in-reply", at, passed, "the banner comes inside the serial number; read again", "", func(b *board) { b.ResetIn, b.ResetAt = "udid", 23 }},
 		{"ti-at-reset-in-signature", at, passed, "the banner comes inside a signature; read again", "", func(b *board) { b.ResetIn, b.ResetAt = "sign_msg", 40 }},
@@ -77,7 +79,31 @@ func recordings() []recording {
 		{"ti-at-serial-joined", at, garbled, "digits without separators cannot be told apart", "", print("udid", "+get:4d1f0a5e\n\rOK\n\r")},
 		{"ti-at-serial-of-ff", at, garbled, "an unprogrammed memory", "", func(b *board) { b.Serials = [][16]byte{ones} }},
 		{"ti-at-serial-cut", at, timeout, "0x1 of 0x1f: only the missing OK shows it", "", print("udid", serial(15)+",0x1")},
-		{"ti-at-guide-case", at, garbled, "+Get: as the guide has it, and no board", "", print("udid", "+Get:"+strings.Repeat("0x1f,", 15)+"0x1f\n\rOK\n\r")},
+		{"ti-at-guide-case", at, passed, "+Get: as the guide has it", "", func(b *board) { b.Forms.Names = fixtures.NamesTitle }},
+		{"ti-at-upper-case", at, passed, "serial number and facts in upper-case hex, 0X", "", forms(fixtures.Forms{Hex: fixtures.HexUpper, Names: fixtures.NamesUpper})},
+		{"ti-at-padded", at, passed, "serial number and MAC address in padded hex", "", forms(fixtures.Forms{Hex: fixtures.HexUpperPadded})},
+		{"ti-at-spaces", at, passed, "blanks after +get: and around every comma, also of a signature", "", forms(fixtures.Forms{Spaces: true})},
+		{"ti-at-version-forms", at, passed, "six fields, upper-case hex, a hex ROM field, blanks after commas", "", forms(fixtures.Forms{
+			Version: "0X3100001A, 3.1.0.5, 3.1.0.19, 4.4.1.3, 0X2222, 3.0.1.71"})},
+		{"ti-at-version-of-four", at, passed, "four fields", "", forms(fixtures.Forms{Version: "0x31000019,3.1.0.5,3.1.0.19,4.4.1.3"})},
+		{"ti-at-version-in-words", at, passed, "a version in no known form", "", forms(fixtures.Forms{Version: "release 7 (\xe9t\xe9)"})},
+		{"ti-at-mac-padded", at, passed, "a padded MAC address in upper case", "", forms(fixtures.Forms{MAC: "08:00:28:5B:55:E0"})},
+		{"ti-at-mac-dashes", at, passed, "a MAC address with dashes", "", forms(fixtures.Forms{MAC: "08-00-28-5b-55-e0"})},
+		{"ti-at-mac-joined", at, passed, "a MAC address without separators", "", forms(fixtures.Forms{MAC: "0800285B55E0"})},
+		{"ti-at-refused-bare", at, passed, "facts and key 1 are refused with ERROR alone", "", forms(fixtures.Forms{Refuse: optional, Refusal: "ERROR"})},
+		{"ti-at-refused-lower", at, passed, "facts and key 1 are refused in lower case, without a code", "", forms(fixtures.Forms{Refuse: optional, Refusal: "error: no such thing"})},
+		{"ti-at-refused-in-words", at, passed, "facts, key 1 and at+test are refused in other words", "", forms(fixtures.Forms{
+			Refuse: append([]string{"at+test"}, optional...), Refusal: "Befehl unbekannt"})},
+		{"ti-at-111-refused-in-words", at, passed, "build 1.1.1: facts and key 1 are refused in other words, and the prompt is another one", "", func(b *board) {
+			b.Build, b.Forms = fixtures.Build111, fixtures.Forms{Refuse: optional, Refusal: "+FAIL", Prompt: "AT> "}
+		}},
+		{"ti-at-sign-refused-bare", at, noProof, "sign_msg is refused with ERROR alone", "", forms(fixtures.Forms{Refuse: []string{"sign_msg"}, Refusal: "ERROR"})},
+		{"ti-at-sign-refused-in-words", at, noProof, "sign_msg is refused in other words", "", forms(fixtures.Forms{Refuse: []string{"sign_msg"}, Refusal: "geht nicht"})},
+		{"ti-at-serial-refused-in-words", at, garbled, "the serial number is refused in other words", "", forms(fixtures.Forms{Refuse: []string{"udid"}, Refusal: "geht nicht"})},
+		{"ti-at-ok-trailing-space", at, passed, "OK with a blank and a tab after it", "", forms(fixtures.Forms{OK: "OK \t"})},
+		{"ti-at-ok-lower", at, passed, "ok in lower case", "", forms(fixtures.Forms{OK: "ok"})},
+		{"ti-at-cr-lf", at, passed, "lines end in CR LF", "", forms(fixtures.Forms{LineEnd: "\r\n"})},
+		{"ti-at-serial-space-in-number", at, garbled, "a blank inside a number", "", print("udid", serial(15)+",0x1 f\n\rOK\n\r")},
 		{"ti-at-muted", at, timeout, "no answer to the serial number", "", func(b *board) { b.Mute = "udid" }},
 		{"ti-at-network-processor-dead", at, garbled, "a fatal event: it needs a reset", "", print("udid", "+eventfatalerror:device_abort,5,4660\n\r")},
 		{"ti-at-modemmanager", at, passed, "a modem manager has typed AT, which is an error", "ATE1 E0\rAT\r", func(b *board) {}},

@@ -37,11 +37,13 @@ const (
 )
 
 var (
-	// What begins like an answer must be one, to its end.
-	reportLine  = regexp.MustCompile(`^secretfree ([0-9]{1,4}) (.*)$`)
-	reportReady = regexp.MustCompile(`^ready ([0-9A-Fa-f]{32})$`)
-	reportFull  = regexp.MustCompile(`^([0-9A-Fa-f]{32}) ([0-9A-Fa-f]{128,182}) ([0-9A-Fa-f]{16,144})$`)
-	reportHere  = regexp.MustCompile(`(?:^|[\r\n])secretfree [0-9]{1,4} [0-9A-Za-z]`)
+	// What begins like an answer must be one, to its end. Case and the number of blanks carry no meaning; the
+	// checksum is over the line as it came.
+	reportLine  = regexp.MustCompile(`(?i)^secretfree[ \t]+([0-9]{1,4})[ \t]+(.*)$`)
+	reportReady = regexp.MustCompile(`(?i)^ready[ \t]+([0-9a-f]{32})$`)
+	reportFull  = regexp.MustCompile(`(?i)^([0-9a-f]{32})[ \t]+([0-9a-f]{128,182})[ \t]+([0-9a-f]{16,144})$`)
+	reportHere  = regexp.MustCompile(`(?i)(?:^|[\r\n])[ \t]*secretfree[ \t]+[0-9]{1,4}[ \t]+[0-9a-z]`)
+	reportSum   = regexp.MustCompile(`^(?:0[xX])?([0-9A-Fa-f]{1,8})$`)
 )
 
 // errRefused: the firmware answered "error".
@@ -124,6 +126,7 @@ var errNotMine = errors.New("not an answer")
 
 // openAnswer returns what is between version and checksum of an answer.
 func openAnswer(line string) (string, error) {
+	line = strings.Trim(line, tiBlank)
 	m := reportLine.FindStringSubmatch(line)
 	if m == nil {
 		return "", errNotMine
@@ -131,16 +134,24 @@ func openAnswer(line string) (string, error) {
 	if m[1] != "1" {
 		return "", fmt.Errorf("%w: its firmware speaks version %s of the dialect report, this program 1", ErrGarbled, m[1])
 	}
-	i := strings.LastIndexByte(line, ' ')
-	sum, err := strconv.ParseUint(line[i+1:], 16, 32)
-	if err != nil || len(line)-i-1 != 8 || uint32(sum) != crc32.ChecksumIEEE([]byte(line[:i])) {
+	// An answer has text before its checksum. Without any the line is the echo of a command.
+	i := strings.LastIndexAny(m[2], tiBlank)
+	if sum := reportSum.FindStringSubmatch(m[2][i+1:]); i < 0 && sum == nil {
+		return "", errNotMine
+	} else if i < 0 || sum == nil || !sumHolds(sum[1], line[:len(line)-len(m[2])+i]) {
 		return "", fmt.Errorf("%w: an answer whose checksum is wrong", ErrGarbled)
 	}
-	text := strings.TrimPrefix(line[:i], reportWord+" 1 ")
-	if text == "error" {
+	text := strings.TrimRight(m[2][:i], tiBlank)
+	if strings.EqualFold(text, "error") {
 		return "", errRefused
 	}
 	return text, nil
+}
+
+// sumHolds tells whether a checksum is that of a text, or of the text without the blanks at its end.
+func sumHolds(digits, text string) bool {
+	sum, err := strconv.ParseUint(digits, 16, 32)
+	return err == nil && (uint32(sum) == crc32.ChecksumIEEE([]byte(text)) || uint32(sum) == crc32.ChecksumIEEE([]byte(strings.TrimRight(text, tiBlank))))
 }
 
 // For auto.

@@ -1,6 +1,7 @@
 package uart
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -8,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -36,33 +36,30 @@ const (
 	tiLines    = 64 // lines of one answer, events and all
 	tiNonceLen = 21 // no padding in base64, and not a multiple of 8: the firmware's decoder writes one byte too many there
 	tiNonces   = 3
+
+	// The silence after a line in other words than the documented ones. Then the line is
+	// the whole answer: a refusal.
+	tiRefusedNo   = 100 * time.Millisecond // the line begins like an error
+	tiRefused     = 300 * time.Millisecond // any other line
+	tiSignRefused = 600 * time.Millisecond // any other line, while the board may be signing
+
+	tiPromptLen = 40 // characters of a prompt in other words
 )
 
 const (
 	tiBanner = "AT Commands Example Ver:" // only a fresh start prints it
 	tiPrompt = "Enter AT Command:"
 	tiWho    = "at+get=iot,udid"
-	tiEvent  = "+event"
-	tiFatal  = "+eventfatalerror"
 )
 
 var (
-	tiUDID     = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2},){15}0x[0-9a-f]{1,2}$`)
-	tiTold     = regexp.MustCompile(`\+get:((?:0x[0-9a-f]{1,2},){15}0x[0-9a-f]{1,2})[\r\n]+OK[\r\n]`)
-	tiVersion  = regexp.MustCompile(`^0x[0-9a-f]{1,8}(?:,[0-9]{1,5}(?:\.[0-9]{1,5}){0,3}){4}$`)
-	tiMAC      = regexp.MustCompile(`^(?:0x[0-9a-f]{1,2}:){5}0x[0-9a-f]{1,2}$`)
-	tiSigned   = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
-	tiKey1     = regexp.MustCompile(`^1,([0-9]{1,3}),([A-Za-z0-9+/]+={0,2})$`)
-	tiBuild    = regexp.MustCompile(`AT Commands Example Ver: ([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
-	tiOK       = regexp.MustCompile(`[\r\n](?:[A-Za-z: ]*)OK([\r\n]+)`)
-	tiSpeaks   = regexp.MustCompile(`[\r\n]OK[\r\n]|ERROR: (?:command not exist|number of parameters|parse parameters),-?[0-9]|\+event[a-z]+:`)
-	tiPrompted = regexp.MustCompile(`^Enter AT Command: *at\+`)
+	tiBuild  = regexp.MustCompile(`(?i)AT Commands? Example Ver[:. \t]*([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
+	tiOK     = regexp.MustCompile(`(?i)[\r\n](?:[A-Za-z: ]*)OK[ \t]*([\r\n]+)`)
+	tiSpeaks = regexp.MustCompile(`(?i)[\r\n][ \t]*OK[ \t]*[\r\n]|ERROR[ \t]*:[ \t]*(?:command not exist|number of parameters|parse parameters)[ \t]*,[ \t]*-?[0-9]|\+event[a-z]+:`)
 	// What a board says that was waiting for a command: to a carriage return, and to at+test; and how that begins.
-	tiQuick   = regexp.MustCompile(`^(?:\r(?:\n\r|\n\n\r\r)|at\+test\r\n[\r\n]*OK[\r\n]+)(?:Enter AT Command:)?$`)
-	tiQuickly = regexp.MustCompile(`^(?:at\+test)?\r[\r\n]*(?:OK?)?[\r\n]*(?:E[A-Za-z ]*)?$`)
-	tiEvents  = regexp.MustCompile(`\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
-	// A prompt that some builds print can stand before an error, on the same line.
-	tiError = regexp.MustCompile(`ERROR: ((?:command not exist|number of parameters|parse parameters|process command|allocate),-?[0-9]{1,6}|length smaller than payload)$`)
+	tiQuick   = regexp.MustCompile(`(?i)^(?:\r(?:\n\r|\n\n\r\r|\r\n|\n\r\n)|at\+test\r\n?[\r\n]*OK[ \t]*[\r\n]+)(?:Enter AT Command:)?$`)
+	tiQuickly = regexp.MustCompile(`(?i)^(?:at\+test)?\r[\r\n]*(?:OK?[ \t]*)?[\r\n]*(?:E[A-Za-z ]*)?$`)
+	tiEvents  = regexp.MustCompile(`(?i)\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
 )
 
 // Detect implements Dialect. It sends nothing but carriage returns, which every build ignores, until
@@ -106,11 +103,20 @@ func (TIAT) Gone(ctx context.Context, l *Line) error {
 
 // tiDevice finds the whole answer to tiWho in what a board says, with the OK after it.
 func tiDevice(text string) (device [16]byte, ok bool) {
-	m := tiTold.FindStringSubmatch(tiEvents.ReplaceAllString(text, ""))
-	if m == nil {
+	text = tiEvents.ReplaceAllString(text, "")
+	end := strings.LastIndexAny(text, "\r\n")
+	if end < 0 {
 		return device, false
 	}
-	return [16]byte(unpadded(m[1], ",")), true
+	have := false
+	for line := range strings.FieldsFuncSeq(text[:end], func(r rune) bool { return r == '\r' || r == '\n' }) {
+		if _, value, reply := cutAt(line, tiGet); reply {
+			device, have = parseUDID(value)
+		} else if have && endsAnswer(line, tiPrompt) {
+			return device, true
+		}
+	}
+	return device, false
 }
 
 // For auto.
@@ -119,7 +125,7 @@ func (TIAT) probe() string    { return "at+test" }
 func (TIAT) starts() []string { return []string{tiBanner} }
 
 func (TIAT) recognises(text string) bool {
-	return strings.Contains(text, tiBanner) || strings.Contains(text, tiPrompt) || tiSpeaks.MatchString(text)
+	return tiStarts.MatchString(text) || strings.Contains(text, tiPrompt) || tiSpeaks.MatchString(text)
 }
 
 // leave asks for the serial number in a line of its own, after one that is never empty: see Auto.
@@ -150,10 +156,9 @@ func (d TIAT) quick(ctx context.Context, l *Line) (bool, error) {
 		}
 	}
 	l.keep(0)
-	l.prompts = false
-	_, err := d.ask(ctx, l, "at+test", "", tiPing)
-	var refused *refusal
-	if errors.As(err, &refused) || errors.Is(err, ErrTimeout) && ctx.Err() == nil || errors.Is(err, ErrGarbled) {
+	l.prompt = ""
+	err := d.ping(ctx, l, tiPing)
+	if errors.Is(err, ErrTimeout) && ctx.Err() == nil || errors.Is(err, ErrGarbled) {
 		return false, nil
 	}
 	return err == nil, err
@@ -166,8 +171,26 @@ func (d TIAT) test(ctx context.Context, l *Line) error {
 		return err
 	}
 	// A prompt that comes once has a line end; one before every command has none.
-	l.prompts = strings.HasSuffix(tiEvents.ReplaceAllString(said, ""), tiPrompt)
-	_, err = d.ask(ctx, l, "at+test", "", tiAnswer)
+	said = tiEvents.ReplaceAllString(said, "")
+	l.prompt = promptOf(said[strings.LastIndexAny(said, "\r\n")+1:])
+	return d.ping(ctx, l, tiAnswer)
+}
+
+// promptOf returns text that stands before a command on its line, if it can be a prompt.
+func promptOf(text string) string {
+	if strings.Trim(text, tiBlank) == "" || len(text) > tiPromptLen || strings.Contains(fold(text), "at+") {
+		return ""
+	}
+	return text
+}
+
+// ping asks for an OK. Firmware without at+test is asked for its serial number.
+func (d TIAT) ping(ctx context.Context, l *Line, limit time.Duration) error {
+	_, err := d.ask(ctx, l, "at+test", nil, limit)
+	var refused *refusal
+	if errors.As(err, &refused) {
+		_, err = d.ask(ctx, l, tiWho, tiGet, tiAnswer)
+	}
 	return hide(err)
 }
 
@@ -177,7 +200,7 @@ func (TIAT) ready(ctx context.Context, l *Line) error {
 	for end := time.Now().Add(tiReady); ; {
 		said := tiEvents.ReplaceAllString(string(l.in), "")
 		// Its first part may have come before the answer.
-		if end := said[strings.LastIndexAny(said, "\r\n")+1:]; end != "" && strings.HasSuffix(tiPrompt, end) {
+		if end := said[strings.LastIndexAny(said, "\r\n")+1:]; end != "" && strings.HasSuffix(l.prompt, end) {
 			l.keep(0)
 			return nil
 		}
@@ -253,19 +276,23 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		return Report{}, fmt.Errorf("%w: it signs with the key in index 1 instead of 0; its firmware is not TI's, use another route", ErrNoProof)
 	}
 	facts["hash"] = proof.Hash
-	d.met(l.heard(), facts)
+	d.met(l, facts)
 	l.device = &device
 	return Report{Device: device, SPKI: spki, Facts: facts, Proof: proof}, nil
 }
 
 // met notes which of the documented forms the board has.
-func (TIAT) met(heard string, facts map[string]string) {
+func (TIAT) met(l *Line, facts map[string]string) {
+	heard := l.heard()
 	if m := tiBuild.FindAllStringSubmatch(heard, -1); m != nil {
 		facts["build"] = m[len(m)-1][1]
 	}
-	start := max(0, strings.LastIndex(heard, tiBanner))
+	start := 0
+	if all := tiStarts.FindAllStringIndex(heard, -1); all != nil {
+		start = all[len(all)-1][0]
+	}
 	facts["prompt"] = "once"
-	if strings.Count(heard[start:], tiPrompt) > 1 {
+	if strings.Count(heard[start:], cmp.Or(l.prompt, tiPrompt)) > 1 {
 		facts["prompt"] = "every-command"
 	}
 	facts["line-ends"] = "other"
@@ -274,72 +301,72 @@ func (TIAT) met(heard string, facts map[string]string) {
 			facts["line-ends"] = "lf-cr-cr"
 			break
 		}
-		if strings.HasPrefix(m[1], "\n\r") {
+		switch {
+		case strings.HasPrefix(m[1], "\n\r"):
 			facts["line-ends"] = "lf-cr"
+		case strings.HasPrefix(m[1], "\r\n"):
+			facts["line-ends"] = "cr-lf"
 		}
 	}
 }
 
 func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
-	value, err := d.ask(ctx, l, tiWho, "+get:", tiAnswer)
+	value, err := d.ask(ctx, l, tiWho, tiGet, tiAnswer)
 	if err != nil {
 		return udid, fmt.Errorf("reading the serial number: %w", hide(err))
 	}
-	if !tiUDID.MatchString(value) {
+	udid, ok := parseUDID(value)
+	if !ok {
 		return udid, fmt.Errorf("reading the serial number: %w: not 16 bytes", ErrGarbled)
 	}
-	copy(udid[:], unpadded(value, ","))
 	return udid, checkDevice(udid)
 }
 
-// facts asks for what is good to know; a board that refuses to tell is no worse for it.
+// facts asks for what is good to know. A board that refuses, or answers in a form that
+// nobody knows, is no worse for it.
 func (d TIAT) facts(ctx context.Context, l *Line, facts map[string]string) error {
 	for _, q := range []struct {
-		command, prefix string
-		grammar         *regexp.Regexp
-		keep            func(value string) error
+		command string
+		reply   *regexp.Regexp
+		keep    func(value string, facts map[string]string)
 	}{
-		{"at+get=general,version", "+get:", tiVersion, func(value string) error {
-			for i, name := range []string{"chip", "mac-version", "phy-version", "nwp-version", "rom-version"} {
-				facts[name] = strings.Split(value, ",")[i]
-			}
-			return nil
-		}},
-		{"at+netcfgget=get_mac_addr", "+netcfgget:", tiMAC, func(value string) error {
-			facts["mac"] = fmt.Sprintf("% x", unpadded(value, ":"))
-			facts["mac"] = strings.ReplaceAll(facts["mac"], " ", ":")
-			return nil
-		}},
-		{"at+netutilget=public_key,1", "+netutilget:", tiKey1, func(value string) error {
-			raw, err := counted(tiKey1.FindStringSubmatch(value))
-			if err != nil {
-				return err
-			}
-			spki, _, err := parsePoint(raw)
-			if err != nil {
-				return fmt.Errorf("%w: %v", ErrGarbled, err)
-			}
-			print := sha256.Sum256(spki)
-			facts["key-1"] = hex.EncodeToString(print[:])
-			return nil
-		}},
+		{"at+get=general,version", tiGet, parseVersion},
+		{"at+netcfgget=get_mac_addr", tiNetCfgGet, parseMAC},
+		{"at+netutilget=public_key,1", tiNetUtilGet, parseKey1},
 	} {
-		value, err := d.ask(ctx, l, q.command, q.prefix, tiAnswer)
+		value, err := d.ask(ctx, l, q.command, q.reply, tiAnswer)
 		var refused *refusal
-		if errors.As(err, &refused) {
-			continue
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+			q.keep(value, facts)
+		case errors.As(err, &refused):
+		case errors.Is(err, errStopped), errors.Is(err, errAnew), ctx.Err() != nil:
 			return fmt.Errorf("asking %s: %w", q.command, err)
-		}
-		if !q.grammar.MatchString(value) {
-			return fmt.Errorf("asking %s: %w: not of the documented form", q.command, ErrGarbled)
-		}
-		if err := q.keep(value); err != nil {
+		case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
+			// A late answer must not be taken for that to the next command.
+			if err := d.test(ctx, l); err != nil {
+				return fmt.Errorf("after %s: %w", q.command, err)
+			}
+		default:
 			return fmt.Errorf("asking %s: %w", q.command, err)
 		}
 	}
 	return nil
+}
+
+// parseKey1 reads the key in index 1, which is never the identity.
+func parseKey1(value string, facts map[string]string) {
+	raw, err := parseBase64(value)
+	if err == nil {
+		var spki []byte
+		if spki, _, err = parsePoint(raw); err == nil {
+			print := sha256.Sum256(spki)
+			facts["key-1"] = hex.EncodeToString(print[:])
+		}
+	}
+	if err != nil {
+		keepRaw(facts, "key-1-raw", value)
+	}
 }
 
 // sign has a fresh nonce signed with key 0. Letters and digits stay letters and digits in base64, so nothing in
@@ -347,7 +374,7 @@ func (d TIAT) facts(ctx context.Context, l *Line, facts map[string]string) error
 func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	nonce := l.Nonce(tiNonceLen)
 	text := base64.StdEncoding.EncodeToString([]byte(nonce))
-	value, err := d.ask(ctx, l, fmt.Sprintf("at+netutilcmd=sign_msg,0,1,%d,%s", len(text), text), "+netutilcmd:", tiSign)
+	value, err := d.ask(ctx, l, fmt.Sprintf("at+netutilcmd=sign_msg,0,1,%d,%s", len(text), text), tiNetUtilCmd, tiSign)
 	var refused *refusal
 	if errors.As(err, &refused) {
 		return signed{}, "", fmt.Errorf("%w: it refuses to sign with key 0 (%s). Update the service pack of its network processor; "+
@@ -356,11 +383,7 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	if err != nil {
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w", err)
 	}
-	m := tiSigned.FindStringSubmatch(value)
-	if m == nil {
-		return signed{}, "", fmt.Errorf("having a nonce signed: %w: not of the documented form", ErrGarbled)
-	}
-	raw, err := counted(m)
+	raw, err := parseBase64(value)
 	if err != nil {
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w", err)
 	}
@@ -371,23 +394,11 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	return signed{message: []byte(nonce), r: r, s: s}, encoding, nil
 }
 
-// counted decodes a length and base64, as a grammar has found them. The number is the length of the text, not of what it
-// stands for.
-func counted(m []string) ([]byte, error) {
-	if m[1] != strconv.Itoa(len(m[2])) {
-		return nil, fmt.Errorf("%w: %s characters announced, %d came", ErrGarbled, m[1], len(m[2]))
-	}
-	raw, err := base64.StdEncoding.Strict().DecodeString(m[2])
-	if err != nil {
-		return nil, fmt.Errorf("%w: not base64", ErrGarbled)
-	}
-	return raw, nil
-}
-
-// refusal is an ERROR line of the board. Its words are from the short list of the grammar.
+// refusal is the board's answer to a command that it does not carry out. The text is
+// printable, and capped.
 type refusal struct{ text string }
 
-func (r *refusal) Error() string { return "the board answers ERROR: " + r.text }
+func (r *refusal) Error() string { return "the board refuses: " + r.text }
 
 // hide turns a refusal where none can be accepted into garble.
 func hide(err error) error {
@@ -398,13 +409,21 @@ func hide(err error) error {
 	return err
 }
 
-// ask sends a command and waits for OK or ERROR. With a prefix it returns what follows it, to the end of the
-// line; the OK after it is what shows that the line was not cut. Echo, prompts and events are skipped: they can stand anywhere but inside an
-// answer. Errors: *refusal, ErrTimeout, ErrGarbled and those of Line. None of them quotes the board.
-func (d TIAT) ask(ctx context.Context, l *Line, command, prefix string, limit time.Duration) (string, error) {
-	value, prompted, err := d.dialogue(ctx, l, command, prefix, limit)
+// The dialogue cannot go on.
+var (
+	errStopped = fmt.Errorf("%w: its network processor has stopped; it needs a reset", ErrGarbled)
+	errAnew    = fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
+)
+
+// ask sends a command and waits for OK or a refusal. With a reply it returns what follows
+// the reply's name, to the end of the line; the OK after it shows that the line was not
+// cut. Echo, prompts and events are skipped: they can stand anywhere but inside an answer.
+// A line that is none of these, with silence after it, is a refusal in the firmware's own
+// words. Errors: *refusal, ErrTimeout, ErrGarbled and those of Line.
+func (d TIAT) ask(ctx context.Context, l *Line, command string, reply *regexp.Regexp, limit time.Duration) (string, error) {
+	value, prompted, err := d.dialogue(ctx, l, command, reply, limit)
 	var refused *refusal
-	if l.prompts && !prompted && (err == nil || errors.As(err, &refused)) {
+	if l.prompt != "" && !prompted && (err == nil || errors.As(err, &refused)) {
 		if err := d.ready(ctx, l); err != nil {
 			return "", err
 		}
@@ -413,61 +432,88 @@ func (d TIAT) ask(ctx context.Context, l *Line, command, prefix string, limit ti
 }
 
 // dialogue is ask up to the end of the answer, and tells whether a prompt came with it.
-func (TIAT) dialogue(ctx context.Context, l *Line, command, prefix string, limit time.Duration) (value string, prompted bool, err error) {
+func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp.Regexp, limit time.Duration) (value string, prompted bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
 	if err := l.Send(ctx, command+"\r"); err != nil {
 		return "", false, err
 	}
-	have := false
+	have, echoed := false, false
+	other, silence := "", 2*limit // the last line in other words, and what ends the wait after it
 	for range tiLines {
-		line, err := l.ReadLine(ctx)
+		line, heard, err := l.lineOrSilence(ctx, silence)
 		if weakened && have && errors.Is(err, ErrTimeout) {
 			return value, prompted, nil
 		}
 		if err != nil {
 			return "", false, err
 		}
-		if strings.Contains(line, tiFatal) {
-			return "", false, fmt.Errorf("%w: its network processor has stopped; it needs a reset", ErrGarbled)
+		if !heard {
+			return "", prompted, &refusal{fmt.Sprintf("%q", printable(other, tiQuote))}
+		}
+		if tiFatal.MatchString(line) {
+			return "", false, errStopped
 		}
 		// After a cut echo an event stands on the same line. What it quotes, a network's name, is anybody's.
-		line, _, _ = strings.Cut(line, tiEvent)
-		before, _, _ := strings.Cut(line, "ERROR:")
-		if prefix != "" {
-			before, _, _ = strings.Cut(before, prefix)
+		line, _, _ = cutAt(line, tiEvent)
+		if strings.Trim(line, tiBlank) == "" {
+			continue
 		}
-		prompted = prompted || strings.HasSuffix(strings.TrimSuffix(before, "OK"), ":")
-		l.prompts = l.prompts || tiPrompted.MatchString(line) // and the echo on the same line
-		switch before, ok := strings.CutSuffix(line, "OK"); {
-		case ok && strings.Contains(tiPrompt, before): // it can come in the middle of a prompt
-			if prefix != "" && !have {
+		if before, ok := strings.CutSuffix(strings.TrimRight(line, tiBlank), command); ok && !echoed && promptOf(before) != "" {
+			l.prompt = before
+		}
+		echo, whole := echoes(line, command, l.prompt)
+		if echo = echo && !(whole && echoed); echo {
+			echoed = echoed || whole
+			continue
+		}
+		before, after, replied := line, "", false
+		if reply != nil {
+			before, after, replied = cutAt(line, reply)
+		}
+		ok := !replied && endsAnswer(line, l.prompt)
+		prompted = prompted || promptIn(before, ok, l.prompt)
+		switch {
+		case ok:
+			if reply != nil && !have {
 				return "", false, fmt.Errorf("%w: OK without an answer", ErrGarbled)
 			}
 			return value, prompted, nil
-		case prefix != "" && strings.Contains(line, prefix):
+		case replied:
 			if have {
 				return "", false, fmt.Errorf("%w: two answers to one question", ErrGarbled)
 			}
-			_, value, _ = strings.Cut(line, prefix)
-			have = true
-		case strings.Contains(line, tiBanner):
-			return "", false, fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
+			value, have = after, true
+			silence = 2 * limit // its OK is missing, and nothing else
+		case tiStarts.MatchString(line):
+			return "", false, errAnew
 		default:
 			if m := tiError.FindStringSubmatch(line); m != nil {
 				return "", prompted, &refusal{m[1]}
+			}
+			if have || isPrompt(line, l.prompt) {
+				continue
+			}
+			switch other = line; {
+			case tiNo.MatchString(line), tiNo.MatchString(strings.TrimPrefix(line, l.prompt)):
+				silence = tiRefusedNo
+			case limit == tiSign:
+				silence = tiSignRefused
+			default:
+				silence = tiRefused
 			}
 		}
 	}
 	return "", false, fmt.Errorf("%w: %d lines and no OK", ErrGarbled, tiLines)
 }
 
-// unpadded decodes fields that the grammar has checked: 0x and one or two hex digits.
-func unpadded(value, separator string) []byte {
-	var out []byte
-	for _, field := range strings.Split(value, separator) {
-		b, _ := strconv.ParseUint(strings.TrimPrefix(field, "0x"), 16, 8)
-		out = append(out, byte(b))
+// promptIn tells whether a prompt stands before the answer on a line.
+func promptIn(before string, ok bool, prompt string) bool {
+	before, _, _ = cutAt(before, tiErrorAt)
+	before = strings.TrimRight(before, tiBlank)
+	if ok {
+		before = strings.TrimRight(before[:max(0, len(before)-len("OK"))], tiBlank)
 	}
-	return out
+	last := strings.TrimRight(cmp.Or(prompt, tiPrompt), tiBlank)
+	return before != "" && strings.HasSuffix(before, last[len(last)-1:])
 }

@@ -61,11 +61,12 @@ func TestTIAT(t *testing.T) {
 		"refuses key 0":             {fault: func(b *fixtures.Board) { b.RefuseKey0 = -12290 }, want: uart.ErrNoProof, words: "-12290"},
 		"signs something else":      {fault: func(b *fixtures.Board) { b.WrongSignatures = true }, want: uart.ErrNoProof, words: "one key"},
 		// The second try reads the second board, whole.
-		"swapped once":              {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{one, b.Device} }},
-		"swapped twice":             {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{one, two, one, two} }, want: uart.ErrGarbled, words: "another one at the end"},
-		"version refused":           {fault: func(b *fixtures.Board) { b.Print = map[string]string{"version": "ERROR: process command,-2\n\r"} }, facts: map[string]string{"chip": "", "mac-version": "", "phy-version": "", "nwp-version": "", "rom-version": ""}},
-		"version of a strange form": {fault: func(b *fixtures.Board) { b.Print = map[string]string{"version": "+get:hello\n\rOK\n\r"} }, want: uart.ErrGarbled, words: "documented form"},
-		"serial number refused":     {fault: func(b *fixtures.Board) { b.Print = map[string]string{"udid": "ERROR: process command,-1\n\r"} }, want: uart.ErrGarbled, words: "process command,-1"},
+		"swapped once":    {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{one, b.Device} }},
+		"swapped twice":   {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{one, two, one, two} }, want: uart.ErrGarbled, words: "another one at the end"},
+		"version refused": {fault: func(b *fixtures.Board) { b.Print = map[string]string{"version": "ERROR: process command,-2\n\r"} }, facts: map[string]string{"chip": "", "mac-version": "", "phy-version": "", "nwp-version": "", "rom-version": ""}},
+		"version of a strange form": {fault: func(b *fixtures.Board) { b.Print = map[string]string{"version": "+get:hello\xff\n\rOK\n\r"} },
+			facts: map[string]string{"chip": "", "mac-version": "", "phy-version": "", "nwp-version": "", "rom-version": "", "version-raw": "hello?"}},
+		"serial number refused": {fault: func(b *fixtures.Board) { b.Print = map[string]string{"udid": "ERROR: process command,-1\n\r"} }, want: uart.ErrGarbled, words: "process command,-1"},
 		"serial number of 15 bytes": {fault: func(b *fixtures.Board) {
 			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x1,", 14) + "0x1\n\rOK\n\r"}
 		}, want: uart.ErrGarbled, words: "16 bytes"},
@@ -73,10 +74,13 @@ func TestTIAT(t *testing.T) {
 			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x1,", 16) + "0x1\n\rOK\n\r"}
 		}, want: uart.ErrGarbled, words: "16 bytes"},
 		"something after the number": {fault: func(b *fixtures.Board) {
-			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x1,", 15) + "0x1 \n\rOK\n\r"}
+			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x1,", 15) + "0x1.\n\rOK\n\r"}
 		}, want: uart.ErrGarbled, words: "16 bytes"},
-		"upper case hex": {fault: func(b *fixtures.Board) {
-			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0xA,", 15) + "0xA\n\rOK\n\r"}
+		"a blank inside a number": {fault: func(b *fixtures.Board) {
+			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x1,", 15) + "0x1 f\n\rOK\n\r"}
+		}, want: uart.ErrGarbled, words: "16 bytes"},
+		"numbers without 0x": {fault: func(b *fixtures.Board) {
+			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("10,", 15) + "10\n\rOK\n\r"}
 		}, want: uart.ErrGarbled, words: "16 bytes"},
 		"OK without an answer": {fault: func(b *fixtures.Board) { b.Print = map[string]string{"udid": "OK\n\r"} }, want: uart.ErrGarbled, words: "without an answer"},
 		"two answers":          {fault: func(b *fixtures.Board) { b.Print = map[string]string{"udid": "+get:0x1\n\r+get:0x1\n\rOK\n\r"} }, want: uart.ErrGarbled, words: "two answers"},

@@ -12,6 +12,8 @@
 //     board of ti-at that auto finds at its start it is waited for twice: before the carriage return that ends the probe, and after it; one of
 //     report that auto finds is waited for once, unless it answered the first ping of the first round and said nothing else. In Read of ti-csr it
 //     is waited for after the first question, if a line end has come with or after that: something stale was answered.
+//   - tiRefusedNo and tiRefused, 100 and 300 ms: dialect ti-at, in Read, after each optional command that the firmware refuses in
+//     words that are not TI's.
 //   - csrEcho, 20 ms: dialect ti-csr, after the first question. What was typed while the board started is its answer, and
 //     the question comes again; to answer too early would put every later answer one question off.
 //   - autoQuiet, 60 ms: dialect auto, after the echo of a probe that has no line end, before one is sent: an Enter alone
