@@ -143,6 +143,8 @@ func portAdvice(err error) (advice word, detail string) {
 		return advicePermission, ""
 	case errors.Is(err, uart.ErrNotAPort):
 		return adviceNotAPort, ""
+	case errors.Is(err, uart.ErrNoLines):
+		return adviceNoLines, ""
 	case errors.Is(err, uart.ErrAmbiguous):
 		return adviceAmbiguous, ""
 	}

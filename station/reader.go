@@ -19,6 +19,8 @@ const (
 	retryStuck  = 10 * time.Second       // after a port took nothing; so long the slot says so
 	retryGone   = time.Second            // after a dialect failed to watch a board; doubles
 	maxRetry    = time.Minute
+	quickLoss   = 2 * time.Second  // a port that is lost sooner after it was opened is in trouble
+	maxLost     = 30 * time.Second // between tries at a port in trouble; the pause doubles until then
 )
 
 // errPanic says that a dialect panicked. The value of the panic is not told: it may quote the board.
@@ -26,6 +28,7 @@ var errPanic = errors.New("a bug in the dialect")
 
 // serve owns the port of slot i until ctx ends.
 func (s *Station) serve(ctx context.Context, i int) {
+	trouble := 0 // tries in a row at which no device answered, or the port was lost at once
 	for ctx.Err() == nil {
 		opening, cancel := context.WithTimeoutCause(ctx, lookForPort, uart.ErrAbsent)
 		conn, err := s.slots[i].Open(opening)
@@ -37,7 +40,11 @@ func (s *Station) serve(ctx context.Context, i int) {
 			return
 		}
 		if err != nil {
-			e, pause := event{kind: portLost}, retryLost
+			trouble++
+			if !errors.Is(err, uart.ErrDead) {
+				trouble = 0
+			}
+			e, pause := event{kind: portLost}, lostPause(trouble)
 			if advice, detail := portAdvice(err); advice != "" {
 				e, pause = event{kind: portTrouble, advice: advice, detail: detail}, retryPort
 			}
@@ -46,6 +53,7 @@ func (s *Station) serve(ctx context.Context, i int) {
 			continue
 		}
 		s.apply(i, event{kind: portOpened}, nil)
+		opened := time.Now()
 		lost := s.servePort(ctx, i, conn)
 		conn.Close()
 		if ctx.Err() != nil {
@@ -57,8 +65,22 @@ func (s *Station) serve(ctx context.Context, i int) {
 			sleep(ctx, retryStuck)
 			continue
 		}
-		sleep(ctx, retryLost)
+		trouble++
+		if time.Since(opened) >= quickLoss {
+			trouble = 0
+		}
+		sleep(ctx, lostPause(trouble))
 	}
+}
+
+// lostPause is the time until the next try at a port, so that one in trouble
+// neither floods the log nor uses the processor.
+func lostPause(trouble int) time.Duration {
+	pause := retryLost
+	for range trouble - 1 {
+		pause = min(2*pause, maxLost)
+	}
+	return pause
 }
 
 // servePort reads one board after the other until the port is lost, and returns how; or until ctx ends.
@@ -66,12 +88,21 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 	// Ends a Write that waits for room; a Read ends by the context itself.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	defer s.answerReset(i, ErrPortAbsent)
 	line := uart.NewLine(conn, uart.LineOptions{Nonce: s.slots[i].Nonce})
 	for {
-		if err := s.readBoard(ctx, i, line); err != nil {
-			return err
+		err := s.oneBoard(ctx, i, conn, line)
+		if errors.Is(err, errResetAsked) && ctx.Err() == nil {
+			err = s.reset(ctx, i, conn, line, "on demand")
+			s.answerReset(i, err)
+			if reason, ok := boardReason(err); ok { // it printed a key at the last moment
+				if e := (event{kind: boardFailed, reason: reason}); s.apply(i, e, err) {
+					s.tell(i)
+				}
+				err = s.awaitGone(ctx, i, line)
+			}
 		}
-		if err := s.awaitGone(ctx, i, line); err != nil {
+		if err != nil {
 			return err
 		}
 		s.apply(i, event{kind: boardGone}, nil)
@@ -79,8 +110,9 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 }
 
 // readBoard waits for a board and brings it to its verdict. An error means that the port is lost or ctx has ended.
-func (s *Station) readBoard(ctx context.Context, i int, line *uart.Line) error {
-	e, cause, err := s.verdict(ctx, i, line)
+// present ends, besides, when the fixture is opened.
+func (s *Station) readBoard(ctx, present context.Context, i int, conn uart.Conn, line *uart.Line) error {
+	e, cause, err := s.verdict(ctx, present, i, conn, line)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -94,12 +126,46 @@ func (s *Station) readBoard(ctx context.Context, i int, line *uart.Line) error {
 	return err
 }
 
-// verdict returns the event that ends the reading of a board, and what caused it; err as readBoard.
-func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event, cause, err error) {
+// verdict returns the event that ends the reading of a board, and what caused it; err as readBoard. A board that a reset may help is reset
+// and read once more.
+func (s *Station) verdict(ctx, present context.Context, i int, conn uart.Conn, line *uart.Line) (e event, cause, err error) {
+	var resets resetBudget
+	var limit time.Time // of all readings together; zero until a board was found
+	for {
+		e, cause, err = s.attempt(ctx, present, i, line, !resets.none(), &limit)
+		if resets.needed && e.reason == ReasonTimeout && limit.IsZero() {
+			e.reason, cause = ReasonNeedsReset, uart.ErrNeedsReset // the reset did not reach the board
+		}
+		late := !limit.IsZero() && !time.Now().Before(limit)
+		if e.kind != boardFailed || late || present.Err() != nil || s.slots[i].Reset.IsZero() || !resets.allow(e.reason) {
+			return e, cause, err
+		}
+		s.apply(i, event{kind: boardFound}, nil)
+		if err := s.reset(present, i, conn, line, string(e.reason)); err != nil {
+			if reason, ok := boardReason(err); ok {
+				return event{kind: boardFailed, reason: reason}, err, nil
+			}
+			return lostBoard(err), err, err
+		}
+	}
+}
+
+// attempt is one reading of a board. again says that it was reset: then it is there, and must show itself in time, as in a closed fixture.
+func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, again bool, limit *time.Time) (e event, cause, err error) {
 	dialect := s.slots[i].Dialect
-	if err := s.guarded(i, func() error { return dialect.Detect(ctx, line) }); err != nil {
+	if err := s.interruptible(present, i, func(waiting context.Context) error {
+		if again || !s.slots[i].Present.IsZero() {
+			var cancel context.CancelFunc
+			waiting, cancel = context.WithTimeoutCause(waiting, answerLimit, uart.ErrTimeout)
+			defer cancel()
+		}
+		return s.guarded(i, func() error { return dialect.Detect(waiting, line) })
+	}); err != nil {
 		reason, ok := boardReason(err)
-		if !ok || ctx.Err() != nil {
+		if !ok || present.Err() != nil {
+			if again { // it was there, and is shown as such
+				return lostBoard(err), err, err
+			}
 			return event{}, err, err
 		}
 		return event{kind: boardFailed, reason: reason}, err, nil
@@ -107,7 +173,10 @@ func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event,
 	s.apply(i, event{kind: boardFound}, nil)
 	label := s.label(i)
 
-	limited, cancel := context.WithTimeoutCause(ctx, s.readLimit, uart.ErrTimeout)
+	if limit.IsZero() {
+		*limit = time.Now().Add(s.readLimit)
+	}
+	limited, cancel := context.WithDeadlineCause(present, *limit, uart.ErrTimeout)
 	defer cancel()
 	var record board.Record
 	if err := s.guarded(i, func() error {
@@ -127,7 +196,7 @@ func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event,
 		}
 		reason, ok := boardReason(err)
 		if !ok {
-			return event{kind: portLost}, err, err
+			return lostBoard(err), err, err
 		}
 		return event{kind: boardFailed, reason: reason}, err, nil
 	}
@@ -144,10 +213,32 @@ func (s *Station) verdict(ctx context.Context, i int, line *uart.Line) (e event,
 	return event{kind: boardPassed, device: record.Device, repeat: receipt.Repeat}, nil, nil
 }
 
-// awaitGone returns nil when the board is gone; an error as readBoard.
+// lostBoard is the event of a reading that is cut off, by an opened fixture or a lost port.
+func lostBoard(err error) event {
+	if errors.Is(err, errFixtureOpened) {
+		return event{kind: boardGone}
+	}
+	return event{kind: portLost}
+}
+
+// awaitGone returns nil when the board is gone; an error as readBoard, or errResetAsked. Where a presence line says whether the board is
+// there, silence and a fresh start are no reason to read it again.
 func (s *Station) awaitGone(ctx context.Context, i int, line *uart.Line) error {
 	for pause := retryGone; ; pause = min(2*pause, maxRetry) {
-		err := s.guarded(i, func() error { return s.slots[i].Dialect.Gone(ctx, line) })
+		err := s.interruptible(ctx, i, func(ctx context.Context) error {
+			for {
+				err := s.guarded(i, func() error { return s.slots[i].Dialect.Gone(ctx, line) })
+				if err != nil || s.slots[i].Present.IsZero() {
+					return err
+				}
+				if _, err := line.Discard(ctx, resetSilence, resetDiscard); err != nil && !errors.Is(err, uart.ErrTimeout) {
+					return err
+				}
+				if sleep(ctx, retryGone); ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+			}
+		})
 		if err == nil {
 			return nil
 		}
@@ -225,7 +316,7 @@ func (s *Station) hand(i int, t *uart.Transcript, e event, cause error) {
 		if e.repeat {
 			t.Header["given"] = GivenRepeat
 		}
-	case portLost:
+	case portLost, boardGone:
 		reason = ReasonUnplugged
 		fallthrough
 	case boardFailed:

@@ -33,6 +33,7 @@ func TestPortTrouble(t *testing.T) {
 		"mode":          {&uart.OpenError{Kind: uart.ErrPermission, Change: "have its mode changed", Cause: uart.ErrPermission}, adviceMode, ""},
 		"not a port":    {uart.ErrNotAPort, adviceNotAPort, ""},
 		"ambiguous":     {uart.ErrAmbiguous, adviceAmbiguous, ""},
+		"no lines":      {uart.ErrNoLines, adviceNoLines, ""},
 		"anything else": {fs.ErrInvalid, advicePortError, ""},
 	} {
 		bubble(t, name, func(t *testing.T) {

@@ -59,10 +59,12 @@ const (
 	portOpened  eventKind = "port opened"
 	portLost    eventKind = "port lost"    // or never there
 	portTrouble eventKind = "port trouble" // it is there and cannot be opened; advice says what to do
-	boardFound  eventKind = "board found"
-	boardPassed eventKind = "board passed" // made from a board.Receipt, and from nothing else
-	boardFailed eventKind = "board failed"
-	boardGone   eventKind = "board gone"
+	// fixtureClosed: the presence line says that a board may be there; it was not heard so far.
+	fixtureClosed eventKind = "fixture closed"
+	boardFound    eventKind = "board found"
+	boardPassed   eventKind = "board passed" // made from a board.Receipt, and from nothing else
+	boardFailed   eventKind = "board failed"
+	boardGone     eventKind = "board gone"
 )
 
 type event struct {
@@ -105,6 +107,12 @@ func (s slotState) next(e event) slotState {
 			}
 			s.advice, s.detail = e.advice, e.detail
 		}
+	case fixtureClosed:
+		if s.state == Empty || s.gone {
+			closed := empty
+			closed.advice = adviceClosed
+			return closed
+		}
 	case boardFound:
 		if s.state == Empty || s.gone {
 			return slotState{state: Reading, advice: adviceReading, since: e.at}
@@ -134,6 +142,8 @@ func (s slotState) next(e event) slotState {
 			return unplugged
 		case s.lingers():
 			s.gone = true
+		case s.state == Empty:
+			s.advice = adviceEmpty
 		case s.state == Passed || s.state == Failed:
 			return empty
 		}

@@ -97,6 +97,12 @@ type SlotConfig struct {
 	// Open is called again and again.
 	Open    func(ctx context.Context) (uart.Conn, error)
 	Dialect uart.Dialect
+	// Reset, if not zero, is how a board is reset: when it needs that, once more before a verdict of time-out, and by ResetSlot. The
+	// connection of Open must have the methods of uart.Outputs then.
+	Reset uart.Sequence
+	// Present, if not zero, is the modem input that says whether the fixture is closed: a closed one starts a reading, an open one ends
+	// it. The connection of Open must have the method Modem of an open port then.
+	Present uart.Presence
 	// Nonce, if not nil, draws the challenges; see uart.LineOptions. Only a replay may choose them.
 	Nonce func(n int) string
 }
@@ -170,6 +176,7 @@ type Station struct {
 	earlier []Lot     // the newest first; never changed, but replaced
 	recent  []Verdict // the newest first; never changed, but replaced
 	labels  labels
+	resets  []resetRequest // by index of slots
 }
 
 // Stats counts what the slots did since New.
@@ -228,7 +235,7 @@ func New(c Config) (*Station, error) {
 		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, door: newDoor(c.Access),
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
-		writing: make([]time.Time, len(c.Slots)), stats: Stats{Failed: map[Reason]uint64{}},
+		writing: make([]time.Time, len(c.Slots)), resets: make([]resetRequest, len(c.Slots)), stats: Stats{Failed: map[Reason]uint64{}},
 	}
 	if s.readLimit == 0 {
 		s.readLimit = defaultReadLimit

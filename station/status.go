@@ -231,7 +231,7 @@ func (w word) call() Call {
 	case word(ReasonDeviceConflict), word(ReasonKeyConflict), word(ReasonNoProof), word(ReasonPolicy), word(ReasonPrivateKeyLeak), word(ReasonLabelMismatch):
 		return CallQuality
 	case word(ReasonLotUnreadable), word(ReasonDiskFull), word(ReasonDiskError), adviceAbsent, adviceBusy, adviceHeld, advicePermission,
-		adviceGroup, adviceMode, adviceNotAPort, adviceAmbiguous, adviceStuck, advicePortError:
+		adviceGroup, adviceMode, adviceNotAPort, adviceNoLines, adviceAmbiguous, adviceStuck, advicePortError:
 		return CallIT
 	}
 	return CallNobody

@@ -30,6 +30,7 @@ func Languages() []string { return []string{English, "de", "es", "vi", "zh"} }
 const (
 	adviceAbsent     word = "absent"
 	adviceEmpty      word = "empty"
+	adviceClosed     word = "fixture-closed"
 	adviceReading    word = "reading"
 	advicePassed     word = "passed"
 	adviceRepeat     word = "repeat"
@@ -39,6 +40,7 @@ const (
 	adviceGroup      word = "port-group"
 	adviceMode       word = "port-mode"
 	adviceNotAPort   word = "port-invalid"
+	adviceNoLines    word = "port-lines"
 	adviceAmbiguous  word = "port-ambiguous"
 	adviceStuck      word = "port-stuck"
 	advicePortError  word = "port-error"

@@ -47,12 +47,12 @@ func TestList(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(p.sys, "class/tty/tty1"), 0o700); err != nil { // a console
 		t.Fatal(err)
 	}
-	for name, kind := range map[string]string{"ttyS0": "4", "ttyS1": "0"} {
+	for name, kind := range map[string]string{"ttyS0": "4", "ttyS1": "0", "ttyAMA0": "32", "ttymxc1": "62"} {
 		write(filepath.Join(p.sys, "class/tty", name, "type"), kind+"\n")
 		write(filepath.Join(p.sys, "devices/platform/serial8250/uevent"), "")
 		link(filepath.Join(p.sys, "class/tty", name, "device"), filepath.Join(p.sys, "devices/platform/serial8250"))
 	}
-	for _, name := range []string{"ttyACM0", "ttyACM1", "ttyUSB0", "ttyUSB1", "ttyS0", "ttyS1", "tty1"} {
+	for _, name := range []string{"ttyACM0", "ttyACM1", "ttyUSB0", "ttyUSB1", "ttyS0", "ttyS1", "ttyAMA0", "ttymxc1", "tty1"} {
 		write(filepath.Join(p.dev, name), "")
 	}
 	path := filepath.Join(p.dev, "serial/by-path")
@@ -72,8 +72,10 @@ func TestList(t *testing.T) {
 		{Path: dev("serial/by-id/usb-FTDI"), Device: dev("ttyUSB0"), Vendor: "0403", Product: "6001", Adapter: "FT[31mDI FT232R USB UART (A50285BI)", Port: 1, Ports: 1},
 		{Path: dev("serial/by-path/pci-usb-0:1:1.0"), Device: dev("ttyACM1"), Vendor: "0451", Product: "bef3", Port: 1, Ports: 2},
 		{Path: dev("serial/by-path/pci-usb-0:1:1.3"), Device: dev("ttyACM0"), Vendor: "0451", Product: "bef3", Port: 2, Ports: 2},
+		{Path: dev("ttyAMA0"), Device: dev("ttyAMA0"), Port: 1, Ports: 1},
 		{Path: dev("ttyS0"), Device: dev("ttyS0"), Port: 1, Ports: 1},
 		{Path: dev("ttyUSB1"), Device: dev("ttyUSB1"), Vendor: "1a86", Product: "7523", Port: 1, Ports: 1},
+		{Path: dev("ttymxc1"), Device: dev("ttymxc1"), Port: 1, Ports: 1},
 	}
 	if diff := cmp.Diff(want, list); diff != "" {
 		t.Error(diff)
