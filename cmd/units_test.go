@@ -41,7 +41,8 @@ func settings(t *testing.T, name string) map[string][]string {
 // The units start the commands with the configuration that they look for by themselves, as users that exist, and whatever
 // a unit needs of another file is there.
 func TestUnits(t *testing.T) {
-	drivers := map[string]string{"char-ttyACM": "cdc_acm", "char-ttyUSB": "usbserial", "char-ttyS": ""} // "" is in every kernel
+	drivers := map[string]string{"char-ttyACM": "cdc_acm", "char-ttyUSB": "usbserial", "char-ttyS": "", // "" is in the kernel of every machine that has such ports
+		"char-ttyAMA": "", "char-ttymxc": "", "char-ttySAC": "", "char-ttyHS": "", "char-ttyO": ""}
 	for _, name := range []string{"stationd", "issuerd"} {
 		users, err := os.ReadFile(sysusers(name))
 		if err != nil {
@@ -85,7 +86,7 @@ func TestUnits(t *testing.T) {
 			}
 		}
 	}
-	if n := len(settings(t, "stationd.service")["Service.DeviceAllow"]); n < 3 {
+	if n := len(settings(t, "stationd.service")["Service.DeviceAllow"]); n < 8 {
 		t.Errorf("stationd.service allows %d kinds of ports", n)
 	}
 }
@@ -173,10 +174,22 @@ func TestUdevRules(t *testing.T) {
 	}
 	groups := settings(t, "stationd.service")["Service.SupplementaryGroups"]
 	permit := fmt.Sprintf(`SUBSYSTEM=="tty", ENV{ID_MM_DEVICE_IGNORE}=="1", GROUP="%s", MODE="0660", TAG-="uaccess"`, strings.Join(groups, " "))
+	// The machine's own ports are the kinds that the unit allows and that are on no USB.
+	var own []string
+	for _, allowed := range settings(t, "stationd.service")["Service.DeviceAllow"] {
+		kind := strings.TrimSuffix(strings.TrimPrefix(allowed, "char-"), " rw")
+		if kind != "ttyACM" && kind != "ttyUSB" {
+			own = append(own, kind+"[0-9]*")
+		}
+	}
+	platform := fmt.Sprintf(`SUBSYSTEM=="tty", KERNEL=="%s", ENV{ID_MM_DEVICE_IGNORE}="1"`, strings.Join(own, "|"))
+	if !strings.Contains(string(text), "\n"+platform+"\n") {
+		t.Errorf("there is no rule %s", platform)
+	}
 	if !strings.Contains(string(text), "\n"+permit+"\n") {
 		t.Errorf("there is no rule %s", permit)
 	}
-	frame := []string{"", permit, `ACTION=="remove", GOTO="secretfree_end"`, `SUBSYSTEM!="usb", SUBSYSTEM!="tty", GOTO="secretfree_end"`, `LABEL="secretfree_end"`}
+	frame := []string{"", permit, platform, `ACTION=="remove", GOTO="secretfree_end"`, `SUBSYSTEM!="usb", SUBSYSTEM!="tty", GOTO="secretfree_end"`, `LABEL="secretfree_end"`}
 	for i, line := range strings.Split(string(text), "\n") {
 		if !udevRule.MatchString(line) && !strings.HasPrefix(line, "#") && !slices.Contains(frame, line) {
 			t.Errorf("line %d is no such rule: %s", i+1, line)

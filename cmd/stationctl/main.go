@@ -26,7 +26,10 @@ type grammar struct {
 	Replay    replay    `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
 	Record    record    `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
 	Simulate  simulate  `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
-	Registry  struct {
+	Slot      struct {
+		Reset slotReset `cmd:"" help:"Reset the board in a slot of the running station, and read it anew."`
+	} `cmd:"" help:"The slots of a station."`
+	Registry struct {
 		Init registryInit `cmd:"" help:"Make a folder a registry."`
 	} `cmd:"" help:"The registry in a folder."`
 }
@@ -55,6 +58,8 @@ func (grammar) Help() string {
       Record one board, for a bug report or as a test.
   stationctl simulate --port /tmp/port-a
       A simulated board on a port of its own. In another terminal, a station with port = "/tmp/port-a" reads it.
+  stationctl slot reset A
+      Reset the board in slot A over the modem lines of its port, and read it anew.
   stationctl spool dead
       The records that the registry refused for good, with the reason. See also spool export, spool requeue.
   stationctl spool repair --from /mnt/backup/stationd

@@ -13,6 +13,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
+	"secretfree/uart"
 )
 
 const defaultConfig = "/etc/secretfree/stationd.toml" // as the tags of the flags have it
@@ -62,14 +63,24 @@ func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 		if os.Geteuid() == 0 && c.Access != (stationd.Access{}) {
 			note = "The files of [access] were read as root; stationctl doctor says whether the station's user may read them too."
 		}
+		ports, err := uart.List()
+		if err != nil {
+			fmt.Fprintln(out.People, err) // the configuration is good all the same
+		}
+		warnings, told := c.PortWarnings(ports), ""
+		for _, w := range warnings {
+			told += fmt.Sprintf("Warning: slot %s: %s. %s\n", w.Slot, w.Text, w.Remedy)
+		}
 		return out.Print(struct {
 			OK      bool   `json:"ok"`
 			Station string `json:"station"`
 			SKU     string `json:"sku"`
 			Slots   int    `json:"slots"`
 			Note    string `json:"note,omitempty"`
-		}{true, c.Station, c.SKU, len(c.Slots), note},
-			strings.TrimSpace(fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n%s", s.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind, note))+"\n")
+			// Warnings are of ports that are named by number.
+			Warnings []stationd.PortWarning `json:"warnings,omitempty"`
+		}{true, c.Station, c.SKU, len(c.Slots), note, warnings},
+			strings.TrimSpace(fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n%s%s", s.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind, told, note))+"\n")
 	}
 	log, err := stationd.OpenLog(out.Err, c)
 	if err != nil {

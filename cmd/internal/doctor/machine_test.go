@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,9 @@ func TestPorts(t *testing.T) {
 	onlyOK(t, at(e, "/dev/full"))
 	want(t, at(e, p.port+"-none"), "warn port.there", "is not there")
 	want(t, at(e, "auto:ffff:0001"), "warn port.there", "auto:ffff:0001 is not there")
-	want(t, at(e, "/dev/ttyUSB97"), "warn port.name", "another cable")
+	numbered := p.exam()
+	numbered.station.Slots = []stationd.Slot{{Name: "A", Port: "/dev/ttyUSB97"}}
+	want(t, numbered.checkPorts(t.Context()), "warn port.name", "another adapter")
 	want(t, at(e, p.c.Path), "fail port.kind", "is no serial port")
 	want(t, at(e, "/dev/zero"), "fail port.kind", "is no serial port")
 
@@ -74,7 +77,7 @@ func TestPorts(t *testing.T) {
 
 	// What the unit lets in.
 	for list, good := range map[string]bool{
-		"char-ttyUSB rw\nchar-mem rw": true, "char-ttyUSB rw": false, "char-mem r": false, "/dev/full rw": true, "char-* rwm": true, "": false,
+		"char-ttyUSB rw\nchar-mem rw": true, "char-ttyUSB rw": false, "char-mem r": false, "/dev/full rw": true, "char-* rwm": true, "char-m?m rw": true, "char-[ rw": false, "": false,
 		"{ path=char-mem ; x }": false,
 	} {
 		e = p.exam()
@@ -84,6 +87,12 @@ func TestPorts(t *testing.T) {
 			onlyOK(t, results)
 		} else {
 			want(t, results, "fail port.unit", "/dev/full is of kind mem")
+			i := slices.IndexFunc(results, func(r Result) bool { return r.Check == "port.unit" })
+			for _, part := range []string{dropIn, `"[Service]"`, `"DeviceAllow=char-mem rw"`} {
+				if !strings.Contains(results[i].Remedy, part) {
+					t.Errorf("the remedy has no %s: %s", part, results[i].Remedy)
+				}
+			}
 		}
 	}
 	e.unit["DevicePolicy"], e.unit["DeviceAllow"] = "auto", ""

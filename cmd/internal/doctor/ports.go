@@ -19,13 +19,19 @@ import (
 )
 
 var (
-	passingName = regexp.MustCompile(`^/dev/tty(USB|ACM)[0-9]+$`)
 	autoAddress = regexp.MustCompile(`^auto:([0-9a-f]{4}):([0-9a-f]{4})$`)
 )
 
 func (e *exam) checkPorts(context.Context) (found []Result) {
 	if e.configErr != nil {
 		return e.listPorts()
+	}
+	ports, err := uart.List()
+	if err != nil {
+		found = append(found, warn("port", "", "%v", err))
+	}
+	for _, w := range e.station.PortWarnings(ports) {
+		found = append(found, warn("port.name", w.Remedy, "slot %s: %s", w.Slot, w.Text))
 	}
 	for _, slot := range e.station.Slots {
 		found = append(found, e.checkPort(slot)...)
@@ -57,9 +63,6 @@ func (e *exam) checkPort(slot stationd.Slot) (found []Result) {
 	if err != nil {
 		say(warn("port.there", "Plug in the cable of this slot; ls -l /dev/serial/by-path shows what is there. The station waits for it.", "%s is not there: %v", slot.Port, err))
 		return found
-	}
-	if passingName.MatchString(slot.Port) {
-		say(warn("port.name", "Take the name under /dev/serial/by-path: ls -l /dev/serial/by-path", "%s is a name that another cable gets after a restart; slots may be mixed up", slot.Port))
 	}
 	var device unix.Stat_t
 	if err := unix.Stat(path, &device); err != nil {
@@ -156,6 +159,9 @@ func (e *exam) isStation(holder string) bool {
 		(pid == "" || pid == "0" || strings.Contains(holder, "(process "+pid+")"))
 }
 
+// dropIn adds a kind of port to the unit.
+const dropIn = "/etc/systemd/system/stationd.service.d/ports.conf"
+
 // allowed compares the port's kind with DeviceAllow= of the unit.
 func (e *exam) allowed(path string, major uint32) (Result, bool) {
 	if e.unit == nil || e.unit["LoadState"] != "loaded" {
@@ -172,15 +178,16 @@ func (e *exam) allowed(path string, major uint32) (Result, bool) {
 			continue
 		}
 		name, isKind := strings.CutPrefix(fields[0], "char-")
-		if isKind && (name == "*" || slices.Contains(kinds, name)) || !isKind && fields[0] == path {
+		if isKind && slices.ContainsFunc(kinds, func(kind string) bool { ok, err := filepath.Match(name, kind); return ok && err == nil }) || isKind && name == "*" || !isKind && fields[0] == path {
 			return Result{}, false
 		}
 	}
 	kind := strconv.Itoa(int(major))
 	if len(kinds) > 0 {
-		kind = kinds[0]
+		kind = kinds[len(kinds)-1] // number 4 is that of consoles too, which come first
 	}
-	return fail("port.unit", fmt.Sprintf("systemctl edit stationd, with [Service] and DeviceAllow=char-%s rw; then restart stationd.", kind), "%s is of kind %s, which DeviceAllow= of the unit does not let in", path, kind), true
+	return fail("port.unit", fmt.Sprintf(`Write the file %s with the two lines "[Service]" and "DeviceAllow=char-%s rw", then: systemctl daemon-reload && systemctl restart stationd`, dropIn, kind),
+		"%s is of kind %s, which DeviceAllow= of the unit does not let in", path, kind), true
 }
 
 // kinds are the names of the drivers of a number of character devices.

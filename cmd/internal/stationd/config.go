@@ -44,6 +44,11 @@ type Slot struct {
 	Name    string `toml:"name"`
 	Port    string `toml:"port"`
 	Dialect string `toml:"dialect"`
+	// The modem lines, as uart.ParseLevel, ParseSequence and ParsePresence read them.
+	DTR     string   `toml:"dtr"`
+	RTS     string   `toml:"rts"`
+	Reset   []string `toml:"reset"`
+	Present string   `toml:"present"`
 }
 
 // Policy is the table [policy].
@@ -251,6 +256,9 @@ func (c Config) checkSlots(f *config.File) error {
 		}
 		if _, err := uart.DialectByName(slot.Dialect); err != nil {
 			return f.Errorf(key("dialect"), fmt.Sprintf("Write one of: %s.", strings.Join(uart.DialectNames(), ", ")), "the dialect of slot %q is %q", slot.Name, slot.Dialect)
+		}
+		if err := slot.checkModem(f, key("")); err != nil {
+			return err
 		}
 		names[slot.Name], ports[filepath.Clean(slot.Port)] = i+1, i+1
 	}

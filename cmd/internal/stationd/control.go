@@ -32,6 +32,7 @@ import (
 //	POST /dead/{seq}/requeue   204
 //	POST /checkpoint           signs the journal as it is; Waiting
 //	POST /prune?age=DURATION&from=SEQ   prunes one segment that begins at that entry or later, if one can be; with dry=true it only says what it would do; the segments, a JSON list of spool.Prunable
+//	POST /slot/reset?name=NAME resets the board in a slot with the sequence of its configuration; 204
 //	POST /receipt              applies the receipt in the body, which must be signed by a key of the configuration; spool.Settled
 //
 // An error is {"error"} with 404 if there is no such letter, 422 if it is no receipt for this station, otherwise 500.
@@ -114,6 +115,7 @@ func (d *Daemon) control() http.Handler {
 		list, err := d.spool.Prune(r.Context(), age, from, 1, r.URL.Query().Get("dry") != "true")
 		answer(w, list, err)
 	})
+	mux.HandleFunc("POST /slot/reset", d.resetSlot)
 	mux.HandleFunc("POST /receipt", func(w http.ResponseWriter, r *http.Request) {
 		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxControlDoc))
 		if err != nil {

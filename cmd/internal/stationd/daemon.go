@@ -166,9 +166,12 @@ func (d *Daemon) open(c Config) (err error) {
 		if err != nil {
 			return err
 		}
+		port, err := slot.Modem()
+		if err != nil {
+			return err
+		}
 		slots = append(slots, station.SlotConfig{
-			Name: slot.Name, Port: slot.Port, Dialect: dialect,
-			Open: func(ctx context.Context) (uart.Conn, error) { return uart.Wait(ctx, slot.Port) },
+			Name: slot.Name, Port: slot.Port, Dialect: dialect, Open: port.Wait, Reset: port.Reset, Present: port.Present,
 		})
 	}
 	counts := openCounted(c.StateDir)

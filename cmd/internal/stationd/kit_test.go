@@ -30,6 +30,7 @@ type factory struct {
 	state    string
 	ports    []string
 	top      string // lines before all tables
+	slot     string // lines of each slot
 	extra    string
 }
 
@@ -47,7 +48,7 @@ func (f *factory) config() Config {
 	f.t.Helper()
 	text := fmt.Sprintf("station = \"line3-a\"\nsku = \"widgiot\"\nstate_dir = %q\nlisten = \"127.0.0.1:0\"\n%s", f.state, f.top)
 	for i, port := range f.ports {
-		text += fmt.Sprintf("[[slot]]\nname = %q\nport = %q\ndialect = \"ti-at\"\n", string(rune('A'+i)), port)
+		text += fmt.Sprintf("[[slot]]\nname = %q\nport = %q\ndialect = \"ti-at\"\n%s", string(rune('A'+i)), port, f.slot)
 	}
 	if f.registry == "" {
 		text += "[registry]\nkind = \"none\"\n" + f.extra

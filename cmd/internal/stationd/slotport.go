@@ -1,0 +1,103 @@
+package stationd
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+
+	"secretfree/cmd/internal/config"
+	"secretfree/uart"
+)
+
+// Modem is the settings of the modem lines of a slot, parsed.
+func (s Slot) Modem() (uart.PortConfig, error) {
+	c, _, err := s.modem()
+	return c, err
+}
+
+// modem returns the port of the slot with its modem lines, or the key that is
+// wrong.
+func (s Slot) modem() (c uart.PortConfig, key string, err error) {
+	c.Address = s.Port
+	if c.DTR, err = uart.ParseLevel(s.DTR); err != nil {
+		return c, "dtr", err
+	}
+	if c.RTS, err = uart.ParseLevel(s.RTS); err != nil {
+		return c, "rts", err
+	}
+	if c.Reset, err = uart.ParseSequence(s.Reset); err != nil {
+		return c, "reset", err
+	}
+	if c.Present, err = uart.ParsePresence(s.Present); err != nil {
+		return c, "present", err
+	}
+	return c, "reset", c.Check()
+}
+
+// checkModem is modem with the file, the line and the remedy.
+func (s Slot) checkModem(f *config.File, prefix string) error {
+	_, key, err := s.modem()
+	if err == nil {
+		return nil
+	}
+	remedy := map[string]string{
+		"dtr": `Write "on", "off" or "keep", or remove the key.`, "rts": `Write "on", "off" or "keep", or remove the key.`,
+		"reset":   `Write steps such as ["rts=on", "100ms", "rts=off"]: dtr, rts, break and pauses, up to 5 s in all, and end at the levels of dtr and rts.`,
+		"present": `Write "cts", "dsr" or "dcd", with "!" in front if the line is on while the fixture is open, or remove the key.`,
+	}[key]
+	return f.Errorf(prefix+key, remedy, "%s of slot %q: %v", key, s.Name, err)
+}
+
+// PortWarning says what may go wrong with the name of a slot's port, and what
+// to write in its place.
+type PortWarning struct {
+	Slot   string `json:"slot"`
+	Text   string `json:"text"`
+	Remedy string `json:"remedy"`
+}
+
+// numberedPort is a name that the kernel gives out in the order in which
+// adapters appear. The numbers of a machine's own ports (ttyAMA0, ttyS0) stay.
+var numberedPort = regexp.MustCompile(`^/dev/tty(USB|ACM)[0-9]+$`)
+
+// PortWarnings lists the slots whose ports are named by number. ports are those
+// of the machine, as uart.List has them.
+func (c Config) PortWarnings(ports []uart.Listed) (all []PortWarning) {
+	for _, slot := range c.Slots {
+		if !numberedPort.MatchString(slot.Port) {
+			continue
+		}
+		w := PortWarning{
+			Slot: slot.Name, Text: slot.Port + " is a name that another adapter gets after a restart; slots may be mixed up",
+			Remedy: "Plug in the adapter, and write its name under /dev/serial/by-path: ls -l /dev/serial/by-path",
+		}
+		i := slices.IndexFunc(ports, func(p uart.Listed) bool { return p.Device == slot.Port && p.Path != p.Device })
+		if i >= 0 {
+			w.Remedy = fmt.Sprintf("Write port = %q", ports[i].Path)
+		}
+		all = append(all, w)
+	}
+	return all
+}
+
+// ResetSlot has the station that runs reset the board in a slot; ErrNotRunning
+// if none does.
+func (c *Control) ResetSlot(ctx context.Context, slot string) error {
+	if c.client == nil {
+		return ErrNotRunning
+	}
+	return c.call(ctx, http.MethodPost, "/slot/reset?"+url.Values{"name": {slot}}.Encode(), nil, nil)
+}
+
+// resetSlot is the control socket's side of Control.ResetSlot.
+func (d *Daemon) resetSlot(w http.ResponseWriter, r *http.Request) {
+	name := r.URL.Query().Get("name")
+	err := d.station.ResetSlot(r.Context(), name)
+	if err == nil {
+		d.log.Info().Str("slot", name).Msg("the board was reset, by the control socket")
+	}
+	answer(w, nil, err)
+}

@@ -1,0 +1,101 @@
+package stationd
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"secretfree/station"
+	"secretfree/uart"
+)
+
+// Each refusal names the key and its line; what is absent is as before.
+func TestSlotModemSettings(t *testing.T) {
+	const head = "station = \"line3-a\"\nsku = \"widgiot\"\nstate_dir = \"/var/lib/stationd\"\n[registry]\nkind = \"dir\"\ndir = \"/srv/registry\"\n" +
+		"[[slot]]\nname = \"A\"\nport = \"/dev/ttyAMA0\"\ndialect = \"auto\"\n"
+	c, err := parse("test.toml", []byte(head))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if port, err := c.Slots[0].Modem(); err != nil || port.DTR != "" || port.RTS != "" || !port.Reset.IsZero() || !port.Present.IsZero() || port.Address != "/dev/ttyAMA0" {
+		t.Errorf("nothing is set: %+v, %v", port, err)
+	}
+	c, err = parse("test.toml", []byte(head+"dtr = \"off\"\nrts = \"keep\"\nreset = [\"dtr=on\", \"100ms\", \"dtr=off\", \"break\"]\npresent = \"!cts\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if port, err := c.Slots[0].Modem(); err != nil || port.DTR != uart.LevelOff || port.RTS != uart.LevelKeep || port.Reset.String() != "dtr=on 100ms dtr=off break" || port.Present.String() != "!cts" {
+		t.Errorf("all is set: %+v, %v", port, err)
+	}
+	for _, c := range []struct{ setting, want string }{
+		{`dtr = "high"`, `test.toml:11: dtr of slot "A": "high" is not a level`},
+		{`rts = "ON"`, `test.toml:11: rts of slot "A": "ON" is not a level`},
+		{`reset = ["rts=on", "100"]`, `test.toml:11: reset of slot "A": step 2: "100" is no step`},
+		{`reset = ["6s", "rts=on"]`, `test.toml:11: reset of slot "A": the sequence lasts 6s`},
+		{`reset = ["100ms"]`, `test.toml:11: reset of slot "A": the sequence has pauses alone`},
+		{`reset = ["cts=on"]`, `test.toml:11: reset of slot "A": step 1: "cts=on": there is no line "cts"`},
+		{`present = "ri"`, `test.toml:11: present of slot "A": "ri" is not a modem input`},
+		{"reset = [\"rts=on\", \"1ms\", \"rts=off\"]\nrts = \"on\"", `test.toml:11: reset of slot "A": rts is "on" while the port is open, and the reset leaves it "off"`},
+		{`cts = "on"`, `test.toml:11: `},
+		{`reset = "rts=on"`, `test.toml:11: `},
+	} {
+		if _, err := parse("test.toml", []byte(head+c.setting+"\n")); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %s", c.setting, err, c.want)
+		}
+	}
+}
+
+func TestPortWarnings(t *testing.T) {
+	c := Config{Slots: []Slot{
+		{Name: "A", Port: "/dev/ttyUSB0"}, {Name: "B", Port: "/dev/ttyACM3"}, {Name: "C", Port: "/dev/ttyUSB1"},
+		{Name: "D", Port: "/dev/ttyAMA0"}, {Name: "E", Port: "/dev/serial/by-path/x"}, {Name: "F", Port: "auto:0451:bef3"},
+	}}
+	got := c.PortWarnings([]uart.Listed{
+		{Path: "/dev/serial/by-path/pci-0", Device: "/dev/ttyUSB0"},
+		{Path: "/dev/serial/by-id/usb-TI", Device: "/dev/ttyACM3"},
+		{Path: "/dev/ttyUSB1", Device: "/dev/ttyUSB1"}, {Path: "/dev/ttyAMA0", Device: "/dev/ttyAMA0"},
+	})
+	if len(got) != 3 {
+		t.Fatalf("%+v, want warnings of three slots", got)
+	}
+	for i, want := range []struct{ slot, remedy string }{{"A", "/dev/serial/by-path/pci-0"}, {"B", "/dev/serial/by-id/usb-TI"}, {"C", "ls -l /dev/serial/by-path"}} {
+		if got[i].Slot != want.slot || !strings.Contains(got[i].Remedy, want.remedy) {
+			t.Errorf("%+v, want slot %s with %s", got[i], want.slot, want.remedy)
+		}
+	}
+}
+
+// The control socket resets a board. A pseudo-terminal takes a break, and no
+// more.
+func TestResetSlotByControl(t *testing.T) {
+	f := newFactory(t)
+	f.slot = "reset = [\"break=1ms\"]\n"
+	r := f.start()
+	f.plug(f.ports[0], newBoard())
+	r.awaitSlot(0, station.Passed)
+	control, err := OpenControl(f.state, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	if err := control.ResetSlot(t.Context(), "A"); err != nil {
+		t.Errorf("slot A: %v", err)
+	}
+	for _, slot := range []string{"B", "Z", "", "A/../B?x=1&y"} { // without a port, and unknown
+		if err := control.ResetSlot(t.Context(), slot); err == nil {
+			t.Errorf("slot %q was reset", slot)
+		}
+	}
+	if n := strings.Count(r.log.String(), "the board was reset, by the control socket"); n != 1 {
+		t.Errorf("the log tells of %d resets:\n%s", n, r.log)
+	}
+	r.stop()
+	stopped, err := OpenControl(f.state, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopped.Close()
+	if err := stopped.ResetSlot(t.Context(), "A"); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("of a station that is stopped: %v, want %v", err, ErrNotRunning)
+	}
+}
