@@ -176,7 +176,7 @@ func TestTICSRMisreadDigit(t *testing.T) {
 				if err := (uart.TICSR{}).Detect(t.Context(), l); err != nil {
 					t.Fatal(err)
 				}
-				if report, err := (uart.TICSR{}).Read(t.Context(), l); !errors.Is(err, uart.ErrGarbled) || !strings.Contains(err.Error(), "another one") {
+				if report, err := (uart.TICSR{}).Read(t.Context(), l); !errors.Is(err, uart.ErrGarbled) || !strings.Contains(err.Error(), "another serial number") {
 					t.Errorf("told %x, then %x: read %x, %v", told, b.Device, report.Device, err)
 				}
 				remove()

@@ -6,26 +6,26 @@ import (
 	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
 	"secretfree/station/board/certreq"
 )
 
-// TICSR is the dialect of TI's "CSR - Certificate Signing Request" example. After a reset it prints its serial
-// number, asks for the parts of a subject, and prints a request made with key 0. The organizational unit carries a
-// fresh nonce, so the request's signature proves possession.
+// TICSR is the dialect of TI's "CSR - Certificate Signing Request" example. After a reset the board prints its serial number, asks for
+// the parts of a subject, and prints a request signed with key 0. The organizational unit carries a fresh nonce, so the request's
+// signature proves possession. No certificate is pasted: the board is left at the question for a file name.
 //
-// The serial number is printed once for each reset: who comes later gets ErrNeedsReset. It is read a second time from
-// the default for the common name, which the firmware makes of it: an Enter at that question has it printed. It is the
-// digits run together without padding, from which no serial number follows, but another digit anywhere makes other
-// text. A part of it is in the request, so it is signed. No certificate is pasted: the board is left at the question for a
-// file name.
+// The words are decoration: csrPrompt knows a question by its subject and by its unterminated end. An unknown question gets its default. Three
+// things must hold: the serial number line, the request's signature over the nonce, the key.
+//
+// The serial number is printed once for each reset: a board that is met later is ErrNeedsReset. The second reading is the run of its digits in
+// the text that follows an Enter at the common name, or else the common name in the request; fact second-reading says which (default
+// or request). Digits of another serial number there fail. TI's code may cut the name short, and other firmware may not repeat the number
+// at all: then fact serial-readings is 1.
 type TICSR struct{}
 
 // Name implements Dialect.
@@ -36,13 +36,14 @@ const (
 	// the first question would end the firmware for good; a letter before the number is only asked again.
 	csrProbe = "x"
 	csrLook  = tiPing
-	csrEcho  = 20 * time.Millisecond // of what the UART held; a USB adapter may sit on it for 16 ms
-	csrStart = 3 * time.Second       // silence within a start: the network processor starts as well
-	csrTurn  = 5 * time.Second
-	csrMake  = 15 * time.Second // a signature and a file
-	csrLines = 64               // of a banner
-	csrAsks  = 48               // questions in all: some are asked again
-	csrAgain = 4                // times that one question is asked
+	csrEcho  = 20 * time.Millisecond   // of what the UART held; a USB adapter may sit on it for 16 ms
+	csrStart = 3 * time.Second         // silence within a start: the network processor starts as well
+	csrWait  = 5 * time.Second         // for the next question
+	csrMake  = 15 * time.Second        // a signature and a file
+	csrQuiet = 50 * time.Millisecond   // after a question that is not in TI's form
+	csrPause = 2500 * time.Millisecond // after what may be a question
+	csrAsks  = 48                      // questions in all: some are asked again
+	csrAgain = 4                       // times that one question is asked
 	csrNonce = 21
 	csrGone  = 2 * watchEcho // a board that was read and does not echo for so long is gone
 )
@@ -50,32 +51,26 @@ const (
 const csrSerial = "Unique device ID = " // only a fresh start prints it
 
 var (
-	csrUDID  = regexp.MustCompile(`^Unique device ID = ((?:[0-9a-f]{2} ){16})$`)
-	csrBuild = regexp.MustCompile(`Ver: ?([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*$`)
-	csrMAC   = regexp.MustCompile(`MAC address: ?((?:[0-9a-f]{2}:){5}[0-9a-f]{2})[ \t]*$`)
-	csrChip  = regexp.MustCompile(`(CHIP|NWP): *([0-9a-fx.]{1,24})[ \t]*$`)
-	// Events come anywhere, in the middle of a prompt as well, and end their line.
-	csrEvent    = regexp.MustCompile(`\[[A-Z]{2,12} (?:EVENT|ERROR)\][^\r\n]*[\r\n]+`)
-	csrQuestion = regexp.MustCompile(`-(?:Enter|Is) (?:subject )?([A-Za-z][A-Za-z ]{1,32})(?:\? ?)?(?:\([^()\r\n]{1,32}\))?:`)
-	// The firmware gave up.
-	csrAbort = regexp.MustCompile(`ERROR: strtok|Error \[-?[0-9]{1,6}\] at line `)
-	// The spaces after it show that it was not cut.
-	csrDefault = regexp.MustCompile(`Default subject common name: ([^\r\n]*?)  `)
-	csrPEM     = regexp.MustCompile(`-----BEGIN ([A-Z0-9 ]{0,32}REQUEST)-----([^-]*)-----END ([A-Z0-9 ]{1,40})-----`)
-	csrLate    = regexp.MustCompile(`-Enter |-Is certificate CA|ERROR: Invalid |NetUtilCmd error|Creating CSR|certificate file name`)
+	csrBuild = regexp.MustCompile(`(?i)\bver(?:sion)?[.:]* ?([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*(?:[\r\n]|$)`)
+	csrMAC   = regexp.MustCompile(`(?i)\bMAC addr(?:ess)?\W*((?:[0-9a-f]{2}[:-]?){5}[0-9a-f]{2})[ \t]*(?:[\r\n]|$)`)
+	csrChip  = regexp.MustCompile(`(?i)\b(CHIP|NWP)\W*\b([0-9a-fx.]{1,24})[ \t]*(?:[\r\n]|$)`)
 )
 
-// csrAnswers are the answers to the questions, by what they ask for. An empty one takes the default, which the first
-// question does not have; csrFresh stands for the nonce.
+// csrAnswers are the answers to the questions. An unknown question gets an empty one, which takes the default.
 var csrAnswers = map[string]string{
-	"validity period": "3650", "certificate CA": "0", "country": "US", "state": "none", "locality": "none", "surname": "none",
-	"organization": "none", "organization unit": csrFresh, "common name": "", "email": "none",
+	csrValidity: "3650", csrCA: "0", csrCountry: "US", csrState: "none", csrLocality: "none", csrSurname: "none",
+	csrOrganization: "none", csrUnit: csrFresh, csrCommonName: "", csrEmail: "none",
 }
 
-const csrFresh = "?"
+const csrFresh = "?" // stands for the nonce
 
-// errRestarted: the start of the board is at hand on the line.
-var errRestarted = fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
+var (
+	// errRestarted: the start of the board is on the line.
+	errRestarted   = fmt.Errorf("%w: the board restarted during the dialogue", ErrGarbled)
+	errOtherSerial = fmt.Errorf("%w: the board repeated another serial number", ErrGarbled)
+	errAborted     = fmt.Errorf("%w: the CSR example gave up; reset the board", ErrGarbled)
+	errDead        = fmt.Errorf("%w: the network processor of the board stopped; reset the board", ErrGarbled)
+)
 
 // Detect implements Dialect. A board that starts is waited for; one that is past its start is
 // ErrNeedsReset.
@@ -110,18 +105,29 @@ func (d TICSR) Detect(ctx context.Context, l *Line) error {
 func (TICSR) settle(ctx context.Context, l *Line, _ bool) error {
 	end := time.Now().Add(4 * csrStart)
 	for {
-		text := string(l.in)
-		if _, after, ok := strings.Cut(text, csrSerial); ok && strings.ContainsAny(after, "\r\n") {
+		text, _ := withoutEvents(string(l.in))
+		text = text[max(0, startOf(text)):] // what is before may be of the board before
+		if err := gaveUp(text); err != nil {
+			l.keep(0)
+			return err
+		}
+		lines := serialLines(text)
+		line, err := chooseSerial(lines, false)
+		if line != nil || err != nil { // Read says what is wrong
 			return nil
 		}
 		echo := strings.Contains(text, csrProbe) && strings.Trim(text, csrProbe+"\r\n") == ""
+		subject, _, asked := csrPrompt(text, true)
+		late := csrLate.MatchString(text) || asked >= probably && subject != ""
+		if late && len(lines) > 0 {
+			return nil
+		}
 		silence := csrStart
-		if echo || csrLate.MatchString(text) {
+		if echo || late {
 			silence = tiEcho
 		}
 		more := false
-		if len(text) <= maxText && time.Now().Before(end) {
-			var err error
+		if len(l.in) <= maxText && time.Now().Before(end) {
 			if more, err = l.more(ctx, silence); err != nil {
 				return err
 			}
@@ -130,14 +136,14 @@ func (TICSR) settle(ctx context.Context, l *Line, _ bool) error {
 			continue
 		}
 		l.keep(0)
-		if echo || csrLate.MatchString(text) {
+		if echo || late {
 			return ErrNeedsReset
 		}
 		return fmt.Errorf("%w: no serial number came", ErrGarbled)
 	}
 }
 
-// Read implements Dialect. Only a board that starts anew can be read a second time.
+// Read implements Dialect. Only a board that restarts can be read a second time.
 func (d TICSR) Read(ctx context.Context, l *Line) (Report, error) {
 	report, err := d.read(ctx, l)
 	if errors.Is(err, errRestarted) {
@@ -150,131 +156,262 @@ func (d TICSR) Read(ctx context.Context, l *Line) (Report, error) {
 }
 
 func (d TICSR) read(ctx context.Context, l *Line) (Report, error) {
-	facts := map[string]string{"dialect": d.Name(), "serial-readings": "2"}
-	device, err := d.serial(ctx, l, facts)
-	if err != nil {
+	r := csrReading{line: l, facts: map[string]string{"dialect": d.Name()}, asked: map[string]int{}}
+	if err := r.serial(ctx); err != nil {
 		return Report{}, err
 	}
-	nonce := l.Nonce(csrNonce)
-	limit := csrTurn
-	asked, again := map[string]int{}, false
+	r.nonce = l.Nonce(csrNonce)
 	for range csrAsks {
-		text, question, request, err := d.turn(ctx, l, limit)
+		turn, err := r.turn(ctx)
 		if err != nil {
 			return Report{}, err
 		}
-		for _, m := range csrDefault.FindAllStringSubmatch(text, -1) {
-			if again = true; m[1] != joinedDigits(device) && m[1] != hex.EncodeToString(device[:]) && !weakened {
-				return Report{}, errOtherSerial
-			}
+		if err := r.listen(turn); err != nil {
+			return Report{}, err
 		}
-		if request != nil {
-			if !again {
-				return Report{}, fmt.Errorf("reading the serial number again: %w: it was not in the default for the common name", ErrGarbled)
-			}
-			report, err := d.check(device, nonce, request, facts)
+		if turn.request != nil {
+			report, err := r.finish(turn.request)
 			if err == nil {
 				l.device = &report.Device
 			}
 			return report, err
 		}
-		if len(asked) == 0 {
-			// Something typed before it was asked may have been taken for an answer, and the question comes again. The echo shows
-			// it at once.
-			more, err := l.Gather(ctx, csrEcho, tiFlush)
-			if err == nil && strings.ContainsAny(text[strings.LastIndexByte(text, ':')+1:]+more, "\r\n") {
-				more, err = l.Gather(ctx, tiSilence, tiFlush)
-			}
+		if len(r.asked) == 0 {
+			stale, err := r.askedAgain(ctx, turn)
 			if err != nil {
 				return Report{}, err
 			}
-			if csrQuestion.MatchString(more) {
+			if stale {
 				continue
 			}
 		}
-		answer, known := csrAnswers[question]
-		if !known {
-			return Report{}, fmt.Errorf("%w: a question that the CSR example does not have", ErrGarbled)
-		}
-		if asked[question]++; asked[question] > csrAgain {
-			return Report{}, fmt.Errorf("%w: it refuses every answer to the question for the %s", ErrGarbled, question)
-		}
-		if answer == csrFresh {
-			answer = nonce
-		}
-		if err := l.Send(ctx, answer+"\r"); err != nil {
+		if err := r.answer(ctx, turn.subject); err != nil {
 			return Report{}, err
-		}
-		if limit = csrTurn; question == "email" {
-			limit = csrMake
 		}
 	}
 	return Report{}, fmt.Errorf("%w: %d questions and no request", ErrGarbled, csrAsks)
 }
 
-// serial reads the banner up to the serial number.
-func (TICSR) serial(ctx context.Context, l *Line, facts map[string]string) (device [16]byte, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, csrTurn, ErrTimeout)
+// csrReading is the state of one reading.
+type csrReading struct {
+	line   *Line
+	facts  map[string]string
+	device [16]byte
+	kind   int // of the serial number's label
+	nonce  string
+	asked  map[string]int // questions that were answered, by subject
+	first  string         // the subject that was asked first
+	last   string         // the subject that was asked last
+	enter  bool           // it was answered with Enter
+	second string         // the form of the second reading; empty if there is none yet
+	other  bool           // an unknown question's default has digits of another serial number
+}
+
+// csrTurn is what a board printed up to its next question or its request.
+type csrTurn struct {
+	text    string // without events
+	subject string
+	rest    string // what follows the question: the echo of something that was typed before
+	request *pemRequest
+}
+
+// serial reads the start of the board up to the serial number.
+func (r *csrReading) serial(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, csrWait, ErrTimeout)
 	defer cancel()
-	for range csrLines {
-		line, err := l.ReadLine(ctx)
+	for {
+		text, origin := withoutEvents(string(r.line.in))
+		if err := gaveUp(text[max(0, startOf(text)):]); err != nil {
+			r.line.keep(0)
+			return fmt.Errorf("reading the serial number: %w", err)
+		}
+		lines := serialLines(text)
+		_, _, asked := csrPrompt(text, true)
+		line, err := chooseSerial(lines, len(lines) > 0 && asked >= probably)
 		if err != nil {
-			return device, fmt.Errorf("reading the serial number: %w", err)
+			return err
 		}
-		if strings.Contains(line, csrSerial) {
-			m := csrUDID.FindStringSubmatch(line)
-			if m == nil {
-				return device, fmt.Errorf("reading the serial number: %w: not 16 bytes; reset the board", ErrGarbled)
-			}
-			if _, err := hex.Decode(device[:], []byte(strings.ReplaceAll(m[1], " ", ""))); err != nil {
-				return device, fmt.Errorf("reading the serial number: %w: not hex", ErrGarbled)
-			}
-			return device, checkDevice(device)
+		if line != nil {
+			r.device, r.kind = line.device, line.kind
+			r.start(text[:line.start])
+			r.line.in = r.line.in[min(origin(line.end), len(r.line.in)):]
+			return checkDevice(r.device)
 		}
-		if m := csrBuild.FindStringSubmatch(line); m != nil {
-			facts["build"] = m[1]
+		if len(r.line.in) > maxText {
+			r.line.keep(0)
+			return fmt.Errorf("reading the serial number: %w: more than %d bytes without it", ErrGarbled, maxText)
 		}
-		if m := csrMAC.FindStringSubmatch(line); m != nil {
-			facts["mac"] = m[1]
-		}
-		if m := csrChip.FindStringSubmatch(line); m != nil {
-			facts[map[string]string{"CHIP": "chip", "NWP": "nwp-version"}[m[1]]] = m[2]
+		if err := r.line.fill(ctx); err != nil {
+			return fmt.Errorf("reading the serial number: %w", err)
 		}
 	}
-	return device, fmt.Errorf("reading the serial number: %w: %d lines without it", ErrGarbled, csrLines)
 }
 
-var errOtherSerial = fmt.Errorf("%w: the serial number was another one in the default for the common name", ErrGarbled)
-
-// joinedDigits is what the CSR example prints as the default for the common name.
-func joinedDigits(device [16]byte) string {
-	text := ""
-	for _, b := range device {
-		text += strconv.FormatUint(uint64(b), 16)
-	}
-	return text
-}
-
-// nameForm names the form in which a common name holds the serial number: "padded", all digits, as corrected firmware may
-// have it, or no digit is missing anyway; "joined", as it is printed; "cut-short", as TI's code makes it, up to the first
-// byte of one digit. Empty is none of these.
-func nameForm(device [16]byte, name string) string {
-	short := hex.EncodeToString(device[:])
-	for i, b := range device {
-		if b < 0x10 {
-			short = short[:2*i] + short[2*i+1:2*i+2]
-			break
+// start notes the facts of a banner.
+func (r *csrReading) start(banner string) {
+	for name, pattern := range map[string]*regexp.Regexp{"build": csrBuild, "mac": csrMAC} {
+		if m := pattern.FindStringSubmatch(banner); m != nil {
+			r.facts[name] = strings.ToLower(m[1])
 		}
 	}
-	switch name {
-	case hex.EncodeToString(device[:]):
-		return "padded"
-	case joinedDigits(device):
-		return "joined"
-	case short:
-		return "cut-short"
+	for _, m := range csrChip.FindAllStringSubmatch(banner, -1) {
+		r.facts[map[string]string{"CHIP": "chip", "NWP": "nwp-version"}[strings.ToUpper(m[1])]] = strings.ToLower(m[2])
 	}
-	return ""
+}
+
+// limit is how long the next question or the request may take.
+func (r *csrReading) limit() time.Duration {
+	if r.last == csrEmail || r.asked[csrUnit] > 0 {
+		return csrMake
+	}
+	return csrWait
+}
+
+// turn waits for what needs the reader next: a question or the request.
+func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
+	l, end, seen := r.line, time.Now().Add(r.limit()), 0
+	var restarts int // place of a restart that only the question after it confirms
+	restarts = -1
+	for {
+		text, origin := withoutEvents(string(l.in))
+		fresh := text[min(seen, len(text)):]
+		if err := gaveUp(fresh); err != nil {
+			l.keep(0)
+			return csrTurn{}, r.whyGivenUp(text, err)
+		}
+		if at := r.restart(fresh); at >= 0 {
+			at += min(seen, len(text))
+			if !r.enter {
+				l.in = l.in[min(origin(at), len(l.in)):]
+				return csrTurn{}, errRestarted
+			}
+			restarts = at
+		}
+		if strings.Contains(fresh, "--") {
+			if request := findPEM(text); request != nil {
+				l.keep(0)
+				return csrTurn{text: text, request: request}, nil
+			}
+		}
+		seen = strings.LastIndexAny(text, "\r\n") + 1
+		subject, rest, asked := csrPrompt(text, len(r.asked) == 0)
+		more, wait := false, time.Until(end)
+		switch asked {
+		case surely:
+			wait = 0
+		case probably:
+			wait = min(wait, csrQuiet)
+		case perhaps:
+			wait = min(wait, csrPause)
+		}
+		if len(l.in) > maxText {
+			l.keep(0)
+			return csrTurn{}, fmt.Errorf("%w: more than %d bytes and no prompt", ErrGarbled, maxText)
+		}
+		if wait > 0 {
+			var err error
+			if more, err = l.more(ctx, wait); err != nil {
+				return csrTurn{}, fmt.Errorf("waiting for the next question: %w", err)
+			}
+		}
+		switch {
+		case more:
+			continue
+		case asked == noQuestion:
+			return csrTurn{}, fmt.Errorf("waiting for the next question: %w", ErrTimeout)
+		case subject == csrCertificate:
+			return csrTurn{}, fmt.Errorf("%w: the board asks for the certificate, but no request came; reset the board", ErrGarbled)
+		case restarts >= 0 && subject == r.first:
+			l.in = l.in[min(origin(restarts), len(l.in)):]
+			return csrTurn{}, errRestarted
+		}
+		l.keep(0)
+		return csrTurn{text: text, subject: subject, rest: rest}, nil
+	}
+}
+
+// restart returns the place of a serial number line in text, or -1. Before the first question it counts only if it tells something new.
+func (r *csrReading) restart(text string) int {
+	if strings.IndexAny(text, "\r\n") < 0 {
+		return -1
+	}
+	for _, line := range serialLines(text) {
+		if line.kind == 0 && (len(r.asked) > 0 || line.device != r.device) {
+			return line.start
+		}
+	}
+	return -1
+}
+
+// whyGivenUp tells a board that cannot make a request from one that needs a reset.
+func (r *csrReading) whyGivenUp(text string, err error) error {
+	if errors.Is(err, errAborted) && (r.last == csrEmail || csrNoKey.MatchString(text)) {
+		return fmt.Errorf("%w: the board cannot make a request with key 0. Update the service pack of its network processor; "+
+			"if that does not help, use firmware of the dialect report", ErrNoProof)
+	}
+	return err
+}
+
+// listen looks for the second reading of the serial number in what followed an Enter.
+func (r *csrReading) listen(t csrTurn) error {
+	if !r.enter || weakened {
+		return nil
+	}
+	words := t.text
+	if t.request != nil {
+		if m := csrBegin.FindStringIndex(words); m != nil {
+			words = words[:m[0]]
+		}
+	}
+	form, other := repeats(r.device, words)
+	if form != "" {
+		r.second = form
+	}
+	if other && r.last == csrCommonName {
+		return errOtherSerial
+	}
+	r.other = r.other || other
+	return nil
+}
+
+// askedAgain waits, after the first question, for the echo of what was typed before: that may have been taken for an answer, and the question comes
+// again. The echo shows it at once.
+func (r *csrReading) askedAgain(ctx context.Context, t csrTurn) (bool, error) {
+	more, err := r.line.Gather(ctx, csrEcho, tiFlush)
+	if err == nil && strings.ContainsAny(t.rest+more, "\r\n") {
+		more, err = r.line.Gather(ctx, tiSilence, tiFlush)
+	}
+	if err != nil {
+		return false, err
+	}
+	_, _, asked := csrPrompt(more, true)
+	return asked >= probably, nil
+}
+
+// answer answers a question. The first answer is never an empty one: that may end the firmware.
+func (r *csrReading) answer(ctx context.Context, subject string) error {
+	begins := len(r.asked) == 0
+	r.asked[subject]++
+	times := r.asked[subject]
+	if times > csrAgain && subject != "" {
+		return fmt.Errorf("%w: the board refuses every answer to the question for the %s", ErrGarbled, subject)
+	}
+	answer := csrAnswers[subject]
+	switch {
+	case begins:
+		if r.first = subject; answer == "" {
+			answer = csrAnswers[csrCA] // "0" is the least: no, or the first of something
+		}
+	case subject == r.first && subject == "" && times == 2 && len(r.asked) == 1:
+		answer = csrAnswers[csrValidity] // it was not taken
+	case times == 3 && subject != r.first:
+		answer = "" // it takes no other
+	}
+	if answer == csrFresh {
+		answer = r.nonce
+	}
+	r.last, r.enter = subject, answer == ""
+	return r.line.Send(ctx, answer+"\r")
 }
 
 // pemRequest is a request as it came, and the words of its marker lines.
@@ -295,52 +432,8 @@ func (p *pemRequest) der() ([]byte, error) {
 	return der, nil
 }
 
-// turn waits for what needs the reader next: a question, named as in csrAnswers, or the request. clean is all that came up
-// to there, without events.
-func (TICSR) turn(ctx context.Context, l *Line, limit time.Duration) (clean, question string, request *pemRequest, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
-	defer cancel()
-	var refused error
-	_, readErr := l.ReadPrompt(ctx, func(text string) int {
-		if i := strings.Index(text, csrSerial); i >= 0 {
-			refused = errRestarted
-			return i
-		}
-		clean = csrEvent.ReplaceAllString(text, "")
-		if csrAbort.MatchString(clean) {
-			refused = errAborted
-			return len(text)
-		}
-		if m := csrPEM.FindStringSubmatch(clean); m != nil {
-			if m[1] != m[3] {
-				refused = fmt.Errorf("%w: the request begins and ends with different words", ErrGarbled)
-			}
-			request = &pemRequest{label: m[1], base64: m[2]}
-			return len(text)
-		}
-		// What follows a question is the echo of something stale.
-		if m := csrQuestion.FindAllStringSubmatch(clean, -1); m != nil {
-			question = strings.TrimSpace(m[len(m)-1][1])
-			return len(text)
-		}
-		return -1
-	})
-	switch {
-	case readErr != nil:
-		return "", "", nil, fmt.Errorf("waiting for its next question: %w", readErr)
-	case errors.Is(refused, errAborted) && limit == csrMake:
-		return "", "", nil, fmt.Errorf("%w: it cannot make a request with key 0. Update the service pack of its network processor; "+
-			"if that does not help, use firmware of the dialect report", ErrNoProof)
-	case refused != nil:
-		return "", "", nil, refused
-	}
-	return clean, question, request, nil
-}
-
-var errAborted = fmt.Errorf("%w: the CSR example gave up; reset the board", ErrGarbled)
-
-// check believes nothing: the request must be for this board, over this nonce, by the key that it holds.
-func (TICSR) check(device [16]byte, nonce string, p *pemRequest, facts map[string]string) (Report, error) {
+// finish believes nothing: the request must be for this board, over this nonce, by the key that it holds.
+func (r *csrReading) finish(p *pemRequest) (Report, error) {
 	der, err := p.der()
 	if err != nil {
 		return Report{}, fmt.Errorf("reading the request: %w", err)
@@ -357,23 +450,54 @@ func (TICSR) check(device [16]byte, nonce string, p *pemRequest, facts map[strin
 	if err := request.CheckSignature(); err != nil {
 		return Report{}, fmt.Errorf("%w: the request's signature does not hold", ErrNoProof)
 	}
-	if unit, _ := request.SubjectText("2.5.4.11"); unit != nonce {
+	if unit, n := request.SubjectText("2.5.4.11"); n != 1 || unit != r.nonce {
+		if r.asked[csrUnit] == 0 {
+			return Report{}, fmt.Errorf("%w: the firmware asks for no organizational unit, so its request holds nothing fresh; "+
+				"use firmware that asks for one, or of the dialect report", ErrNoProof)
+		}
 		return Report{}, fmt.Errorf("%w: the request's organizational unit is not the nonce of this reading", ErrNoProof)
 	}
-	if name, n := request.SubjectText("2.5.4.3"); n == 1 {
-		facts["common-name"] = nameForm(device, name)
+	name, names := request.SubjectText("2.5.4.3")
+	if names > 1 {
+		return Report{}, fmt.Errorf("%w: the request has %d common names", ErrNoProof, names)
 	}
-	if facts["common-name"] == "" && !weakened {
-		return Report{}, fmt.Errorf("%w: the request's common name is not made of the serial number", ErrGarbled)
+	if err := r.confirm(name); err != nil {
+		return Report{}, err
 	}
-	facts["hash"], facts["signature"], facts["key-form"] = hash, "der", "spki"
-	facts["csr-label"] = p.label
+	r.facts["hash"], r.facts["signature"], r.facts["key-form"] = hash, "der", "spki"
+	r.facts["csr-label"] = strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return -1
+		}
+		return c
+	}, p.label)
 	return Report{
-		Device: device, SPKI: request.SPKI, Facts: facts,
+		Device: r.device, SPKI: request.SPKI, Facts: r.facts,
 		Proof: &Proof{
-			Method: "csr", Hash: hash, Nonces: [][]byte{[]byte(nonce)}, Signatures: [][]byte{request.Signature}, Request: der,
+			Method: "csr", Hash: hash, Nonces: [][]byte{[]byte(r.nonce)}, Signatures: [][]byte{request.Signature}, Request: der,
 		},
 	}, nil
+}
+
+// confirm compares the common name of the request with the serial number, and notes where that was read a second time.
+func (r *csrReading) confirm(name string) error {
+	form, other := nameForm(r.device, name)
+	if (other || r.other && r.second == "") && !weakened {
+		return errOtherSerial
+	}
+	if form != "" {
+		r.facts["common-name"] = form
+	}
+	r.facts["serial-readings"] = "2"
+	switch {
+	case r.second != "":
+		r.facts["second-reading"] = "default"
+	case form == formPadded || form == formJoined:
+		r.facts["second-reading"] = "request"
+	default:
+		r.facts["serial-readings"] = "1"
+	}
+	return nil
 }
 
 // Gone implements Dialect. The board does not end its dialogue by itself, so a letter without a line end shows whether it
@@ -393,7 +517,7 @@ func (TICSR) probe() string    { return "" }
 func (TICSR) starts() []string { return []string{csrSerial} }
 
 func (TICSR) recognises(text string) bool {
-	return strings.Contains(text, csrSerial) || csrLate.MatchString(text) || csrEvent.MatchString(text)
+	return startOf(text) >= 0 || csrLate.MatchString(text) || csrEvent.MatchString(text)
 }
 
 func (TICSR) leave(ctx context.Context, l *Line, v vigil) error {

@@ -48,24 +48,37 @@ func TestJoinedDigits(t *testing.T) {
 }
 
 func TestNameForm(t *testing.T) {
-	for _, c := range []struct{ device, name, want string }{
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0b", "cut-short"},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0bc0ffeeabcdef1011121314", "joined"},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a00bc0ffee0a0b0c0d0e0f1011121314", "padded"},
-		{"010bc0ffee0a0b0c0d0e0f1011121314", "1", "cut-short"},
-		{"000bc0ffee0a0b0c0d0e0f1011121314", "0", "cut-short"},
-		{"a01bc0ffee1a1b1c1d1e1f1011121304", "a01bc0ffee1a1b1c1d1e1f101112134", "joined"}, // and cut short
-		{"a01bc0ffee1a1b1c1d1e1f1011121314", "a01bc0ffee1a1b1c1d1e1f1011121314", "padded"},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0", ""},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a00b", ""},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "A0B", ""},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "", ""},
+	for _, c := range []struct {
+		device, name, want string
+		other              bool
+	}{
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0b", "cut-short", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0bc0ffeeabcdef1011121314", "joined", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a00bc0ffee0a0b0c0d0e0f1011121314", "padded", false},
+		{"010bc0ffee0a0b0c0d0e0f1011121314", "1", "cut-short", false},
+		{"000bc0ffee0a0b0c0d0e0f1011121314", "0", "cut-short", false},
+		{"a01bc0ffee1a1b1c1d1e1f1011121304", "a01bc0ffee1a1b1c1d1e1f101112134", "joined", false}, // and cut short
+		{"a01bc0ffee1a1b1c1d1e1f1011121314", "a01bc0ffee1a1b1c1d1e1f1011121314", "padded", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0", "", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a00b", "", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "A0B", "cut-short", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "", "", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "A00BC0FFEE0A0B0C0D0E0F1011121314", "padded", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "device a00bc0ffee0a0b0c0d0e0f1011121314", "padded", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a1b", "", true},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a00bc0ffee0a0b0c0d0e0f1011121315", "", true},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "cc3220", "", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "none", "", false},
 	} {
 		device, err := hex.DecodeString(c.device)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := nameForm([16]byte(device), c.name); got != c.want {
+		got, other := nameForm([16]byte(device), c.name)
+		if other != c.other {
+			t.Errorf("%s under the name %q: of another serial number: %t", c.device, c.name, other)
+		}
+		if got != c.want {
 			t.Errorf("%s under the name %q: %q, want %q", c.device, c.name, got, strings.TrimSpace(c.want))
 		}
 	}

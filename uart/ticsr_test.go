@@ -1,6 +1,7 @@
 package uart_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -11,7 +12,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"net"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -88,24 +88,25 @@ func TestTICSR(t *testing.T) {
 			b.Quiet, b.Print = true, map[string]string{"validity": "\r\n\nUnique device ID = " + strings.Repeat("a ", 16) + "\r\n\n-Enter validity period (days):"}
 		}, want: uart.ErrGarbled, words: "16 bytes"},
 		"serial number in capitals": {fault: func(b *fixtures.Board) {
+			b.Device = [16]byte(bytes.Repeat([]byte{0x0a}, 16))
 			b.Quiet, b.Print = true, map[string]string{"validity": "\r\n\nUnique device ID = " + strings.Repeat("0A ", 16) + "\r\n\n-Enter validity period (days):"}
-		}, want: uart.ErrGarbled, words: "16 bytes"},
+		}, facts: map[string]string{"second-reading": "default"}},
 		"a key that is refused": {fault: func(b *fixtures.Board) { b.RefuseKey0 = -12290 }, want: uart.ErrNoProof, words: "report"},
 		"content altered":       {fault: func(b *fixtures.Board) { b.WrongSignatures = true }, want: uart.ErrNoProof, words: "signature does not hold"},
 		"an older request":      {fault: func(b *fixtures.Board) { b.Unit = "N0nce0fAnotherReading" }, want: uart.ErrNoProof, words: "nonce of this reading"},
-		"another name":          {fault: func(b *fixtures.Board) { b.CommonName = strings.Repeat("0a", 16) }, want: uart.ErrGarbled, words: "common name"},
+		"another name":          {fault: func(b *fixtures.Board) { b.CommonName = strings.Repeat("0a", 16) }, want: uart.ErrGarbled, words: "another serial number"},
 		"name of all digits":    {fault: func(b *fixtures.Board) { b.DefaultName = fixtures.NameJoined }, facts: map[string]string{"common-name": "joined"}},
 		"corrected firmware":    {fault: func(b *fixtures.Board) { b.DefaultName = fixtures.NamePadded }, facts: map[string]string{"common-name": "padded"}},
 		"no small byte":         {fault: func(b *fixtures.Board) { copy(b.Device[:], "0123456789abcdef") }, facts: map[string]string{"common-name": "padded"}},
 		"zeros first":           {fault: func(b *fixtures.Board) { b.Device[0], b.Device[1] = 0, 0 }, facts: map[string]string{"common-name": "cut-short"}},
-		"another serial number": {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{b.Device, fixtures.NewDevice()} }, want: uart.ErrGarbled, words: "another one"},
+		"another serial number": {fault: func(b *fixtures.Board) { b.Serials = [][16]byte{b.Device, fixtures.NewDevice()} }, want: uart.ErrGarbled, words: "another serial number"},
 		"no second serial number": {fault: func(b *fixtures.Board) {
 			b.Print = map[string]string{"common name": "\r\n\n-Enter subject email:"}
-		}, want: uart.ErrGarbled, words: "again"},
-		"no request":         {fault: func(b *fixtures.Board) { b.Mute = "request" }, want: uart.ErrTimeout},
+		}, facts: map[string]string{"serial-readings": "1", "second-reading": "", "common-name": ""}},
+		"no request":         {fault: func(b *fixtures.Board) { b.Mute = "request" }, want: uart.ErrGarbled, words: "asks for the certificate"},
 		"a question missing": {fault: func(b *fixtures.Board) { b.Mute = "state" }, want: uart.ErrTimeout, words: "next question"},
 		"an unknown question": {fault: func(b *fixtures.Board) { b.Print = map[string]string{"state": "\r\n\n-Enter subject shoe size:"} },
-			want: uart.ErrGarbled, words: "does not have"},
+			facts: map[string]string{"serial-readings": "2"}},
 		"every answer refused": {fault: func(b *fixtures.Board) {
 			b.Print = map[string]string{"-Is certificate": "\r\n\n-Enter subject country (i.e US):", "country": "\r\n\n-Enter subject country (i.e US):",
 				"state": "\r\n\n-Enter subject country (i.e US):", "locality": "\r\n\n-Enter subject country (i.e US):", "surname": "\r\n\n-Enter subject country (i.e US):"}
@@ -116,7 +117,7 @@ func TestTICSR(t *testing.T) {
 			want: uart.ErrGarbled, words: "reset"},
 		"marker lines that differ": {fault: func(b *fixtures.Board) {
 			b.Print = map[string]string{"request": "\r\n-----BEGIN NEW CERTIFICATE REQUEST-----\r\nMIIB\r\n-----END CERTIFICATE REQUEST-----\r\n"}
-		}, want: uart.ErrGarbled, words: "different words"},
+		}, want: uart.ErrGarbled, words: "not a certificate signing request"},
 		"not base64": {fault: func(b *fixtures.Board) {
 			b.Print = map[string]string{"request": "\r\n-----BEGIN CERTIFICATE REQUEST-----\r\nMIIBA\r\n-----END CERTIFICATE REQUEST-----\r\n"}
 		}, want: uart.ErrGarbled, words: "base64"},
@@ -152,7 +153,7 @@ func TestTICSR(t *testing.T) {
 				if encodeErr != nil {
 					t.Fatalf("the recording does not encode: %v", encodeErr)
 				}
-				if typed := b.Typed(); slices.Contains(typed[:min(len(typed), 9)], "") || strings.Contains(strings.Join(typed, ""), "BEGIN") {
+				if typed := b.Typed(); len(typed) > 0 && typed[0] == "" || strings.Contains(strings.Join(typed, ""), "BEGIN") {
 					t.Errorf("typed %q", typed)
 				}
 				if c.want != nil {

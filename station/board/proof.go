@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"secretfree/station/board/certreq"
 )
@@ -24,8 +25,8 @@ const (
 	// a key can be recovered that nobody owns.
 	ProofSignMsg ProofMethod = "sign-msg"
 	// ProofCSR: Request is a certificate signing request (PKCS #10, DER) of the board. The one nonce is its one
-	// organizational unit. Its one common name is the device id, or what TI's example makes of it: the digits run together
-	// without padding, or those up to the first byte of one digit. The one signature is a copy of the request's
+	// organizational unit. Its common name, if it has one, is not made of the digits of another device id: padded, run together without
+	// padding, or cut short as TI's example does, after the first byte of one digit. The one signature is a copy of the request's
 	// own, which is ECDSA over the hash of the request's CertificationRequestInfo.
 	ProofCSR ProofMethod = "csr"
 	// ProofReport: the one signature is ECDSA in DER over the hash of what ReportMessage returns.
@@ -187,22 +188,39 @@ func (p *Proof) requestMessage(device DeviceID, key Key) ([]byte, error) {
 	if !bytes.Equal(request.SPKI, key.SPKI()) {
 		return nil, fmt.Errorf("%w: the request is for another key", ErrProof)
 	}
-	for _, want := range []struct {
-		oid, name string
-		values    []string
-	}{
-		{"2.5.4.11", "organizational unit", []string{string(p.Nonces[0])}},
-		{"2.5.4.3", "common name", commonNames(device)},
-	} {
-		value, n := request.SubjectText(want.oid)
-		if n != 1 {
-			return nil, fmt.Errorf("%w: the request has %d of %s, want 1", ErrProof, n, want.name)
-		}
-		if !slices.Contains(want.values, value) {
-			return nil, fmt.Errorf("%w: the request has another %s", ErrProof, want.name)
-		}
+	unit, units := request.SubjectText("2.5.4.11")
+	if units != 1 {
+		return nil, fmt.Errorf("%w: the request has %d of organizational unit, want 1", ErrProof, units)
+	}
+	if unit != string(p.Nonces[0]) {
+		return nil, fmt.Errorf("%w: the request has another organizational unit", ErrProof)
+	}
+	name, names := request.SubjectText("2.5.4.3")
+	if names > 1 {
+		return nil, fmt.Errorf("%w: the request has %d of common name, want at most 1", ErrProof, names)
+	}
+	if namesAnother(device, name) {
+		return nil, fmt.Errorf("%w: the request has another common name", ErrProof)
 	}
 	return request.TBS, nil
+}
+
+// namesAnother tells whether a common name is the digits of another device id. Firmware may have any other name: it is decoration.
+func namesAnother(device DeviceID, name string) bool {
+	digits := strings.ToLower(name)
+	if slices.Contains(commonNames(device), digits) || strings.Trim(digits, "0123456789abcdef") != "" {
+		return false
+	}
+	if len(digits) >= len(device) { // the least that 16 bytes take
+		return true
+	}
+	// TI's code cuts a name short: bytes of two digits, and one of one.
+	for i := 0; i+1 < len(digits); i += 2 {
+		if digits[i] == '0' {
+			return false
+		}
+	}
+	return len(digits)%2 == 1
 }
 
 // commonNames are the forms in which a request can hold a device id.

@@ -77,8 +77,11 @@ func TestProofCSR(t *testing.T) {
 		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0b", true}, {"a00bc0ffee0a0b0c0d0e0f1011121314", "a0bc0ffeeabcdef1011121314", true},
 		{"010bc0ffee0a0b0c0d0e0f1011121314", "1", true}, {"000bc0ffee0a0b0c0d0e0f1011121314", "0", true},
 		{"a01bc0ffee1a1b1c1d1e1f1011121314", "a01bc0ffee1a1b1c1d1e1f1011121314", true},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0", false}, {"a00bc0ffee0a0b0c0d0e0f1011121314", "a00", false},
-		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0bc0ffee0a", false}, {"a01bc0ffee1a1b1c1d1e1f1011121314", "a01bc0ffee1a1b1c1d1e1f1011121315", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a1b", false}, {"a00bc0ffee0a0b0c0d0e0f1011121314", "a00", false},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "a0bc0ffee0ab0c0d", false}, {"a01bc0ffee1a1b1c1d1e1f1011121314", "a01bc0ffee1a1b1c1d1e1f1011121315", false},
+		// Names that are no digits of a device id.
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "none", true}, {"a00bc0ffee0a0b0c0d0e0f1011121314", "cc3220", true},
+		{"a00bc0ffee0a0b0c0d0e0f1011121314", "", true}, {"a00bc0ffee0a0b0c0d0e0f1011121314", "A00BC0FFEE0A0B0C0D0E0F1011121314", true},
 	} {
 		id, err := ParseDeviceID(c.id)
 		if err != nil {
@@ -133,8 +136,10 @@ func TestProofCSR(t *testing.T) {
 		"nonce with a space": {change: func(p *Proof) { p.Nonces = [][]byte{[]byte("Zx81kPq0aaB DeFgHiJkL")} }, words: "letters and digits"},
 		"two units": {proof: with(func(n *pkix.Name) { n.OrganizationalUnit = []string{proofNonce, proofNonce} }),
 			words: "2 of organizational unit"},
-		"no unit":                     {proof: with(func(n *pkix.Name) { n.OrganizationalUnit = nil }), words: "0 of organizational unit"},
-		"no name":                     {proof: with(func(n *pkix.Name) { n.CommonName = "" }), words: "0 of common name"},
+		"no unit": {proof: with(func(n *pkix.Name) { n.OrganizationalUnit = nil }), words: "0 of organizational unit"},
+		"two names": {proof: with(func(n *pkix.Name) {
+			n.ExtraNames = []pkix.AttributeTypeAndValue{{Type: []int{2, 5, 4, 3}, Value: "none"}, {Type: []int{2, 5, 4, 3}, Value: "none"}}
+		}), words: "2 of common name"},
 		"name in capitals":            {proof: with(func(n *pkix.Name) { n.CommonName = strings.ToUpper(n.CommonName) + "A" }), words: "another common name"},
 		"request in sign-msg":         {change: func(p *Proof) { p.Method = ProofReport }, words: "has no request"},
 		"empty request in report":     {change: func(p *Proof) { p.Method, p.Request = ProofReport, []byte{} }, words: "has no request"},
