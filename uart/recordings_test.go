@@ -135,6 +135,33 @@ func recordings() []recording {
 		{"ti-csr-no-key-0", csr, noProof, "no request can be made", "", func(b *board) { b.RefuseKey0 = -12290 }},
 		{"ti-csr-muted", csr, timeout, "no question follows", "", func(b *board) { b.Mute = "state" }},
 		{"ti-csr-private-key", csr, leak, "it prints a private key instead of the request", "", func(b *board) { b.Leak = "request" }},
+		{"ti-csr-stock-defaults", csr, passed, "TI's stock words, a serial number with bytes of one digit", "", func(b *board) { b.Device[1] = 0x0b }},
+		{"ti-csr-reworded", csr, passed, "other words for the defaults", "", func(b *board) { b.Build = fixtures.BuildReworded }},
+		{"ti-csr-capitals", csr, passed, "capitals in the questions, the serial number and its second reading", "", worded(csrCapitals)},
+		{"ti-csr-asks-as-openssl", csr, passed, "questions as openssl req asks them, line ends of LF", "", worded(csrOpenSSL)},
+		{"ti-csr-shows-no-defaults", csr, passed, "the common name in the request is the second reading", "", func(b *board) {
+			worded(csrShowsNothing)(b)
+			b.DefaultName = fixtures.NamePadded
+		}},
+		{"ti-csr-few-questions", csr, passed, "two questions; the serial number is read once", "", worded(csrFew)},
+		{"ti-csr-more-questions", csr, passed, "questions that no other build has, in another order", "", worded(csrMore)},
+		{"ti-csr-line-ends", csr, passed, "line ends of CR CR LF", "", worded(csrLineEnds)},
+		{"ti-csr-serial-0x", csr, passed, "a serial number with 0x and commas, other words before it", "", worded(csrColons)},
+		{"ti-csr-markers", csr, passed, "four dashes and other rows in the PEM", "", worded(csrMarkers)},
+		{"ti-csr-constant-name", csr, passed, "a common name that is no serial number", "", worded(csrConstant)},
+		{"ti-csr-event-in-capitals", csr, passed, "an event cuts every question in capitals", "", func(b *board) {
+			worded(csrCapitals)(b)
+			b.Event, b.EventIn, b.EventAt = csrEvent, fixtures.InPrompt, 12
+		}},
+		{"ti-csr-default-of-another", csr, garbled, "the digits of another serial number, in other words", "", worded(csrOfAnother)},
+		{"ti-csr-no-unit", csr, noProof, "no question for the organization unit, so nothing in the request is fresh", "", worded(csrNoUnit)},
+		{"ti-csr-enter-aborts-spoken", csr, garbled, "somebody pressed Enter at the first question; it gives up in other words", "\r", worded(csrSpoken)},
+		{"ti-csr-network-processor-dead", csr, garbled, "the network processor stops at a question: it needs a reset", "", print("surname", csrNWPDead)},
+		{"ti-csr-paste-without-request", csr, garbled, "it asks for the certificate, and printed no request", "", print("request", "\r\nPaste the certificate:")},
+		{"ti-csr-serial-of-15", csr, garbled, "a serial number of 15 bytes", "", func(b *board) {
+			worded(`{"serial": "Unique device ID = 4d 1f 00 0a 8e 27 b3 c0 5a 9e 61 f2 d4 77 88 \r\n\n"}`)(b)
+		}},
+		{"ti-csr-serial-joined", csr, garbled, "a serial number without padding, run together", "", worded(`{"serial": "Unique device ID = {joined}\r\n\n"}`)},
 		{"ti-csr-unplugged", csr, unplugged, "unplugged before it was done", "", func(b *board) { b.CutAfter = 1000 }},
 
 		{"report-good", report, passed, "one line, without echo", "", func(b *board) {}},

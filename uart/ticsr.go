@@ -107,14 +107,14 @@ func (TICSR) settle(ctx context.Context, l *Line, _ bool) error {
 	for {
 		text, _ := withoutEvents(string(l.in))
 		text = text[max(0, startOf(text)):] // what is before may be of the board before
-		if err := gaveUp(text); err != nil {
-			l.keep(0)
-			return err
-		}
 		lines := serialLines(text)
 		line, err := chooseSerial(lines, false)
 		if line != nil || err != nil { // Read says what is wrong
 			return nil
+		}
+		if gaveUp(text) != nil {
+			l.keep(0)
+			return ErrNeedsReset
 		}
 		echo := strings.Contains(text, csrProbe) && strings.Trim(text, csrProbe+"\r\n") == ""
 		subject, _, asked := csrPrompt(text, true)

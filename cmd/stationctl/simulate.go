@@ -22,6 +22,7 @@ type simulate struct {
 	Transcript  string        `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
 	Dialect     string        `name:"dialect" placeholder:"NAME" help:"Without a description: how the board talks: ti-at (as if left out), ti-csr or report."`
 	Device      string        `name:"device" placeholder:"ID" help:"Without a description: the device id, 32 hex digits; a new one if left out."`
+	Wording     string        `name:"wording" placeholder:"FILE" type:"path" help:"What firmware with the dialogue of ti-csr prints (JSON); see fixtures/README.md."`
 	Speed       *float64      `name:"speed" help:"Of a transcript: divides its pauses (1)."`
 	Boards      int           `name:"boards" default:"1" help:"How many boards come one after the other, each a new one where the description leaves that open; 0 is for ever (${default})."`
 	Stay        time.Duration `name:"stay" placeholder:"TIME" help:"How long each board stays in, such as 10s; without it the last stays until Ctrl-C."`
@@ -49,6 +50,8 @@ func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
 		return fmt.Errorf("%w: --dialect is for a board without a file: %s says how the board talks", cli.ErrMisuse, given)
 	case given != "" && s.Device != "":
 		return fmt.Errorf("%w: --device is for a board without a file: %s says which board it is", cli.ErrMisuse, given)
+	case s.Transcript != "" && s.Wording != "":
+		return fmt.Errorf("%w: --wording is for a simulated board: a transcript has its words", cli.ErrMisuse)
 	case s.Transcript == "" && s.Speed != nil:
 		return fmt.Errorf("%w: --speed is for a transcript: the times of a simulated board are in its description", cli.ErrMisuse)
 	case s.Boards < 0 || s.Stay < 0 || s.Gap < 0:
@@ -145,17 +148,28 @@ func makeFolders(dir string) (remove func(), err error) {
 func (s *simulate) describe() (fixtures.Description, error) {
 	if s.Description == "" {
 		dialect := s.Dialect
-		if dialect == "" {
+		switch {
+		case dialect == "" && s.Wording != "":
+			dialect = fixtures.DialectCSR
+		case dialect == "":
 			dialect = fixtures.DialectAT
 		}
-		d := fixtures.Description{Dialect: dialect, Device: s.Device, Baud: 115200,
+		d := fixtures.Description{Dialect: dialect, Wording: s.Wording, Device: s.Device, Baud: 115200,
 			Boot: fixtures.Duration(500 * time.Millisecond), Think: fixtures.Duration(2 * time.Millisecond), Sign: fixtures.Duration(60 * time.Millisecond)}
 		if err := d.Validate(); err != nil {
 			return d, fmt.Errorf("%w: %v", cli.ErrMisuse, err)
 		}
 		return d, nil
 	}
-	return fixtures.ReadDescription(s.Description)
+	d, err := fixtures.ReadDescription(s.Description)
+	if err != nil || s.Wording == "" {
+		return d, err
+	}
+	d.Wording = s.Wording
+	if err := d.Validate(); err != nil {
+		return d, fmt.Errorf("%w: --wording: %v", cli.ErrMisuse, err)
+	}
+	return d, nil
 }
 
 // serve has a board in the socket until it ends by itself or by its time.
