@@ -31,6 +31,7 @@ type recorded struct {
 	answers   map[string][]byte // by the command, without its end; of ti-csr, of the requests, by nonce
 	questions []question        // of ti-csr
 	length    int               // bytes of a good dialogue
+	unknown   []byte            // the answer of ti-at to a command that it does not know; nil is TI's
 }
 
 // question is one of the CSR example, with its good answer, and what it prints when it has that. The last one prints the request.
@@ -325,6 +326,9 @@ func (r *recorded) answered(command string) string {
 			}
 		}
 	}
+	if r.unknown != nil {
+		return string(r.unknown)
+	}
 	return strings.Replace(string(r.answers["at+test"]), "OK", "ERROR: command not exist,0", 1)
 }
 
@@ -361,7 +365,7 @@ func (p *player) answerQuestion(typed, answer string) {
 			if turn > 0 {
 				ask = []byte(r.questions[turn-1].then)
 			}
-			return typed + "\r\nERROR: Invalid answer\r\nERROR: NetUtilCmd error: -1: \r\n" + string(ask[bytes.LastIndex(ask, []byte("\r\n\n")):])
+			return typed + "\r\nERROR: Invalid answer\r\nERROR: NetUtilCmd error: -1: \r\n" + string(ask[max(0, bytes.LastIndex(ask, []byte("\r\n\n"))):])
 		})
 		return
 	}

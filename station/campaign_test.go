@@ -192,39 +192,7 @@ func (c *campaign) dialogue(t *testing.T, i uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, far := net.Pipe()
-	opened := false
-	var kept *uart.Transcript
-	s, err := New(Config{
-		SKU: "widgiot", Station: "line3-a", Journal: w, Log: zerolog.New(w).Level(zerolog.ErrorLevel),
-		Backlog: func() Backlog { return Backlog{} }, Confirmed: func(board.DeviceID) bool { return false },
-		Transcript: func(t *uart.Transcript) error { kept = t; return nil },
-		Slots: []SlotConfig{{Name: "A", Dialect: dialect, Nonce: p.nonce, Open: func(ctx context.Context) (uart.Conn, error) {
-			if opened {
-				<-ctx.Done()
-				return nil, context.Cause(ctx)
-			}
-			opened = true
-			return near, nil
-		}}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() {
-		if err := s.Run(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	running.Go(func() { p.play(far) })
-	verdict, state := awaitVerdict(s)
-	cancel()
-	near.Close()
-	far.Close()
-	running.Wait()
-
+	verdict, state, kept := playBoard(t, dialect, p, w)
 	faults := w.faults
 	if state.state == Passed && !w.receipt[state.device] {
 		faults = append(faults, "PASS without a receipt for "+state.device.String())
@@ -253,6 +221,42 @@ func (c *campaign) dialogue(t *testing.T, i uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tally[tallied{asked, kind, verdict}]++
+}
+
+// playBoard has a station read what a player plays, and returns the verdict. It runs in a bubble of its own.
+func playBoard(t *testing.T, dialect uart.Dialect, p *player, w *witness) (verdict string, state slotState, kept *uart.Transcript) {
+	near, far := net.Pipe()
+	opened := false
+	s, err := New(Config{
+		SKU: "widgiot", Station: "line3-a", Journal: w, Log: zerolog.New(w).Level(zerolog.ErrorLevel),
+		Backlog: func() Backlog { return Backlog{} }, Confirmed: func(board.DeviceID) bool { return false },
+		Transcript: func(t *uart.Transcript) error { kept = t; return nil },
+		Slots: []SlotConfig{{Name: "A", Dialect: dialect, Nonce: p.nonce, Open: func(ctx context.Context) (uart.Conn, error) {
+			if opened {
+				<-ctx.Done()
+				return nil, context.Cause(ctx)
+			}
+			opened = true
+			return near, nil
+		}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	running.Go(func() { p.play(far) })
+	verdict, state = awaitVerdict(s)
+	cancel()
+	near.Close()
+	far.Close()
+	running.Wait()
+	return verdict, state, kept
 }
 
 // awaitVerdict waits until the slot says something about the board.
