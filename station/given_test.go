@@ -73,7 +73,7 @@ func TestGivenIsWhatAVerdictRestedOn(t *testing.T) {
 	}
 	for _, reason := range Reasons() {
 		switch reason {
-		case ReasonNoProof, ReasonUnplugged, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonNeedsReset:
+		case ReasonNoProof, ReasonUnplugged, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonNeedsReset, ReasonNoDialect, ReasonWrongSpeed:
 			if given(reason, nil) != "" {
 				t.Errorf("%s rests on the dialogue alone", reason)
 			}

@@ -92,12 +92,36 @@ func boardReason(err error) (reason Reason, ok bool) {
 		return ReasonNoProof, true
 	case errors.Is(err, uart.ErrNeedsReset):
 		return ReasonNeedsReset, true
+	case errors.Is(err, uart.ErrNoDialect):
+		return ReasonNoDialect, true
+	case errors.Is(err, uart.ErrWrongSpeed):
+		return ReasonWrongSpeed, true
 	case errors.Is(err, uart.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return ReasonTimeout, true
 	case errors.Is(err, uart.ErrGarbled):
 		return ReasonGarbled, true
 	}
 	return ReasonUnplugged, false
+}
+
+// boardFailure is the event of a board that failed for reason; err says more.
+func boardFailure(reason Reason, err error) event {
+	e := event{kind: boardFailed, reason: reason}
+	unknown, ok := errors.AsType[*uart.UnknownError](err)
+	if ok {
+		e.heard = unknown.Heard
+	}
+	switch {
+	case ok && unknown.Silent && (e.heard == uart.HeardText || e.heard == uart.HeardNoise):
+		e.advice = adviceSilent // it may have been taken out
+	case reason == ReasonGarbled && errors.Is(err, uart.ErrFirmware):
+		e.advice = adviceFirmware
+	case reason == ReasonNoDialect:
+		e.advice = map[uart.Heard]word{
+			uart.HeardLogin: adviceLogin, uart.HeardBootLoader: adviceLoader, uart.HeardNoise: adviceNoise,
+		}[e.heard]
+	}
+	return e
 }
 
 // journalReason names what an error of Journal.Append means for a board.

@@ -47,7 +47,58 @@ func TestLeakAfterVerdict(t *testing.T) {
 			}
 			mustLeakAgain(t, kept[1])
 			b.cables[0].unplug()
+			mustHold(t, b, slot)
+		})
+	}
+}
+
+// mustHold takes another board to a slot whose board has leaked a key and is gone: nothing of it is shown before somebody acknowledges the leak.
+func mustHold(t *testing.T, b *bench, slot SlotStatus) {
+	t.Helper()
+	if err := b.Acknowledge("no slot"); !errors.Is(err, ErrNoSlot) {
+		t.Errorf("acknowledged in a slot that is not there: %v", err)
+	}
+	other := newBoard()
+	b.cables[0].plug(other)
+	passed := b.Stats().Passed
+	time.Sleep(time.Minute)
+	if now := b.Status().Slots[0]; now != slot || !now.Acknowledge || b.Stats().Passed != passed {
+		t.Errorf("the leak became %+v, and %d boards passed", now, b.Stats().Passed-passed)
+	}
+	if err := b.Acknowledge(slot.Name); err != nil {
+		t.Fatal(err)
+	}
+	now := b.await(0, Passed)
+	if now.Device != other.ID() || now.Acknowledge {
+		t.Errorf("after the leak was acknowledged: %+v", now)
+	}
+	if err := b.Acknowledge(slot.Name); err != nil || b.Status().Slots[0] != now {
+		t.Errorf("acknowledged twice: %v, %+v", err, b.Status().Slots[0])
+	}
+	b.cables[0].unplug()
+	b.await(0, Empty)
+}
+
+// A leak in the text of a start, before anybody knows which board it is, stays as well: after the board has gone, and after the port has.
+func TestLeakBeforeTheDialectIsKnown(t *testing.T) {
+	for _, name := range []string{"auto", "ti-at", "ti-csr", "report"} {
+		bubble(t, name, func(t *testing.T) {
+			dialect, err := uart.DialectByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := newBench(t, 1, func(c *Config) { c.Slots[0].Dialect = dialect }).run()
 			b.await(0, Empty)
+			b.cables[0].say([]byte("boot 1.0\r\n" + leaked + "\r\nUnique device ID = \r\nAT Commands Example Ver: 1.1.2\r\n"))
+			slot := b.awaitThat(0, "a leak", func(s SlotStatus) bool { return s.Reason == ReasonPrivateKeyLeak })
+			time.Sleep(time.Minute)
+			if now := b.Status().Slots[0]; now != slot || !now.Acknowledge {
+				t.Errorf("the leak became %+v", now)
+			}
+			b.mustNotLeak()
+			if name == "auto" || name == "ti-at" {
+				mustHold(t, b, slot)
+			}
 		})
 	}
 }

@@ -40,8 +40,8 @@ type pages struct {
 	began    time.Time // what the times of events count from
 }
 
-// Handler serves the page (/), its events (/events), /status, /healthz, what the page needs (/assets/), and what changes something, /scan
-// and /lot, behind Guard. The server around it sets the time-outs and caps for requests, and one for writing an answer: the endless stream of
+// Handler serves the page (/), its events (/events), /status, /healthz, what the page needs (/assets/), and what changes something, /scan,
+// /lot and /acknowledge, behind Guard. The server around it sets the time-outs and caps for requests, and one for writing an answer: the endless stream of
 // events sets its own.
 func (s *Station) Handler() http.Handler {
 	return s.serveRoutes(s.routes())
@@ -67,6 +67,7 @@ func (s *Station) routes() []route {
 		{"POST /logout", Nobody, s.loggingOut},
 		{"POST /scan", Technician, s.serveScan},
 		{"POST /lot", Technician, s.serveLot},
+		{"POST /acknowledge", Technician, s.serveAcknowledge},
 		{"GET /boards.css", Nobody, serveStyle},
 	}...)
 }

@@ -81,6 +81,8 @@
     device.hidden = !slot.device;
     if (device.textContent !== slot.device) fours(device, slot.device);
     set(tile.querySelector(".advice"), slot.advice);
+    var acknowledge = tile.querySelector(".acknowledge");
+    if (acknowledge) acknowledge.hidden = !slot.acknowledge;
     var mark = tile.querySelector(".mark"), port = tile.querySelector(".port");
     mark.hidden = slot.state !== "passed";
     icon(mark, slot.confirmed ? "confirmed" : "waiting");
@@ -513,6 +515,12 @@
     }, true);
   });
 
+  // The first leak that waits. Its form works without this script.
+  function acknowledge() {
+    var waiting = list(".acknowledge").filter(function (form) { return !form.hidden; })[0];
+    if (waiting && !root.classList.contains("unsure")) waiting.querySelector("button").click();
+  }
+
   function shortcut(key) {
     burst = "";
     switch (key.toLowerCase()) {
@@ -520,6 +528,7 @@
       case "f": if (enter) toggleScreen(); break;
       case "l": open("languages"); break;
       case "?": open("helping"); break;
+      case "a": acknowledge(); break;
       case "/": if (form) form.querySelector("input[name=text]").focus(); break;
     }
   }

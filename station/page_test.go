@@ -226,7 +226,7 @@ func TestPageEscapes(t *testing.T) {
 		}
 	}
 	const escaped = `&#34;&#39;&gt;&lt;img src=x onerror=x&gt;`
-	if n := strings.Count(page, escaped); n != 5 { // name, twice; port; two notices
+	if n := strings.Count(page, escaped); n != 6 { // name, three times; port; two notices
 		t.Errorf("the escaped text is there %d times:\n%s", n, page)
 	}
 	if n := strings.Count(page, "</script>"); n != 2 {
@@ -330,7 +330,7 @@ func testStatusJSON(t *testing.T) {
 	}
 	slot := func(name, port, state, device, reason string, advice word, confirmed string) string {
 		call := map[State]string{Absent: "it", Failed: "quality"}[State(state)]
-		return fmt.Sprintf(`{"name":%q,"state":%q,"device":%q,"reason":%q,"advice":%q,"call":%q,"confirmed":%s,"since":"2000-01-01T00:00:00.123Z","port":%q}`,
+		return fmt.Sprintf(`{"name":%q,"state":%q,"device":%q,"reason":%q,"advice":%q,"call":%q,"confirmed":%s,"since":"2000-01-01T00:00:00.123Z","port":%q,"heard":"","searching":false,"acknowledge":false}`,
 			name, state, device, reason, sentences[advice], call, confirmed, port)
 	}
 	id := device.String()

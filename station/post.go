@@ -34,6 +34,18 @@ func (s *Station) serveLot(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// serveAcknowledge takes the form field slot; see Acknowledge.
+func (s *Station) serveAcknowledge(w http.ResponseWriter, r *http.Request) {
+	s.take(w, r, func(error) word { return "acknowledge-refused" }, func(field func(string) string) error {
+		slot := field("slot")
+		err := s.Acknowledge(slot)
+		if err == nil {
+			s.log.Info().Str("slot", slot).Stringer("client", clientOf(r)).Msg("a leak is acknowledged on the page")
+		}
+		return err
+	})
+}
+
 // take hands the fields of a form over. A browser without a script is sent back to the page; whoever accepts JSON gets 204. A form that is
 // refused has 422 and the sentence of its refusal; the log says more.
 func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal func(error) word, do func(field func(string) string) error) {

@@ -73,6 +73,54 @@ func TestPosts(t *testing.T) {
 	}
 }
 
+// A leak is acknowledged by the form of its tile, with and without a script, and by nobody else.
+func TestAcknowledge(t *testing.T) {
+	leak := slotState{state: Failed, reason: ReasonPrivateKeyLeak, advice: word(ReasonPrivateKeyLeak), held: true}
+	gone := leak
+	gone.gone = true
+	b := shown(t, nil, leak, gone)
+	h := b.Handler()
+	const button = `<form class="acknowledge" method="post" action="/acknowledge?lang=en"><button type="submit" name="slot" value="`
+	page := ask(h, http.MethodGet, "/").Body.String()
+	for _, slot := range b.Status().Slots {
+		if !slot.Acknowledge || !strings.Contains(page, button+slot.Name+`">Acknowledged</button>`) {
+			t.Errorf("slot %s has no button: %+v", slot.Name, slot)
+		}
+	}
+	for name, c := range map[string]struct {
+		form   string
+		change []func(*http.Request)
+		code   int
+	}{
+		"another origin": {"slot=A", []func(*http.Request){header("Origin", "http://evil.example")}, http.StatusForbidden},
+		"no such slot":   {"slot=Z", nil, http.StatusUnprocessableEntity},
+		"no slot":        {"", nil, http.StatusUnprocessableEntity},
+		"in the address": {"", []func(*http.Request){func(r *http.Request) { r.URL.RawQuery = "slot=A" }}, http.StatusUnprocessableEntity},
+		"GET":            {"slot=A", []func(*http.Request){func(r *http.Request) { r.Method = http.MethodGet }}, http.StatusNotFound},
+	} {
+		if w := post(h, "/acknowledge", c.form, c.change...); w.Code != c.code {
+			t.Errorf("%s: %d, want %d", name, w.Code, c.code)
+		}
+	}
+	if slots := b.Status().Slots; !slots[0].Acknowledge || !slots[1].Acknowledge {
+		t.Fatalf("a refused form has acknowledged a leak: %+v", slots)
+	}
+	names := []string{b.Status().Slots[0].Name, b.Status().Slots[1].Name}
+	if w := post(h, "/acknowledge", "slot="+names[0]); w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/" {
+		t.Errorf("without a script: %d %v", w.Code, w.Header())
+	}
+	if w := post(h, "/acknowledge", "slot="+names[1], header("Accept", "application/json")); w.Code != http.StatusNoContent {
+		t.Errorf("with a script: %d", w.Code)
+	}
+	slots := b.Status().Slots
+	if slots[0].State != Failed || slots[0].Acknowledge || slots[1].State != Empty || slots[1].Acknowledge {
+		t.Errorf("after the leaks were acknowledged: %+v", slots)
+	}
+	if strings.Contains(ask(h, http.MethodGet, "/").Body.String(), button) {
+		t.Error("a button is left")
+	}
+}
+
 // Nothing changes but by a form that this station's own page sends, and a stranger learns nothing.
 func TestPostsAreGuarded(t *testing.T) {
 	const lot, kind = "name=evil&planned=5", "application/x-www-form-urlencoded"

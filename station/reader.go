@@ -19,8 +19,9 @@ const (
 	retryStuck  = 10 * time.Second       // after a port took nothing; so long the slot says so
 	retryGone   = time.Second            // after a dialect failed to watch a board; doubles
 	maxRetry    = time.Minute
-	quickLoss   = 2 * time.Second  // a port that is lost sooner after it was opened is in trouble
-	maxLost     = 30 * time.Second // between tries at a port in trouble; the pause doubles until then
+	quickLoss   = 2 * time.Second        // a port that is lost sooner after it was opened is in trouble
+	maxLost     = 30 * time.Second       // between tries at a port in trouble; the pause doubles until then
+	holdStep    = 250 * time.Millisecond // between looks at whether a leak was acknowledged
 )
 
 // errPanic says that a dialect panicked. The value of the panic is not told: it may quote the board.
@@ -89,8 +90,14 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer s.answerReset(i, ErrPortAbsent)
-	line := uart.NewLine(conn, uart.LineOptions{Nonce: s.slots[i].Nonce})
+	line := uart.NewLine(conn, uart.LineOptions{
+		Nonce: s.slots[i].Nonce,
+		Heard: func() { s.apply(i, event{kind: boardHeard}, nil) },
+	})
 	for {
+		if err := s.awaitAcknowledged(ctx, i, line); err != nil {
+			return err
+		}
 		err := s.oneBoard(ctx, i, conn, line)
 		if errors.Is(err, errResetAsked) && ctx.Err() == nil {
 			err = s.reset(ctx, i, conn, line, "on demand")
@@ -105,7 +112,29 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 		if err != nil {
 			return err
 		}
-		s.apply(i, event{kind: boardGone}, nil)
+		s.apply(i, event{kind: boardGone, next: line.Pending()}, nil)
+	}
+}
+
+// awaitAcknowledged returns when no leak waits for its acknowledgement; an error as readBoard. What is said meanwhile is dropped.
+func (s *Station) awaitAcknowledged(ctx context.Context, i int, line *uart.Line) error {
+	for waited := false; ; waited = true {
+		s.mu.Lock()
+		held := s.states[i].held
+		s.mu.Unlock()
+		if !held {
+			if waited {
+				line.Forget()
+			}
+			return nil
+		}
+		_, err := line.Discard(ctx, holdStep, holdStep)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if _, ok := boardReason(err); err != nil && !ok {
+			return err
+		}
 	}
 }
 
@@ -168,7 +197,7 @@ func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, 
 			}
 			return event{}, err, err
 		}
-		return event{kind: boardFailed, reason: reason}, err, nil
+		return boardFailure(reason, err), err, nil
 	}
 	s.apply(i, event{kind: boardFound}, nil)
 	label := s.label(i)
@@ -198,7 +227,7 @@ func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, 
 		if !ok {
 			return lostBoard(err), err, err
 		}
-		return event{kind: boardFailed, reason: reason}, err, nil
+		return boardFailure(reason, err), err, nil
 	}
 
 	var receipt board.Receipt

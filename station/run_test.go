@@ -72,9 +72,12 @@ func TestPortLost(t *testing.T) {
 		bring func(b *bench)
 		want  State
 	}{
-		"empty":   {func(b *bench) { b.await(0, Empty) }, Absent},
-		"reading": {func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Reading) }, Failed},
-		"passed":  {func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Passed) }, Absent},
+		"empty": {func(b *bench) { b.await(0, Empty) }, Absent},
+		"reading": {func(b *bench) {
+			b.cables[0].plug(newBoard())
+			b.awaitThat(0, "reading", func(s SlotStatus) bool { return s.State == Reading && !s.Searching })
+		}, Failed},
+		"passed": {func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Passed) }, Absent},
 		"failed": {func(b *bench) {
 			bad := newBoard()
 			bad.RefuseKey0 = -12290

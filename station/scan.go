@@ -284,7 +284,7 @@ func (w *labels) newest() (l *label, slot int) {
 // triedAgain: the failures after which the same board may come again, with the same label.
 func triedAgain(reason Reason) bool {
 	switch reason {
-	case ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonLotUnreadable, ReasonDiskFull, ReasonDiskError:
+	case ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonNoDialect, ReasonWrongSpeed, ReasonLotUnreadable, ReasonDiskFull, ReasonDiskError:
 		return true
 	}
 	return false

@@ -260,7 +260,7 @@ func TestLabelAfterAFailure(t *testing.T) {
 			}
 			b.apply(0, event{kind: boardFailed, reason: reason}, nil)
 			again := map[Reason]bool{
-				ReasonUnplugged: true, ReasonNeedsReset: true, ReasonTimeout: true, ReasonGarbled: true,
+				ReasonUnplugged: true, ReasonNeedsReset: true, ReasonTimeout: true, ReasonGarbled: true, ReasonNoDialect: true, ReasonWrongSpeed: true,
 				ReasonLotUnreadable: true, ReasonDiskFull: true, ReasonDiskError: true,
 			}[reason]
 			if waits := b.Status().Scan != nil; waits != again || b.label(0) != nil {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"secretfree/station/board"
+	"secretfree/uart"
 )
 
 // State is what a slot shows.
@@ -35,6 +36,8 @@ const (
 	ReasonNeedsReset     Reason = "needs-reset"      // the board said its id before anyone listened
 	ReasonTimeout        Reason = "timeout"          // the board stopped answering
 	ReasonGarbled        Reason = "garbled"          // what the board said makes no sense
+	ReasonNoDialect      Reason = "no-dialect"       // what is connected speaks no dialect that was tried
+	ReasonWrongSpeed     Reason = "wrong-speed"      // what is connected talks at another rate
 	ReasonPrivateKeyLeak Reason = "private-key-leak" // the board printed private key material
 	ReasonDiskFull       Reason = "disk-full"        // the journal has no room
 	ReasonDiskError      Reason = "disk-error"       // the journal could not be written for another cause
@@ -49,8 +52,15 @@ type slotState struct {
 	detail string // that the sentence of the advice has a place for
 	// gone: Failed, but the board is not there any more. The failure stays in sight until another
 	// board or the port appears, since nobody may have looked when it happened.
-	gone  bool
-	since time.Time // when state became what it is, or a new verdict took the place of an old one
+	gone bool
+	// heard is what a port said that is no board, of Failed.
+	heard uart.Heard
+	// searching: Reading, but no board was recognised so far.
+	searching bool
+	// held: Failed with a leak that nobody has acknowledged. Until then no other board is read here, and whatever happens to the board
+	// and the port, this is shown. lost: the port is not there meanwhile.
+	held, lost bool
+	since      time.Time // when state became what it is, or a new verdict took the place of an old one
 }
 
 type eventKind string
@@ -61,10 +71,12 @@ const (
 	portTrouble eventKind = "port trouble" // it is there and cannot be opened; advice says what to do
 	// fixtureClosed: the presence line says that a board may be there; it was not heard so far.
 	fixtureClosed eventKind = "fixture closed"
+	boardHeard    eventKind = "board heard" // something is connected, and says something
 	boardFound    eventKind = "board found"
 	boardPassed   eventKind = "board passed" // made from a board.Receipt, and from nothing else
 	boardFailed   eventKind = "board failed"
 	boardGone     eventKind = "board gone"
+	leakSeen      eventKind = "leak acknowledged"
 )
 
 type event struct {
@@ -72,18 +84,43 @@ type event struct {
 	at     time.Time
 	device board.DeviceID // of boardPassed, and of boardFailed if known
 	reason Reason         // of boardFailed
-	advice word           // of portTrouble
+	advice word           // of portTrouble; of boardFailed if the reason alone does not say what helps
 	detail string         // of portTrouble
 	repeat bool           // of boardPassed: it was enrolled before
+	heard  uart.Heard     // of boardFailed, if it is no board
+	next   bool           // of boardGone: something else talks already
 }
 
 // next is the whole behaviour of a slot. An event that makes no sense in a state changes nothing.
 func (s slotState) next(e event) slotState {
 	absent := slotState{state: Absent, advice: adviceAbsent, since: e.at}
 	empty := slotState{state: Empty, advice: adviceEmpty, since: e.at}
-	failed := slotState{state: Failed, device: e.device, reason: e.reason, advice: word(e.reason), since: e.at}
+	failed := slotState{state: Failed, device: e.device, reason: e.reason, advice: word(e.reason), heard: e.heard, since: e.at}
+	if e.advice != "" {
+		failed.advice = e.advice
+	}
+	failed.held = e.reason == ReasonPrivateKeyLeak
+	searching := slotState{state: Reading, advice: adviceSearching, searching: true, since: e.at}
 	unplugged := slotState{state: Failed, reason: ReasonUnplugged, advice: word(ReasonUnplugged), gone: true, since: e.at}
 
+	if s.held {
+		switch e.kind {
+		case portOpened:
+			s.lost = false
+		case portLost:
+			s.gone, s.lost = true, true
+		case boardGone:
+			s.gone = true
+		case leakSeen:
+			switch s.held = false; {
+			case s.lost:
+				return absent
+			case s.gone:
+				return empty
+			}
+		}
+		return s
+	}
 	switch e.kind {
 	case portOpened:
 		if s.state == Absent || s.gone {
@@ -91,7 +128,7 @@ func (s slotState) next(e event) slotState {
 		}
 	case portLost:
 		switch {
-		case s.state == Reading:
+		case s.state == Reading && !s.searching:
 			return unplugged
 		case s.lingers():
 			s.gone = true
@@ -113,12 +150,16 @@ func (s slotState) next(e event) slotState {
 			closed.advice = adviceClosed
 			return closed
 		}
-	case boardFound:
+	case boardHeard:
 		if s.state == Empty || s.gone {
+			return searching
+		}
+	case boardFound:
+		if s.state == Empty || s.searching || s.gone {
 			return slotState{state: Reading, advice: adviceReading, since: e.at}
 		}
 	case boardPassed:
-		if s.state == Reading {
+		if s.state == Reading && !s.searching {
 			advice := advicePassed
 			if e.repeat {
 				advice = adviceRepeat
@@ -138,13 +179,15 @@ func (s slotState) next(e event) slotState {
 		}
 	case boardGone:
 		switch {
-		case s.state == Reading:
+		case s.state == Reading && !s.searching:
 			return unplugged
+		case e.next && s.state != Absent && s.state != Empty && !s.searching:
+			return searching
 		case s.lingers():
 			s.gone = true
 		case s.state == Empty:
 			s.advice = adviceEmpty
-		case s.state == Passed || s.state == Failed:
+		case s.searching, s.state == Passed, s.state == Failed:
 			return empty
 		}
 	}
@@ -159,5 +202,6 @@ func (s slotState) lingers() bool {
 // Reasons lists all there are.
 func Reasons() []Reason {
 	return []Reason{ReasonDeviceConflict, ReasonKeyConflict, ReasonNoProof, ReasonPolicy, ReasonNotInLot, ReasonLotUnreadable,
-		ReasonLabelMismatch, ReasonLabelMissing, ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonDiskFull, ReasonDiskError}
+		ReasonLabelMismatch, ReasonLabelMissing, ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled,
+		ReasonNoDialect, ReasonWrongSpeed, ReasonPrivateKeyLeak, ReasonDiskFull, ReasonDiskError}
 }

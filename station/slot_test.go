@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"secretfree/station/board"
+	"secretfree/uart"
 )
 
 var (
@@ -19,18 +20,23 @@ var (
 // slotTable is the whole of next: a row for each state that a slot can be in, a column for each event, and
 // in the cell the state that follows; a dot where nothing changes.
 const slotTable = `
-	              opened  lost          trouble  found    passed  repeat  failed  leaked    gone
-	absent        empty   .             busy     .        .       .       .       .         .
-	busy          empty   absent        .        .        .       .       .       .         .
-	empty         .       absent        .        reading  .       .       unproven leak     .
-	reading       .       unplugged     .        .        passed  repeat  unproven leak     unplugged
-	passed        .       absent        .        .        .       .       .       leak-1    empty
-	repeat        .       absent        .        .        .       .       .       leak-1    empty
-	unproven      .       absent        .        .        .       .       .       leak-2    empty
-	leak          .       absent        .        .        .       .       .       .         empty
-	timeout       .       timeout-gone  .        .        .       .       .       leak      timeout-gone
-	timeout-gone  empty   .             busy     reading  .       .       unproven leak     .
-	unplugged     empty   .             busy     reading  .       .       unproven leak     .
+	               opened  lost          trouble  heard     found    passed  repeat  failed   leaked  gone          next      seen
+	absent         empty   .             busy     .         .        .       .       .        .       .             .         .
+	busy           empty   absent        .        .         .        .       .       .        .       .             .         .
+	empty          .       absent        .        searching reading  .       .       unproven leak    .             .         .
+	searching      .       absent        .        .         reading  .       .       unproven leak    empty         empty     .
+	reading        .       unplugged     .        .         .        passed  repeat  unproven leak    unplugged     unplugged .
+	passed         .       absent        .        .         .        .       .       .        leak-1  empty         searching .
+	repeat         .       absent        .        .         .        .       .       .        leak-1  empty         searching .
+	unproven       .       absent        .        .         .        .       .       .        leak-2  empty         searching .
+	unknown        .       absent        .        .         .        .       .       .        leak    empty         searching .
+	leak           .       leak-lost     .        .         .        .       .       .        .       leak-gone     leak-gone seen
+	leak-gone      .       leak-lost     .        .         .        .       .       .        .       .             .         empty
+	leak-lost      leak-gone .           .        .         .        .       .       .        .       .             .         absent
+	seen           .       absent        .        .         .        .       .       .        .       empty         searching .
+	timeout        .       timeout-gone  .        .         .        .       .       .        leak    timeout-gone  searching .
+	timeout-gone   empty   .             busy     searching reading  .       .       unproven leak    .             searching .
+	unplugged      empty   .             busy     searching reading  .       .       unproven leak    .             searching .
 `
 
 var slotStates = map[string]slotState{
@@ -41,9 +47,14 @@ var slotStates = map[string]slotState{
 	"passed":       {state: Passed, advice: advicePassed, device: deviceOne},
 	"repeat":       {state: Passed, advice: adviceRepeat, device: deviceOne},
 	"unproven":     {state: Failed, reason: ReasonNoProof, advice: "no-proof", device: deviceTwo},
-	"leak":         {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak"},
-	"leak-1":       {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", device: deviceOne},
-	"leak-2":       {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", device: deviceTwo},
+	"searching":    {state: Reading, advice: adviceSearching, searching: true},
+	"unknown":      {state: Failed, reason: ReasonNoDialect, advice: adviceLogin, heard: uart.HeardLogin},
+	"leak":         {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", held: true},
+	"leak-1":       {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", device: deviceOne, held: true},
+	"leak-2":       {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", device: deviceTwo, held: true},
+	"leak-gone":    {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", held: true, gone: true},
+	"leak-lost":    {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", held: true, gone: true, lost: true},
+	"seen":         {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak"},
 	"timeout":      {state: Failed, reason: ReasonTimeout, advice: "timeout"},
 	"timeout-gone": {state: Failed, reason: ReasonTimeout, advice: "timeout", gone: true},
 	"unplugged":    {state: Failed, reason: ReasonUnplugged, advice: "unplugged", gone: true},
@@ -53,12 +64,15 @@ var slotEvents = map[string]event{
 	"opened":  {kind: portOpened},
 	"lost":    {kind: portLost},
 	"trouble": {kind: portTrouble, advice: adviceBusy},
+	"heard":   {kind: boardHeard},
 	"found":   {kind: boardFound},
 	"passed":  {kind: boardPassed, device: deviceOne},
 	"repeat":  {kind: boardPassed, device: deviceOne, repeat: true},
 	"failed":  {kind: boardFailed, device: deviceTwo, reason: ReasonNoProof},
 	"leaked":  {kind: boardFailed, reason: ReasonPrivateKeyLeak},
 	"gone":    {kind: boardGone},
+	"next":    {kind: boardGone, next: true},
+	"seen":    {kind: leakSeen},
 }
 
 func TestSlotTable(t *testing.T) {
@@ -85,7 +99,7 @@ func TestSlotTable(t *testing.T) {
 					t.Fatalf("the table names %s", cell)
 				}
 				want.since = then
-				if want.state != from.state || want.reason != from.reason {
+				if want.state != from.state || want.searching != from.searching || want.reason != from.reason {
 					want.since = now
 				}
 			}
@@ -107,7 +121,7 @@ func TestSlotTable(t *testing.T) {
 	}
 }
 
-var eventKinds = []eventKind{portOpened, portLost, portTrouble, boardFound, boardPassed, boardFailed, boardGone}
+var eventKinds = []eventKind{portOpened, portLost, portTrouble, boardHeard, boardFound, boardPassed, boardFailed, boardGone, leakSeen}
 
 // Whatever happens in whatever order, what a slot shows can be trusted.
 func TestSlotInvariants(t *testing.T) {
@@ -121,6 +135,8 @@ func TestSlotInvariants(t *testing.T) {
 		for step := range 60 {
 			e := event{kind: eventKinds[random.IntN(len(eventKinds))], at: time.Unix(int64(step+1), 0)}
 			switch e.kind {
+			case boardGone:
+				e.next = random.IntN(3) == 0
 			case portTrouble:
 				e.advice = troubles[random.IntN(len(troubles))]
 			case boardPassed:
@@ -142,20 +158,26 @@ func TestSlotInvariants(t *testing.T) {
 func brokenPromise(before slotState, e event, after slotState) string {
 	same := after
 	same.since = before.since
-	turned := after.state != before.state || e.kind == boardFailed && same != before // a new verdict
-	removal := before.state == Failed && (before.reason == ReasonUnplugged || before.reason == ReasonTimeout)
+	turned := after.state != before.state || after.searching != before.searching || e.kind == boardFailed && same != before // a new verdict
+	removal := before.state == Failed && (before.reason == ReasonUnplugged || before.reason == ReasonTimeout) && !e.next
 	switch {
 	case after.state == Passed && before.state != Passed && (before.state != Reading || e.kind != boardPassed || after.device != e.device):
 		return "it passed without a receipt, or in the name of another board"
 	case before.state == Passed && after.state == Passed && after != before:
 		return "it passed once, and shows something else now"
-	case after.state == Reading && before.state != Reading && e.kind != boardFound:
+	case before.held && e.kind != leakSeen && (!after.held || after.state != Failed || after.reason != ReasonPrivateKeyLeak || after.device != before.device):
+		return "a leak went that nobody has acknowledged"
+	case after.held != (after.reason == ReasonPrivateKeyLeak) && e.kind != leakSeen && before.held:
+		return "a leak waits for nobody"
+	case before.held:
+		return ""
+	case after.state == Reading && before.state != Reading && e.kind != boardFound && e.kind != boardHeard && !e.next:
 		return "it reads a board that nobody found"
 	case removal && (e.kind == portLost || e.kind == boardGone) && (after.state != Failed || after.reason != before.reason || !after.gone):
 		return "the failure went with the board that caused it"
-	case before.gone && after.state != Failed && e.kind != portOpened && e.kind != portTrouble && e.kind != boardFound:
+	case before.gone && after.state != Failed && e.kind != portOpened && e.kind != portTrouble && e.kind != boardFound && e.kind != boardHeard && !e.next:
 		return "the failure did not stay until another board or the port appeared"
-	case before.state == Reading && (e.kind == portLost || e.kind == boardGone) && after.reason != ReasonUnplugged:
+	case before.state == Reading && !before.searching && (e.kind == portLost || e.kind == boardGone) && after.reason != ReasonUnplugged:
 		return "a board was taken away while it was read, and nothing shows it"
 	case after.gone && after.state != Failed:
 		return "a board that did not fail is shown though it is gone"

@@ -308,6 +308,7 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		return false
 	}
 	s.states[i] = after
+	found := before.state == Reading && !before.searching
 	turned := after.state != before.state || after.reason != before.reason || !after.since.Equal(before.since)
 	switch {
 	case e.kind == boardFound:
@@ -323,10 +324,10 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		s.tally(i, after, e.repeat)
 	case after.state == Failed && turned:
 		s.stats.Failed[after.reason]++
-		if before.state == Reading {
+		if found {
 			s.stats.Taken[i].Failed.Add(e.at.Sub(before.since))
 		}
-		if before.state == Empty || before.gone {
+		if before.state == Empty || before.searching || before.gone {
 			s.labels.take(i) // it failed before it was found
 		}
 		if after.reason == ReasonLabelMismatch {
@@ -355,6 +356,20 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	}
 	line.Msg(string(e.kind))
 	return true
+}
+
+// ErrNoSlot says that there is no slot of a name.
+var ErrNoSlot = errors.New("there is no such slot")
+
+// Acknowledge ends the private-key-leak that a slot shows: somebody has put the board aside and called quality. Until then the slot shows
+// it and reads no other board. A slot that has nothing to acknowledge is left as it is. An unknown name is ErrNoSlot.
+func (s *Station) Acknowledge(slot string) error {
+	i := slices.IndexFunc(s.slots, func(c SlotConfig) bool { return c.Name == slot })
+	if i < 0 {
+		return fmt.Errorf("acknowledging a leak: %w: %.40q", ErrNoSlot, slot)
+	}
+	s.apply(i, event{kind: leakSeen}, nil)
+	return nil
 }
 
 // turned wakes whoever waits for a change of what is shown. The caller holds mu.

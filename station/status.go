@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"secretfree/uart"
 )
 
 // Status is the answer of GET /status and the data of every event of GET /events, as JSON. What is for people is in the language of
@@ -32,6 +34,12 @@ type SlotStatus struct {
 	Confirmed bool      `json:"confirmed"` // Passed, and the cloud has confirmed
 	Since     time.Time `json:"since"`     // UTC; when the state began
 	Port      string    `json:"port"`
+	// Heard: what the port said that is no board: text, login, boot-loader, wrong-speed or noise; else empty.
+	Heard uart.Heard `json:"heard"`
+	// Searching: Reading, and something is connected of which it is not known yet what it is.
+	Searching bool `json:"searching"`
+	// Acknowledge: the failure stays until somebody acknowledges it; see Station.Acknowledge.
+	Acknowledge bool `json:"acknowledge"`
 }
 
 // Recent is one of the last verdicts.
@@ -153,6 +161,7 @@ func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 		slot := SlotStatus{
 			Name: s.slots[i].Name, State: state.state, Reason: state.reason, Call: state.advice.call(),
 			Since: state.since.UTC().Truncate(time.Millisecond), Port: s.slots[i].Port,
+			Heard: state.heard, Searching: state.searching, Acknowledge: state.held,
 		}
 		slot.Advice = s.withContact(words, state.sentence(words), slot.Call)
 		if state.device.Valid() {
@@ -229,6 +238,8 @@ func (s *Station) withContact(words *catalogue, text string, call Call) string {
 func (w word) call() Call {
 	switch w {
 	case word(ReasonDeviceConflict), word(ReasonKeyConflict), word(ReasonNoProof), word(ReasonPolicy), word(ReasonPrivateKeyLeak), word(ReasonLabelMismatch):
+		return CallQuality
+	case adviceFirmware, adviceLogin, adviceLoader, word(ReasonNoDialect), word(ReasonWrongSpeed):
 		return CallQuality
 	case word(ReasonLotUnreadable), word(ReasonDiskFull), word(ReasonDiskError), adviceAbsent, adviceBusy, adviceHeld, advicePermission,
 		adviceGroup, adviceMode, adviceNotAPort, adviceNoLines, adviceAmbiguous, adviceStuck, advicePortError:

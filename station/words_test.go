@@ -154,7 +154,7 @@ func TestWords(t *testing.T) {
 
 // The words are a contract with the outside.
 func TestReasons(t *testing.T) {
-	const want = "device-conflict key-conflict no-proof policy not-in-lot lot-unreadable label-mismatch label-missing unplugged needs-reset timeout garbled private-key-leak disk-full disk-error"
+	const want = "device-conflict key-conflict no-proof policy not-in-lot lot-unreadable label-mismatch label-missing unplugged needs-reset timeout garbled no-dialect wrong-speed private-key-leak disk-full disk-error"
 	var got []string
 	for _, reason := range Reasons() {
 		got = append(got, string(reason))

@@ -24,6 +24,7 @@ type Auto struct {
 	was  string // what was remembered when the present dialogue began
 
 	current finder // the board that is there; nil if it was not recognised
+	doubted bool   // something seemed to be a board and was none
 }
 
 // finder is a dialect that takes part in auto.
@@ -51,7 +52,6 @@ const (
 	autoWhole  = 5 * time.Second        // a look
 	autoEcho   = 4                      // characters of a probe's echo: an event may have cut it
 	autoProbe  = "x"                    // makes any firmware echo that does
-	autoBabble = 4                      // rounds with a board that nobody knows
 )
 
 func newAuto(last string, dialects []Dialect) *Auto {
@@ -77,7 +77,6 @@ func (a *Auto) Name() string {
 
 // Detect implements Dialect.
 func (a *Auto) Detect(ctx context.Context, l *Line) error {
-	l.device = nil
 	a.mu.Lock()
 	a.was = a.last
 	order := slices.Clone(a.finders)
@@ -91,36 +90,57 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 		return 0
 	})
 	a.mu.Unlock()
-	a.current = nil
-	for babble, first := 0, true; ; first = false {
-		l.Mark() // a recording holds whole rounds, so that a replay takes the same way
-		found, err := a.round(ctx, l, order)
-		if err != nil {
-			return err
-		}
-		if found == nil && len(l.in) == 0 {
-			babble = 0
-			continue
-		}
-		if found != nil {
-			a.current = found
-			switch err := found.settle(ctx, l, first); {
-			case err == nil, errors.Is(err, ErrNeedsReset):
-				a.mu.Lock()
-				a.last = found.Name()
-				a.mu.Unlock()
-				return err
-			case errors.Is(err, ErrTimeout) && ctx.Err() == nil, errors.Is(err, ErrGarbled):
-				a.current = nil // gone again, or noise
-			default:
+	a.current, a.doubted = nil, false
+	first, rounds := true, 0
+	return search(ctx, l, a.known(), func(bounded context.Context) error {
+		// Firmware without echo, as a modem, answers only to a whole line. It is of the round before, and not recorded. An Enter alone
+		// would end the firmware of the CSR example.
+		if rounds > 0 && l.search.spoke.IsZero() {
+			if err := l.Send(bounded, autoProbe+"\r"); err != nil {
 				return err
 			}
+			l.Mark()
+			l.tape.begin(nil)
 		}
+		first, rounds = rounds == 0, rounds+1
+		found, err := a.round(bounded, l, order)
+		switch {
+		case err != nil:
+			return err
+		case found == nil && len(l.in) == 0:
+			return errNobody
+		case found == nil:
+			l.keep(0)
+			return ErrGarbled
+		}
+		a.current = found
+		settling := bounded
+		if a.starts(string(l.in)) { // it is a board: it is given its time
+			settling = ctx
+		}
+		err = found.settle(settling, l, first)
+		if err == nil || errors.Is(err, ErrNeedsReset) {
+			a.mu.Lock()
+			a.last = found.Name()
+			a.mu.Unlock()
+			return err
+		}
+		a.current, a.doubted = nil, true // gone again, or noise
 		l.keep(0)
-		if babble++; babble >= autoBabble {
-			return fmt.Errorf("%w: it says something, but in none of the dialects %s", ErrGarbled, strings.Join(a.known(), ", "))
+		return err
+	})
+}
+
+// starts tells whether a text has the start of a board.
+func (a *Auto) starts(text string) bool {
+	for _, f := range a.finders {
+		for _, start := range f.starts() {
+			if strings.Contains(text, start) {
+				return true
+			}
 		}
 	}
+	return false
 }
 
 func (a *Auto) known() (names []string) {
@@ -246,6 +266,9 @@ func (a *Auto) Gone(ctx context.Context, l *Line) error {
 		}
 	}
 	if a.current == nil {
+		if !a.doubted {
+			v.here = func(text string) bool { return a.recognise(text) != nil }
+		}
 		return watch(ctx, l, v)
 	}
 	return a.current.leave(ctx, l, v)

@@ -40,6 +40,10 @@ type Line struct {
 	tape    *tape
 	// prompt, of TIAT: the board prints it when it is ready for a command, and hears nothing before. Until Forget.
 	prompt string
+	search *searching // what goes on in Detect; nil: nothing
+	// stranger: what is connected is no board. It may be silent for ever and is still there.
+	stranger bool
+	onSpeech func()
 	// device is the serial number that Read has read, for Gone; nil from when the next board is looked for until it was read.
 	device *[16]byte
 }
@@ -49,11 +53,13 @@ type LineOptions struct {
 	// Nonce returns n fresh characters of A-Z, a-z and 0-9. It is for replays; nil draws
 	// them from crypto/rand.
 	Nonce func(n int) string
+	// Heard, if not nil, is called in Detect when the first byte has arrived, by the goroutine that runs Detect: something is connected.
+	Heard func()
 }
 
 // NewLine takes over the reading of c; the caller still closes it.
 func NewLine(c Conn, o LineOptions) *Line {
-	l := &Line{conn: c, nonce: o.Nonce, tape: newTape()}
+	l := &Line{conn: c, nonce: o.Nonce, onSpeech: o.Heard, tape: newTape()}
 	if l.nonce == nil {
 		l.nonce = randomText
 	}
@@ -88,7 +94,10 @@ func (l *Line) Mark() {
 
 // Forget is called when a board is gone: nothing of it stays on the line.
 func (l *Line) Forget() {
-	l.in, l.unseen, l.guard, l.tainted, l.prompt = nil, nil, guard{}, false, ""
+	if l.tainted {
+		l.guard = guard{} // otherwise it sees every byte from the first
+	}
+	l.in, l.unseen, l.tainted, l.prompt, l.stranger = nil, nil, false, "", false
 	l.Mark()
 }
 
@@ -260,6 +269,9 @@ func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (strin
 	}
 }
 
+// Pending tells whether something arrived that nobody has looked at.
+func (l *Line) Pending() bool { return len(l.in) > 0 }
+
 // keep drops what has arrived but its last n bytes.
 func (l *Line) keep(n int) { l.in = l.in[max(0, len(l.in)-n):] }
 
@@ -319,7 +331,11 @@ func (l *Line) take(b []byte) error {
 	}
 	l.tape.add(received, b)
 	l.in = append(l.in, b...)
-	if l.total += len(b); l.total > maxDialogue {
+	l.total += len(b)
+	if l.search != nil {
+		l.search.speaks(l)
+	}
+	if l.total > maxDialogue {
 		l.in = nil
 		return fmt.Errorf("%w: more than %d bytes in one dialogue", ErrGarbled, maxDialogue)
 	}

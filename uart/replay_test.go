@@ -30,7 +30,7 @@ func words(err error) string {
 	}{
 		{nil, "passed"}, {uart.ErrPrivateKey, "failed private-key-leak"}, {uart.ErrUnplugged, "failed unplugged"},
 		{uart.ErrTimeout, "failed timeout"}, {uart.ErrNoProof, "failed no-proof"}, {uart.ErrNeedsReset, "failed needs-reset"},
-		{uart.ErrGarbled, "failed garbled"},
+		{uart.ErrNoDialect, "failed no-dialect"}, {uart.ErrWrongSpeed, "failed wrong-speed"}, {uart.ErrGarbled, "failed garbled"},
 	} {
 		if errors.Is(err, c.err) {
 			return c.word
@@ -266,5 +266,46 @@ func record(t *testing.T, r recording) {
 	}
 	if want := "\nexpect: " + r.expect + "\n"; !strings.Contains(string(kept), want) {
 		t.Errorf("%s does not say %q: record it anew with -update", path, want)
+	}
+}
+
+// TestStrangerRecordings does for what is no board what TestRecordings does for boards.
+func TestStrangerRecordings(t *testing.T) {
+	for _, stranger := range fixtures.Strangers() {
+		t.Run(stranger.Name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { recordStranger(t, stranger) })
+		})
+	}
+}
+
+func recordStranger(t *testing.T, stranger fixtures.Stranger) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	defer ours.Close()
+	defer stand(stranger, theirs)()
+	l := uart.NewLine(ours, uart.LineOptions{})
+	err := mustDialect(t, "auto").Detect(t.Context(), l)
+	verdict := words(err)
+	if verdict != "failed no-dialect" && verdict != "failed wrong-speed" {
+		t.Fatal(err)
+	}
+	transcript := l.Transcript()
+	transcript.Header["dialect"], transcript.Header["expect"], transcript.Header["note"] = "auto", verdict, "no board: "+stranger.Name
+	text, err := transcript.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(transcripts, "no-board-"+stranger.Name+".uart")
+	if *update {
+		if err := os.WriteFile(path, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(kept), "\nexpect: "+verdict+"\n") {
+		t.Errorf("%s does not say %q: record it anew with -update", path, verdict)
 	}
 }

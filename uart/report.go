@@ -31,7 +31,6 @@ const (
 	reportPing   = ";secretfree 1;"       // the first ; ends whatever was typed before
 	reportAnswer = 2 * time.Second        // to a ping
 	reportLook   = 600 * time.Millisecond // more than an answer without a signature may take
-	reportBabble = 16                     // a start may take its time and tell about it
 	reportNonce  = 21
 	reportLines  = 256 // of a log that goes on, in one answer
 )
@@ -51,30 +50,16 @@ var errRefused = fmt.Errorf("%w: its firmware answers error: it cannot sign with
 
 // Detect implements Dialect. Pings are answered without a signature.
 func (d ReportLine) Detect(ctx context.Context, l *Line) error {
-	l.device = nil
-	for babble, unheard := 0, 0; ; {
-		l.Mark()
+	looks := 0
+	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
+		looks++
 		_, err := d.ping(ctx, l, aboutOne(reportLook))
-		switch {
-		case err == nil && unheard == 0 && babble == 0 && len(bytes.Trim(l.in, "\r\n")) == 0:
-			return nil // it was waiting: nothing else is on its way
-		case err == nil:
+		if err == nil && (looks > 1 || len(bytes.Trim(l.in, "\r\n")) > 0) {
 			// Pings that came while it started are still being answered, and it may not listen meanwhile.
-			_, err := l.Discard(ctx, tiSilence, reportAnswer)
-			return err
-		case errors.Is(err, errNothing):
-			babble, unheard = 0, unheard+1
-		case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
-			if babble++; babble >= reportBabble {
-				return fmt.Errorf("%w: it says something, but does not answer as firmware of the dialect report does (%v)", ErrGarbled, err)
-			}
-		default:
-			return err
+			_, err = l.Discard(ctx, tiSilence, reportAnswer)
 		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-	}
+		return err // without more on its way it was waiting
+	})
 }
 
 // errNothing: not a byte came.
@@ -132,7 +117,7 @@ func openAnswer(line string) (string, error) {
 		return "", errNotMine
 	}
 	if m[1] != "1" {
-		return "", fmt.Errorf("%w: its firmware speaks version %s of the dialect report, this program 1", ErrGarbled, m[1])
+		return "", fmt.Errorf("%w: its firmware speaks version %s of the dialect report, this program 1", ErrFirmware, m[1])
 	}
 	// An answer has text before its checksum. Without any the line is the echo of a command.
 	i := strings.LastIndexAny(m[2], tiBlank)
@@ -287,6 +272,13 @@ func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ct
 // board that could not be read, the first that is told. A board that was read and that says something else watchAsks
 // times in a row is another one as well.
 func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
+	if l.stranger {
+		v.probes = append(v.probes, reportPing)
+		if v.here == nil {
+			v.here = reportHere.MatchString
+		}
+		return watch(ctx, l, v)
+	}
 	first, unsure := l.device, 0
 	for silence := time.Duration(0); silence < watchGone && unsure < watchAsks; {
 		if started, err := v.started(l); started || err != nil {

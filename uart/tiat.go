@@ -32,7 +32,6 @@ const (
 	tiAnswer   = 3 * time.Second        // to any command but sign_msg
 	tiSign     = 10 * time.Second
 	tiSettle   = 2  // times to bring a board back to order: its start may fall into the first
-	tiBabble   = 8  // looks at a board that says something, but never OK
 	tiLines    = 64 // lines of one answer, events and all
 	tiNonceLen = 21 // no padding in base64, and not a multiple of 8: the firmware's decoder writes one byte too many there
 	tiNonces   = 3
@@ -65,9 +64,7 @@ var (
 // Detect implements Dialect. It sends nothing but carriage returns, which every build ignores, until
 // something comes back.
 func (d TIAT) Detect(ctx context.Context, l *Line) error {
-	l.device = nil
-	for babble := 0; ; {
-		l.Mark()
+	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
 		if err := l.Send(ctx, "\r"); err != nil {
 			return err
 		}
@@ -75,25 +72,15 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 		if err != nil {
 			return err
 		}
-		if here {
-			sure, err := d.quick(ctx, l)
-			if err == nil && !sure {
-				err = d.test(ctx, l)
-			}
-			switch {
-			case err == nil:
-				return nil
-			case errors.Is(err, ErrTimeout), errors.Is(err, ErrGarbled):
-				if babble++; babble >= tiBabble {
-					return fmt.Errorf("%w: it says something, but does not answer at+test with OK", ErrGarbled)
-				}
-			default:
-				return err
-			}
-			continue
+		if !here {
+			return errNobody
 		}
-		babble = 0
-	}
+		sure, err := d.quick(ctx, l)
+		if err == nil && !sure {
+			err = d.test(ctx, l)
+		}
+		return err
+	})
 }
 
 // Gone implements Dialect.

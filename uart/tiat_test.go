@@ -291,8 +291,8 @@ func TestTIATBabble(t *testing.T) {
 		b := newBoard()
 		b.Mute = "test"
 		l := plug(t, b)
-		if err := (uart.TIAT{}).Detect(t.Context(), l); !errors.Is(err, uart.ErrGarbled) {
-			t.Fatalf("Detect: %v, want %v", err, uart.ErrGarbled)
+		if err := (uart.TIAT{}).Detect(t.Context(), l); !errors.Is(err, uart.ErrNoDialect) {
+			t.Fatalf("Detect: %v, want %v", err, uart.ErrNoDialect)
 		}
 	})
 }

@@ -75,9 +75,7 @@ var (
 // Detect implements Dialect. A board that starts is waited for; one that is past its start is
 // ErrNeedsReset.
 func (d TICSR) Detect(ctx context.Context, l *Line) error {
-	l.device = nil
-	for babble := 0; ; {
-		l.Mark()
+	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
 		heard, err := l.Heard(ctx, aboutOne(csrLook))
 		if err == nil && !heard {
 			if err = l.Send(ctx, csrProbe); err == nil {
@@ -88,16 +86,10 @@ func (d TICSR) Detect(ctx context.Context, l *Line) error {
 			return err
 		}
 		if !heard {
-			babble = 0
-			continue
+			return errNobody
 		}
-		if err := d.settle(ctx, l, false); !errors.Is(err, ErrGarbled) {
-			return err
-		}
-		if babble++; babble >= tiBabble {
-			return fmt.Errorf("%w: it says something, but neither a serial number nor a question of the CSR example", ErrGarbled)
-		}
-	}
+		return d.settle(ctx, l, false)
+	})
 }
 
 // settle waits until the serial number has come, and leaves it on the line. ErrNeedsReset: there is a board,

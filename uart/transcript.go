@@ -245,7 +245,10 @@ type tape struct {
 	start  time.Time
 	size   int
 	chunks []Chunk
-	blank  bool // redacted: nothing more is kept
+	blank  bool          // redacted: nothing more is kept
+	look   int           // the first chunk of the present look
+	lookAt time.Duration // its beginning
+	lookIn []byte        // what had arrived before it and was not consumed
 }
 
 func newTape() *tape { return &tape{start: time.Now()} }
@@ -263,12 +266,44 @@ func (t *tape) add(d Direction, b []byte) {
 		t.blank = true
 		return
 	}
-	if n := len(t.chunks) - 1; n >= 0 && d == received && t.chunks[n].Direction == received &&
+	if n := len(t.chunks) - 1; n >= t.look && d == received && t.chunks[n].Direction == received &&
 		at-t.chunks[n].At < merge && len(t.chunks[n].Bytes) < 1024 {
 		t.chunks[n].Bytes = append(t.chunks[n].Bytes, b...)
 		return
 	}
 	t.chunks = append(t.chunks, Chunk{At: at, Direction: d, Bytes: bytes.Clone(b)})
+}
+
+// begin notes that a look begins; in is what is left of earlier ones.
+func (t *tape) begin(in []byte) {
+	t.look, t.lookAt, t.lookIn = len(t.chunks), time.Since(t.start).Truncate(time.Microsecond), bytes.Clone(in)
+	if t.look == 1 && t.lookAt == t.chunks[0].At && bytes.Equal(t.chunks[0].Bytes, in) { // of Mark
+		t.look = 0
+	}
+}
+
+// cut drops what came before the present look, and returns the number of bytes received that remain.
+func (t *tape) cut() (n int) {
+	if t.look > 0 && !t.blank {
+		kept := slices.Clone(t.chunks[t.look:])
+		for i := range kept {
+			kept[i].At -= t.lookAt
+		}
+		if len(t.lookIn) > 0 {
+			kept = append([]Chunk{{Direction: received, Bytes: t.lookIn}}, kept...)
+		}
+		t.chunks, t.start, t.size = kept, t.start.Add(t.lookAt), 0
+		for _, c := range kept {
+			t.size += len(c.Bytes)
+		}
+	}
+	t.look, t.lookAt, t.lookIn = 0, 0, nil
+	for _, c := range t.chunks {
+		if c.Direction == received {
+			n += len(c.Bytes)
+		}
+	}
+	return n
 }
 
 func (t *tape) note(what string) {

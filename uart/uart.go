@@ -49,8 +49,8 @@ type Conn interface {
 // the board prints private key material, and the context's cause when it ends.
 type Dialect interface {
 	Name() string
-	// Detect blocks until a board shows itself. A board that is there but makes no sense is
-	// ErrGarbled; one that must start anew before it can be read is ErrNeedsReset.
+	// Detect blocks until a board shows itself. Something that talks and is not recognised is an *UnknownError, 10 s after its first byte
+	// at the latest; one that must start anew before it can be read is ErrNeedsReset.
 	Detect(ctx context.Context, l *Line) error
 	// Read has the dialogue with a board that was just detected. It bounds its own time, and tries
 	// a second time, from the start, where that can help. Besides the above: ErrTimeout,
@@ -107,7 +107,7 @@ type Report struct {
 func checkDevice(udid [16]byte) error {
 	for _, nothing := range []byte{0x00, 0xff} {
 		if bytes.Count(udid[:], []byte{nothing}) == len(udid) {
-			return fmt.Errorf("%w: the serial number is nothing but %02x", ErrGarbled, nothing)
+			return fmt.Errorf("%w: the serial number is nothing but %02x", ErrFirmware, nothing)
 		}
 	}
 	return nil
@@ -146,6 +146,8 @@ var (
 var (
 	ErrTimeout = errors.New("the board did not answer in time")
 	ErrGarbled = errors.New("the answer makes no sense")
+	// ErrFirmware is an ErrGarbled that a second reading does not mend: its firmware or its network processor needs a repair or an update.
+	ErrFirmware = fmt.Errorf("%w, and will not before its firmware is updated", ErrGarbled)
 	// ErrNeedsReset: it cannot be read before it starts anew.
 	ErrNeedsReset = errors.New("the board printed its serial number before anyone listened; reset it")
 	ErrNoProof    = errors.New("the board did not prove that it owns its key")

@@ -18,6 +18,8 @@ type vigil struct {
 	ask, clear string
 	told       func(text string) (device [16]byte, ok bool)
 	gone       time.Duration // in place of watchGone, if not 0
+	// here tells, of something that was not recognised, that it is a board after all; nil if that is not asked.
+	here func(text string) bool
 }
 
 const (
@@ -42,6 +44,9 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 	missed, unsure, known := true, 0, time.Now() // it may have been swapped while its record was written down
 	if v.gone == 0 {
 		v.gone = watchGone
+	}
+	if l.stranger {
+		v.patient = true // it says when another one is there, or the port does
 	}
 	for look := 0; ; look++ {
 		if started, err := v.started(l); started || err != nil { // quick hands: before anyone looked
@@ -147,6 +152,9 @@ func (v vigil) identify(ctx context.Context, l *Line) (device [16]byte, told boo
 
 // started tells whether a board has started: what it printed from there on is on the line, after a leak as well.
 func (v vigil) started(l *Line) (bool, error) {
+	if v.here != nil && v.here(string(l.in)) {
+		return true, nil
+	}
 	for _, start := range v.starts {
 		if bytes.Contains(l.in, []byte(start)) {
 			return true, nil
