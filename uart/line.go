@@ -44,6 +44,8 @@ type Line struct {
 	// stranger: what is connected is no board. It may be silent for ever and is still there.
 	stranger bool
 	onSpeech func()
+	// explain gets the meaning of what dialects read; nil: nobody asks.
+	explain func(text, meaning string)
 	// device is the serial number that Read has read, for Gone; nil from when the next board is looked for until it was read.
 	device *[16]byte
 }

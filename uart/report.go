@@ -100,7 +100,9 @@ func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (str
 		if err != nil {
 			return "", err
 		}
-		if text, err := openAnswer(line); !errors.Is(err, errNotMine) {
+		text, err := openAnswer(line)
+		l.means(line, answerMeaning(text, err))
+		if !errors.Is(err, errNotMine) {
 			return text, err
 		}
 	}
@@ -108,6 +110,22 @@ func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (str
 }
 
 var errNotMine = errors.New("not an answer")
+
+func answerMeaning(text string, err error) string {
+	switch {
+	case errors.Is(err, errNotMine):
+		return "not an answer, skipped"
+	case errors.Is(err, errRefused):
+		return "answer: the board refuses the command"
+	case err != nil:
+		return "damaged answer"
+	case reportReady.MatchString(text):
+		return "answer: serial number"
+	case reportFull.MatchString(text):
+		return "answer: serial number, key and signature"
+	}
+	return "answer of another form"
+}
 
 // openAnswer returns what is between version and checksum of an answer.
 func openAnswer(line string) (string, error) {

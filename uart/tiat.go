@@ -273,6 +273,7 @@ func (TIAT) met(l *Line, facts map[string]string) {
 	heard := l.heard()
 	if m := tiBuild.FindAllStringSubmatch(heard, -1); m != nil {
 		facts["build"] = m[len(m)-1][1]
+		l.means(m[len(m)-1][0], "fact build")
 	}
 	start := 0
 	if all := tiStarts.FindAllStringIndex(heard, -1); all != nil {
@@ -436,13 +437,19 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 			return "", false, err
 		}
 		if !heard {
+			l.means(other, "refusal in other words")
 			return "", prompted, &refusal{fmt.Sprintf("%q", printable(other, tiQuote))}
 		}
+		raw := line
 		if tiFatal.MatchString(line) {
+			l.means(raw, "the network processor stopped")
 			return "", false, errStopped
 		}
 		// After a cut echo an event stands on the same line. What it quotes, a network's name, is anybody's.
-		line, _, _ = cutAt(line, tiEvent)
+		var event bool
+		if line, _, event = cutAt(line, tiEvent); event {
+			l.means(raw, "event, skipped")
+		}
 		if strings.Trim(line, tiBlank) == "" {
 			continue
 		}
@@ -452,6 +459,7 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 		echo, whole := echoes(line, command, l.prompt)
 		if echo = echo && !(whole && echoed); echo {
 			echoed = echoed || whole
+			l.means(raw, "echo of the command")
 			continue
 		}
 		before, after, replied := line, "", false
@@ -462,6 +470,7 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 		prompted = prompted || promptIn(before, ok, l.prompt)
 		switch {
 		case ok:
+			l.means(raw, "end of the answer")
 			if reply != nil && !have {
 				return "", false, fmt.Errorf("%w: OK without an answer", ErrGarbled)
 			}
@@ -470,12 +479,15 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 			if have {
 				return "", false, fmt.Errorf("%w: two answers to one question", ErrGarbled)
 			}
+			l.means(raw, commandMeaning(command))
 			value, have = after, true
 			silence = 2 * limit // its OK is missing, and nothing else
 		case tiStarts.MatchString(line):
+			l.means(raw, "start of the board")
 			return "", false, errAnew
 		default:
 			if m := tiError.FindStringSubmatch(line); m != nil {
+				l.means(raw, "refusal of the command")
 				return "", prompted, &refusal{m[1]}
 			}
 			if have || isPrompt(line, l.prompt) {
@@ -492,6 +504,18 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 		}
 	}
 	return "", false, fmt.Errorf("%w: %d lines and no OK", ErrGarbled, tiLines)
+}
+
+// commandMeaning says what the answer to a command is.
+func commandMeaning(command string) string {
+	switch name, _, _ := strings.Cut(command, ","); {
+	case command == tiWho:
+		return "serial number"
+	case strings.HasSuffix(name, "=sign_msg"):
+		return "signature over the nonce"
+	default:
+		return "answer to " + command
+	}
 }
 
 // promptIn tells whether a prompt stands before the answer on a line.

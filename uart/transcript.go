@@ -144,6 +144,9 @@ func ParseTranscript(text []byte) (*Transcript, error) {
 	}
 	t := &Transcript{Header: map[string]string{}}
 	lines := strings.Split(string(text), "\n")
+	if last := lines[len(lines)-1]; last != "" {
+		return nil, fmt.Errorf("%w: the file is cut: line %d ends after byte %d without a line end; copy the file again", ErrTranscript, len(lines), len(last))
+	}
 	if lines[0] != "transcript: 1" {
 		return nil, fmt.Errorf("%w: line 1 is not \"transcript: 1\"", ErrTranscript)
 	}

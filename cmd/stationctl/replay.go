@@ -24,6 +24,19 @@ type replay struct {
 	Speed float64  `name:"speed" default:"1" help:"Divides the pauses of the recording: 10 is ten times as fast (${default})."`
 	Jobs  int      `name:"jobs" default:"16" help:"How many are replayed at once (${default})."`
 	JUnit string   `name:"junit" placeholder:"FILE" help:"Write the results as JUnit XML too."`
+
+	Explain bool `name:"explain" help:"Say of each line of the board how the reader understood it."`
+}
+
+// Help is shown after the flags.
+func (*replay) Help() string {
+	return `Plays recorded boards to the daemon's own reader, and compares the verdicts with those that the files expect.
+Where the reader leaves the good path, the line of the file and the byte are named.
+
+For firmware of your own: record a board, then see which of its lines were understood as what:
+
+  stationctl record --port /dev/ttyACM0 --dir boards
+  stationctl replay --speed 10 --explain boards`
 }
 
 // replayed is what became of one transcript.
@@ -35,6 +48,8 @@ type replayed struct {
 	Device  string  `json:"device,omitempty"`
 	Problem string  `json:"problem,omitempty"`
 	Seconds float64 `json:"seconds"`
+
+	Lines []understoodLine `json:"lines,omitempty"` // with --explain
 }
 
 func (r *replay) Run(ctx context.Context, out *cli.Output) error {
@@ -73,7 +88,7 @@ func (r *replay) Run(ctx context.Context, out *cli.Output) error {
 			bad++
 			mark, detail = "FAIL", result.Problem
 		}
-		if err := out.Print(result, fmt.Sprintf("%s  %-40s %s\n", mark, filepath.Base(result.File), detail)); err != nil {
+		if err := out.Print(result, fmt.Sprintf("%s  %-40s %s\n%s", mark, filepath.Base(result.File), detail, linesText(result.Lines))); err != nil {
 			return err
 		}
 	}
@@ -217,8 +232,9 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 		case <-playing.Done():
 		}
 	})
+	seen := &observer{Dialect: dialect}
 	err = bench{
-		dialect: dialect, nonce: fixtures.ReplayNonces(t), scene: scene,
+		dialect: seen, nonce: fixtures.ReplayNonces(t), scene: scene,
 		open: func(ctx context.Context) (uart.Conn, error) {
 			conn, err := uart.Wait(ctx, path)
 			if err != nil {
@@ -238,11 +254,19 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	stop(nil)
 	port.Close() // ends what still listens; it may be closed already
 	played.Wait()
+	if r.Explain {
+		result.Lines = seen.lines(t)
+	}
+	departs, _ := errors.AsType[*fixtures.DepartsError](err)
 	switch {
+	case departs != nil && len(departs.Recorded) > 0:
+		return fmt.Errorf("%w%s", err, seen.where(t))
+	case departs != nil:
+		return fmt.Errorf("%w\n      The file may be cut after line %d.", err, departs.Line-1)
 	case err != nil:
 		return err
 	case result.Verdict != t.Header["expect"]:
-		return fmt.Errorf("the verdict is %q, expected is %q", result.Verdict, t.Header["expect"])
+		return fmt.Errorf("the verdict is %q, expected is %q%s", result.Verdict, t.Header["expect"], seen.where(t))
 	case t.Header["device"] != "" && result.Device != t.Header["device"]:
 		return fmt.Errorf("the device is %s, expected is %s", result.Device, t.Header["device"])
 	}
