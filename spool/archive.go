@@ -176,9 +176,9 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 			s.archive.forked = string(data)
 		}
 		for at, segment := range all {
-			if segment.Pruned || bytes.Equal(b.Get(encodeSeq(at)), encodeSeq(segment.Next)) {
+			if bytes.Equal(b.Get(encodeSeq(at)), encodeSeq(segment.Next)) {
 				s.archive.have++
-				continue // what is pruned was in the archive, also if the index has forgotten it
+				continue
 			}
 			s.archive.segments++
 			oldest = min(oldest, at)

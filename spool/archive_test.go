@@ -220,21 +220,6 @@ func TestForkStays(t *testing.T) {
 	}
 }
 
-// So does one that pruning meets.
-func TestForkWhilePruning(t *testing.T) {
-	k, archive, _ := prunedKit(t, 12)
-	archive.set(func(int) error { return ErrFork })
-	k.notices = nil
-	if _, err := k.spool.Prune(t.Context(), 0, 0, 0, true); !errors.Is(err, ErrFork) {
-		t.Fatalf("Prune: %v, want %v", err, ErrFork)
-	}
-	archive.set(nil)
-	k.settle()
-	if s := k.spool.Stats(); !s.Forked || len(k.notices) != 1 || !strings.Contains(k.notices[0], ErrFork.Error()) {
-		t.Errorf("%+v, told %q", s, k.notices)
-	}
-}
-
 func TestSameLeaves(t *testing.T) {
 	k, _ := smallKit(t, 10)
 	lines, err := os.ReadFile(segmentPath(k.dir, 0))

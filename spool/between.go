@@ -3,11 +3,8 @@ package spool
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"secretfree/station/board"
@@ -19,7 +16,7 @@ type Moment struct {
 	Time   time.Time // UTC
 	Kind   Kind
 	Device board.DeviceID
-	Reason string // of a refusal; empty if it was pruned
+	Reason string // of a refusal
 }
 
 // Between visits the records, repeats and refusals of the journal under dir from one time up to, but not with, another, in order. It takes no lock and
@@ -79,12 +76,6 @@ func Between(ctx context.Context, dir string, from, to time.Time, visit func(Mom
 			visit(m)
 			return nil
 		}
-		s.brief = func(_, seq uint64, b *brief) error {
-			if !b.Time.Before(from) && b.Time.Before(to) && (b.Kind == KindRecord || eventKind(b.Kind) != 0) {
-				visit(Moment{Seq: seq, Time: b.Time, Kind: b.Kind, Device: b.Device})
-			}
-			return nil
-		}
 		if err := s.run([]segmentFile{segment}); err != nil {
 			return err
 		}
@@ -94,43 +85,19 @@ func Between(ctx context.Context, dir string, from, to time.Time, visit func(Mom
 
 // beginOf is the time of a segment's first entry, zero if it cannot be read.
 func beginOf(dir string, segment segmentFile) (time.Time, error) {
-	path := segmentPath(dir, segment.first)
-	if segment.pruned {
-		path = summaryPath(dir, segment.first)
-	}
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) && !segment.pruned { // pruned meanwhile
-		segment.pruned = true
-		return beginOf(dir, segment)
-	}
+	f, err := os.Open(segmentPath(dir, segment.first))
 	if err != nil {
 		return time.Time{}, fmt.Errorf("reading the journal: %w", err)
 	}
 	defer f.Close()
-	lines := slices.Collect(firstLines(f, 4))
-	switch {
-	case segment.pruned && len(lines) == 4:
-		if fields := strings.Fields(lines[3]); len(fields) > 1 {
-			at, _ := time.Parse(timeLayout, fields[1])
-			return at, nil
-		}
-	case !segment.pruned && len(lines) > 0:
-		if data, _, err := readLine([]byte(lines[0] + "\n")); err == nil {
-			at, _ := timeOf(data)
-			return at, nil
-		}
+	line, err := bufio.NewReaderSize(f, maxEntryLine).ReadSlice('\n')
+	if err != nil {
+		return time.Time{}, nil
 	}
-	return time.Time{}, nil
-}
-
-func firstLines(f *os.File, n int) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		in := bufio.NewScanner(f)
-		in.Buffer(make([]byte, 0, 4096), maxEntryLine)
-		for i := 0; i < n && in.Scan(); i++ {
-			if !yield(in.Text()) {
-				return
-			}
-		}
+	data, _, err := readLine(line)
+	if err != nil {
+		return time.Time{}, nil
 	}
+	at, _ := timeOf(data)
+	return at, nil
 }

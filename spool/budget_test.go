@@ -46,7 +46,7 @@ func TestDiskLevels(t *testing.T) {
 		// Other limits hold from the next look on.
 		free.Store(400)
 		for limits, want := range map[Limits]DiskLevel{{DiskLow: 60, DiskCritical: 90}: DiskLow, {DiskLow: 50, DiskCritical: 60}: DiskCritical, {}: DiskOK} {
-			k.spool.Adopt(limits)
+			k.spool.SetLimits(limits)
 			time.Sleep(diskEvery + time.Second)
 			if d := k.spool.Stats().Disk; d.Level != want {
 				t.Errorf("%+v: %+v, want %s", limits, d, want)

@@ -46,7 +46,6 @@ const (
 	opTruncate
 	opSync
 	opLink
-	opUnlink
 	opRename
 	opSyncDir
 	opPromise
@@ -289,20 +288,6 @@ func (r *recorder) rename(from, to string) error {
 	return nil
 }
 
-func (r *recorder) remove(path string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err := r.before(opUnlink, path); err != nil {
-		return err
-	}
-	if err := r.osDisk.remove(path); err != nil {
-		return err
-	}
-	r.note(op{kind: opUnlink, node: r.nodes[filepath.Dir(path)], name: filepath.Base(path)})
-	delete(r.nodes, path)
-	return nil
-}
-
 func (r *recorder) syncDir(dir string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -441,7 +426,7 @@ func (c *crashed) do(o op) {
 		n.versions = append(n.versions, next)
 	case opSync:
 		n.versions = n.versions[len(n.versions)-1:]
-	case opLink, opUnlink, opRename:
+	case opLink, opRename:
 		n.pending = append(n.pending, o)
 	case opSyncDir:
 		for _, p := range n.pending {
@@ -455,8 +440,6 @@ func rename(names map[string]int, o op) {
 	switch o.kind {
 	case opLink:
 		names[o.name] = o.child
-	case opUnlink:
-		delete(names, o.name)
 	case opRename:
 		delete(names, o.name)
 		names[o.to] = o.child

@@ -63,7 +63,6 @@ func (s *Spool) Run(ctx context.Context) error {
 	if s.cfg.Archive != nil {
 		beside.Go(func() { s.runArchive(ctx) })
 	}
-	beside.Go(func() { s.runPrune(ctx) })
 	s.runDelivery(ctx)
 	beside.Wait()
 	return s.Checkpoint()

@@ -27,8 +27,6 @@ const (
 	KindRefusal Kind = "refusal" // a board was refused: it contradicts what is known
 	KindRepeat  Kind = "repeat"  // a board was read that is enrolled already
 	KindLost    Kind = "lost"    // Repair could not have an entry back, and no checkpoint had been signed over it
-	// KindPruned is none of the journal: it is what Walk gives of an entry that was pruned, and Pruned has what is known of it.
-	KindPruned Kind = "pruned"
 )
 
 // Entry is one line of the journal. One of the bodies is set, as Kind says.
@@ -41,14 +39,6 @@ type Entry struct {
 	Refusal *Refusal
 	Repeat  *Repeat
 	Lost    *Lost
-	Pruned  *Pruned // of KindPruned; Encode does not have it
-}
-
-// Pruned is what stays of an entry whose segment was pruned; the entry itself is in the archive.
-type Pruned struct {
-	Kind        Kind              // of the entry
-	Device      board.DeviceID    // of a record, a repeat or a refusal
-	Fingerprint board.Fingerprint // as Device
 }
 
 // Segment opens a segment, so that each file says what it is.

@@ -148,13 +148,6 @@ func (d faulty) rename(from, to string) error {
 	return d.osDisk.rename(from, to)
 }
 
-func (d faulty) remove(path string) error {
-	if d.plan.hit("remove") {
-		return d.plan.err
-	}
-	return d.osDisk.remove(path)
-}
-
 func (d faulty) syncDir(dir string) error {
 	if d.plan.hit("syncdir") {
 		return d.plan.err

@@ -33,7 +33,6 @@ type disk interface {
 	// syncIndex is for an index that was written without syncs.
 	syncIndex(db *bolt.DB) error
 	rename(from, to string) error
-	remove(path string) error
 	syncDir(dir string) error
 }
 
@@ -54,8 +53,6 @@ func (osDisk) openIndex(path string, options *bolt.Options) (*bolt.DB, error) {
 func (osDisk) syncIndex(db *bolt.DB) error { return db.Sync() }
 
 func (osDisk) rename(from, to string) error { return os.Rename(from, to) }
-
-func (osDisk) remove(path string) error { return os.Remove(path) }
 
 func (osDisk) syncDir(dir string) error {
 	d, err := os.Open(dir)
@@ -132,12 +129,11 @@ func (t *tolerant) Read(p []byte) (int, error) {
 
 // segmentFile is a segment as the folder shows it.
 type segmentFile struct {
-	first  uint64
-	size   int64
-	pruned bool // only its summary is there, and size is that of the summary
+	first uint64
+	size  int64
 }
 
-var segmentName = regexp.MustCompile(`^([0-9]{20})\.(jsonl|pruned)$`)
+var segmentName = regexp.MustCompile(`^([0-9]{20})\.jsonl$`)
 
 func journalDir(dir string) string { return filepath.Join(dir, "journal") }
 
@@ -177,17 +173,8 @@ func listSegments(dir string) ([]segmentFile, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the journal: %w", err)
 		}
-		segments = append(segments, segmentFile{first, info.Size(), m[2] == "pruned"})
+		segments = append(segments, segmentFile{first, info.Size()})
 	}
-	slices.SortFunc(segments, func(a, b segmentFile) int {
-		if a.first != b.first {
-			return cmp.Compare(a.first, b.first)
-		}
-		if b.pruned {
-			return -1
-		}
-		return 1
-	})
-	// A summary beside its segment is of a pruning that was cut short, or was undone.
-	return slices.CompactFunc(segments, func(a, b segmentFile) bool { return a.first == b.first }), nil
+	slices.SortFunc(segments, func(a, b segmentFile) int { return cmp.Compare(a.first, b.first) })
+	return segments, nil
 }

@@ -132,7 +132,7 @@ func writeFormat(t *testing.T, id Identity) {
 	}
 }
 
-// What a station gives away, a stick with its receipt and a proof, and a summary, are read for ever, in every format that was ever released.
+// What a station gives away, a stick with its receipt and a proof, are read for ever, in every format that was ever released.
 func TestEvidenceFormats(t *testing.T) {
 	id, hq := knownIdentity(t, "widgiot/line3-a"), knownIdentity(t, "import/hq")
 	if *update {
@@ -177,22 +177,6 @@ func TestEvidenceFormats(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			summary, err := os.ReadFile(filepath.Join(from, "00000000000000000000.pruned"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := errors.Join(os.Remove(segmentPath(dir, 0)), os.WriteFile(summaryPath(dir, 0), summary, 0o400), os.Remove(indexPath(dir))); err != nil {
-				t.Fatal(err)
-			}
-			if s, err = Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()}); err != nil {
-				t.Fatalf("with the summary: %v", err)
-			}
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if report, err := VerifyDir(dir, id.Verifier); err != nil || report.Pruned != 6 {
-				t.Errorf("with the summary: %+v, %v", report, err)
-			}
 		})
 	}
 }
@@ -213,27 +197,24 @@ func writeEvidence(t *testing.T, id, hq Identity) {
 	}
 	im := &importer{ImportConfig{Stick: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: newMemorySink(), Identity: hq}, t}
 	im.mustRun()
-	lines, err := os.ReadFile(segmentPath(dir, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
 	var device board.DeviceID
-	sum, err := summarize("widgiot/line3-a", 0, lines, func(_ uint64, r board.Sealed) { device = r.Record.Device })
-	if err != nil {
-		t.Fatal(err)
-	}
-	summary, err := sum.sign(id.Signer)
-	if err != nil {
-		t.Fatal(err)
+	for e, err := range Walk(dir) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == KindRecord {
+			sealed, err := board.ParseEnvelope(e.Record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			device = sealed.Record.Device
+		}
 	}
 	proof, err := Prove(dir, device)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(
-		os.WriteFile(filepath.Join(to, "00000000000000000000.pruned"), summary, 0o444),
-		os.WriteFile(filepath.Join(to, "board.tlog-proof"), proof, 0o444),
-	); err != nil {
+	if err := os.WriteFile(filepath.Join(to, "board.tlog-proof"), proof, 0o444); err != nil {
 		t.Fatal(err)
 	}
 }

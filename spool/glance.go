@@ -17,7 +17,7 @@ import (
 // Glance is what can be told of a journal without reading all of it.
 type Glance struct {
 	Format   int       // of the newest segment
-	Segments int       // files, pruned ones included
+	Segments int       // files
 	Entries  uint64    // with those that are damaged
 	Newest   time.Time // of the newest entry; zero if there is none
 	Signed   uint64    // entries under the newest checkpoint; 0 if there is none
@@ -79,10 +79,6 @@ func (g *Glance) newest(dir string, segments []segmentFile) error {
 		}
 		return nil
 	}
-	s.brief = func(_, _ uint64, b *brief) error {
-		g.Newest = b.Time
-		return nil
-	}
 	err := s.run(segments)
 	g.Entries, g.Torn = s.next, s.torn
 	return err
@@ -126,7 +122,7 @@ func StoppedStats(dir string) (out Stats, err error) {
 			if err := json.Unmarshal(value, &s); err != nil {
 				return err
 			}
-			if s.Pruned || bytes.Equal(archive.Get(key), encodeSeq(s.Next)) {
+			if bytes.Equal(archive.Get(key), encodeSeq(s.Next)) {
 				out.Archived++
 			} else {
 				out.Unarchived++

@@ -31,7 +31,7 @@ type Seen struct {
 	Seq         uint64    // of its record
 	Time        time.Time // of its record's entry
 	Delivered   bool
-	MAC         string // as the board said it, six bytes with colons; empty if it said none, or its segment was pruned before the index was built
+	MAC         string // as the board said it, six bytes with colons; empty if it said none
 }
 
 func seenOf(device []byte, p *pointer) Seen {
@@ -173,10 +173,9 @@ type History struct {
 	// Seen is that of the record; without one, as of a board that was only ever refused, Enrolled is false and Seen has the device alone.
 	Seen
 	Enrolled bool
-	// Record is the record's entry. Of one that was pruned it is of KindPruned, of one that cannot be read it is empty.
+	// Record is the record's entry. If it cannot be read it is empty.
 	Record Entry
-	// Events are the newest repeats and refusals, the newest first, also refusals of others that named this device's id or key. Those that
-	// were pruned are of KindPruned. Older says how many more there are.
+	// Events are the newest repeats and refusals, the newest first, also refusals of others that named this device's id or key. Older says how many more there are.
 	Events []Entry
 	Older  int
 	Dead   *DeadLetter // of the record; nil if it is none
@@ -228,20 +227,14 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 	}
 	for _, at := range slices.Backward(places) {
 		e, err := s.entry(at.position, at.seq)
-		if err != nil { // pruned, or damaged
-			kind := KindRepeat
-			if at.Kind == eventRefusal {
-				kind = KindRefusal
-			}
-			e = Entry{Seq: at.seq, Time: time.UnixMilli(at.At).UTC(), Kind: KindPruned, Pruned: &Pruned{Kind: kind, Device: device}}
+		if err != nil {
+			continue // damaged
 		}
 		h.Events = append(h.Events, e)
 	}
 	if h.Enrolled {
 		if e, err := s.entry(position{offset: -1}, h.Seq); err == nil {
 			h.Record = e
-		} else if errors.Is(err, ErrPruned) {
-			h.Record = Entry{Seq: h.Seq, Time: h.Time, Kind: KindPruned, Pruned: &Pruned{KindRecord, device, h.Fingerprint}}
 		}
 	}
 	return h, nil
@@ -264,9 +257,6 @@ func (s *Spool) entry(at position, seq uint64) (Entry, error) {
 	}
 	if i == 0 {
 		return Entry{}, fmt.Errorf("%w: entry %d cannot be found", ErrEntry, seq)
-	}
-	if segments[i-1].pruned {
-		return Entry{}, fmt.Errorf("entry %d: %w", seq, ErrPruned)
 	}
 	f, err := os.Open(segmentPath(s.cfg.Dir, segments[i-1].first))
 	if err != nil {
@@ -291,7 +281,7 @@ func (s *Spool) entry(at position, seq uint64) (Entry, error) {
 }
 
 // Newest returns the newest records, repeats and refusals of the journal under dir, at most n, the newest first. It takes no lock and reads no more
-// than it must. What cannot be read is left out; what was pruned is of KindPruned.
+// than it must. What cannot be read is left out.
 func Newest(dir string, n int) ([]Entry, error) {
 	segments, err := listSegments(dir)
 	if err != nil {
@@ -301,22 +291,6 @@ func Newest(dir string, n int) ([]Entry, error) {
 	for _, segment := range slices.Backward(segments) {
 		if len(out) >= n {
 			break
-		}
-		if segment.pruned {
-			text, err := os.ReadFile(summaryPath(dir, segment.first))
-			if err != nil {
-				return nil, fmt.Errorf("reading the journal: %w", err)
-			}
-			sum, err := parseSummary(text)
-			if err != nil {
-				continue
-			}
-			for i, b := range slices.Backward(sum.entries) {
-				if len(out) < n && (b.Kind == KindRecord || eventKind(b.Kind) != 0) {
-					out = append(out, Entry{Seq: segment.first + uint64(i), Time: b.Time, Kind: KindPruned, Pruned: &Pruned{b.Kind, b.Device, b.Key}})
-				}
-			}
-			continue
 		}
 		more, err := lastOf(dir, segment.first, n-len(out))
 		if err != nil {
@@ -329,9 +303,6 @@ func Newest(dir string, n int) ([]Entry, error) {
 
 func lastOf(dir string, first uint64, n int) ([]Entry, error) {
 	f, err := os.Open(segmentPath(dir, first))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // pruned meanwhile
-	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the journal: %w", err)
 	}
@@ -393,9 +364,6 @@ func (s *Spool) Prove(ctx context.Context, device board.DeviceID) ([]byte, error
 		return nil, fmt.Errorf("device %s: %w", device, ErrUnsigned)
 	}
 	e, err := s.entry(position{offset: -1}, known.Seq)
-	if errors.Is(err, ErrPruned) {
-		return nil, fmt.Errorf("device %s: %w", device, err)
-	}
 	if err != nil {
 		return prove(ctx, s.cfg.Dir, device) // which says what is wrong
 	}

@@ -93,7 +93,7 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// All that the journal has of a device is there, at once, after a restart, a rebuild and a pruning.
+// All that the journal has of a device is there, at once, after a restart and a rebuild.
 func TestHistory(t *testing.T) {
 	k, _ := archiveKit(t)
 	r := k.mustAppend()
@@ -108,7 +108,7 @@ func TestHistory(t *testing.T) {
 	if _, err := k.append(otherID); !errors.Is(err, board.ErrKeyConflict) {
 		t.Fatal(err)
 	}
-	look := func(when string, pruned bool) {
+	look := func(when string) {
 		t.Helper()
 		h, err := k.spool.History(r.Device)
 		if err != nil {
@@ -116,29 +116,17 @@ func TestHistory(t *testing.T) {
 		}
 		var kinds []string
 		for _, e := range h.Events {
-			kind := e.Kind
-			if e.Kind == KindPruned {
-				kind = e.Pruned.Kind
-			}
-			if (e.Kind == KindPruned) != pruned {
-				t.Errorf("%s: %+v", when, e)
-			}
-			kinds = append(kinds, string(kind))
+			kinds = append(kinds, string(e.Kind))
 		}
 		if !h.Enrolled || h.Seq != 1 || h.Fingerprint != r.Fingerprint() || strings.Join(kinds, " ") != "refusal refusal repeat" || h.Older != 0 || h.Dead != nil {
 			t.Errorf("%s: %+v, %v", when, h, kinds)
 		}
-		switch {
-		case pruned && (h.Record.Kind != KindPruned || h.Record.Pruned.Kind != KindRecord):
-			t.Errorf("%s: the record is %+v", when, h.Record)
-		case !pruned:
-			sealed, err := board.ParseEnvelope(h.Record.Record)
-			if err != nil || sealed.Record.Device != r.Device {
-				t.Errorf("%s: the record is %+v, %v", when, h.Record, err)
-			}
-			if e := h.Events[0]; e.Refusal.Device != otherID.Device || e.Refusal.KnownDevice != r.Device {
-				t.Errorf("%s: the refusal of another that named this key: %+v", when, e)
-			}
+		sealed, err := board.ParseEnvelope(h.Record.Record)
+		if err != nil || sealed.Record.Device != r.Device {
+			t.Errorf("%s: the record is %+v, %v", when, h.Record, err)
+		}
+		if e := h.Events[0]; e.Refusal.Device != otherID.Device || e.Refusal.KnownDevice != r.Device {
+			t.Errorf("%s: the refusal of another that named this key: %+v", when, e)
 		}
 		// Of a board that was only refused.
 		refused, err := k.spool.History(otherID.Device)
@@ -146,31 +134,16 @@ func TestHistory(t *testing.T) {
 			t.Errorf("%s: of a refused board: %+v, %v", when, refused, err)
 		}
 	}
-	look("at once", false)
+	look("at once")
 	k.reopen()
-	look("after a restart", false)
+	look("after a restart")
 	k.spool.Close()
 	os.Remove(indexPath(k.dir))
 	k.mustOpen()
-	look("after a rebuild", false)
+	look("after a rebuild")
 	if _, err := k.spool.History(newRecord(t).Device); !errors.Is(err, ErrNoRecord) {
 		t.Errorf("of nobody: %v", err)
 	}
-	for range 40 { // so that the segment is sealed
-		k.mustAppend()
-	}
-	k.settle()
-	k.prune()
-	if !k.isPrunedQuietly(0) {
-		t.Fatal("nothing was pruned")
-	}
-	look("after a pruning", true)
-	k.settle()
-}
-
-func (k *kit) isPrunedQuietly(first uint64) bool {
-	_, err := os.Stat(summaryPath(k.dir, first))
-	return err == nil
 }
 
 // A board that is inserted all day has a history of which the newest is told.
@@ -206,9 +179,13 @@ func TestHistoryOfDeadLetter(t *testing.T) {
 	}
 }
 
-// The newest come first, over the edges of segments, pruned ones too, and between two times are those of between.
+// The newest come first, over the edges of segments, and between two times are those of between.
 func TestNewestAndBetween(t *testing.T) {
-	k, _, all := prunedKit(t, 40)
+	k, _ := archiveKit(t)
+	var all []board.Record
+	for range 40 {
+		all = append(all, k.mustAppend())
+	}
 	check := func(when string) {
 		t.Helper()
 		for _, n := range []int{0, 1, 7, 39, 40, 1000} {
@@ -219,9 +196,7 @@ func TestNewestAndBetween(t *testing.T) {
 			for i, e := range got {
 				want := all[len(all)-1-i].Device
 				have := want
-				if e.Kind == KindPruned {
-					have = e.Pruned.Device
-				} else if sealed, err := board.ParseEnvelope(e.Record); err == nil {
+				if sealed, err := board.ParseEnvelope(e.Record); err == nil {
 					have = sealed.Record.Device
 				}
 				if have != want {
@@ -251,11 +226,6 @@ func TestNewestAndBetween(t *testing.T) {
 		}
 	}
 	check("whole")
-	k.prune()
-	if !k.isPrunedQuietly(0) {
-		t.Fatal("nothing was pruned")
-	}
-	check("pruned")
 	stopped, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := Between(stopped, k.dir, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), func(Moment) {}); !errors.Is(err, context.Canceled) {
@@ -311,98 +281,4 @@ func TestProveWhileItRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	same("without the hashes beside a segment")
-	// Of one that was pruned it says so at once: it reads nothing, also for who has no time.
-	gone := segments[1].first
-	at := slices.IndexFunc(all, func(r board.Record) bool { return k.receipts[r.Device].Seq >= gone })
-	text, err := os.ReadFile(segmentPath(k.dir, gone))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.WriteFile(segmentPath(k.dir, gone), text, 0o600) // the test's end looks at all
-	if err := os.Rename(segmentPath(k.dir, gone), summaryPath(k.dir, gone)); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(summaryPath(k.dir, gone))
-	if _, err := k.spool.Prove(stopped, all[at].Device); !errors.Is(err, ErrPruned) {
-		t.Errorf("of a record that was pruned: %v", err)
-	}
-}
-
-// older makes of an index what the version before would have written.
-func older(tx *bolt.Tx) {
-	devices := tx.Bucket(bucketDevices)
-	values := map[string][]byte{}
-	devices.ForEach(func(device, value []byte) error {
-		values[string(device)] = slices.Clone(value[:olderPointer])
-		return nil
-	})
-	for device, value := range values {
-		devices.Put([]byte(device), value)
-	}
-	tx.DeleteBucket(bucketEvents)
-	tx.Bucket(bucketMeta).Put(keyFormat, []byte{olderFormat})
-}
-
-// An upgrade rebuilds the index and delivers nothing once more; an older index that does not fit the journal, or is torn, gives nothing.
-func TestUpgradeOfTheIndex(t *testing.T) {
-	for name, c := range map[string]struct {
-		spoil   func(t *testing.T, path string)
-		pending int
-		dead    int
-	}{
-		"whole":                  {editIndex(older), 1, 1},
-		"of another station":     {editIndex(func(tx *bolt.Tx) { older(tx); tx.Bucket(bucketMeta).Put(keyOrigin, []byte("widgiot/other")) }), 7, 0},
-		"of a much older format": {editIndex(func(tx *bolt.Tx) { older(tx); tx.Bucket(bucketMeta).Put(keyFormat, []byte{1}) }), 7, 0},
-		"with a wrong pointer":   {editIndex(func(tx *bolt.Tx) { older(tx); tx.Bucket(bucketDevices).Put(make([]byte, 16), []byte("short")) }), 7, 0},
-		"with other keys": {editIndex(func(tx *bolt.Tx) {
-			older(tx)
-			b := tx.Bucket(bucketDevices)
-			var device []byte
-			b.ForEach(func(k, _ []byte) error { device = slices.Clone(k); return nil })
-			value := slices.Clone(b.Get(device))
-			value[48], value[0] = 1, value[0]^1
-			b.Put(device, value)
-		}), -1, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			k := newKit(t)
-			var all []board.Record
-			for range 5 {
-				all = append(all, k.mustAppend())
-			}
-			k.deliver()
-			refused, waits := k.mustAppend(), k.mustAppend()
-			if err := k.spool.update(func(tx *bolt.Tx) error {
-				return errors.Join(putDead(tx, DeadLetter{Seq: 6, Device: refused.Device, Reason: "device-conflict"}), tx.Bucket(bucketQueue).Delete(encodeSeq(6)))
-			}); err != nil {
-				t.Fatal(err)
-			}
-			k.spool.Close()
-			c.spoil(t, indexPath(k.dir))
-			k.notices = nil
-			k.mustOpen()
-			stats := k.spool.Stats()
-			if c.pending >= 0 && stats.Pending != c.pending || c.pending < 0 && (stats.Pending < 1 || stats.Pending > 2) || stats.Dead != c.dead || len(k.notices) != 1 {
-				t.Errorf("%d pending, %d dead, %q", stats.Pending, stats.Dead, k.notices)
-			}
-			if name == "whole" {
-				for _, r := range all {
-					if yes, err := k.spool.Delivered(r.Device); !yes || err != nil {
-						t.Errorf("delivered: %v, %v", yes, err)
-					}
-				}
-				if yes, _ := k.spool.Delivered(waits.Device); yes {
-					t.Error("what waits is taken for delivered")
-				}
-				h, err := k.spool.History(refused.Device)
-				if err != nil || h.Dead == nil {
-					t.Errorf("the dead letter: %+v, %v", h, err)
-				}
-			}
-			k.reopen()
-			if again := k.spool.Stats(); again.Pending != stats.Pending || again.Dead != stats.Dead {
-				t.Errorf("after another start: %+v", again)
-			}
-		})
-	}
 }

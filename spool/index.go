@@ -64,7 +64,7 @@ type pointer struct {
 	MAC       mac
 }
 
-// mac is what a board said of its MAC address; zero if it said nothing, or if its segment was pruned before the index was built.
+// mac is what a board said of its MAC address; zero if it said nothing.
 type mac [6]byte
 
 // macOf reads the fact that the dialects write.
@@ -138,8 +138,6 @@ type sealedSegment struct {
 	Size  int64       `json:"size"`
 	Edge  []tlog.Hash `json:"edge"` // of the tree at Next
 	Blind bool        `json:"blind,omitempty"`
-	// Pruned: Size is that of its summary, which is all that there is.
-	Pruned bool `json:"pruned,omitempty"`
 }
 
 func encodeSeq(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }

@@ -6,13 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math"
 	"os"
 	"strconv"
-	"strings"
-
-	"golang.org/x/mod/sumdb/note"
 )
 
 // DamageError says that the journal is damaged where it cannot be a write cut short by a power failure. Open
@@ -25,9 +21,6 @@ type DamageError struct {
 }
 
 func (e *DamageError) Error() string {
-	if strings.HasSuffix(e.Path, ".pruned") {
-		return fmt.Sprintf("%s, line %d: the summary of a pruned segment is damaged: %v; stationctl spool repair puts the segment in its place, from the archive or another copy", e.Path, e.Line, e.Reason)
-	}
 	return fmt.Sprintf("%s, line %d: the journal is damaged: %v; keep a copy of the whole folder, then restore this file from a backup or from the registry's copy", e.Path, e.Line, e.Reason)
 }
 
@@ -36,8 +29,7 @@ func (e *DamageError) Unwrap() error { return e.Reason }
 // Damage is a place of the journal that cannot be read. Entries First up to but not including Next are missing; if
 // the two are equal, nothing is: there are bytes that do not belong there.
 type Damage struct {
-	Segment uint64 `json:"segment"`          // the first seq of the segment, its file's name
-	Pruned  bool   `json:"pruned,omitempty"` // the file is the summary of a pruned segment
+	Segment uint64 `json:"segment"` // the first seq of the segment, its file's name
 	First   uint64 `json:"first"`
 	Next    uint64 `json:"next"`
 	Line    int    `json:"line"`   // where it begins in the file, from 1; 0 if the file is missing
@@ -57,9 +49,6 @@ func (d Damage) String() string {
 	case 1:
 		what = fmt.Sprintf("entry %d cannot be read", d.First)
 	}
-	if d.Pruned {
-		return fmt.Sprintf("%020d.pruned: %s: %s; stationctl spool repair", d.Segment, what, d.Reason)
-	}
 	if d.Line == 0 {
 		return fmt.Sprintf("%020d.jsonl: %s: %s", d.Segment, what, d.Reason)
 	}
@@ -67,9 +56,6 @@ func (d Damage) String() string {
 }
 
 func (d Damage) fault(dir string) *DamageError {
-	if d.Pruned {
-		return &DamageError{Path: summaryPath(dir, d.Segment), Line: d.Line, Reason: fmt.Errorf("%w: entries %d to %d cannot be read: %s", ErrSummary, d.First, d.Next-1, d.Reason)}
-	}
 	return &DamageError{Path: segmentPath(dir, d.Segment), Line: d.Line, Reason: fmt.Errorf("%w: %s", ErrEntry, d)}
 }
 
@@ -97,11 +83,6 @@ type scan struct {
 	// data is valid during the call.
 	visit   func(at position, seq uint64, data []byte) error
 	damaged func(d Damage) error
-	// brief is visit for the entries of a pruned segment; may be nil. key is whose summaries they are; nil: whoever's.
-	brief func(segment, seq uint64, b *brief) error
-	key   note.Verifier
-	// mending: a summary that is not the one that was signed is damage too.
-	mending bool
 	done    func(s segmentFile, next uint64) error // after each segment that another follows; may be nil
 	// sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
 	sealed func(first uint64) (next uint64, ok bool)
@@ -146,11 +127,7 @@ func (s *scan) run(segments []segmentFile) error {
 			}
 			s.next = next
 		}
-		read := s.segment
-		if segment.pruned {
-			read = s.pruned
-		}
-		if err := read(segment.first, limit); err != nil {
+		if err := s.segment(segment.first, limit); err != nil {
 			return err
 		}
 		if i+1 < len(segments) && s.done != nil {
@@ -169,12 +146,6 @@ func farAway(dir string, first, next uint64) error {
 func (s *scan) segment(first, limit uint64) error {
 	path := segmentPath(s.dir, first)
 	f, err := s.disk.open(path, os.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		// A reader takes no lock: the segment may have been pruned since it was listed.
-		if _, err := os.Stat(summaryPath(s.dir, first)); err == nil {
-			return s.pruned(first, limit)
-		}
-	}
 	if err != nil {
 		return fmt.Errorf("reading the journal: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"secretfree/station/board"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/mod/sumdb/note"
 )
 
 // kit is one station on a folder of its own. Everything that a test is promised is kept, and checked at its end.
@@ -177,12 +179,6 @@ func (k *kit) checkDamaged() {
 		}
 		return err
 	}
-	scan.brief = func(_, seq uint64, b *brief) error {
-		if b.Kind == KindRecord {
-			records[seq] = b.Device
-		}
-		return nil
-	}
 	if err := scan.run(segments); err != nil {
 		return // more is broken than the station would start with
 	}
@@ -218,9 +214,6 @@ func invariants(dir string, id Identity, receipts map[board.DeviceID]board.Recei
 			return broken
 		}
 		next = e.Seq + 1
-		if e.Kind == KindPruned && e.Pruned.Kind == KindRecord {
-			keys[e.Pruned.Device], seqs[e.Pruned.Device] = e.Pruned.Fingerprint, e.Seq
-		}
 		if e.Kind != KindRecord {
 			continue
 		}
@@ -289,4 +282,64 @@ func skip(t *testing.T, why string) {
 		t.Fatal(why)
 	}
 	t.Skip(why)
+}
+
+func isDamage(err error) bool {
+	_, ok := errors.AsType[*DamageError](err)
+	return ok
+}
+
+// remembers makes sure that a board is known as before.
+func (k *kit) remembers(r board.Record) {
+	k.t.Helper()
+	want := k.receipts[r.Device]
+	if receipt, err := k.append(r); err != nil || !receipt.Repeat || receipt.Seq != want.Seq || !receipt.Time.Equal(want.Time) {
+		k.t.Errorf("a repeat: %+v, %v, want %+v", receipt, err, want)
+	}
+	otherKey := newRecord(k.t)
+	otherKey.Device = r.Device
+	if _, err := k.append(otherKey); !errors.Is(err, board.ErrDeviceConflict) {
+		k.t.Errorf("a known device with another key: %v", err)
+	}
+	otherID := newRecord(k.t)
+	otherID.Key = r.Key
+	if _, err := k.append(otherID); !errors.Is(err, board.ErrKeyConflict) {
+		k.t.Errorf("a known key under another id: %v", err)
+	}
+}
+
+// settle delivers and archives what there is.
+func (k *kit) settle() {
+	k.t.Helper()
+	if err := k.spool.Checkpoint(); err != nil {
+		k.t.Fatal(err)
+	}
+	k.deliver()
+	for range 100 {
+		more, err := k.spool.archiveNext(k.t.Context())
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		if !more {
+			return
+		}
+	}
+	k.t.Fatal("the archive takes no end")
+}
+
+func makeSigner(t *testing.T, name string) (note.Signer, note.Verifier) {
+	t.Helper()
+	secret, public, err := note.GenerateKey(nil, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := note.NewSigner(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := note.NewVerifier(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer, verifier
 }

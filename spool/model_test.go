@@ -48,13 +48,11 @@ func (m *model) enrolled(r board.Record, seq uint64) {
 	m.keys[r.Device], m.owners[r.Fingerprint()], m.seqs[r.Device] = r.Fingerprint(), r.Device, seq
 }
 
-// lostIndex: all is delivered once more, bar what is pruned.
-func (m *model) lostIndex(pruned func(seq uint64) bool) {
+// lostIndex: all is delivered once more.
+func (m *model) lostIndex() {
 	clear(m.dead)
 	for device := range m.keys {
-		if !pruned(m.seqs[device]) {
-			m.pending[device] = true
-		}
+		m.pending[device] = true
 	}
 }
 
@@ -70,11 +68,9 @@ func (m *model) delivered() {
 // modelRun is a spool beside its model.
 type modelRun struct {
 	*kit
-	m                model
-	copies           *memoryArchive
-	random           *rand.Rand
-	pool             []board.Record
-	pruned, restored int
+	m      model
+	random *rand.Rand
+	pool   []board.Record
 }
 
 func (r *modelRun) record() board.Record {
@@ -108,12 +104,9 @@ func (r *modelRun) append() {
 // crash ends the process at some call on the disk, while a board is read, a checkpoint is signed or records are delivered. A board without a
 // receipt may be in the journal or not; to read it again settles it.
 func (r *modelRun) crash() {
-	ops := []string{"open", "write", "short", "sync", "rename", "remove", "syncdir", "page", "meta", "commit"}
+	ops := []string{"open", "write", "short", "sync", "rename", "syncdir", "page", "meta", "commit"}
 	r.spool.Close()
 	plan := faultPlan{op: ops[r.random.IntN(len(ops))], after: r.random.IntN(20), err: syscall.EIO, dead: true}
-	if plan.op == "remove" { // there are few
-		plan.after = r.random.IntN(2)
-	}
 	r.disk = faulty{plan: &plan}
 	var unsure []board.Record
 	if s, err := Open(r.config()); err == nil {
@@ -132,7 +125,6 @@ func (r *modelRun) crash() {
 			r.spool.Checkpoint()
 			r.spool.pass(r.t.Context())
 			r.spool.archiveNext(r.t.Context())
-			r.spool.Prune(r.t.Context(), 0, 0, 0, true)
 		}
 		r.spool.Close()
 	}
@@ -182,59 +174,6 @@ func (r *modelRun) resync() {
 	}
 }
 
-// prune lets go of what it may, and looks whether that is all that it may.
-func (r *modelRun) prune() {
-	for range 100 {
-		if more, err := r.spool.archiveNext(r.t.Context()); err != nil {
-			r.t.Fatal(err)
-		} else if !more {
-			break
-		}
-	}
-	segments := r.segments()
-	for _, p := range r.kit.prune() {
-		held := false
-		for device, seq := range r.m.seqs {
-			held = held || p.First <= seq && seq <= p.Last && (r.m.pending[device] || r.m.dead[device])
-		}
-		if p.Pruned == held {
-			r.t.Fatalf("%+v, though a record in it waits or is dead: %v", p, held)
-		}
-		if p.Pruned {
-			r.pruned++
-		}
-	}
-	if r.segments()[len(segments)-1].pruned {
-		r.t.Fatal("what is written was pruned")
-	}
-}
-
-// restore has a pruned segment back.
-func (r *modelRun) restore() {
-	segments := r.segments()
-	s := segments[r.random.IntN(len(segments))]
-	if !s.pruned {
-		return
-	}
-	r.spool.Close()
-	copies := func(first uint64) ([]byte, error) { return r.copies.segments[first].Lines, nil }
-	if err := Restore(r.dir, r.id.Verifier, copies, s.first); err != nil {
-		r.t.Fatalf("Restore: %v", err)
-	}
-	r.restored++
-	r.mustOpen()
-}
-
-// isPruned tells whether an entry is in a segment of which only the summary is left.
-func (r *modelRun) isPruned(seq uint64) (pruned bool) {
-	for _, s := range r.segments() {
-		if s.first <= seq {
-			pruned = s.pruned
-		}
-	}
-	return pruned
-}
-
 // through makes passes over the queue until everything is settled.
 func (r *modelRun) through() {
 	for range 100 {
@@ -259,7 +198,7 @@ var modelSteps = []struct {
 		r.spool.Close()
 		os.Remove(indexPath(r.dir))
 		r.mustOpen()
-		r.m.lostIndex(r.isPruned)
+		r.m.lostIndex()
 	}},
 	{"checkpoint", 1, func(r *modelRun) {
 		if err := r.spool.Checkpoint(); err != nil {
@@ -314,8 +253,15 @@ var modelSteps = []struct {
 		}
 		clear(r.m.dead)
 	}},
-	{"prune", 2, (*modelRun).prune},
-	{"restore", 1, (*modelRun).restore},
+	{"archive", 2, func(r *modelRun) {
+		for range 100 {
+			if more, err := r.spool.archiveNext(r.t.Context()); err != nil {
+				r.t.Fatal(err)
+			} else if !more {
+				break
+			}
+		}
+	}},
 	{"tear", 1, func(r *modelRun) { // a write is cut short
 		r.spool.Close()
 		f, err := os.OpenFile(segmentPath(r.dir, r.spool.end.segment), os.O_WRONLY|os.O_APPEND, 0)
@@ -332,9 +278,6 @@ var modelSteps = []struct {
 			return
 		}
 		chosen := segments[r.random.IntN(len(segments)-1)]
-		if chosen.pruned {
-			return
-		}
 		copies := copiesOf(r.kit)
 		victim := segmentPath(r.dir, chosen.first)
 		r.spool.Close()
@@ -374,7 +317,6 @@ func TestModel(t *testing.T) {
 	for _, step := range modelSteps {
 		weights += step.weight
 	}
-	pruned, restored := 0, 0
 	for run := range runs {
 		seed := first + uint64(run)
 		var trace []string
@@ -383,8 +325,8 @@ func TestModel(t *testing.T) {
 				t.Logf("-modelruns 1 -modelseed %d: %q", seed, trace)
 			}
 		}()
-		k, archive := archiveKit(t)
-		r := &modelRun{kit: k, copies: archive, random: rand.New(rand.NewPCG(seed, 0)), m: model{
+		k, _ := archiveKit(t)
+		r := &modelRun{kit: k, random: rand.New(rand.NewPCG(seed, 0)), m: model{
 			map[board.DeviceID]board.Fingerprint{}, map[board.Fingerprint]board.DeviceID{}, map[board.DeviceID]uint64{},
 			map[board.DeviceID]bool{}, map[board.DeviceID]bool{}, map[board.DeviceID]bool{}}}
 		for range 4 {
@@ -417,9 +359,5 @@ func TestModel(t *testing.T) {
 		if t.Failed() {
 			return
 		}
-		pruned, restored = pruned+r.pruned, restored+r.restored
-	}
-	if runs >= 20 && (pruned < runs || restored == 0) {
-		t.Errorf("%d segments were pruned and %d restored: this test looks at little", pruned, restored)
 	}
 }

@@ -40,12 +40,6 @@ func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 			}
 			return nil
 		}
-		s.brief = func(_, seq uint64, b *brief) error {
-			if seq >= from && !yield(Entry{Seq: seq, Time: b.Time, Kind: KindPruned, Pruned: &Pruned{b.Kind, b.Device, b.Key}}, nil) {
-				return stop
-			}
-			return nil
-		}
 		segments, err := listSegments(dir)
 		for len(segments) > 1 && segments[1].first <= from {
 			segments = segments[1:]
@@ -65,7 +59,6 @@ type VerifyReport struct {
 	Entries, Records, Refusals, Repeats uint64
 	NoProof                             uint64   // records without a proof of possession
 	Lost                                uint64   // entries that Repair gave up
-	Pruned                              uint64   // of Entries: only their hashes, and who they were of, are here to be checked
 	Signed                              uint64   // entries under the newest checkpoint
 	Torn                                int64    // bytes of a line that is not whole: being written, or cut short
 	Damage                              []Damage // what cannot be read
@@ -120,7 +113,7 @@ func (c *verification) run() error {
 		c.signed = append(c.signed, newest)
 	}
 	s := newScan(c.dir)
-	s.visit, s.damaged, s.brief, s.key = c.visit, c.damaged, c.brief, c.v
+	s.visit, s.damaged = c.visit, c.damaged
 	err = s.run(segments)
 	c.report.Entries, c.report.Torn = s.next, s.torn
 	if err != nil {
@@ -203,18 +196,6 @@ func (c *verification) bind(device board.DeviceID, f board.Fingerprint) error {
 	}
 	c.devices[device], c.keys[f] = f, device
 	return nil
-}
-
-// brief looks at an entry of a pruned segment. Its hash is under the checkpoints, the rest under the signature of the summary.
-func (c *verification) brief(_, seq uint64, b *brief) error {
-	c.report.Pruned++
-	c.count(b.Kind)
-	if b.Kind == KindRecord {
-		if err := c.bind(b.Device, b.Key); err != nil {
-			return fmt.Errorf("entry %d: %w", seq, err)
-		}
-	}
-	return c.grow(b.Hash)
 }
 
 func (c *verification) count(kind Kind) {

@@ -15,8 +15,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
-
-	"secretfree/station/board"
 )
 
 // opening is what open finds out in its one pass over the journal.
@@ -32,15 +30,14 @@ type opening struct {
 	sealed   map[uint64]sealedSegment // as the index has them
 	known    []Damage                 // which the index knows of; in what is read anew it may have been repaired
 	scan     *scan
-	from     uint64       // the first entry that was read
-	hashesOf uint64       // the entry whose hash is the first of leaves
-	found    []Damage     // in what was read
-	records  []indexed    // which the index does not have yet
-	told     []told       // likewise
-	letters  []DeadLetter // that an older index had
-	places   []place      // of what is in the queue and moved
-	seals    []seal       // segments that are not written any more, and that the index does not know as sealed
-	newest   []byte       // the front of the entry that was read last
+	from     uint64    // the first entry that was read
+	hashesOf uint64    // the entry whose hash is the first of leaves
+	found    []Damage  // in what was read
+	records  []indexed // which the index does not have yet
+	told     []told    // likewise
+	places   []place   // of what is in the queue and moved
+	seals    []seal    // segments that are not written any more, and that the index does not know as sealed
+	newest   []byte    // the front of the entry that was read last
 }
 
 type place struct {
@@ -162,7 +159,7 @@ func (o *opening) read(segments []segmentFile) error {
 	var before tree
 	for ; skip+1 < len(segments); skip++ {
 		known, ok := o.sealed[segments[skip].first]
-		if !ok || segments[skip].first != before.n || known.Size != segments[skip].size || known.Next != segments[skip+1].first || known.Pruned != segments[skip].pruned {
+		if !ok || segments[skip].first != before.n || known.Size != segments[skip].size || known.Next != segments[skip+1].first {
 			break
 		}
 		before = tree{known.Next, known.Edge, known.Blind}
@@ -190,7 +187,7 @@ func (o *opening) read(segments []segmentFile) error {
 	if o.unusable == nil {
 		sure = o.progress.Next
 	}
-	o.scan = &scan{dir: o.cfg.Dir, disk: o.cfg.disk, sure: sure, next: o.from, visit: o.visit, damaged: o.damaged, brief: o.brief, key: o.cfg.Identity.Verifier, done: o.done, sealed: sealedEnd(o.cfg.Dir)}
+	o.scan = &scan{dir: o.cfg.Dir, disk: o.cfg.disk, sure: sure, next: o.from, visit: o.visit, damaged: o.damaged, done: o.done, sealed: sealedEnd(o.cfg.Dir)}
 	if err := o.scan.run(segments[skip:]); err != nil {
 		return err
 	}
@@ -230,20 +227,6 @@ func (o *opening) visit(at position, seq uint64, data []byte) error {
 	}
 	o.newest = append(o.newest[:0], data[:min(len(data), 64)]...)
 	return o.grow(h)
-}
-
-// brief is visit for an entry of a pruned segment, which the registry has.
-func (o *opening) brief(segment, seq uint64, b *brief) error {
-	if seq+1 == o.progress.Next && b.Hash == o.progress.Leaf {
-		o.same = true
-	}
-	if b.Kind == KindRecord && (seq >= o.progress.Next || covers(o.known, seq)) {
-		o.records = append(o.records, indexed{b.Device, b.Key, seq, position{segment: segment}, b.Time.UnixMilli(), 1, mac{}})
-	}
-	if kind := eventKind(b.Kind); kind != 0 && (seq >= o.progress.Next || covers(o.known, seq)) {
-		o.told = append(o.told, told{seq, [2]board.DeviceID{b.Device}, event{kind, b.Time.UnixMilli(), position{segment: segment}}})
-	}
-	return o.grow(b.Hash)
 }
 
 // moved finds what waits in the queue and does not stand where it did: there is damage before it in its file, or was.
@@ -310,7 +293,7 @@ func (o *opening) done(f segmentFile, next uint64) error {
 	if known, ok := o.sealed[f.first]; ok && o.tree.blind && known.Next == next && !known.Blind {
 		o.tree = tree{n: next, edge: slices.Clone(known.Edge)} // the index knows what the leaves came to
 	}
-	o.seals = append(o.seals, seal{f.first, sealedSegment{next, f.size, slices.Clone(o.tree.edge), o.tree.blind, f.pruned}, o.leaves})
+	o.seals = append(o.seals, seal{f.first, sealedSegment{next, f.size, slices.Clone(o.tree.edge), o.tree.blind}, o.leaves})
 	o.leaves, o.hashesOf = nil, next
 	return nil
 }
@@ -477,7 +460,6 @@ func (o *opening) bringUp() error {
 			return err
 		}
 	}
-	o.inherit()
 	err := guarded(func() error { return o.fill(db, rebuild) })
 	if errors.Is(err, errIndexUnusable) {
 		o.db = nil // as in update
@@ -538,11 +520,6 @@ func (o *opening) fill(db *bolt.DB, empty bool) error {
 				}
 			}
 		}
-		for _, d := range o.letters {
-			if err := errors.Join(putDead(tx, d), queue.Delete(encodeSeq(d.Seq))); err != nil {
-				return err
-			}
-		}
 		for _, moved := range o.places {
 			if err := queue.Put(encodeSeq(moved.seq), moved.at.encode()); err != nil {
 				return err
@@ -566,10 +543,8 @@ func (s *Spool) seal(seal seal) error {
 			return err
 		}
 	}
-	if !seal.sealed.Pruned {
-		if err := os.Chmod(segmentPath(dir, seal.first), 0o400); err != nil {
-			return fmt.Errorf("sealing a segment: %w", err)
-		}
+	if err := os.Chmod(segmentPath(dir, seal.first), 0o400); err != nil {
+		return fmt.Errorf("sealing a segment: %w", err)
 	}
 	if t := (tree{seal.sealed.Next, seal.sealed.Edge, seal.sealed.Blind}); !t.blind {
 		text, err := s.sign(checkpoint{t.n, t.root()})
@@ -605,7 +580,7 @@ func (s *Spool) rotate() (err error) {
 			s.broken = err
 		}
 	}()
-	old := seal{s.end.segment, sealedSegment{s.next, s.end.offset, slices.Clone(s.tree.edge), s.tree.blind, false}, s.leaves}
+	old := seal{s.end.segment, sealedSegment{s.next, s.end.offset, slices.Clone(s.tree.edge), s.tree.blind}, s.leaves}
 	if err := s.file.Close(); err != nil {
 		return fmt.Errorf("closing a segment: %w", err)
 	}

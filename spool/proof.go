@@ -22,8 +22,6 @@ var (
 	ErrNoRecord = errors.New("the journal has no record of this device")
 	// ErrUnsigned: there is a record, but no checkpoint over it yet, or none whose root can be computed.
 	ErrUnsigned = errors.New("no checkpoint covers this record yet")
-	// ErrPruned: the segment with the record was pruned. It is in the archive, from where Restore has it back.
-	ErrPruned = errors.New("the record of this device was pruned")
 	// ErrProof says that something is no proof, or does not prove what it says.
 	ErrProof = errors.New("not a valid proof")
 )
@@ -157,12 +155,8 @@ func prove(ctx context.Context, dir string, device board.DeviceID) ([]byte, erro
 		return nil, err
 	}
 	p := proof{checkpoint: text}
-	late, pruned := false, ""
-	h, err := readHashes(dir, signed.size, func(segment, seq uint64, b *brief) {
-		if b.Kind == KindRecord && b.Device == device {
-			p.entry, pruned = nil, fmt.Sprintf("entry %d, of the segment that begins at entry %d (journal/…/%020d-….jsonl in the archive)", seq, segment, segment)
-		}
-	}, func(at position, seq uint64, data []byte) error {
+	late := false
+	h, err := readHashes(dir, signed.size, func(at position, seq uint64, data []byte) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -177,15 +171,13 @@ func prove(ctx context.Context, dir string, device board.DeviceID) ([]byte, erro
 			late = true
 			return nil
 		}
-		p.entry, p.index, pruned = bytes.Clone(data), seq, ""
+		p.entry, p.index = bytes.Clone(data), seq
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	switch {
-	case pruned != "":
-		return nil, fmt.Errorf("device %s: %w: it is %s", device, ErrPruned, pruned)
 	case p.entry == nil && late:
 		return nil, fmt.Errorf("device %s: %w", device, ErrUnsigned)
 	case p.entry == nil:
@@ -236,9 +228,8 @@ func (h *hashes) add(leaf tlog.Hash) error {
 	return nil
 }
 
-// readHashes reads a journal and computes the hashes of the tree over its first entries. All entries are visited; those that were pruned
-// by brief, which may be nil.
-func readHashes(dir string, size uint64, short func(segment, seq uint64, b *brief), visit func(at position, seq uint64, data []byte) error) (*hashes, error) {
+// readHashes reads a journal and computes the hashes of the tree over its first entries. All entries are visited.
+func readHashes(dir string, size uint64, visit func(at position, seq uint64, data []byte) error) (*hashes, error) {
 	segments, err := listSegments(dir)
 	if err != nil {
 		return nil, err
@@ -254,15 +245,6 @@ func readHashes(dir string, size uint64, short func(segment, seq uint64, b *brie
 			return err
 		}
 		return h.add(tlog.RecordHash(data))
-	}
-	s.brief = func(segment, seq uint64, b *brief) error {
-		if short != nil {
-			short(segment, seq, b)
-		}
-		if seq >= size {
-			return nil
-		}
-		return h.add(b.Hash)
 	}
 	s.damaged = func(d Damage) error {
 		for seq := d.First; seq < min(d.Next, size); seq++ {
@@ -298,7 +280,7 @@ func Consistent(dir string, v note.Verifier, checkpoint []byte) error {
 	if err != nil {
 		return err
 	}
-	h, err := readHashes(dir, signed.size, nil, func(position, uint64, []byte) error { return nil })
+	h, err := readHashes(dir, signed.size, func(position, uint64, []byte) error { return nil })
 	if errors.Is(err, ErrTampered) {
 		return fmt.Errorf("%w: %v; if another machine runs as %s, stop one of them", ErrBehind, err, v.Name())
 	}

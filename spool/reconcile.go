@@ -329,15 +329,6 @@ func (r *reconciling) readJournal() error {
 		}
 		return grow(tlog.RecordHash(data))
 	}
-	s.key = r.Key
-	s.brief = func(segment, seq uint64, b *brief) error {
-		if b.Kind == KindRecord {
-			if err := r.rows.add(row{device: b.Device, kind: rowJournal, key: b.Key, seq: seq, at: position{segment: segment}, day: dayOf(b.Time), digest: b.Envelope}); err != nil {
-				return err
-			}
-		}
-		return grow(b.Hash)
-	}
 	if err := s.run(segments); err != nil {
 		return err
 	}
@@ -577,11 +568,6 @@ func (r *reconciling) record(m mend) (board.Sealed, error) {
 
 func readEntryAt(dir string, at position) (Entry, error) {
 	f, err := os.Open(segmentPath(dir, at.segment))
-	if errors.Is(err, os.ErrNotExist) {
-		if _, err := os.Stat(summaryPath(dir, at.segment)); err == nil {
-			return Entry{}, fmt.Errorf("%w: it is in the archive, in the segment that begins at entry %d", ErrPruned, at.segment)
-		}
-	}
 	if err != nil {
 		return Entry{}, err
 	}

@@ -22,8 +22,6 @@ import (
 type Sources struct {
 	// Segment returns a copy of the file of the segment that begins at this entry, or fs.ErrNotExist.
 	Segment func(first uint64) ([]byte, error)
-	// Record returns the envelope that the registry holds of a device, or board.ErrNotEnrolled.
-	Record func(device board.DeviceID) ([]byte, error)
 }
 
 // From says where an entry is had back from.
@@ -31,13 +29,12 @@ type From string
 
 // Where entries are had back from.
 const (
-	FromCopy     From = "copy"     // of the segment
-	FromRegistry From = "registry" // the record; its time is found by the hash
-	FromJournal  From = "journal"  // the first entry of a segment, which the others imply
-	FromNowhere  From = "nowhere"  // it stays damaged; Reason says why
-	FromLost     From = "lost"     // an entry of kind lost takes its place: nothing was signed over it
-	FromNoise    From = "noise"    // no entry is missing; the bytes that do not belong there are dropped
-	FromDisk     From = "disk"     // it is whole, though the index has it as damaged: the disk could not read it then
+	FromCopy    From = "copy"    // of the segment
+	FromJournal From = "journal" // the first entry of a segment, which the others imply
+	FromNowhere From = "nowhere" // it stays damaged; Reason says why
+	FromLost    From = "lost"    // an entry of kind lost takes its place: nothing was signed over it
+	FromNoise   From = "noise"   // no entry is missing; the bytes that do not belong there are dropped
+	FromDisk    From = "disk"    // it is whole, though the index has it as damaged: the disk could not read it then
 )
 
 // Fix is what becomes of one damaged entry.
@@ -110,8 +107,6 @@ type repair struct {
 	hashes  []tlog.Hash // of all entries; zero where it is not known
 	scan    *scan
 	last    uint64 // the segment that was written last
-	pruned  map[uint64]bool
-	restore map[uint64][]byte // what takes the place of a damaged summary
 }
 
 // hole is a damaged place with the times of the entries around it.
@@ -139,10 +134,6 @@ func (r *repair) examine() (err error) {
 		return err
 	}
 	r.last = segments[len(segments)-1].first
-	r.pruned, r.restore = map[uint64]bool{}, map[uint64][]byte{}
-	for _, s := range segments {
-		r.pruned[s.first] = s.pruned
-	}
 	paths := []string{checkpointPath(r.dir)}
 	for _, s := range segments {
 		paths = append(paths, sealPath(r.dir, s.first))
@@ -187,15 +178,6 @@ func (r *repair) examine() (err error) {
 			r.holes[open].after = t
 		}
 		r.hashes = append(r.hashes, tlog.RecordHash(data))
-		return nil
-	}
-	r.scan.key, r.scan.mending = r.v, true
-	r.scan.brief = func(_, _ uint64, b *brief) error {
-		newest = b.Time
-		for ; open < len(r.holes); open++ {
-			r.holes[open].after = b.Time
-		}
-		r.hashes = append(r.hashes, b.Hash)
 		return nil
 	}
 	r.scan.damaged = func(d Damage) error {
@@ -281,10 +263,6 @@ func (r *repair) plan(h *hole) {
 		r.report.Fixes = append(r.report.Fixes, Fix{Segment: h.Segment, Seq: h.First, From: FromNoise})
 		return
 	}
-	if r.pruned[h.Segment] {
-		r.planRestore(h)
-		return
-	}
 	copies, why := r.copies(h.Segment)
 	before := h.before
 	for seq := h.First; seq < h.Next; seq++ {
@@ -292,7 +270,6 @@ func (r *repair) plan(h *hole) {
 		for _, try := range []func(){
 			func() { r.fromCopy(&f, copies, why) },
 			func() { r.fromJournal(&f, before, h.after) },
-			func() { r.fromRegistry(&f, before, h.after) },
 			func() { r.giveUp(&f, h, before) },
 		} {
 			if try(); f.From != FromNowhere {
@@ -307,51 +284,6 @@ func (r *repair) plan(h *hole) {
 		}
 		r.report.Fixes = append(r.report.Fixes, f)
 	}
-}
-
-// planRestore has a whole segment back in the place of its damaged summary: only the hashes beside it say what is right.
-func (r *repair) planRestore(h *hole) {
-	reason := ""
-	if _, ok := r.restore[h.Segment]; !ok {
-		var text []byte
-		l, err := readLeaves(r.dir, h.Segment)
-		if err == nil && r.sources.Segment == nil {
-			err = errors.New("there is no copy of the segment")
-		}
-		if err == nil {
-			text, err = r.sources.Segment(h.Segment)
-		}
-		if err == nil {
-			err = sameLeaves(text, l)
-		}
-		if err != nil {
-			reason = fmt.Sprintf("the segment cannot be restored: %v", err)
-		} else {
-			r.restore[h.Segment] = text
-		}
-	}
-	for seq := h.First; seq < h.Next; seq++ {
-		f := Fix{Segment: h.Segment, Seq: seq, From: FromCopy, Device: r.devices[seq], Reason: reason}
-		if reason != "" {
-			f.From = FromNowhere
-		}
-		f.proven = reason == ""
-		r.report.Fixes = append(r.report.Fixes, f)
-	}
-}
-
-// restoreSegment puts it there; the damaged summary is kept.
-func (r *repair) restoreSegment(first uint64) error {
-	old, err := os.ReadFile(summaryPath(r.dir, first))
-	if err != nil {
-		return err
-	}
-	aside, err := keepAside(osDisk{}, r.dir, fmt.Sprintf("%020d-%%d.pruned", first), old)
-	if err != nil {
-		return err
-	}
-	r.report.Aside = append(r.report.Aside, aside)
-	return putBack(osDisk{}, r.dir, first, r.restore[first])
 }
 
 // copies reads the good lines of a copy of a segment.
@@ -456,40 +388,6 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// fromRegistry has a record back. The registry has the envelope; the entry's time is shortly after that of reading the board.
-func (r *repair) fromRegistry(f *Fix, before, after time.Time) {
-	if r.sources.Record == nil || f.Device == (board.DeviceID{}) {
-		return
-	}
-	envelope, err := r.sources.Record(f.Device)
-	if errors.Is(err, board.ErrNotEnrolled) {
-		f.Reason += "; the registry does not have the device"
-		return
-	}
-	if err != nil {
-		f.Reason += fmt.Sprintf("; asking the registry: %v", err)
-		return
-	}
-	sealed, err := board.OpenEnvelope(envelope, r.v)
-	if err != nil || sealed.Record.Device != f.Device {
-		f.Reason += "; the registry has another record of the device"
-		return
-	}
-	read := sealed.Record.ReadAt
-	e := Entry{Seq: f.Seq, Time: read, Kind: KindRecord, Record: envelope}
-	if r.hashes[f.Seq] == (tlog.Hash{}) {
-		if f.Seq >= r.newest {
-			if data, err := e.Encode(); err == nil {
-				r.accept(f, FromRegistry, data)
-			}
-		}
-		return
-	}
-	if !r.search(f, FromRegistry, e, read.Add(-time.Minute), read.Add(howLong)) {
-		f.Reason += "; the registry's record does not have the hash that was signed"
-	}
-}
-
 // giveUp writes down that an entry is lost, if nothing was signed over it. Otherwise its place must stay as it is: the
 // journal would be another than the one that was signed.
 func (r *repair) giveUp(f *Fix, h *hole, before time.Time) {
@@ -569,13 +467,7 @@ func (r *repair) apply() error {
 		}
 	}
 	for first, fix := range fixes {
-		err := error(nil)
-		if r.pruned[first] {
-			err = r.restoreSegment(first)
-		} else {
-			err = r.rewrite(first, fix)
-		}
-		if err != nil {
+		if err := r.rewrite(first, fix); err != nil {
 			return fmt.Errorf("repairing %s: %w", segmentPath(r.dir, first), err)
 		}
 	}

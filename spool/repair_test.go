@@ -10,8 +10,6 @@ import (
 	"testing"
 
 	bolt "go.etcd.io/bbolt"
-
-	"secretfree/station/board"
 )
 
 // copiesOf keeps the segments of a journal as a registry would.
@@ -19,9 +17,6 @@ func copiesOf(k *kit) func(first uint64) ([]byte, error) {
 	k.t.Helper()
 	kept := map[uint64][]byte{}
 	for _, s := range k.segments() {
-		if s.pruned {
-			continue
-		}
 		b, err := os.ReadFile(segmentPath(k.dir, s.first))
 		if err != nil {
 			k.t.Fatal(err)
@@ -137,41 +132,23 @@ func spoilEntry(t *testing.T, k *kit, first uint64, line int) {
 	})
 }
 
-// The registry has the envelope; the hash finds the entry's time. The first entry of a segment follows from the others.
-func TestRepairFromRegistry(t *testing.T) {
+// The first entry of a segment follows from the others. A record does not: it needs a copy.
+func TestRepairFirstEntry(t *testing.T) {
 	k, all := smallKit(t, 14)
 	good := k.files()
+	copies := copiesOf(k)
 	k.spool.Close()
 	spoilEntry(t, k, 0, 0)
 	spoilEntry(t, k, 0, 2)
-	registry := func(device board.DeviceID) ([]byte, error) {
-		if device != all[1].Device {
-			return nil, board.ErrNotEnrolled
-		}
-		sealed, err := board.Seal(all[1], k.id.Signer)
-		return sealed.Envelope, err
+	plan, err := Repair(k.dir, k.id.Verifier, Sources{}, true)
+	if err != nil || plan.Left != 1 || plan.Fixes[1].From != FromNowhere || plan.Fixes[1].Reason == "" || plan.Fixes[1].Device != all[1].Device {
+		t.Errorf("without a copy: %+v, %v", plan, err)
 	}
-	for name, record := range map[string]func(board.DeviceID) ([]byte, error){
-		"an empty registry": func(board.DeviceID) ([]byte, error) { return nil, board.ErrNotEnrolled },
-		"a registry away":   func(board.DeviceID) ([]byte, error) { return nil, errAway },
-		"another record": func(board.DeviceID) ([]byte, error) {
-			sealed, err := board.Seal(all[2], k.id.Signer)
-			return sealed.Envelope, err
-		},
-		"another record of the device": func(board.DeviceID) ([]byte, error) {
-			r := all[1]
-			r.Generation++
-			sealed, err := board.Seal(r, k.id.Signer)
-			return sealed.Envelope, err
-		},
-	} {
-		plan, err := Repair(k.dir, k.id.Verifier, Sources{Record: record}, true)
-		if err != nil || plan.Left != 1 || plan.Fixes[1].From != FromNowhere || plan.Fixes[1].Reason == "" || plan.Fixes[1].Device != all[1].Device {
-			t.Errorf("%s: %+v, %v", name, plan, err)
-		}
-	}
-	done, err := Repair(k.dir, k.id.Verifier, Sources{Record: registry}, false)
-	if err != nil || done.Left > 0 || len(done.Fixes) != 2 || done.Fixes[0].From != FromJournal || done.Fixes[1].From != FromRegistry {
+	done, err := Repair(k.dir, k.id.Verifier, Sources{Segment: func(first uint64) ([]byte, error) {
+		b, err := copies(first)
+		return dropLine(b, 0), err
+	}}, false)
+	if err != nil || done.Left > 0 || len(done.Fixes) != 2 || done.Fixes[0].From != FromJournal || done.Fixes[1].From != FromCopy {
 		t.Fatalf("Repair: %+v, %v", done, err)
 	}
 	if now := k.files(); now[segmentPath(k.dir, 0)] != good[segmentPath(k.dir, 0)] {

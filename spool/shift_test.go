@@ -213,15 +213,6 @@ func (s *shift) deliver() {
 	}
 }
 
-// prune prunes so many segments, or all that it can.
-func (s *shift) prune(most int) {
-	s.t.Helper()
-	list, err := s.spool.Prune(s.t.Context(), 0, 0, most, true)
-	if err != nil || len(list) == 0 || !list[0].Pruned {
-		s.t.Fatalf("pruning: %+v, %v", list, err)
-	}
-}
-
 var errKilled = errors.New("the process was killed")
 
 // killAt ends the process at the next call of a kind on a file that ends so: nothing more reaches the disk, but what is in the kernel
@@ -353,24 +344,6 @@ var shifts = map[string]func(t testing.TB) *shift{
 		s.export("new", 0)
 		s.boards(1)
 		s.export("old", math.MaxUint64) // what does not hold is not needed any more
-		s.boards(1)
-		return s
-	},
-	"a pruned journal": func(t testing.TB) *shift {
-		s := newShift(t, func(s *shift) {
-			s.boards(20)
-			s.reopen()
-			s.sign()
-			s.deliver()
-		})
-		s.open()
-		s.prune(1)
-		s.boards(10)
-		s.sign()
-		s.deliver()
-		s.prune(0)
-		s.boards(1)
-		s.reopen()
 		s.boards(1)
 		return s
 	},

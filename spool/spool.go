@@ -37,12 +37,10 @@ type Config struct {
 type Limits struct {
 	// DiskLow and DiskCritical are how full the file system may be, in percent, before Stats says so; 0 is 80 and 95.
 	DiskLow, DiskCritical int
-	// Retention is how old a segment must be before Run prunes it, if Prune would; 0 keeps all for ever.
-	Retention time.Duration
 }
 
-// Adopt takes new limits: for the disk at the next look at it, within 10 s, and for pruning from the next time on, within an hour.
-func (s *Spool) Adopt(l Limits) {
+// SetLimits replaces the limits. They apply from the next look at the disk, within 10 s.
+func (s *Spool) SetLimits(l Limits) {
 	if l.DiskLow == 0 {
 		l.DiskLow = diskLow
 	}
@@ -80,7 +78,6 @@ type Spool struct {
 	limits   atomic.Pointer[Limits]
 	calling  stopwatch // of calls to the disk
 
-	pruneMu   sync.Mutex // one pruning at a time; taken before all others
 	sinkMu    sync.Mutex // one call of the sink at a time
 	archiveMu sync.Mutex // one call of the archive at a time
 
@@ -144,7 +141,7 @@ func Open(cfg Config) (*Spool, error) {
 	}
 	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, failing: map[uint64]bool{}}
 	s.cfg.disk = watched{cfg.disk, &s.calling}
-	s.Adopt(cfg.Limits)
+	s.SetLimits(cfg.Limits)
 	if err := s.open(); err != nil {
 		lock.Close()
 		return nil, err

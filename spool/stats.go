@@ -30,7 +30,7 @@ type Stats struct {
 	SignedAt time.Time // when that was made; zero if there is none
 	Unsigned string    // why no checkpoint is signed; empty if they are
 	Clock    string    // what is wrong with the machine's clock; empty if nothing is
-	// Archived is how many sealed segments there are that the archive has, or had when they were pruned; Unarchived how many it does not
+	// Archived is how many sealed segments the archive has, Unarchived how many it does not
 	// have, UnarchivedSince when the oldest of those was sealed, ArchiveError why it takes nothing; empty if it does.
 	Archived        int
 	Unarchived      int
@@ -149,11 +149,6 @@ func (d watched) syncIndex(db *bolt.DB) error {
 func (d watched) rename(from, to string) error {
 	defer d.start()()
 	return d.disk.rename(from, to)
-}
-
-func (d watched) remove(path string) error {
-	defer d.start()()
-	return d.disk.remove(path)
 }
 
 func (d watched) syncDir(dir string) error {

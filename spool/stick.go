@@ -111,7 +111,6 @@ type Exported struct {
 	Records  uint64 // of those
 	Signed   uint64 // entries under the newest checkpoint, which are all that can be exported
 	Unsigned uint64 // entries behind it
-	Pruned   uint64 // entries that were pruned, and are missing on the stick; the registry has them
 	Unread   uint64 // entries that are damaged, and are missing on the stick until the journal is repaired
 }
 
@@ -136,7 +135,7 @@ func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (o
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", checkpointPath(dir), err)
 	}
-	h, err := readHashes(dir, signed.size, nil, func(_ position, seq uint64, _ []byte) error {
+	h, err := readHashes(dir, signed.size, func(_ position, seq uint64, _ []byte) error {
 		if seq >= signed.size {
 			out.Unsigned++
 		}
@@ -277,12 +276,6 @@ func (e *exporting) run(dir string) error {
 	}
 	s := newScan(dir)
 	s.visit = e.visit
-	s.brief = func(_, seq uint64, _ *brief) error {
-		if seq >= e.from && !e.have(seq) {
-			e.Pruned++
-		}
-		return e.flush()
-	}
 	s.damaged = func(d Damage) error {
 		for seq := max(d.First, e.from); seq < min(d.Next, e.size); seq++ {
 			if !e.have(seq) {

@@ -2,7 +2,6 @@ package spool
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"runtime"
 	"testing"
@@ -78,55 +77,5 @@ func TestWalkInBoundedMemory(t *testing.T) {
 	}
 	if n < records || most > before+2<<20 {
 		t.Errorf("%d entries; the heap grew from %d to %d bytes", n, before, most)
-	}
-}
-
-// pruning is a disk on which a segment is pruned after it was listed, and before it is opened.
-type pruning struct {
-	osDisk
-	prune func()
-}
-
-func (d *pruning) open(path string, flag int, mode fs.FileMode) (file, error) {
-	if d.prune != nil {
-		prune := d.prune
-		d.prune = nil
-		prune()
-	}
-	return d.osDisk.open(path, flag, mode)
-}
-
-// Whoever reads without a lock goes on where a segment is pruned meanwhile.
-func TestReadWhilePruned(t *testing.T) {
-	k, _, _ := prunedKit(t, 12)
-	segments := k.segments()
-	s := newScan(k.dir)
-	s.disk = &pruning{prune: func() { k.prune() }}
-	var pruned, whole uint64
-	s.brief = func(_, seq uint64, _ *brief) error {
-		pruned++
-		return nil
-	}
-	s.visit = func(position, uint64, []byte) error {
-		whole++
-		return nil
-	}
-	s.damaged = func(d Damage) error {
-		t.Errorf("damage: %v", d)
-		return nil
-	}
-	if err := s.run(segments); err != nil {
-		t.Fatal(err)
-	}
-	if last := segments[len(segments)-1].first; pruned != last || pruned+whole != k.spool.next || !k.isPruned(0) {
-		t.Errorf("%d entries of pruned segments, %d others, of %d and %d", pruned, whole, last, k.spool.next)
-	}
-	// A segment of which not even a summary is there is another matter.
-	if err := os.Remove(summaryPath(k.dir, 0)); err != nil {
-		t.Fatal(err)
-	}
-	k.damaged = true
-	if err := newScan(k.dir).run(segments); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("without a summary: %v", err)
 	}
 }

@@ -141,8 +141,6 @@ func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx contex
 		s.problem(w, r, http.StatusNotFound, "look-no-transcript")
 	case errors.Is(err, ErrUnsigned):
 		s.problem(w, r, http.StatusServiceUnavailable, "look-unsigned")
-	case errors.Is(err, ErrArchived):
-		s.problem(w, r, http.StatusNotFound, "look-archived")
 	default:
 		s.log.Error().Err(err).Str("path", r.URL.Path).Msg("looking back")
 		s.problem(w, r, http.StatusInternalServerError, "look-failed")

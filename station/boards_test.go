@@ -143,7 +143,6 @@ func TestBoardPage(t *testing.T) {
 		"waiting":   {func(b *BoardHistory) {}, []string{"Waiting for the cloud", "2026-11-29 13:00:00", "UTC&#43;01:00", "08:00:28:5b:55:e0", "/proof", "widgiot/line3-a", "There are 3 older entries.", full.Fingerprint.String(), "P-256", "none"}, []string{"Refused", "In the cloud"}},
 		"confirmed": {func(b *BoardHistory) { b.Confirmed = true }, []string{"In the cloud"}, []string{"Waiting"}},
 		"dead":      {func(b *BoardHistory) { b.Refused = "device-conflict" }, []string{"Refused by the cloud", "The cloud said: device-conflict"}, []string{"Waiting"}},
-		"archived":  {func(b *BoardHistory) { b.Archived, b.Record = true, nil }, []string{"The details are in the archive"}, []string{"/proof", "08:00"}},
 		"refused":   {func(b *BoardHistory) { *b = BoardHistory{Device: id(1), Verdicts: b.Verdicts} }, []string{"Never enrolled"}, []string{"/proof", "Enrolled</span>"}},
 	} {
 		b := full
@@ -212,7 +211,6 @@ func TestFindBoards(t *testing.T) {
 		"/boards/nonsense":                         {nil, 404, "This station knows nothing of that board."},
 		"/boards/nonsense/proof":                   {nil, 404, "This station knows nothing of that board."},
 		"/boards/" + id(1).String() + "/proof":     {ErrUnsigned, 503, "This record is not signed yet."},
-		"/boards/" + id(2).String() + "/proof":     {ErrArchived, 404, "Only the archive has this record."},
 		"/boards?q=abcd":                           {errors.New("read /var/lib: input/output error"), 500, "Call IT: this cannot be read."},
 		"/transcripts/..%2F..%2Fstation.key":       {nil, 404, "That transcript is not kept any more."},
 		"/transcripts/%2Fetc%2Fpasswd":             {nil, 404, "That transcript is not kept any more."},

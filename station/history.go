@@ -32,7 +32,6 @@ type BoardHistory struct {
 	Entry       uint64            // the place of the record in the journal
 	Fingerprint board.Fingerprint // of the key in the record
 	Record      *board.Record     // nil if there is none, or if it is not on this disk
-	Archived    bool              // only the archive has the record
 	Confirmed   bool              // the cloud has confirmed
 	Refused     string            // why the cloud refused it for good; empty if it did not
 	Slot        string            // where it was enrolled; empty if it is not known
@@ -64,7 +63,6 @@ type History interface {
 // Evidence hands out files about boards, likewise.
 type Evidence interface {
 	// Proof proves that a board's record is in the signed journal. ErrNoBoard: there is none; ErrUnsigned: it is not signed yet;
-	// ErrArchived: only the archive has it.
 	Proof(ctx context.Context, device board.DeviceID) ([]byte, error)
 	// Transcript gives a transcript by a name from BoardHistory, and by no other, or ErrNoTranscript.
 	Transcript(name string) ([]byte, error)
@@ -75,7 +73,6 @@ var (
 	ErrUnfindable   = errors.New("this cannot be looked for")
 	ErrNoBoard      = errors.New("nothing is known of this board")
 	ErrUnsigned     = errors.New("the record of this board is not signed yet")
-	ErrArchived     = errors.New("only the archive has the record of this board")
 	ErrNoTranscript = errors.New("there is no such transcript")
 )
 

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
@@ -96,10 +94,9 @@ func (s *spoolExport) Run(ctx context.Context, out *cli.Output) (err error) {
 
 type spoolRepair struct {
 	place
-	Apply   bool    `name:"apply" help:"Do it. Without this flag it is only said what would be done."`
-	Restore *uint64 `name:"restore" placeholder:"SEQ" help:"Have the pruned segment back that holds this entry, from the archive or from --from; it is done at once."`
-	From    string  `name:"from" placeholder:"DIR" help:"A copy of the state directory, to take segments from."`
-	Key     string  `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory."`
+	Apply bool   `name:"apply" help:"Do it. Without this flag it is only said what would be done."`
+	From  string `name:"from" placeholder:"DIR" help:"A copy of the state directory, to take segments from."`
+	Key   string `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory."`
 }
 
 // fixed is what becomes of a damaged entry.
@@ -134,9 +131,6 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	if s.Restore != nil {
-		return s.restore(dir, verifier, sources, out)
-	}
 	report, err := spool.Repair(dir, verifier, sources, !s.Apply)
 	if errors.Is(err, spool.ErrLocked) {
 		return fmt.Errorf("%w: a journal is repaired while its station is stopped", err)
@@ -170,23 +164,7 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 	return nil
 }
 
-func (s *spoolRepair) restore(dir string, v note.Verifier, sources spool.Sources, out *cli.Output) error {
-	if sources.Segment == nil {
-		return fmt.Errorf("%w: there is no archive to restore from; name a copy with --from", cli.ErrMisuse)
-	}
-	err := spool.Restore(dir, v, sources.Segment, *s.Restore)
-	if errors.Is(err, spool.ErrLocked) {
-		return fmt.Errorf("%w: a segment is restored while its station is stopped", err)
-	}
-	if err != nil {
-		return err
-	}
-	return out.Print(struct {
-		Restored uint64 `json:"restored"`
-	}{*s.Restore}, fmt.Sprintf("The segment with entry %d is back. The next pruning takes it again.\n", *s.Restore))
-}
-
-// sources are a copy of the state directory, if one is named, and the registry, if a configuration names one.
+// sources are a copy of the state directory, if one is named, and the archive, if a configuration names a registry.
 func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 	var sources spool.Sources
 	if s.From != "" {
@@ -219,10 +197,6 @@ func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 			}
 		}
 		return registry.Segment(ctx, board.Origin(c.SKU, c.Station), first)
-	}
-	sources.Record = func(device board.DeviceID) ([]byte, error) {
-		enrolment, err := registry.Lookup(ctx, device)
-		return enrolment.Envelope, err
 	}
 	return sources, nil
 }

@@ -92,9 +92,6 @@ func (e *export) Run(ctx context.Context, out *cli.Output) (err error) {
 		if done.Damaged > 0 {
 			text += fmt.Sprintf("%d files on the stick were not whole; they are kept with the ending .damaged, and what they held was written anew.\n", done.Damaged)
 		}
-		if done.Pruned > 0 {
-			text += fmt.Sprintf("%d entries are pruned and are not on the stick; the registry and its archive have them.\n", done.Pruned)
-		}
 		if done.Unread > 0 {
 			text += fmt.Sprintf("%d entries of the journal are damaged and are not on the stick: stationctl spool repair.\n", done.Unread)
 		}

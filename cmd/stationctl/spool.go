@@ -23,8 +23,7 @@ type spools struct {
 	Dead    spoolDead    `cmd:"" help:"List the records that the registry refused for good."`
 	Export  spoolExport  `cmd:"" help:"Show such a record with all the evidence."`
 	Requeue spoolRequeue `cmd:"" help:"Have such a record delivered once more, when the registry was put right."`
-	Repair  spoolRepair  `cmd:"" help:"Have damaged entries back, from copies and from the registry."`
-	Prune   spoolPrune   `cmd:"" help:"Let go of what is delivered and in the archive, to make room."`
+	Repair  spoolRepair  `cmd:"" help:"Restore damaged entries from copies."`
 }
 
 // listed is an entry of the journal in short.
@@ -55,8 +54,6 @@ func list(e spool.Entry) (listed, error) {
 		l.Device, l.Fingerprint, l.Note = e.Repeat.Device, e.Repeat.Fingerprint, fmt.Sprintf("of entry %d", e.Repeat.Of)
 	case spool.KindSegment:
 		l.Note = e.Segment.Origin
-	case spool.KindPruned:
-		l.Kind, l.Device, l.Fingerprint, l.Note = e.Pruned.Kind, e.Pruned.Device, e.Pruned.Fingerprint, "pruned: the rest of it is in the archive"
 	}
 	return l, nil
 }
@@ -105,7 +102,7 @@ func (s *spoolList) Run(out *cli.Output) error {
 		if err != nil {
 			return err
 		}
-		if kind := e.Kind; s.Kind != "" && string(kind) != s.Kind && (kind != spool.KindPruned || string(e.Pruned.Kind) != s.Kind) {
+		if s.Kind != "" && string(e.Kind) != s.Kind {
 			continue
 		}
 		if s.Limit > 0 && shown == s.Limit {
@@ -242,9 +239,6 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 	if report.NoProof > 0 {
 		text += fmt.Sprintf("Records without a proof of possession: %d.\n", report.NoProof)
 	}
-	if report.Pruned > 0 {
-		text += fmt.Sprintf("%d entries are pruned: of these the hashes and the signed summaries hold, the rest is in the archive.\n", report.Pruned)
-	}
 	if report.Torn > 0 {
 		text += fmt.Sprintf("The last line is not whole (%s): it is being written, or was cut short.\n", cli.Count(report.Torn, "byte", "bytes"))
 	}
@@ -258,8 +252,7 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 		NoProof  uint64 `json:"no_proof"`
 		Signed   uint64 `json:"signed"`
 		Torn     int64  `json:"torn_bytes"`
-		Pruned   uint64 `json:"pruned"`
-	}{true, verifier.Name(), report.Entries, report.Records, report.Repeats, report.Refusals, report.NoProof, report.Signed, report.Torn, report.Pruned}, text)
+	}{true, verifier.Name(), report.Entries, report.Records, report.Repeats, report.Refusals, report.NoProof, report.Signed, report.Torn}, text)
 }
 
 func readKey(path string) (note.Verifier, error) {

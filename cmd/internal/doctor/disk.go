@@ -120,7 +120,7 @@ func judgeRoom(d spool.Disk) Result {
 	if d.Used > 0 { // else they are not to be seen by this user
 		text += "; the station's own files take " + cli.Size(d.Used)
 	}
-	const remedy = "stationctl spool prune says what of the station's files can go; otherwise remove others, or take a larger disk."
+	const remedy = "Remove files of others from this file system, or take a larger disk; the guide for IT says how many years fit on which."
 	switch d.Level {
 	case spool.DiskLow:
 		return warn("disk.room", remedy, "%s", text)

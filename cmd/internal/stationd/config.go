@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
@@ -35,7 +34,6 @@ type Config struct {
 	Transcripts Transcripts     `toml:"transcripts"`
 	Export      Export          `toml:"export"`
 	Disk        Disk            `toml:"disk"`
-	Retention   Retention       `toml:"retention"`
 	Log         config.Log      `toml:"log"`
 }
 
@@ -97,14 +95,6 @@ type Export struct {
 	TrustedReceipts []string `toml:"trusted_receipts"` // public keys of importers, in the note key format
 }
 
-// Retention is the table [retention].
-type Retention struct {
-	Days int `toml:"days"` // 0: what is delivered and archived stays on this disk for ever
-}
-
-// Age is how old a segment must be to be pruned; 0: none is.
-func (r Retention) Age() time.Duration { return time.Duration(r.Days) * 24 * time.Hour }
-
 // NoRegistry is the kind of registry of a station without a network: records leave it on a stick.
 const NoRegistry = "none"
 
@@ -113,8 +103,7 @@ const (
 	maxTranscripts = 100_000 // files of a kind
 	maxShelf       = 100_000 // MiB
 	// maxStateDir keeps the path of the control socket within the 107 bytes that an address of a socket holds.
-	maxStateDir  = 107 - len("/"+controlName)
-	maxRetention = 36_500 // days
+	maxStateDir = 107 - len("/"+controlName)
 )
 
 // Load reads and checks a configuration file, and fills in what may be left out.
@@ -217,18 +206,12 @@ func (c Config) check(f *config.File) error {
 	if err := c.Disk.check(f); err != nil {
 		return err
 	}
-	if c.Retention.Days < 0 || c.Retention.Days > maxRetention {
-		return f.Errorf("retention.days", fmt.Sprintf("Write a number from 0 to %d; 0 keeps all for ever.", maxRetention), "retention.days is %d", c.Retention.Days)
-	}
 	if err := c.Log.Check(f); err != nil {
 		return err
 	}
 	if c.Registry.Kind == NoRegistry {
 		if c.Registry != (config.Registry{Kind: NoRegistry}) {
 			return f.Errorf("registry", `Remove what else is in [registry], or write kind = "aws" or kind = "dir".`, "registry.kind is %q, and there is more", NoRegistry)
-		}
-		if c.Retention.Days > 0 {
-			return f.Errorf("retention.days", "Write 0: without a registry there is no archive, and what is in no archive stays on this disk.", "retention.days is %d, and registry.kind is %q", c.Retention.Days, NoRegistry)
 		}
 		return nil
 	}

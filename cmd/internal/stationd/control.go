@@ -31,7 +31,6 @@ import (
 //	GET  /dead/{seq}           spool.Evidence
 //	POST /dead/{seq}/requeue   204
 //	POST /checkpoint           signs the journal as it is; Waiting
-//	POST /prune?age=DURATION&from=SEQ   prunes one segment that begins at that entry or later, if one can be; with dry=true it only says what it would do; the segments, a JSON list of spool.Prunable
 //	POST /slot/reset?name=NAME resets the board in a slot with the sequence of its configuration; 204
 //	POST /receipt              applies the receipt in the body, which must be signed by a key of the configuration; spool.Settled
 //
@@ -98,22 +97,6 @@ func (d *Daemon) control() http.Handler {
 	mux.HandleFunc("POST /checkpoint", func(w http.ResponseWriter, _ *http.Request) {
 		waiting, err := sign(d.spool)
 		answer(w, waiting, err)
-	})
-	mux.HandleFunc("POST /prune", func(w http.ResponseWriter, r *http.Request) {
-		age, err := time.ParseDuration(r.URL.Query().Get("age"))
-		if err != nil {
-			answer(w, nil, fmt.Errorf("pruning: %w", err))
-			return
-		}
-		from, err := strconv.ParseUint(r.URL.Query().Get("from"), 10, 63)
-		if err != nil {
-			answer(w, nil, fmt.Errorf("pruning: %w", err))
-			return
-		}
-		// The registry is asked for each record.
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pruneLimit))
-		list, err := d.spool.Prune(r.Context(), age, from, 1, r.URL.Query().Get("dry") != "true")
-		answer(w, list, err)
 	})
 	mux.HandleFunc("POST /slot/reset", d.resetSlot)
 	mux.HandleFunc("POST /receipt", func(w http.ResponseWriter, r *http.Request) {
@@ -197,7 +180,6 @@ type Control struct {
 
 const (
 	controlLimit  = 30 * time.Second
-	pruneLimit    = 15 * time.Minute // one segment
 	maxControlDoc = 64 << 20
 )
 
@@ -228,29 +210,15 @@ func (c *Control) open() (*spool.Spool, error) {
 	if c.spool != nil {
 		return c.spool, nil
 	}
-	err := c.openWith(noSink{"this spool was opened to look at it"}, nil)
-	return c.spool, err
-}
-
-func (c *Control) openWith(sink spool.Sink, archive spool.Archive) error {
 	if err := CheckOwner(c.stateDir, os.Geteuid()); err != nil {
-		return err
+		return nil, err
 	}
 	identity, err := spool.OpenIdentity(c.stateDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.spool, err = spool.Open(spool.Config{Dir: c.stateDir, Identity: identity, Sink: sink, Archive: archive})
-	return err
-}
-
-// Outside is what a station of this configuration delivers to: its registry, and the archive there.
-func Outside(ctx context.Context, c Config) (spool.Sink, spool.Archive, error) {
-	sink, copies, err := openRegistry(ctx, c)
-	if err != nil {
-		return nil, nil, fmt.Errorf("opening the registry: %w", err)
-	}
-	return sink, copies, nil
+	c.spool, err = spool.Open(spool.Config{Dir: c.stateDir, Identity: identity, Sink: noSink{"this spool was opened to look at it"}})
+	return c.spool, err
 }
 
 // noSink is for a spool that delivers nothing, and says why.
@@ -346,23 +314,6 @@ func (c *Control) ApplyReceipt(ctx context.Context, data []byte) (settled spool.
 	return settled, c.call(ctx, http.MethodPost, "/receipt", data, &settled)
 }
 
-// Prune is Spool.Prune for one segment from an entry on, by stationd if it runs. Otherwise it needs what the station has for delivery, its sink and its archive.
-func (c *Control) Prune(ctx context.Context, age time.Duration, from uint64, apply bool, outside func() (spool.Sink, spool.Archive, error)) (list []spool.Prunable, err error) {
-	if c.client != nil {
-		return list, c.callFor(ctx, pruneLimit, http.MethodPost, fmt.Sprintf("/prune?age=%s&from=%d&dry=%v", age, from, !apply), nil, &list)
-	}
-	if c.spool == nil {
-		sink, archive, err := outside()
-		if err != nil {
-			return nil, err
-		}
-		if err := c.openWith(sink, archive); err != nil {
-			return nil, err
-		}
-	}
-	return c.spool.Prune(ctx, age, from, 1, apply)
-}
-
 // Close gives the spool back.
 func (c *Control) Close() error {
 	if c.spool != nil {
@@ -375,11 +326,7 @@ func (c *Control) Close() error {
 }
 
 func (c *Control) call(ctx context.Context, method, path string, body []byte, into any) error {
-	return c.callFor(ctx, controlLimit, method, path, body, into)
-}
-
-func (c *Control) callFor(ctx context.Context, limit time.Duration, method, path string, body []byte, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, controlLimit)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, "http://stationd"+path, bytes.NewReader(body))
 	if err != nil {

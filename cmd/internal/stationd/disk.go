@@ -42,7 +42,7 @@ func diskNotices(d spool.Disk) []station.Problem {
 		return nil
 	}
 	p.Detail = fmt.Sprintf("the disk of this station is %d %% full; %s are left, room for about %d boards. "+
-		"The station's own files take %s: stationctl spool prune says what of them can go, otherwise it needs a larger disk.",
+		"The station's own files take %s: it needs a larger disk: the guide for IT says how many years fit on which.",
 		d.Percent(), cli.Size(d.Free), d.Boards(), cli.Size(d.Used))
 	return []station.Problem{p}
 }

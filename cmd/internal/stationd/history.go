@@ -77,31 +77,19 @@ func (h history) confirm(v *station.Verdict) {
 // verdictOf is what an entry of the journal says.
 func verdictOf(e spool.Entry) (v station.Verdict, ok bool) {
 	v = station.Verdict{Time: e.Time, State: station.Passed}
-	kind := e.Kind
-	if e.Kind == spool.KindPruned {
-		kind, v.Device = e.Pruned.Kind, e.Pruned.Device
-	}
-	switch kind {
+	switch e.Kind {
 	case spool.KindRecord:
-		if e.Kind == kind {
-			sealed, err := board.ParseEnvelope(e.Record)
-			if err != nil {
-				return v, false
-			}
-			v.Device = sealed.Record.Device
+		sealed, err := board.ParseEnvelope(e.Record)
+		if err != nil {
+			return v, false
 		}
+		v.Device = sealed.Record.Device
 	case spool.KindRepeat:
-		v.Repeat = true
-		if e.Kind == kind {
-			v.Device = e.Repeat.Device
-		}
+		v.Repeat, v.Device = true, e.Repeat.Device
 	case spool.KindRefusal:
-		v.State = station.Failed
-		if e.Kind == kind {
-			v.Device, v.Reason = e.Refusal.Device, station.Reason(e.Refusal.Reason)
-			if e.Refusal.KnownDevice != v.Device {
-				v.Other = e.Refusal.KnownDevice
-			}
+		v.State, v.Device, v.Reason = station.Failed, e.Refusal.Device, station.Reason(e.Refusal.Reason)
+		if e.Refusal.KnownDevice != v.Device {
+			v.Other = e.Refusal.KnownDevice
 		}
 	default:
 		return v, false
@@ -130,7 +118,6 @@ func (h history) Board(ctx context.Context, device board.DeviceID) (station.Boar
 	}
 	if past.Enrolled {
 		b.Enrolled, b.Entry, b.Fingerprint, b.Confirmed = past.Time, past.Seq, past.Fingerprint, past.Delivered
-		b.Archived = past.Record.Kind == spool.KindPruned
 		if past.Record.Kind == spool.KindRecord {
 			sealed, err := board.ParseEnvelope(past.Record.Record)
 			if err != nil {
@@ -262,8 +249,6 @@ func (h history) Proof(ctx context.Context, device board.DeviceID) ([]byte, erro
 		return nil, station.ErrNoBoard
 	case errors.Is(err, spool.ErrUnsigned):
 		return nil, station.ErrUnsigned
-	case errors.Is(err, spool.ErrPruned):
-		return nil, station.ErrArchived
 	}
 	return proof, err
 }

@@ -78,7 +78,7 @@ func (d *Daemon) adopt(r Reloads) error {
 	}
 	d.list = list
 	d.receipts.Store(&receipts)
-	d.spool.Adopt(next.limits())
+	d.spool.SetLimits(next.limits())
 	if r.Log != nil {
 		r.Log(next.Log)
 	}
@@ -117,11 +117,6 @@ func (c Config) mix(file Config) (next Config, later []string) {
 	next = file
 	next.Station, next.SKU, next.StateDir, next.Listen, next.Slots, next.Registry, next.Access, next.Log.Format =
 		c.Station, c.SKU, c.StateDir, c.Listen, c.Slots, c.Registry, c.Access, c.Log.Format
-	// What may be pruned is a matter of the registry that there is.
-	if next.Registry != file.Registry && next.Retention != c.Retention {
-		next.Retention = c.Retention
-		later = append(later, "retention.days")
-	}
 	return next, later
 }
 
@@ -148,7 +143,7 @@ func (c Config) settings(list *lot) station.Settings {
 
 // limits are the spool's part.
 func (c Config) limits() spool.Limits {
-	return spool.Limits{DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical, Retention: c.Retention.Age()}
+	return spool.Limits{DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical}
 }
 
 // differences are the keys with another value, in the order of the struct.

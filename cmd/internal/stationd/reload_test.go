@@ -34,7 +34,7 @@ func (f *factory) reread(d *running) {
 func TestReloadKeys(t *testing.T) {
 	live := []string{"hosts", "policy.allow_unproven", "policy.algorithms", "policy.lot", "policy.label", "page.language", "page.sound", "page.contact_it", "page.contact_quality",
 		"transcripts.failed", "transcripts.passed", "transcripts.max_mib", "export.trusted_receipts", "disk.warn_percent", "disk.critical_percent",
-		"retention.days", "log.level"}
+		"log.level"}
 	before := Config{}
 	var keys []string
 	var walk func(prefix string, v reflect.Value, changed *Config)
@@ -83,11 +83,6 @@ func TestReloadKeys(t *testing.T) {
 		if !slices.ContainsFunc(keys, func(k string) bool { return k == key || strings.HasPrefix(k, key+".") }) {
 			t.Errorf("there is no %s", key)
 		}
-	}
-	// What leaves the disk stays a matter of the registry that there is.
-	next, later := Config{Registry: config.Registry{Kind: NoRegistry}}.mix(Config{Registry: config.Registry{Kind: "dir"}, Retention: Retention{Days: 3}})
-	if next.Retention.Days != 0 || !slices.Equal(later, []string{"registry.kind", "retention.days"}) {
-		t.Errorf("%+v, %v", next, later)
 	}
 }
 

@@ -36,7 +36,7 @@ func TestSampleConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all.Listen != c.Listen || all.Transcripts != c.Transcripts || all.Log != c.Log || all.Disk != c.Disk || all.Page != c.Page || all.Retention != c.Retention || all.Access != c.Access || c.Access != (Access{}) || all.Policy.AllowUnproven || all.Policy.Label != c.Policy.Label {
+	if all.Listen != c.Listen || all.Transcripts != c.Transcripts || all.Log != c.Log || all.Disk != c.Disk || all.Page != c.Page || all.Access != c.Access || c.Access != (Access{}) || all.Policy.AllowUnproven || all.Policy.Label != c.Policy.Label {
 		t.Errorf("a default in a comment is not the default:\n%+v\n%+v", c, all)
 	}
 }
