@@ -515,7 +515,7 @@ func TestDocumentsSpoiled(t *testing.T) {
 	}
 	for _, text := range []string{
 		"```sh\n# only words\nstationctl status --address 127.0.0.1:1 && stationctl spool show --state-dir=x SEQ | cat >y\n```", "```toml\nstation = \"x\"\n```", "`stationctl spool repair`",
-		"```sh needs=time\nFUZZ=10x .ci/run fuzz race\n```", "`stationctl spool repair --restore SEQ`", "```sh needs=root\nsystemctl enable --now stationd\njournalctl -u stationd -n 20\n```",
+		"```sh needs=time\nFUZZ=10x .ci/run fuzz race\n```", "`stationctl spool repair --from DIR`", "```sh needs=root\nsystemctl enable --now stationd\njournalctl -u stationd -n 20\n```",
 		"```sh\ncat >x <<END\nstationctl nonsense\nEND\n```",
 	} {
 		if problems := c.document(parseDocument("x.md", text)); len(problems) > 0 {
