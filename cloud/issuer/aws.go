@@ -73,11 +73,6 @@ func awsConfig(ctx context.Context, region string) (aws.Config, *aws.Credentials
 	return loaded, credentials, nil
 }
 
-// awsTest is what only tests set in a configuration.
-type awsTest struct {
-	http aws.HTTPClient // nil means the SDK's own
-}
-
 // awsSigner signs requests. The SDK's own keeps what it derives from a secret under the name of the access key, and would go
 // on with a secret that was wrong.
 type awsSigner struct{}

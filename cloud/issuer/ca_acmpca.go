@@ -136,16 +136,18 @@ func (ca *ACMPCA) Profile() Profile { return ca.profile }
 type pcaMemo struct {
 	Version int    `json:"version"`
 	Attempt int    `json:"attempt"`       // from 1; each has an idempotency token of its own
-	Started string `json:"started"`       // before its first call; like claimTime
+	Started string `json:"started"`       // before its first call; like pcaTime
 	ARN     string `json:"arn,omitempty"` // of the certificate, once it is known
 	started time.Time
 }
 
 const pcaMemoVersion = 1
 
+const pcaTime = "2006-01-02T15:04:05Z"
+
 func (m pcaMemo) text() string {
 	m.Version = pcaMemoVersion
-	m.Started = m.started.UTC().Format(claimTime)
+	m.Started = m.started.UTC().Format(pcaTime)
 	text, _ := json.Marshal(m) // strings and numbers
 	return string(text)
 }
@@ -157,7 +159,7 @@ func parsePCAMemo(text string) (pcaMemo, error) {
 	}
 	err := json.Unmarshal([]byte(text), &m)
 	if err == nil {
-		m.started, err = time.Parse(claimTime, m.Started)
+		m.started, err = time.Parse(pcaTime, m.Started)
 	}
 	if err != nil || m.text() != text || m.Attempt < 1 {
 		return pcaMemo{}, fmt.Errorf("%w: the memo is not one of ACM PCA: %.200q", ErrBadClaim, text)
@@ -167,10 +169,7 @@ func parsePCAMemo(text string) (pcaMemo, error) {
 
 // Issue is that of the interface CA. It waits for the certificate, for up to 20 seconds.
 func (ca *ACMPCA) Issue(ctx context.Context, approved Approved, claim Claim, memo Memo) (Certificate, error) {
-	if err := approved.check(); err != nil {
-		return Certificate{}, err
-	}
-	if err := claim.covers(approved); err != nil {
+	if err := claim.Covers(approved); err != nil {
 		return Certificate{}, err
 	}
 	first := memo.Read() == ""
@@ -221,12 +220,12 @@ func (ca *ACMPCA) request(ctx context.Context, approved Approved, claim Claim, a
 	absolute := func(t time.Time) *types.Validity {
 		return &types.Validity{Type: types.ValidityPeriodTypeAbsolute, Value: aws.Int64(t.Unix())}
 	}
-	pass := &types.ApiPassthrough{Subject: &types.ASN1Subject{CommonName: aws.String(approved.device.String())}}
+	pass := &types.ApiPassthrough{Subject: &types.ASN1Subject{CommonName: aws.String(approved.Device().String())}}
 	if claim.Org != "" {
 		// As custom attributes they keep this order.
 		pass.Subject = &types.ASN1Subject{CustomAttributes: []types.CustomAttribute{
-			{ObjectIdentifier: aws.String(oidOrganization), Value: aws.String(claim.Org)},
-			{ObjectIdentifier: aws.String(oidCommonName), Value: aws.String(approved.device.String())},
+			{ObjectIdentifier: aws.String("2.5.4.10") /* organization */, Value: aws.String(claim.Org)},
+			{ObjectIdentifier: aws.String("2.5.4.3") /* common name */, Value: aws.String(approved.Device().String())},
 		}}
 	}
 	if ca.blank {

@@ -100,10 +100,7 @@ func isCertificateID(text string) bool {
 
 // Issue is that of the interface CA. The certificate is inactive.
 func (ca *IoTCore) Issue(ctx context.Context, approved Approved, claim Claim, memo Memo) (Certificate, error) {
-	if err := approved.check(); err != nil {
-		return Certificate{}, err
-	}
-	if err := claim.covers(approved); err != nil {
+	if err := claim.Covers(approved); err != nil {
 		return Certificate{}, err
 	}
 	m, err := parseIoTMemo(memo.Read())

@@ -248,7 +248,7 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 	}{
 		{"revoked", func(t *testing.T, i *iotTest, a Approved, c *Certificate) {
 			r := i.registrar(t)
-			if err := errors.Join(r.Register(t.Context(), a.device, *c), r.Deactivate(t.Context(), a.device, *c)); err != nil {
+			if err := errors.Join(r.Register(t.Context(), a.Device(), *c), r.Deactivate(t.Context(), a.Device(), *c)); err != nil {
 				t.Error(err)
 			}
 		}, ErrCertificateStatus, "it is REVOKED"},
@@ -263,10 +263,10 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 		}, nil, "is another"},
 		{"CA not registered", func(_ *testing.T, i *iotTest, _ Approved, _ *Certificate) { i.config.CARegistered = true }, nil, "CA certificate is not registered"},
 		{"thing of another type", func(_ *testing.T, i *iotTest, a Approved, _ *Certificate) {
-			i.fake.things[a.device.String()] = &fakeThing{"lamp", i.config.Attributes}
+			i.fake.things[a.Device().String()] = &fakeThing{"lamp", i.config.Attributes}
 		}, ErrThingConflict, `has the type "lamp", want "board"`},
 		{"thing with other attributes", func(_ *testing.T, i *iotTest, a Approved, _ *Certificate) {
-			i.fake.things[a.device.String()] = &fakeThing{"board", map[string]string{"sku": "other"}}
+			i.fake.things[a.Device().String()] = &fakeThing{"board", map[string]string{"sku": "other"}}
 		}, ErrThingConflict, `has sku = "other", want "widgiot"`},
 		{"no such type", func(_ *testing.T, i *iotTest, _ Approved, _ *Certificate) { i.config.ThingType = "none" }, nil, "making a thing in AWS IoT Core: ResourceNotFoundException"},
 		{"no such group", func(_ *testing.T, i *iotTest, _ Approved, _ *Certificate) { i.config.ThingGroup = "none" }, nil, "thing group none"},
@@ -288,7 +288,7 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 					t.Fatal(err)
 				}
 				test.spoil(t, i, a, &c)
-				err = i.registrar(t).Register(t.Context(), a.device, c)
+				err = i.registrar(t).Register(t.Context(), a.Device(), c)
 				if err == nil || !strings.Contains(err.Error(), test.want) || test.is != nil && !errors.Is(err, test.is) {
 					t.Errorf("got %v, want %q", err, test.want)
 				}
@@ -308,11 +308,11 @@ func TestIoTThingOfOthers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		i.fake.things[a.device.String()] = &fakeThing{"board", map[string]string{"sku": testSKU, "colour": "red"}}
-		if err := i.registrar(t).Register(t.Context(), a.device, c); err != nil {
+		i.fake.things[a.Device().String()] = &fakeThing{"board", map[string]string{"sku": testSKU, "colour": "red"}}
+		if err := i.registrar(t).Register(t.Context(), a.Device(), c); err != nil {
 			t.Error(err)
 		}
-		if i.fake.things[a.device.String()].attributes["colour"] != "red" {
+		if i.fake.things[a.Device().String()].attributes["colour"] != "red" {
 			t.Error("an attribute is lost")
 		}
 	})
@@ -325,20 +325,20 @@ func TestIoTDeactivate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Deactivate(t.Context(), a.device, c); err != nil {
+		if err := r.Deactivate(t.Context(), a.Device(), c); err != nil {
 			t.Errorf("one that is not known: %v", err)
 		}
-		if err := r.Register(t.Context(), a.device, c); err != nil {
+		if err := r.Register(t.Context(), a.Device(), c); err != nil {
 			t.Fatal(err)
 		}
 		i.weather.lose("UpdateCertificate", lostAnswer, 1)
 		for range 2 {
-			if err := r.Deactivate(t.Context(), a.device, c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
+			if err := r.Deactivate(t.Context(), a.Device(), c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
 				t.Errorf("%v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
 			}
 		}
 		i.weather.lose("UpdateCertificate", serverFault, -1)
-		if err := r.Deactivate(t.Context(), a.device, c); err == nil || !strings.Contains(err.Error(), "making a certificate REVOKED") {
+		if err := r.Deactivate(t.Context(), a.Device(), c); err == nil || !strings.Contains(err.Error(), "making a certificate REVOKED") {
 			t.Errorf("an outage: %v", err)
 		}
 	})
@@ -353,12 +353,12 @@ func TestJITP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Register(t.Context(), a.device, c); err != nil || i.fake.count() != 0 {
+		if err := r.Register(t.Context(), a.Device(), c); err != nil || i.fake.count() != 0 {
 			t.Errorf("registered: %v, %d", err, i.fake.count())
 		}
 		i.weather.lose("RegisterCertificateWithoutCA", lostAnswer, 1)
 		for range 2 {
-			if err := r.Deactivate(t.Context(), a.device, c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
+			if err := r.Deactivate(t.Context(), a.Device(), c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
 				t.Errorf("%v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
 			}
 		}
@@ -366,10 +366,10 @@ func TestJITP(t *testing.T) {
 		if c, err = i.local.Issue(t.Context(), b, mustClaim(t, b), nil); err != nil {
 			t.Fatal(err)
 		}
-		if err := i.registrar(t).Register(t.Context(), b.device, c); err != nil { // as IoT Core does at the first connection
+		if err := i.registrar(t).Register(t.Context(), b.Device(), c); err != nil { // as IoT Core does at the first connection
 			t.Fatal(err)
 		}
-		if err := r.Deactivate(t.Context(), b.device, c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
+		if err := r.Deactivate(t.Context(), b.Device(), c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
 			t.Errorf("one that has connected: %v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
 		}
 	})

@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -14,13 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
-
-	"github.com/youmark/pkcs8"
 )
 
 // The files of a local CA. The root's key is needed only to make another issuing CA: take it offline.
@@ -30,13 +25,6 @@ const (
 	issuingCertificateFile = "issuing.pem"
 	chainFile              = "chain.pem" // the CAs between the two, from the issuing one's up; absent where there are none
 	issuingKeyFile         = "issuing.key"
-)
-
-const (
-	maxPEMFile    = 64 << 10
-	maxPassphrase = 1024
-	// pbkdf2Iterations of HMAC-SHA-256: what OWASP asks for in 2023 and later. It costs a quarter of a second at start.
-	pbkdf2Iterations = 600_000
 )
 
 // LocalCAInit says how to make a local CA.
@@ -49,7 +37,7 @@ type LocalCAInit struct {
 	RootValidity   time.Duration // 0 means 30 years
 	Validity       time.Duration // of the issuing CA; 0 means 20 years. It must outlast the devices' certificates
 
-	iterations int // of PBKDF2; 0 means pbkdf2Iterations, and only tests want others
+	Iterations int // of PBKDF2; 0 means 600 000, and only tests want others
 }
 
 // InitLocalCA makes a root and an issuing CA, both ECDSA P-256, in a folder of their own. The keys are
@@ -98,7 +86,7 @@ func newLocalCA(init LocalCAInit, now time.Time) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	notBefore := now.UTC().Add(-backdate).Truncate(time.Second)
+	notBefore := now.UTC().Add(-5 * time.Minute).Truncate(time.Second)
 	ca := func(name string, validity time.Duration, pathLen int, public *ecdsa.PublicKey) (*x509.Certificate, error) {
 		spki, err := x509.MarshalPKIXPublicKey(public)
 		if err != nil {
@@ -134,108 +122,13 @@ func newLocalCA(init LocalCAInit, now time.Time) (map[string][]byte, error) {
 		rootCertificateFile:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}),
 		issuingCertificateFile: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuingDER}),
 	}
-	if files[rootKeyFile], err = EncryptKey(rootKey, init.RootPassphrase, init.iterations); err != nil {
+	if files[rootKeyFile], err = EncryptKey(rootKey, init.RootPassphrase, init.Iterations); err != nil {
 		return nil, err
 	}
-	if files[issuingKeyFile], err = EncryptKey(issuingKey, init.Passphrase, init.iterations); err != nil {
+	if files[issuingKeyFile], err = EncryptKey(issuingKey, init.Passphrase, init.Iterations); err != nil {
 		return nil, err
 	}
 	return files, nil
-}
-
-// EncryptKey is the text of a key file: PEM of encrypted PKCS #8, as InitLocalCA writes it. The iterations are those of PBKDF2: 0 means
-// 600 000, and only tests want others. An empty passphrase is refused. No error tells of the key.
-func EncryptKey(key *ecdsa.PrivateKey, passphrase []byte, iterations int) ([]byte, error) {
-	if len(passphrase) == 0 {
-		return nil, errors.New("encrypting the key: the passphrase is empty")
-	}
-	if iterations == 0 {
-		iterations = pbkdf2Iterations
-	}
-	der, err := pkcs8.MarshalPrivateKey(key, passphrase, &pkcs8.Opts{
-		Cipher:  pkcs8.AES256CBC,
-		KDFOpts: pkcs8.PBKDF2Opts{SaltSize: 16, IterationCount: iterations, HMACHash: crypto.SHA256},
-	})
-	if err != nil {
-		return nil, errors.New("encrypting the key") // the library's error may speak of the key
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der}), nil
-}
-
-// writeFolder makes dir with files, all or nothing: a folder beside it is filled, synced and renamed.
-func writeFolder(dir string, files map[string][]byte) (err error) {
-	parent := filepath.Dir(filepath.Clean(dir))
-	temp, err := os.MkdirTemp(parent, ".new-ca-*") // 0700
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.RemoveAll(temp)
-		}
-	}()
-	for name, data := range files {
-		if err := writeSynced(filepath.Join(temp, name), data); err != nil {
-			return err
-		}
-	}
-	if err := syncDir(temp); err != nil {
-		return err
-	}
-	// Remove takes an empty folder only, and Rename no folder at all.
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is in use: a CA is made in a folder of its own, and none is ever written over: %w", dir, err)
-	}
-	if err := os.Rename(temp, dir); err != nil {
-		return err
-	}
-	return syncDir(parent)
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// ReadPassphrase reads a passphrase from a file: its text without the line end. A file that is empty or that anybody
-// on the machine may read is refused.
-func ReadPassphrase(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading the passphrase: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading the passphrase: %w", err)
-	}
-	if info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
-		return nil, fmt.Errorf("reading the passphrase: everybody may use %s; run: chmod 600 %[1]s", path)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading the passphrase: %w", err)
-	}
-	if len(text) > maxPassphrase {
-		return nil, fmt.Errorf("reading the passphrase: %s is longer than %d bytes", path, maxPassphrase)
-	}
-	text = bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
-	if len(text) == 0 {
-		return nil, fmt.Errorf("reading the passphrase: %s is empty", path)
-	}
-	return text, nil
 }
 
 // LocalCA signs with a key in memory, or with a signer that keeps it elsewhere. It is made by OpenLocalCA.
@@ -342,8 +235,11 @@ var errKeyless = errors.New("the CA was opened without its key")
 // Root is the trust anchor of all that ca signs.
 func (ca *LocalCA) Root() *x509.Certificate { return ca.root }
 
-// signer is the issuing CA's key, for what is signed in ctx.
-func (ca *LocalCA) signer(ctx context.Context) crypto.Signer {
+// Issuing is the certificate of the issuing CA.
+func (ca *LocalCA) Issuing() *x509.Certificate { return ca.issuing }
+
+// Signer is the issuing CA's key, for what is signed in ctx.
+func (ca *LocalCA) Signer(ctx context.Context) crypto.Signer {
 	if inKMS, ok := ca.key.(*KMSSigner); ok {
 		return inKMS.in(ctx)
 	}
@@ -361,10 +257,7 @@ func (ca *LocalCA) NotAfter() time.Time { return ca.issuing.NotAfter }
 // Issue signs the certificate of the claim. For one claim the bytes are always the same: nothing in it is chosen
 // here, and the signature is deterministic (RFC 6979), unless a signer of the configuration makes it.
 func (ca *LocalCA) Issue(ctx context.Context, approved Approved, claim Claim, _ Memo) (Certificate, error) {
-	if err := approved.check(); err != nil {
-		return Certificate{}, err
-	}
-	if err := claim.covers(approved); err != nil {
+	if err := claim.Covers(approved); err != nil {
 		return Certificate{}, err
 	}
 	if claim.Serial == (Serial{}) {
@@ -374,14 +267,14 @@ func (ca *LocalCA) Issue(ctx context.Context, approved Approved, claim Claim, _ 
 		return Certificate{}, fmt.Errorf("the certificate would outlive the issuing CA (%s); make a new one, or shorten the policy's validity",
 			ca.issuing.NotAfter.Format(time.DateOnly))
 	}
-	template := approved.template(claim)
+	template := template(approved, claim)
 	if ca.crlURL != "" {
 		template.CRLDistributionPoints = []string{ca.crlURL}
 	}
 	if ca.ocspURL != "" {
 		template.OCSPServer = []string{ca.ocspURL}
 	}
-	leaf, err := x509.CreateCertificate(nil, template, ca.issuing, approved.key.Public(), ca.signer(ctx))
+	leaf, err := x509.CreateCertificate(nil, template, ca.issuing, approved.Key().Public(), ca.Signer(ctx))
 	if err != nil {
 		return Certificate{}, fmt.Errorf("signing the certificate: %w", err)
 	}
@@ -398,86 +291,18 @@ func (ca *LocalCA) Profile() Profile { return Profile{Roots: []*x509.Certificate
 // Revoke is that of the interface CA. There is nothing to do: the next revocation list is made from the claims.
 func (ca *LocalCA) Revoke(context.Context, Issuance, Reason) error { return nil }
 
-// readBlock reads a file that is one PEM block. What is in it stays out of errors.
-func readBlock(path, label string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
+// template is the profile of a device's certificate (RFC 5280): all that is in it comes from here, bar the
+// issuer's name and key identifier.
+func template(approved Approved, claim Claim) *x509.Certificate {
+	fingerprint := approved.Key().Fingerprint()
+	return &x509.Certificate{
+		SerialNumber:          claim.Serial.Int(),
+		Subject:               claim.subject(),
+		NotBefore:             claim.NotBefore,
+		NotAfter:              claim.NotAfter,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,             // and not a CA
+		SubjectKeyId:          fingerprint[:20], // RFC 7093, 2, method 4
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxPEMFile))
-	if err != nil {
-		return nil, err
-	}
-	block, rest := pem.Decode(text)
-	switch {
-	case block == nil || len(bytes.TrimSpace(rest)) > 0:
-		return nil, fmt.Errorf("%s is not one PEM block", path)
-	case block.Type == "PRIVATE KEY" || block.Type == "EC PRIVATE KEY":
-		return nil, fmt.Errorf("%s is not encrypted; encrypt it with: openssl pkcs8 -topk8 -v2 aes-256-cbc", path)
-	case block.Type != label:
-		return nil, fmt.Errorf("%s is not a PEM block %s", path, label)
-	}
-	return block.Bytes, nil
-}
-
-// ReadCertificates reads a file of one PEM certificate or several.
-func ReadCertificates(path string) ([]*x509.Certificate, error) {
-	found, err := readChain(path)
-	if err == nil && len(found) == 0 {
-		return nil, fmt.Errorf("%s is not there, or holds no certificate", path)
-	}
-	return found, err
-}
-
-func readCertificate(path string) (*x509.Certificate, error) {
-	der, err := readBlock(path, "CERTIFICATE")
-	if err != nil {
-		return nil, err
-	}
-	certificate, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return certificate, nil
-}
-
-// readChain reads certificates one after another. Where there is no file there are none.
-func readChain(path string) ([]*x509.Certificate, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var chain []*x509.Certificate
-	for len(bytes.TrimSpace(text)) > 0 {
-		block, rest := pem.Decode(text)
-		if block == nil || block.Type != "CERTIFICATE" || len(chain) == maxChain-2 { // with the issuing CA and the root
-			return nil, fmt.Errorf("%s is not 1 to %d certificates", path, maxChain-2)
-		}
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", path, err)
-		}
-		chain, text = append(chain, certificate), rest
-	}
-	return chain, nil
-}
-
-// ReadKey reads what EncryptKey wrote: an encrypted P-256 key. No error tells of the key or the passphrase.
-func ReadKey(path string, passphrase []byte) (*ecdsa.PrivateKey, error) {
-	der, err := readBlock(path, "ENCRYPTED PRIVATE KEY")
-	if err != nil {
-		return nil, err
-	}
-	key, err := pkcs8.ParsePKCS8PrivateKeyECDSA(der, passphrase)
-	if err != nil {
-		return nil, fmt.Errorf("%s: wrong passphrase, or not an encrypted ECDSA key", path)
-	}
-	if key.Curve != elliptic.P256() {
-		return nil, fmt.Errorf("%s: not a P-256 key", path)
-	}
-	return key, nil
 }

@@ -219,11 +219,11 @@ func TestClaimsDirIsShared(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	x, err := first.Issuances(t.Context(), a.device)
+	x, err := first.Issuances(t.Context(), a.Device())
 	if err != nil || len(x) != 1 {
 		t.Fatal(len(x), err)
 	}
-	y, err := second.Issuances(t.Context(), a.device)
+	y, err := second.Issuances(t.Context(), a.Device())
 	if err != nil || len(y) != 1 || !same(x[0], y[0]) {
 		t.Fatalf("%+v and %+v, %v", x, y, err)
 	}
@@ -278,7 +278,7 @@ func TestClaimsDirFullDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			for who, claims := range map[string]*ClaimsDir{"the first": d, "the other": other} {
-				for device, want := range map[board.DeviceID]Issuance{a.device: claim, b.device: theirs} {
+				for device, want := range map[board.DeviceID]Issuance{a.Device(): claim, b.Device(): theirs} {
 					if of, err := claims.Issuances(t.Context(), device); err != nil || len(of) != 1 || !same(of[0], want) {
 						t.Errorf("%s finds %+v, %v", who, of, err)
 					}
@@ -319,10 +319,10 @@ func TestClaimsDirReadsMeanwhile(t *testing.T) {
 			done <- err
 		}()
 		<-reached
-		if of, err := d.Issuances(t.Context(), a.device); err != nil || len(of) != 1 || !same(of[0], first) {
+		if of, err := d.Issuances(t.Context(), a.Device()); err != nil || len(of) != 1 || !same(of[0], first) {
 			t.Errorf("meanwhile: %+v, %v", of, err)
 		}
-		if of, err := d.Issuances(t.Context(), b.device); err != nil || len(of) != 0 {
+		if of, err := d.Issuances(t.Context(), b.Device()); err != nil || len(of) != 0 {
 			t.Errorf("of another device: %+v, %v", of, err)
 		}
 		want := next
@@ -335,7 +335,7 @@ func TestClaimsDirReadsMeanwhile(t *testing.T) {
 		if err := <-done; fails != errors.Is(err, errInjected) {
 			t.Errorf("written: %v", err)
 		}
-		if of, err := d.Issuances(t.Context(), a.device); err != nil || len(of) != 1 || !same(of[0], want) {
+		if of, err := d.Issuances(t.Context(), a.Device()); err != nil || len(of) != 1 || !same(of[0], want) {
 			t.Errorf("afterwards: %+v, %v", of, err)
 		}
 		d.fault = nil

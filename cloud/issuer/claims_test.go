@@ -20,8 +20,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"github.com/truora/minidyn/server"
-
-	"secretfree/station/board"
 )
 
 // claimsBackend is a store under test. fail makes its next write fail: the step is "create" or "replace"; applied says that
@@ -245,30 +243,6 @@ func checkClaimsTable(t *testing.T, d *ClaimsDynamoDB) {
 	}
 }
 
-// approvedFor is what Decide gives for a new board.
-func approvedFor(t testing.TB) Approved {
-	t.Helper()
-	st, b := newStation(t, testSKU, "line3-a"), newSimulated(t)
-	item := enrolment(t, b.record(t, st), st)
-	a, err := Decide(b.csr().request(t), &item, Policy{SKU: testSKU, Stations: []board.Verifier{st.verifier}}, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func mustClaim(t testing.TB, a Approved) Claim {
-	t.Helper()
-	c, err := newClaim(a, 1, testCA, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// begun is the first version of an issuance.
-func begun(c Claim) Issuance { return Issuance{Claim: c, Version: 1, State: Claimed} }
-
 // finished is the next version of i, with its certificate.
 func finished(t testing.TB, a Approved, i Issuance) Issuance {
 	t.Helper()
@@ -298,7 +272,7 @@ func TestClaims(t *testing.T) {
 			}
 			t.Run("the first claim stays", func(t *testing.T) {
 				a := approvedFor(t)
-				if got, err := backend.Issuances(ctx, a.device); err != nil || len(got) != 0 {
+				if got, err := backend.Issuances(ctx, a.Device()); err != nil || len(got) != 0 {
 					t.Fatalf("before: %v, %v", got, err)
 				}
 				first, second := begun(mustClaim(t, a)), begun(mustClaim(t, a))
@@ -320,7 +294,7 @@ func TestClaims(t *testing.T) {
 				between := begun(mustClaim(t, a))
 				between.Claim.Epoch = 2
 				create(between)
-				of, err := backend.Issuances(ctx, a.device)
+				of, err := backend.Issuances(ctx, a.Device())
 				if err != nil || len(of) != 3 || !same(of[0], first) || !same(of[1], between) || !same(of[2], later) {
 					t.Fatalf("%+v, %v", of, err)
 				}
@@ -360,7 +334,7 @@ func TestClaims(t *testing.T) {
 				if _, err := backend.Create(ctx, bad); err == nil && name != "model" {
 					t.Error("an unknown state was stored")
 				}
-				if of, err := backend.Issuances(ctx, a.device); err != nil || len(of) != 0 && name != "model" {
+				if of, err := backend.Issuances(ctx, a.Device()); err != nil || len(of) != 0 && name != "model" {
 					t.Errorf("%v, %v", of, err)
 				}
 				if m, ok := backend.Claims.(*memClaims); ok {
@@ -415,7 +389,7 @@ func TestClaims(t *testing.T) {
 						if _, err := write(i); !applied && err == nil {
 							t.Fatal("a write that was not done was reported as done")
 						}
-						of, err := backend.Issuances(ctx, a.device)
+						of, err := backend.Issuances(ctx, a.Device())
 						if err != nil {
 							t.Fatal(err)
 						}

@@ -23,6 +23,9 @@ const (
 	crlTimeout = 40 * time.Second // of a daemon's request; for tables that take longer, there is the command
 )
 
+// maxUnreadClaims that cannot be read do not end a list.
+const maxUnreadClaims = 16
+
 // ErrNoCA says that no local CA has a name.
 var ErrNoCA = errors.New("there is no local CA of that name")
 
@@ -39,7 +42,7 @@ func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]by
 	}
 	var unread []error
 	for issuance, err := range r.config.Claims.All(ctx) {
-		if errors.Is(err, ErrBadClaim) && len(unread) < maxUnread {
+		if errors.Is(err, ErrBadClaim) && len(unread) < maxUnreadClaims {
 			unread = append(unread, err)
 			continue
 		}
@@ -54,7 +57,7 @@ func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]by
 			SerialNumber: c.Serial.Int(), RevocationTime: issuance.Revoked, ReasonCode: int(issuance.Reason),
 		})
 	}
-	der, err := x509.CreateRevocationList(rand.Reader, template, ca.issuing, ca.signer(ctx))
+	der, err := x509.CreateRevocationList(rand.Reader, template, ca.Issuing(), ca.Signer(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("signing the revocation list: %w", err)
 	}

@@ -118,7 +118,7 @@ var refusals = []struct {
 	{"another device's key spliced in", CSRSignature, func(s *scene) { s.csr.key = newSimulated(s.t).key; s.csr.public = s.board.key.Public() }},
 	{"no subject", NoCN, func(s *scene) { s.csr.subject = nil }},
 	{"a subject without a CN", NoCN, func(s *scene) {
-		s.csr.subject = [][]attribute{name(oid(2, 5, 4, 10), asn1.TagPrintableString, "Widgets")}
+		s.csr.subject = [][]nameAttribute{name(oid(2, 5, 4, 10), asn1.TagPrintableString, "Widgets")}
 	}},
 	{"two CNs", SeveralCN, func(s *scene) { s.csr.subject = append(s.csr.subject, cn(newSimulated(s.t).id.String())) }},
 	{"the same CN twice", SeveralCN, func(s *scene) { s.csr.subject = append(s.csr.subject, s.csr.subject[0]) }},
@@ -412,8 +412,8 @@ func TestDecideApproves(t *testing.T) {
 			if a.Device() != s.board.id || a.Key() != s.board.boardKey(t) || a.Generation() != s.record.Generation {
 				t.Errorf("approved %+v", a)
 			}
-			if a.notBefore.After(now) || a.notAfter.Sub(a.notBefore) != DefaultValidity {
-				t.Errorf("valid %v to %v", a.notBefore, a.notAfter)
+			if from, to := a.Validity(); from.After(now) || to.Sub(from) != DefaultValidity {
+				t.Errorf("valid %v to %v", from, to)
 			}
 			if claimed, ok := request.Claimed(); !ok || claimed != s.board.id {
 				t.Errorf("claims to be %v", claimed)
@@ -429,7 +429,7 @@ func TestNothingButApproved(t *testing.T) {
 	if _, err := Decide(Request{}, item, s.policy, time.Now()); !errors.Is(err, KeyType) {
 		t.Errorf("deciding on no request: %v", err)
 	}
-	if _, err := newClaim(Approved{}, 1, testCA, time.Now()); err == nil {
+	if _, err := NewClaim(Approved{}, 1, testCA, time.Now()); err == nil {
 		t.Error("the zero Approved was claimed")
 	}
 	claim := Claim{Device: s.board.id, Fingerprint: s.record.Fingerprint(), Generation: 1, Serial: Serial{1}, NotAfter: time.Now().Add(time.Hour)}
@@ -448,7 +448,7 @@ func TestNothingButApproved(t *testing.T) {
 		"no serial":          func(c *Claim) { c.Serial = Serial{} },
 		"beyond the CA":      func(c *Claim) { c.NotAfter = localCA(t).NotAfter().Add(time.Second) },
 	} {
-		claim, err := newClaim(a, 1, testCA, time.Now())
+		claim, err := NewClaim(a, 1, testCA, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -487,7 +487,7 @@ func TestParseRefuses(t *testing.T) {
 	big := s.csr
 	big.extensions = []extension{{ID: oid(1, 2, 3), Value: make([]byte, MaxDER)}}
 	many := s.csr
-	for i := range maxAttributes + 1 {
+	for i := range MaxAttributes + 1 {
 		many.raw = append(many.raw, mustASN1(t, struct {
 			ID     asn1.ObjectIdentifier
 			Values []int `asn1:"set"`

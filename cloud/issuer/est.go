@@ -40,7 +40,7 @@ func (h *Handler) serveEST() {
 	} {
 		h.mux.HandleFunc(fmt.Sprintf(pattern, estPrefix), serve)
 		h.mux.HandleFunc(fmt.Sprintf(pattern, estPrefix+"{sku}/"), func(w http.ResponseWriter, r *http.Request) {
-			if r.PathValue("sku") != h.config.Issuer.config.Policy.SKU {
+			if r.PathValue("sku") != h.config.Issuer.SKU() {
 				http.NotFound(w, r)
 				return
 			}
@@ -55,7 +55,7 @@ func (h *Handler) estCACerts(w http.ResponseWriter, r *http.Request) {
 	if !h.admitted(w, r, &d) {
 		return
 	}
-	ca := h.config.Issuer.config.CAs[h.config.New]
+	ca := h.config.Issuer.CA(h.config.New)
 	var chain []*x509.Certificate
 	if chained, ok := ca.(Chained); ok {
 		chain = chained.Chain()
@@ -135,24 +135,4 @@ func writeEST(w http.ResponseWriter, kind string, der []byte) {
 	body := base64.StdEncoding.EncodeToString(der)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body))) // some know no chunks
 	_, _ = io.WriteString(w, body)
-}
-
-// renewing says why a request to renew may not: nil is good. had is all that the device had.
-func (a Approved) renewing(had []Issuance) error {
-	if !a.renewal {
-		return nil
-	}
-	for n := range had {
-		if !a.hasPeer(&had[n]) {
-			continue
-		}
-		if s := had[n].State; s == Revoking || s == Revoked {
-			return fmt.Errorf("%w: that which it shows, of epoch %d", CertificateRevoked, had[n].Claim.Epoch)
-		}
-		return nil
-	}
-	if a.peer == nil {
-		return fmt.Errorf("%w: it shows no certificate", NoPeer)
-	}
-	return fmt.Errorf("%w: the certificate that it shows is none that this device had here", NoPeer)
 }

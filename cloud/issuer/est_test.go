@@ -95,14 +95,24 @@ func TestESTCACerts(t *testing.T) {
 	if got := certsOnly(t, response, body); len(got) != 1 || !got[0].Equal(ca.Root()) {
 		t.Errorf("%d certificates, want the root", len(got))
 	}
-	d.issuer.config.CAs[testCA] = ca
+	d.with(t, ca)
 	response, body = call(t, "GET", d.url+estPrefix+"cacerts", nil, nil)
-	if got := certsOnly(t, response, body); len(got) != 2 || !got[0].Equal(ca.issuing) || !got[1].Equal(ca.root) {
+	if got := certsOnly(t, response, body); len(got) != 2 || !got[0].Equal(ca.Issuing()) || !got[1].Equal(ca.Root()) {
 		t.Errorf("%d certificates, want the issuing CA's and the root", len(got))
 	}
-	d.issuer.config.CAs[testCA] = secretive{ca}
+	d.with(t, secretive{ca})
 	if response, _ = call(t, "GET", d.url+estPrefix+"cacerts", nil, nil); response.StatusCode != http.StatusNotFound {
 		t.Errorf("without roots: %s", response.Status)
+	}
+}
+
+// with puts another CA behind the handler.
+func (d *door) with(t *testing.T, ca CA) {
+	t.Helper()
+	d.config.CAs = map[string]CA{testCA: ca}
+	var err error
+	if d.handler.config.Issuer, err = New(d.config); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -129,7 +139,7 @@ func TestESTCSRAttributes(t *testing.T) {
 				Type   asn1.ObjectIdentifier
 				Values []string `asn1:"set"`
 			}
-			if _, err := asn1.Unmarshal(one.FullBytes, &a); err == nil && a.Type.String() == oidChallengePassword && len(a.Values) == 1 {
+			if _, err := asn1.Unmarshal(one.FullBytes, &a); err == nil && a.Type.String() == "1.2.840.113549.1.9.7" && len(a.Values) == 1 {
 				challenge = a.Values[0]
 			}
 		}
@@ -217,7 +227,7 @@ func TestESTRefuses(t *testing.T) {
 
 // Who renews shows a certificate that the device had here.
 func TestESTRenews(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, localCA(t))
 	h, err := NewHandler(HandlerConfig{Issuer: w.issuer, New: testCA, Proto: testCA})
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +259,7 @@ func TestESTRenews(t *testing.T) {
 			t.Errorf("%s: %d, %v; want %s", what, answer.Code, h.Stats().Refused, want)
 		}
 	}
-	root := localCA(t).root.Raw
+	root := localCA(t).Root().Raw
 	refused("before the first", NoPeer, root)
 	_, first := ask("simpleenroll")
 	refused("no certificate", NoPeer)
@@ -267,7 +277,7 @@ func TestESTRenews(t *testing.T) {
 		t.Error("on its first day it was renewed")
 	}
 	for id, issuance := range w.claims.all() {
-		issuance.Activated = issuance.Activated.Add(-earlyRenewal)
+		issuance.Activated = issuance.Activated.Add(-24 * time.Hour)
 		w.claims.stored[id] = issuance
 	}
 	_, second := ask("simplereenroll", first.Raw)
@@ -284,7 +294,7 @@ func TestESTRenews(t *testing.T) {
 	// One that was revoked renews nothing, though another is live.
 	for _, issuance := range w.claims.all() {
 		if issuance.Certificate != nil && bytes.Equal(issuance.Certificate.Leaf, first.Raw) {
-			if _, err := w.issuer.revoke(t.Context(), issuance, Superseded); err != nil {
+			if _, err := w.issuer.Revoke(t.Context(), issuance.Claim.Device, issuance.Claim.Epoch+1, Superseded); err != nil {
 				t.Fatal(err)
 			}
 		}

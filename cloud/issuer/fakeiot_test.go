@@ -153,7 +153,7 @@ func (f *fakeIoT) createFromCSR(r *http.Request, in iotRequest) any {
 	}
 	serial, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 128))
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: foreignName}, NotBefore: time.Now().Add(-2 * time.Minute),
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "AWS IoT Certificate"}, NotBefore: time.Now().Add(-2 * time.Minute),
 		NotAfter: time.Date(2049, 12, 31, 23, 59, 59, 0, time.UTC), KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 	}
 	ca := &x509.Certificate{Subject: pkix.Name{OrganizationalUnit: []string{"Amazon Web Services O=Amazon.com Inc. L=Seattle ST=Washington C=US"}}}

@@ -29,6 +29,7 @@ type fakePCA struct {
 	mu       sync.Mutex // covers all below
 	disabled bool
 	pending  time.Duration // how long a certificate takes
+	spoilt   bool          // the last byte of a request arrives changed
 	failing  bool          // requests that are accepted fail later
 	tokens   map[string]pcaTokenUse
 	issued   map[string]*pcaIssued // by ARN
@@ -153,6 +154,9 @@ func (f *fakePCA) issue(in pcaRequest) any {
 		return map[string]string{"CertificateArn": use.arn}
 	}
 	block, _ := pem.Decode(in.Csr)
+	if f.spoilt && block != nil {
+		block.Bytes[len(block.Bytes)-1] ^= 1
+	}
 	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(in.Csr) > 32768 {
 		return badRequest("MalformedCSRException", "The certificate signing request is invalid.")
 	}

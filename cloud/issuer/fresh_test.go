@@ -52,7 +52,7 @@ func TestFreshRequests(t *testing.T) {
 	}
 	// The text alone, for a device that reads no JSON.
 	response, text := call(t, "GET", d.url+"/challenge", map[string]string{"Accept": "text/plain"}, nil)
-	if response.StatusCode != 200 || len(text) != challengeLength || response.Header.Get("Content-Type") != "text/plain" {
+	if response.StatusCode != 200 || len(text) != 50 || response.Header.Get("Content-Type") != "text/plain" {
 		t.Errorf("%s, %q", response.Status, text)
 	}
 	inside := d.board.csr()
@@ -112,7 +112,7 @@ func TestFreshRequests(t *testing.T) {
 // What asks too often is told to come later, and neither is that a failure of ours, nor does it keep others out.
 func TestLimits(t *testing.T) {
 	d := newDoor(t)
-	config := d.issuer.config
+	config := d.config
 	devices := NewLimiter(time.Hour, 1)
 	config.Admit = func(device board.DeviceID) error {
 		if !devices.Allow(device.String(), time.Now()) {

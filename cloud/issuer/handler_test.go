@@ -34,7 +34,7 @@ type door struct {
 
 func newDoor(t testing.TB) *door {
 	t.Helper()
-	d := &door{world: newWorld(t)}
+	d := &door{world: newWorld(t, localCA(t))}
 	var err error
 	d.handler, err = NewHandler(HandlerConfig{
 		Issuer: d.issuer, New: testCA, Proto: testCA, Log: d.note,
@@ -290,7 +290,7 @@ func TestHandlerTriesLater(t *testing.T) {
 func TestHealthFades(t *testing.T) {
 	localCA(t) // outside the bubble
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newWorld(t, localCA(t))
 		w.registry.err = errInjected
 		h, err := NewHandler(HandlerConfig{Issuer: w.issuer, New: testCA, Proto: testCA})
 		if err != nil {
@@ -319,7 +319,7 @@ func TestHealthFades(t *testing.T) {
 
 // A device that hangs up finds its certificate finished when it comes back.
 func TestHandlerFinishesWhatItBegan(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, localCA(t))
 	h, err := NewHandler(HandlerConfig{Issuer: w.issuer, New: testCA, Proto: testCA})
 	if err != nil {
 		t.Fatal(err)
@@ -386,7 +386,7 @@ func TestHandlerAtOnce(t *testing.T) {
 // claims in memory, against the bare work that no issuer can do without: parse, verify, sign. The ratio is
 // bare ÷ whole, both taken in turn in one run: 1 would mean that all the rest is free.
 func BenchmarkIssue(b *testing.B) {
-	w := newWorld(b)
+	w := newWorld(b, localCA(b))
 	h, err := NewHandler(HandlerConfig{Issuer: w.issuer, New: testCA, Proto: testCA})
 	if err != nil {
 		b.Fatal(err)
@@ -406,8 +406,8 @@ func BenchmarkIssue(b *testing.B) {
 		if err != nil || csr.CheckSignature() != nil {
 			b.Fatal("the request does not hold")
 		}
-		template := Approved{device: w.board.id, key: item.Key}.template(Claim{Serial: Serial{1}, NotBefore: start, NotAfter: start.Add(policy.Validity)})
-		if _, err := x509.CreateCertificate(nil, template, ca.issuing, csr.PublicKey, ca.key); err != nil {
+		template := deviceTemplate(w.board.id, item.Key, Serial{1}, start, start.Add(policy.Validity))
+		if _, err := x509.CreateCertificate(nil, template, ca.Issuing(), csr.PublicKey, ca.Signer(b.Context())); err != nil {
 			b.Fatal(err)
 		}
 		bare += time.Since(start)
@@ -425,4 +425,10 @@ func BenchmarkIssue(b *testing.B) {
 	b.ReportMetric(float64(bare)/float64(whole), "ratio")
 	b.ReportMetric(float64(bare.Microseconds())/float64(b.N), "bare-µs/op")
 	b.ReportMetric(float64(whole.Microseconds())/float64(b.N), "whole-µs/op")
+}
+
+func TestNewHandlerRefuses(t *testing.T) {
+	if _, err := NewHandler(HandlerConfig{}); err == nil {
+		t.Error("a handler without an issuer")
+	}
 }

@@ -99,11 +99,11 @@ func flawsOfForm() []flaw {
 			m.inBody()
 		}},
 		{"hundred-subject-attributes", "too-large", "A subject of a hundred units.", func(m *making) {
-			m.csr.subject = append(m.csr.subject, repeat(100, func(i int) []attribute { return m.unit(fmt.Sprintf("u%d", i)) })...)
+			m.csr.subject = append(m.csr.subject, repeat(100, func(i int) []nameAttribute { return m.unit(fmt.Sprintf("u%d", i)) })...)
 			m.inBody()
 		}},
 		{"hundred-attributes-in-one-set", "too-large", "A relative distinguished name of a hundred units.", func(m *making) {
-			var all []attribute
+			var all []nameAttribute
 			for i := range 100 {
 				all = append(all, m.unit(fmt.Sprintf("u%02d", i))...)
 			}
@@ -262,7 +262,7 @@ func flawsOfForm() []flaw {
 		}},
 		{"signature-without-challenge", "no-signature", "A signature over nothing.", func(m *making) { m.extra = []string{HeaderSignature + ": AAAA"} }},
 		{"signature-not-base64", "not-base64", "The signature over the challenge is no base64.", func(m *making) { m.answered(m.challenge(), "%%%%") }},
-		{"challenge-too-long", "too-large", "A challenge longer than any.", func(m *making) { m.answered(strings.Repeat("A", maxChallenge+1), "AAAA") }},
+		{"challenge-too-long", "too-large", "A challenge longer than any.", func(m *making) { m.answered(strings.Repeat("A", MaxChallenge+1), "AAAA") }},
 	}
 }
 
@@ -376,10 +376,10 @@ func flawsOfNames() []flaw {
 	const printable, utf8 = asn1.TagPrintableString, asn1.TagUTF8String
 	return []flaw{
 		{"no-subject", "no-cn", "No subject at all.", func(m *making) { m.csr.subject = nil }},
-		{"subject-without-cn", "no-cn", "A subject without a common name.", func(m *making) { m.csr.subject = [][]attribute{m.unit("Widgets")} }},
+		{"subject-without-cn", "no-cn", "A subject without a common name.", func(m *making) { m.csr.subject = [][]nameAttribute{m.unit("Widgets")} }},
 		{"two-cns", "several-cn", "The right name, and that of another board.", func(m *making) { m.csr.subject = append(m.csr.subject, cn(newSimulated(m.t).id.String())) }},
 		{"another-cn-first", "several-cn", "The name of another board, and the right one.", func(m *making) {
-			m.csr.subject = [][]attribute{cn(newSimulated(m.t).id.String()), m.csr.subject[0]}
+			m.csr.subject = [][]nameAttribute{cn(newSimulated(m.t).id.String()), m.csr.subject[0]}
 		}},
 		{"same-cn-twice", "several-cn", "The right name, twice.", func(m *making) { m.csr.subject = append(m.csr.subject, m.csr.subject[0]) }},
 		{"two-cns-in-one-set", "several-cn", "Two names in one relative distinguished name.", func(m *making) { m.csr.subject[0] = append(m.csr.subject[0], cn("x")...) }},
@@ -601,7 +601,7 @@ func flawsOfFreshness() []flaw {
 		})},
 		{"challenge-extended", "bad-challenge", "An expired challenge that was given another end.", password(func(m *making) string {
 			old, _ := challenges(m.t).New(time.Now().Add(-time.Hour))
-			return m.challenge()[:len(challengePrefix)+6] + old[len(challengePrefix)+6:]
+			return m.challenge()[:len(ChallengePrefix)+6] + old[len(ChallengePrefix)+6:]
 		})},
 		{"challenge-in-lower-case", "bad-challenge", "A second way to write a challenge.", password(func(m *making) string { return strings.ToLower(m.challenge()) })},
 		{"replayed-after-its-end", "challenge-expired", "A captured request, replayed after its challenge has ended.", password(func(m *making) string {

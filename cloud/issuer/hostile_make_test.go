@@ -91,7 +91,7 @@ func (m *making) answered(challenge, signature string) {
 	m.extra = append(m.extra, HeaderChallenge+": "+challenge, HeaderSignature+": "+signature)
 }
 
-func (m *making) unit(value string) []attribute {
+func (m *making) unit(value string) []nameAttribute {
 	return name(oid(2, 5, 4, 11), asn1.TagPrintableString, value)
 }
 

@@ -216,7 +216,7 @@ func hostileCA(t *testing.T) CA {
 	}
 	synctest.Test(t, func(t *testing.T) { // which begins with the year 2000
 		time.Sleep(time.Until(corpusClock.AddDate(0, -1, 0)))
-		if err := InitLocalCA(LocalCAInit{Dir: filepath.Join(dir, "ca"), Name: "Test", Passphrase: []byte(testPassphrase), iterations: 1000}); err != nil {
+		if err := InitLocalCA(LocalCAInit{Dir: filepath.Join(dir, "ca"), Name: "Test", Passphrase: []byte(testPassphrase), Iterations: 1000}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -284,7 +284,7 @@ func (h hostile) decide(t *testing.T, registry Registry, policy Policy) {
 			approved, err = Decide(request, item, policy, h.clock)
 		}
 		if err == nil { // the device has had nothing yet
-			if _, _, err = approved.plan(nil, policy, h.clock); err != nil {
+			if _, _, err = approved.Plan(nil, policy, h.clock); err != nil {
 				approved = Approved{}
 			}
 		}

@@ -307,7 +307,7 @@ func (h bareIssuer) issue(r *http.Request) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: serial.Int(), Subject: csr.Subject, NotBefore: time.Now(), NotAfter: time.Now().Add(DefaultValidity),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
-	}, h.ca.issuing, csr.PublicKey, h.ca.key)
+	}, h.ca.Issuing(), csr.PublicKey, h.ca.Signer(r.Context()))
 }
 
 // claimsByDevice keeps claims in memory, and finds those of a device without looking at all others.

@@ -1,14 +1,10 @@
 package issuer
 
 import (
-	"bytes"
 	"context"
-	"crypto/x509"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"secretfree/station/board"
@@ -41,8 +37,8 @@ type Config struct {
 // Issuer issues certificates. Its methods may be called at once.
 type Issuer struct {
 	config Config
-	cas    map[string]CA     // with the retired ones
-	trust  map[string]*trust // by the name of the CA
+	cas    map[string]CA                // with the retired ones
+	checks map[string]*CertificateCheck // by the name of the CA
 	turns  turns
 }
 
@@ -57,7 +53,7 @@ func New(config Config) (*Issuer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	i := &Issuer{config: config, cas: maps.Clone(config.CAs), trust: map[string]*trust{}}
+	i := &Issuer{config: config, cas: maps.Clone(config.CAs), checks: map[string]*CertificateCheck{}}
 	for name, ca := range config.Retired {
 		if i.cas[name] != nil {
 			return nil, fmt.Errorf("issuer: the CA %q is retired, and is not", name)
@@ -72,10 +68,16 @@ func New(config Config) (*Issuer, error) {
 		if len(profile.Roots) == 0 && !profile.Foreign {
 			return nil, fmt.Errorf("issuer: the CA %q has no root certificate: nothing that it returns could be checked", name)
 		}
-		i.trust[name] = newTrust(profile.Roots)
+		i.checks[name] = NewCertificateCheck(profile)
 	}
 	return i, nil
 }
+
+// SKU is the product whose devices get certificates here.
+func (i *Issuer) SKU() string { return i.config.Policy.SKU }
+
+// CA is the CA of a name that signs new certificates; nil if there is none.
+func (i *Issuer) CA(name string) CA { return i.config.CAs[name] }
 
 // conflictTries is how often a step is tried again when other requests of the same device were first.
 const conflictTries = 8
@@ -197,7 +199,7 @@ func (i *Issuer) propose(ctx context.Context, approved Approved, issuance Issuan
 
 // step takes an issuance one state further. It is done when the certificate may be answered.
 func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance, door string, now time.Time) (_ Issuance, done bool, err error) {
-	if err := issuance.Claim.covers(approved); err != nil {
+	if err := issuance.Claim.Covers(approved); err != nil {
 		return Issuance{}, false, err
 	}
 	if issuance.State == Claimed && issuance.Memo == "" && i.outdated(issuance.Claim, approved, now) {
@@ -222,7 +224,7 @@ func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance,
 		if err != nil {
 			return Issuance{}, false, fmt.Errorf("asking the CA: %w", err)
 		}
-		if err := i.checked(fresh, approved, issuance.Claim, now); err != nil {
+		if err := i.checked(fresh, issuance.Claim, now); err != nil {
 			return Issuance{}, false, err
 		}
 		issuance.State, issuance.Certificate = Signed, &fresh
@@ -231,12 +233,12 @@ func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance,
 		}
 		return i.replace(ctx, issuance)
 	case Signed:
-		if err := i.checked(*issuance.Certificate, approved, issuance.Claim, now); err != nil {
+		if err := i.checked(*issuance.Certificate, issuance.Claim, now); err != nil {
 			return Issuance{}, false, err
 		}
 		return i.activate(ctx, issuance, now)
 	case Live:
-		return issuance, true, i.checked(*issuance.Certificate, approved, issuance.Claim, now)
+		return issuance, true, i.checked(*issuance.Certificate, issuance.Claim, now)
 	}
 	return Issuance{}, false, fmt.Errorf("%w: epoch %d, because of %s", CertificateRevoked, issuance.Claim.Epoch, issuance.Reason)
 }
@@ -370,107 +372,9 @@ func (i *Issuer) enrolment(ctx context.Context, device board.DeviceID) (*board.E
 // one. It does not leave.
 var ErrWrongCertificate = errors.New("the certificate is not the one that was approved")
 
-func (i *Issuer) checked(c Certificate, approved Approved, claim Claim, now time.Time) error {
-	profile := i.cas[claim.CA].Profile()
-	if err := verifyIssued(c, approved, claim, profile, i.trust[claim.CA], now); err != nil {
+func (i *Issuer) checked(c Certificate, claim Claim, now time.Time) error {
+	if err := i.checks[claim.CA].Check(c, claim, now); err != nil {
 		return fmt.Errorf("%w: %w", ErrWrongCertificate, err)
 	}
 	return nil
-}
-
-// verifyIssued compares a certificate with what was approved, field by field.
-func verifyIssued(c Certificate, approved Approved, claim Claim, profile Profile, trust *trust, now time.Time) error {
-	leaf, err := x509.ParseCertificate(c.Leaf)
-	if err != nil {
-		return fmt.Errorf("parsing it: %w", err)
-	}
-	key, err := board.NewKey(leaf.PublicKey, leaf.RawSubjectPublicKeyInfo)
-	if err != nil || key != approved.key {
-		return errors.New("it has another key")
-	}
-	if leaf.IsCA {
-		return errors.New("it is a CA's")
-	}
-	if len(c.Chain) > maxChain {
-		return fmt.Errorf("a chain of %d certificates", len(c.Chain))
-	}
-	if profile.Foreign {
-		return verifyForeign(leaf, approved, now)
-	}
-	subject, err := asn1.Marshal(claim.subject().ToRDNSequence())
-	if err != nil {
-		return fmt.Errorf("encoding the subject: %w", err)
-	}
-	if !sameSubject(leaf.RawSubject, subject) {
-		return errors.New("its subject is not the device's")
-	}
-	if !leaf.NotBefore.Equal(claim.NotBefore) || !leaf.NotAfter.Equal(claim.NotAfter) {
-		return fmt.Errorf("it is valid from %v to %v, want %v to %v", leaf.NotBefore, leaf.NotAfter, claim.NotBefore, claim.NotAfter)
-	}
-	if leaf.KeyUsage != x509.KeyUsageDigitalSignature|profile.KeyUsage {
-		return errors.New("its key may be used for more, or for less, than signatures")
-	}
-	if len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth || len(leaf.UnknownExtKeyUsage) > 0 {
-		return errors.New("it is not for client authentication alone")
-	}
-	for _, extension := range leaf.Extensions {
-		if extension.Id.String() == oidSubjectAltName {
-			return errors.New("it has alternative names")
-		}
-	}
-	return trust.verify(leaf, c.Chain, now)
-}
-
-// foreignName is the subject that AWS IoT Core gives where it takes none from a request.
-const foreignName = "AWS IoT Certificate"
-
-func verifyForeign(leaf *x509.Certificate, approved Approved, now time.Time) error {
-	if name := leaf.Subject.CommonName; name != approved.device.String() && name != foreignName {
-		return errors.New("its subject is another's")
-	}
-	if now.Before(leaf.NotBefore) || !now.Before(leaf.NotAfter) {
-		return fmt.Errorf("it is valid from %v to %v, and not now", leaf.NotBefore, leaf.NotAfter)
-	}
-	return nil
-}
-
-// attribute is one AttributeTypeAndValue of a distinguished name. The value stays raw, because decoders fold the string
-// types into one.
-type attribute struct {
-	Type  asn1.ObjectIdentifier
-	Value asn1.RawValue
-}
-
-type relativeNameSET []attribute // the suffix tells encoding/asn1 that it is a SET OF
-
-// sameSubject compares two distinguished names, but not the string types of their values: CAs choose these.
-func sameSubject(a, b []byte) bool {
-	var x, y []relativeNameSET
-	if rest, err := asn1.Unmarshal(a, &x); err != nil || len(rest) > 0 {
-		return false
-	}
-	if rest, err := asn1.Unmarshal(b, &y); err != nil || len(rest) > 0 {
-		return false
-	}
-	return slices.EqualFunc(x, y, func(x, y relativeNameSET) bool {
-		return slices.EqualFunc(x, y, func(x, y attribute) bool {
-			return x.Type.Equal(y.Type) && bytes.Equal(x.Value.Bytes, y.Value.Bytes)
-		})
-	})
-}
-
-// template is the profile of a device's certificate (RFC 5280): all that is in it comes from here, bar the
-// issuer's name and key identifier.
-func (a Approved) template(claim Claim) *x509.Certificate {
-	fingerprint := a.key.Fingerprint()
-	return &x509.Certificate{
-		SerialNumber:          claim.Serial.Int(),
-		Subject:               claim.subject(),
-		NotBefore:             claim.NotBefore,
-		NotAfter:              claim.NotAfter,
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true,             // and not a CA
-		SubjectKeyId:          fingerprint[:20], // RFC 7093, 2, method 4
-	}
 }

@@ -9,9 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
-	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +18,7 @@ import (
 )
 
 func TestIssue(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, localCA(t))
 	request := w.board.csr().request(t)
 	first, err := w.issuer.Issue(t.Context(), request, testCA)
 	if err != nil {
@@ -39,7 +37,7 @@ func TestIssue(t *testing.T) {
 	if leaf.SignatureAlgorithm != x509.ECDSAWithSHA256 || leaf.SerialNumber.BitLen() > 128 || !leaf.BasicConstraintsValid || leaf.IsCA {
 		t.Errorf("signature %v, serial %v, basic constraints %v %v", leaf.SignatureAlgorithm, leaf.SerialNumber, leaf.BasicConstraintsValid, leaf.IsCA)
 	}
-	if len(leaf.SubjectKeyId) != 20 || !bytes.Equal(leaf.AuthorityKeyId, localCA(t).issuing.SubjectKeyId) {
+	if len(leaf.SubjectKeyId) != 20 || !bytes.Equal(leaf.AuthorityKeyId, localCA(t).Issuing().SubjectKeyId) {
 		t.Errorf("key identifiers %x, %x", leaf.SubjectKeyId, leaf.AuthorityKeyId)
 	}
 	if len(leaf.Extensions) != 5 {
@@ -69,7 +67,7 @@ func TestIssue(t *testing.T) {
 }
 
 func TestIssueRefuses(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, localCA(t))
 	stranger := newSimulated(t)
 	if _, err := w.issuer.Issue(t.Context(), stranger.csr().request(t), testCA); !errors.Is(err, NotEnrolled) {
 		t.Errorf("not enrolled: %v", err)
@@ -125,93 +123,11 @@ func TestIssueRefuses(t *testing.T) {
 	}
 }
 
-func TestIssueAtOnce(t *testing.T) {
-	for name, open := range claimsBackends() {
-		if name == "dynamodb" {
-			continue // the same code as minidyn; TestClaims runs there
-		}
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
-			w.open(t, open(t).Claims)
-			const callers = 16
-			got := make([]Certificate, callers)
-			var wg sync.WaitGroup
-			for i := range callers {
-				wg.Go(func() {
-					var err error
-					if got[i], err = w.issuer.Issue(t.Context(), w.board.csr().request(t), testCA); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			wg.Wait()
-			for i := range callers {
-				if !equal(got[i], got[0]) {
-					t.Errorf("caller %d got another certificate", i)
-				}
-			}
-			if len(w.ca.issued) != 1 {
-				t.Errorf("%d different certificates were signed", len(w.ca.issued))
-			}
-		})
-	}
-}
-
-// A failure at any step, before or after it took effect, leaves what a later request goes on from; a new
-// Issuer stands for a process that was started again.
-func TestIssueGoesOn(t *testing.T) {
-	for name, open := range claimsBackends() {
-		if name == "dynamodb" {
-			continue // the same code as minidyn; TestClaims runs there
-		}
-		for _, step := range []string{"create", "sign", "replace"} {
-			for _, applied := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s/%s fails, applied %v", name, step, applied), func(t *testing.T) {
-					w := newWorld(t)
-					backend := open(t)
-					w.open(t, backend.Claims)
-					fault := once("now")
-					switch {
-					case step != "sign":
-						backend.fail(step, applied)
-					case applied:
-						w.ca.after = func(*Certificate) error { return fault("now") }
-					default:
-						w.ca.before = func() error { return fault("now") }
-					}
-					request := w.board.csr().request(t)
-					first, err := w.issuer.Issue(t.Context(), request, testCA)
-					if err == nil && (!applied || step == "sign") {
-						t.Fatal("a failure was reported as success")
-					}
-					if err != nil {
-						if outcome, _ := classify(err); outcome != TryLater {
-							t.Errorf("a stranger would read %q: %v", outcome, err)
-						}
-					}
-					w.open(t, backend.Claims)
-					second, err := w.issuer.Issue(t.Context(), request, testCA)
-					if err != nil {
-						t.Fatal(err)
-					}
-					third, err := w.issuer.Issue(t.Context(), request, testCA)
-					if err != nil || !equal(second, third) || first.Leaf != nil && !equal(first, second) {
-						t.Errorf("the retries differ, or %v", err)
-					}
-					if len(w.ca.issued) != 1 {
-						t.Errorf("%d different certificates were signed", len(w.ca.issued))
-					}
-				})
-			}
-		}
-	}
-}
-
 func TestIssueAfterExpiry(t *testing.T) {
 	parent := localCA(t) // made outside the bubble, whose clock starts in 2000
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		time.Sleep(time.Until(parent.issuing.NotBefore.Add(time.Hour)))
+		w := newWorld(t, localCA(t))
+		time.Sleep(time.Until(parent.Issuing().NotBefore.Add(time.Hour)))
 		w.policy.Validity = 24 * time.Hour
 		w.open(t, w.claims)
 		request := w.board.csr().request(t)
@@ -240,22 +156,31 @@ func TestIssueAfterExpiry(t *testing.T) {
 
 // lyingCA signs something else than it was asked to.
 type lyingCA struct {
-	*LocalCA
+	CA
 	lie func(template *x509.Certificate)
 	key any
 }
 
-func (l *lyingCA) Issue(_ context.Context, a Approved, claim Claim, _ Memo) (Certificate, error) {
-	template := a.template(claim)
+func (l *lyingCA) Issue(ctx context.Context, a Approved, claim Claim, memo Memo) (Certificate, error) {
+	honest, err := l.CA.Issue(ctx, a, claim, memo)
+	if err != nil {
+		return honest, err
+	}
+	template, err := x509.ParseCertificate(honest.Leaf)
+	if err != nil {
+		return honest, err
+	}
+	template.RawSubject = nil // it would go before Subject
 	if l.lie != nil {
 		l.lie(template)
 	}
-	public := a.key.Public()
+	public := a.Key().Public()
 	if l.key != nil {
 		public = l.key
 	}
-	leaf, err := x509.CreateCertificate(rand.Reader, template, l.issuing, public, l.LocalCA.key)
-	return Certificate{Leaf: leaf, Chain: [][]byte{l.issuing.Raw, l.root.Raw}}, err
+	signer := l.CA.(*LocalCA)
+	leaf, err := x509.CreateCertificate(rand.Reader, template, signer.Issuing(), public, signer.Signer(ctx))
+	return Certificate{Leaf: leaf, Chain: honest.Chain}, err
 }
 
 func TestWhatDoesNotLeave(t *testing.T) {
@@ -299,15 +224,15 @@ func TestWhatDoesNotLeave(t *testing.T) {
 		{name: "a damaged signature", want: "its chain", out: func(c *Certificate) { c.Leaf[len(c.Leaf)-1] ^= 1 }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t)
-			c.ca.LocalCA = localCA(t)
+			w := newWorld(t, localCA(t))
+			c.ca.CA = localCA(t)
 			lying := &countingCA{CA: &c.ca, after: func(out *Certificate) error {
 				if c.out != nil {
 					c.out(out)
 				}
 				return nil
 			}}
-			config := w.issuer.config
+			config := w.config
 			config.CAs = map[string]CA{testCA: lying}
 			crooked, err := New(config)
 			if err != nil {
@@ -332,7 +257,7 @@ func TestWhatDoesNotLeave(t *testing.T) {
 
 // Who can write the table of claims cannot make the issuer hand out another certificate.
 func TestStoredCertificateIsChecked(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, localCA(t))
 	other := newSimulated(t)
 	w.registry.put(enrolment(t, other.record(t, w.station), w.station))
 	for _, b := range []simulated{w.board, other} {
@@ -354,13 +279,13 @@ func TestStoredCertificateIsChecked(t *testing.T) {
 }
 
 // rootless says nothing about what its certificates must chain to.
-type rootless struct{ *LocalCA }
+type rootless struct{ CA }
 
 func (*rootless) Profile() Profile { return Profile{} }
 
 func TestNewRefuses(t *testing.T) {
-	w := newWorld(t)
-	good := w.issuer.config
+	w := newWorld(t, localCA(t))
+	good := w.config
 	for name, spoil := range map[string]func(c *Config){
 		"no registry": func(c *Config) { c.Registry = nil },
 		"no CA":       func(c *Config) { c.CAs = nil },
@@ -374,8 +299,5 @@ func TestNewRefuses(t *testing.T) {
 		if _, err := New(c); err == nil {
 			t.Errorf("%s: taken", name)
 		}
-	}
-	if _, err := NewHandler(HandlerConfig{}); err == nil {
-		t.Error("a handler without an issuer")
 	}
 }

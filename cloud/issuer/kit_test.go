@@ -11,6 +11,7 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
@@ -20,8 +21,6 @@ import (
 	"iter"
 	"maps"
 	mathrand "math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -155,10 +154,18 @@ func enrolmentOf(sealed board.Sealed) board.Enrolment {
 	}
 }
 
+// nameAttribute is one AttributeTypeAndValue of a distinguished name.
+type nameAttribute struct {
+	Type  asn1.ObjectIdentifier
+	Value asn1.RawValue
+}
+
+type nameSET []nameAttribute // the suffix tells encoding/asn1 that it is a SET OF
+
 // csr is a request built by hand, so that anything in it can be wrong.
 type csr struct {
 	key        crypto.Signer
-	subject    [][]attribute // relative distinguished names
+	subject    [][]nameAttribute // relative distinguished names
 	extensions []extension
 	sha256     bool             // else ECDSA with SHA-1, as the boards do
 	passwords  []string         // values of the attribute challengePassword
@@ -172,16 +179,16 @@ type extension struct {
 	Value    []byte
 }
 
-func name(oid asn1.ObjectIdentifier, tag int, value string) []attribute {
-	return []attribute{{oid, asn1.RawValue{Tag: tag, Bytes: []byte(value)}}}
+func name(oid asn1.ObjectIdentifier, tag int, value string) []nameAttribute {
+	return []nameAttribute{{oid, asn1.RawValue{Tag: tag, Bytes: []byte(value)}}}
 }
 
-func cn(value string) []attribute {
+func cn(value string) []nameAttribute {
 	return name(asn1.ObjectIdentifier{2, 5, 4, 3}, asn1.TagPrintableString, value)
 }
 
 // csr is the plain request of s.
-func (s simulated) csr() csr { return csr{key: s.key, subject: [][]attribute{cn(s.id.String())}} }
+func (s simulated) csr() csr { return csr{key: s.key, subject: [][]nameAttribute{cn(s.id.String())}} }
 
 func mustASN1(t testing.TB, v any, params string) []byte {
 	t.Helper()
@@ -194,7 +201,7 @@ func mustASN1(t testing.TB, v any, params string) []byte {
 
 func (c csr) der(t testing.TB) []byte {
 	t.Helper()
-	var subject []relativeNameSET
+	var subject []nameSET
 	for _, n := range c.subject {
 		subject = append(subject, n)
 	}
@@ -225,7 +232,7 @@ func (c csr) der(t testing.TB) []byte {
 	}
 	info := mustASN1(t, struct {
 		Version    int
-		Subject    []relativeNameSET
+		Subject    []nameSET
 		Public     asn1.RawValue
 		Attributes []asn1.RawValue `asn1:"tag:0,set"`
 	}{0, subject, asn1.RawValue{FullBytes: spki}, attributes}, "")
@@ -452,127 +459,6 @@ func (c *countingCA) Issue(ctx context.Context, a Approved, claim Claim, memo Me
 	return out, err
 }
 
-const testPassphrase = "correct horse"
-
-// caDir is a local CA that the tests share. Making one is slow by intent, so its keys are stretched less.
-var caDir = sync.OnceValues(func() (string, error) {
-	parent, err := os.MkdirTemp("", "issuer-test-*")
-	if err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(parent, "passphrase"), []byte(testPassphrase+"\n"), 0o600); err != nil {
-		return "", err
-	}
-	return parent, InitLocalCA(LocalCAInit{Dir: filepath.Join(parent, "ca"), Name: "Test", Passphrase: []byte(testPassphrase), iterations: 1000})
-})
-
-var sharedCA = sync.OnceValues(func() (*LocalCA, error) {
-	parent, err := caDir()
-	if err != nil {
-		return nil, err
-	}
-	return OpenLocalCA(LocalCAConfig{Dir: filepath.Join(parent, "ca"), PassphraseFile: filepath.Join(parent, "passphrase")})
-})
-
-func TestMain(m *testing.M) {
-	if setting := os.Getenv(servedSetting); setting != "" { // a server of a benchmark
-		if err := serveAsTold(setting); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	code := m.Run()
-	if parent, err := caDir(); err == nil {
-		_ = os.RemoveAll(parent)
-	}
-	os.Exit(code)
-}
-
-func localCA(t testing.TB) *LocalCA {
-	t.Helper()
-	ca, err := sharedCA()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
-}
-
-// world is one factory and one issuer, with one enrolled board.
-type world struct {
-	station  station
-	board    simulated
-	registry *memRegistry
-	claims   *memClaims
-	ca       *countingCA
-	policy   Policy
-	issuer   *Issuer
-}
-
-func newWorld(t testing.TB) *world {
-	t.Helper()
-	w := &world{
-		station: newStation(t, testSKU, "line3-a"), board: newSimulated(t),
-		registry: &memRegistry{}, claims: &memClaims{}, ca: &countingCA{CA: localCA(t)},
-	}
-	w.policy = Policy{SKU: testSKU, Stations: []board.Verifier{w.station.verifier}}
-	w.registry.put(enrolment(t, w.board.record(t, w.station), w.station))
-	w.open(t, w.claims)
-	t.Cleanup(func() { w.check(t) })
-	return w
-}
-
-func (w *world) open(t testing.TB, claims Claims) {
-	t.Helper()
-	var err error
-	w.issuer, err = New(Config{
-		Policy: w.policy, Registry: w.registry, CAs: map[string]CA{testCA: w.ca}, Claims: claims,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// check looks at all that is stored: every claim is of an enrolled board, and what is finished is its certificate;
-// for each claim at most one certificate was ever signed.
-func (w *world) check(t testing.TB) {
-	t.Helper()
-	trust := newTrust(localCA(t).Profile().Roots)
-	stored := w.claims.all()
-	serials := map[Serial]string{}
-	for id, issuance := range stored {
-		if other, ok := serials[issuance.Claim.Serial]; ok {
-			t.Errorf("the claims %s and %s have one serial", id, other)
-		}
-		serials[issuance.Claim.Serial] = id
-		item, ok := w.registry.items[issuance.Claim.Device]
-		if !ok || item.Key.Fingerprint() != issuance.Claim.Fingerprint {
-			t.Errorf("claim %s is of no enrolled board", id)
-			continue
-		}
-		if issuance.Certificate == nil {
-			continue
-		}
-		a := Approved{device: item.Device, key: item.Key}
-		if err := verifyIssued(*issuance.Certificate, a, issuance.Claim, localCA(t).Profile(), trust, time.Now()); err != nil {
-			t.Errorf("claim %s: %v", id, err)
-		}
-	}
-	signed := map[string]bool{}
-	for leaf := range w.ca.issued {
-		certificate, err := x509.ParseCertificate([]byte(leaf))
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		serial := certificate.SerialNumber.String()
-		if signed[serial] {
-			t.Errorf("serial %s was signed with two contents", serial)
-		}
-		signed[serial] = true
-	}
-}
-
 var errInjected = errors.New("injected")
 
 // once fails the first call that matches.
@@ -597,4 +483,67 @@ func equal(a, b Certificate) bool {
 		}
 	}
 	return true
+}
+
+// memMemo is a memo in memory.
+type memMemo struct {
+	mu     sync.Mutex
+	text   string
+	writes int
+	fail   func(text string) error // before it is kept
+}
+
+func (m *memMemo) Read() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.text
+}
+
+func (m *memMemo) Write(_ context.Context, text string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.writes++
+	if m.fail != nil {
+		if err := m.fail(text); err != nil {
+			return err
+		}
+	}
+	m.text = text
+	return nil
+}
+
+// approvedFor is what Decide gives for a new board.
+func approvedFor(t testing.TB) Approved {
+	t.Helper()
+	st, b := newStation(t, testSKU, "line3-a"), newSimulated(t)
+	item := enrolment(t, b.record(t, st), st)
+	a, err := Decide(b.csr().request(t), &item, Policy{SKU: testSKU, Stations: []board.Verifier{st.verifier}}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func mustClaim(t testing.TB, a Approved) Claim {
+	t.Helper()
+	now := time.Now().UTC().Truncate(time.Second)
+	c := Claim{
+		Device: a.Device(), Fingerprint: a.Key().Fingerprint(), Generation: a.Generation(), Epoch: 1, CA: testCA,
+		NotBefore: now.Add(-5 * time.Minute), NotAfter: now.AddDate(10, 0, 0), Created: now,
+	}
+	_, _ = rand.Read(c.Serial[:]) // never fails (crypto/rand)
+	return c
+}
+
+// begun is the first version of an issuance.
+func begun(c Claim) Issuance { return Issuance{Claim: c, Version: 1, State: Claimed} }
+
+// deviceTemplate is what a local CA signs, for benchmarks that do no more than that.
+func deviceTemplate(device board.DeviceID, key board.Key, serial Serial, from, to time.Time) *x509.Certificate {
+	fingerprint := key.Fingerprint()
+	return &x509.Certificate{
+		SerialNumber: serial.Int(), Subject: pkix.Name{CommonName: device.String()}, NotBefore: from, NotAfter: to,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true, SubjectKeyId: fingerprint[:20],
+	}
 }

@@ -3,7 +3,6 @@ package issuer
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -11,23 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/big"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/ocsp"
-)
-
-// The files of a delegated responder beside those of a local CA, if it has one. The key has the passphrase of the issuing key.
-const (
-	responderCertificateFile = "ocsp.pem"
-	responderKeyFile         = "ocsp.key"
 )
 
 const (
@@ -36,11 +26,21 @@ const (
 	ocspTimeout = 10 * time.Second
 )
 
+// RevocationSigner is a CA whose revocation lists and OCSP answers are signed here.
+type RevocationSigner interface {
+	// Issuing is the certificate of the issuing CA.
+	Issuing() *x509.Certificate
+	// Signer has the key of the issuing CA; it is used in ctx only.
+	Signer(ctx context.Context) crypto.Signer
+	// Responder is the delegated OCSP responder at a time: its certificate and key, or nil and the key of the issuing CA.
+	Responder(ctx context.Context, now time.Time) (*x509.Certificate, crypto.Signer)
+}
+
 // RevocationsConfig of Revocations.
 type RevocationsConfig struct {
 	Claims Claims
 	// CAs by the names that claims remember.
-	CAs map[string]*LocalCA
+	CAs map[string]RevocationSigner
 	// Sources and Source are as in HandlerConfig. Where devices connect, one source asks for all of them.
 	Sources *Limiter
 	Source  func(*http.Request) string
@@ -207,11 +207,12 @@ func (r *Revocations) OCSP(ctx context.Context, der []byte, now time.Time) ([]by
 			answer.Status = ocsp.Good
 		}
 	}
-	signer, key := ca.issuing, ca.signer(ctx)
-	if d := ca.responder; d != nil && now.After(d.certificate.NotBefore) && now.Before(d.certificate.NotAfter) {
-		signer, key, answer.Certificate = d.certificate, d.key, d.certificate
+	responder, key := ca.Responder(ctx, now)
+	answer.Certificate = responder
+	if responder == nil {
+		responder = ca.Issuing()
 	}
-	out, err := ocsp.CreateResponse(ca.issuing, signer, answer, key)
+	out, err := ocsp.CreateResponse(ca.Issuing(), responder, answer, key)
 	if err != nil {
 		return nil, fmt.Errorf("signing the answer: %w", err)
 	}
@@ -219,10 +220,10 @@ func (r *Revocations) OCSP(ctx context.Context, der []byte, now time.Time) ([]by
 }
 
 // issuerOf finds the CA that a request names by hashes.
-func (r *Revocations) issuerOf(request *ocsp.Request) (string, *LocalCA) {
+func (r *Revocations) issuerOf(request *ocsp.Request) (string, RevocationSigner) {
 	for name, ca := range r.config.CAs {
-		if string(hashed(request.HashAlgorithm, ca.issuing.RawSubject)) == string(request.IssuerNameHash) &&
-			string(hashed(request.HashAlgorithm, publicBits(ca.issuing))) == string(request.IssuerKeyHash) {
+		if string(hashed(request.HashAlgorithm, ca.Issuing().RawSubject)) == string(request.IssuerNameHash) &&
+			string(hashed(request.HashAlgorithm, publicBits(ca.Issuing()))) == string(request.IssuerKeyHash) {
 			return name, ca
 		}
 	}
@@ -255,44 +256,4 @@ func serialOf(n *big.Int) (Serial, bool) {
 	}
 	n.FillBytes(s[:])
 	return s, true
-}
-
-// responder answers OCSP in the place of a CA.
-type responder struct {
-	certificate *x509.Certificate
-	key         *ecdsa.PrivateKey
-}
-
-// readResponder reads that of the CA in a folder; nil if there is none.
-func readResponder(config LocalCAConfig, passphrase []byte, issuing *x509.Certificate) (*responder, error) {
-	dir := config.Dir
-	certificate, err := readCertificate(filepath.Join(dir, responderCertificateFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Lstat(filepath.Join(dir, responderKeyFile)); err == nil {
-			return nil, fmt.Errorf("%s is there without %s", responderKeyFile, responderCertificateFile)
-		}
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if passphrase == nil { // the CA's own key is in KMS
-		if passphrase, err = ReadPassphrase(config.PassphraseFile); err != nil {
-			return nil, err
-		}
-	}
-	key, err := ReadKey(filepath.Join(dir, responderKeyFile), passphrase)
-	if err != nil {
-		return nil, err
-	}
-	if !key.PublicKey.Equal(certificate.PublicKey) {
-		return nil, fmt.Errorf("the key in %s is not that of the certificate in %s", responderKeyFile, responderCertificateFile)
-	}
-	if err := certificate.CheckSignatureFrom(issuing); err != nil {
-		return nil, fmt.Errorf("the certificate in %s is not of the CA in %s: %w", responderCertificateFile, issuingCertificateFile, err)
-	}
-	if certificate.IsCA || len(certificate.ExtKeyUsage) != 1 || certificate.ExtKeyUsage[0] != x509.ExtKeyUsageOCSPSigning {
-		return nil, fmt.Errorf("the certificate in %s is not for OCSP signing alone", responderCertificateFile)
-	}
-	return &responder{certificate, key}, nil
 }

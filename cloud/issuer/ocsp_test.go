@@ -41,10 +41,10 @@ type told struct {
 
 func newTold(t testing.TB, ca *LocalCA) *told {
 	t.Helper()
-	s := &told{world: newWorld(t), now: time.Now()}
+	s := &told{world: newWorld(t, localCA(t)), now: time.Now()}
 	var err error
 	s.revocations, err = NewRevocations(RevocationsConfig{
-		Claims: s.claims, CAs: map[string]*LocalCA{testCA: ca}, Now: s.clock,
+		Claims: s.claims, CAs: map[string]RevocationSigner{testCA: ca}, Now: s.clock,
 		Log: func(err error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -99,7 +99,7 @@ var ocspRequest = map[string]string{"Content-Type": "application/ocsp-request"}
 // status asks for a certificate's, in a path and in a body.
 func (s *told) status(t testing.TB, leaf *x509.Certificate, hash crypto.Hash) *ocsp.Response {
 	t.Helper()
-	issuing := localCA(t).issuing
+	issuing := localCA(t).Issuing()
 	der, err := ocsp.CreateRequest(leaf, issuing, &ocsp.RequestOptions{Hash: hash})
 	if err != nil {
 		t.Fatal(err)
@@ -159,10 +159,8 @@ func TestOCSP(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ca := range []string{testCA, "other"} {
-		claim, err := newClaim(approved, 7, ca, s.now)
-		if err != nil {
-			t.Fatal(err)
-		}
+		claim := mustClaim(t, approved)
+		claim.Epoch, claim.CA = 7, ca
 		i := Issuance{Claim: claim, Version: 1, State: Claimed}
 		if ca == "other" {
 			i.State, i.Revoked = Revoked, s.now
@@ -195,11 +193,11 @@ func ptr[T any](v T) *T { return &v }
 func TestOCSPRefuses(t *testing.T) {
 	s := newTold(t, localCA(t))
 	leaf := s.issue(t)
-	good, err := ocsp.CreateRequest(leaf, localCA(t).issuing, nil)
+	good, err := ocsp.CreateRequest(leaf, localCA(t).Issuing(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := ocsp.CreateRequest(leaf, localCA(t).root, nil)
+	foreign, err := ocsp.CreateRequest(leaf, localCA(t).Root(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +275,7 @@ func delegate(t *testing.T, change func(*x509.Certificate)) (dir string, open fu
 	}
 	change(template)
 	ca := localCA(t)
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.issuing, &key.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.Issuing(), &key.PublicKey, ca.Signer(t.Context()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +283,7 @@ func delegate(t *testing.T, change func(*x509.Certificate)) (dir string, open fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, data := range map[string][]byte{responderCertificateFile: Certificate{Leaf: der}.LeafPEM(), responderKeyFile: sealed} {
+	for name, data := range map[string][]byte{"ocsp.pem": Certificate{Leaf: der}.LeafPEM(), "ocsp.key": sealed} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -293,6 +291,12 @@ func delegate(t *testing.T, change func(*x509.Certificate)) (dir string, open fu
 	return dir, func() (*LocalCA, error) {
 		return OpenLocalCA(LocalCAConfig{Dir: dir, PassphraseFile: filepath.Join(parent, "passphrase")})
 	}
+}
+
+func responderOf(t *testing.T, ca *LocalCA) *x509.Certificate {
+	t.Helper()
+	responder, _ := ca.Responder(t.Context(), time.Now())
+	return responder
 }
 
 func TestOCSPResponder(t *testing.T) {
@@ -303,7 +307,7 @@ func TestOCSPResponder(t *testing.T) {
 	}
 	s := newTold(t, ca)
 	leaf := s.issue(t)
-	if got := s.status(t, leaf, crypto.SHA1); got.Status != ocsp.Good || got.Certificate == nil || !got.Certificate.Equal(ca.responder.certificate) {
+	if got := s.status(t, leaf, crypto.SHA1); got.Status != ocsp.Good || got.Certificate == nil || !got.Certificate.Equal(responderOf(t, ca)) {
 		t.Error("the responder did not sign")
 	}
 	s.pass(2 * time.Hour)
@@ -322,19 +326,19 @@ func TestOCSPResponderRefusals(t *testing.T) {
 		"for servers": {change: func(c *x509.Certificate) { c.ExtKeyUsage[0] = x509.ExtKeyUsageServerAuth }, want: "not for OCSP signing alone"},
 		"a CA":        {change: func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, want: "not for OCSP signing alone"},
 		"no key": {spoil: func(t *testing.T, dir string) {
-			if err := os.Remove(filepath.Join(dir, responderKeyFile)); err != nil {
+			if err := os.Remove(filepath.Join(dir, "ocsp.key")); err != nil {
 				t.Fatal(err)
 			}
-		}, want: responderKeyFile},
+		}, want: "ocsp.key"},
 		"no certificate": {spoil: func(t *testing.T, dir string) {
-			if err := os.Remove(filepath.Join(dir, responderCertificateFile)); err != nil {
+			if err := os.Remove(filepath.Join(dir, "ocsp.pem")); err != nil {
 				t.Fatal(err)
 			}
 		}, want: "ocsp.key is there without ocsp.pem"},
-		"another key": {spoil: func(t *testing.T, dir string) { replaceFile(t, dir, responderKeyFile, issuingKeyFile) }, want: "is not that of the certificate in ocsp.pem"},
+		"another key": {spoil: func(t *testing.T, dir string) { replaceFile(t, dir, "ocsp.key", "issuing.key") }, want: "is not that of the certificate in ocsp.pem"},
 		"another CA's": {spoil: func(t *testing.T, dir string) {
-			replaceFile(t, dir, responderKeyFile, issuingKeyFile)
-			replaceFile(t, dir, responderCertificateFile, issuingCertificateFile)
+			replaceFile(t, dir, "ocsp.key", "issuing.key")
+			replaceFile(t, dir, "ocsp.pem", "issuing.pem")
 		}, want: "is not of the CA in issuing.pem"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -375,7 +379,7 @@ func TestCRL(t *testing.T) {
 		}
 		l, err := x509.ParseRevocationList([]byte(body))
 		if err == nil {
-			err = l.CheckSignatureFrom(localCA(t).issuing)
+			err = l.CheckSignatureFrom(localCA(t).Issuing())
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -446,7 +450,7 @@ func TestCRL(t *testing.T) {
 // Where a certificate says that it can be asked about.
 // One claim that cannot be read does not leave all without a list.
 func TestCRLOfWhatCanBeRead(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	l.mustIssue(t, "")
 	had, err := l.issuer.Revoke(t.Context(), l.board.id, 0, KeyCompromise)
 	if err != nil {
@@ -454,7 +458,7 @@ func TestCRLOfWhatCanBeRead(t *testing.T) {
 	}
 	var logged []error
 	r, err := NewRevocations(RevocationsConfig{
-		Claims: badClaims{l.claims}, CAs: map[string]*LocalCA{testCA: localCA(t)}, Log: func(err error) { logged = append(logged, err) },
+		Claims: badClaims{l.claims}, CAs: map[string]RevocationSigner{testCA: localCA(t)}, Log: func(err error) { logged = append(logged, err) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -488,7 +492,7 @@ func TestLocalCAURLs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t)
+	w := newWorld(t, localCA(t))
 	w.ca.CA = ca
 	s := &told{world: w}
 	leaf := s.issue(t)
@@ -537,8 +541,8 @@ func TestRevocationsOpenSSL(t *testing.T) {
 				return path
 			}
 			of := func(c *x509.Certificate) []byte { return Certificate{Leaf: c.Raw}.LeafPEM() }
-			root, issuing, cert := file("root.pem", of(ca.root)), file("issuing.pem", of(ca.issuing)), file("leaf.pem", of(leaf))
-			both := file("both.pem", append(of(ca.root), of(ca.issuing)...))
+			root, issuing, cert := file("root.pem", of(ca.Root())), file("issuing.pem", of(ca.Issuing())), file("leaf.pem", of(leaf))
+			both := file("both.pem", append(of(ca.Root()), of(ca.Issuing())...))
 			ask := func(hash string) string {
 				return openssl(t, "ocsp", "-"+hash, "-issuer", issuing, "-cert", cert, "-CAfile", root, "-verify_other", issuing, "-url", s.url+"/ocsp")
 			}
@@ -584,7 +588,7 @@ func TestRevocationsOpenSSL(t *testing.T) {
 }
 
 // fuzzedCA is the same in each of the processes that a fuzzer starts.
-func fuzzedCA(f *testing.F) *LocalCA {
+func fuzzedCA(f *testing.F) fuzzSigner {
 	f.Helper()
 	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{7}, 32))
 	if err != nil {
@@ -602,18 +606,30 @@ func fuzzedCA(f *testing.F) *LocalCA {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return &LocalCA{key: key, issuing: certificate, root: certificate}
+	return fuzzSigner{certificate, key}
+}
+
+// fuzzSigner is a CA with its key in memory.
+type fuzzSigner struct {
+	certificate *x509.Certificate
+	key         crypto.Signer
+}
+
+func (f fuzzSigner) Issuing() *x509.Certificate           { return f.certificate }
+func (f fuzzSigner) Signer(context.Context) crypto.Signer { return f.key }
+func (f fuzzSigner) Responder(context.Context, time.Time) (*x509.Certificate, crypto.Signer) {
+	return nil, f.key
 }
 
 // Whatever is asked, what is answered is signed, and about the serial that was asked for; what is claimed of nothing is unknown.
 func FuzzOCSP(f *testing.F) {
 	ca := fuzzedCA(f)
-	r, err := NewRevocations(RevocationsConfig{Claims: &memClaims{}, CAs: map[string]*LocalCA{testCA: ca}})
+	r, err := NewRevocations(RevocationsConfig{Claims: &memClaims{}, CAs: map[string]RevocationSigner{testCA: ca}})
 	if err != nil {
 		f.Fatal(err)
 	}
 	for _, hash := range []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA384, crypto.SHA512} {
-		der, err := ocsp.CreateRequest(&x509.Certificate{SerialNumber: big.NewInt(4711)}, ca.issuing, &ocsp.RequestOptions{Hash: hash})
+		der, err := ocsp.CreateRequest(&x509.Certificate{SerialNumber: big.NewInt(4711)}, ca.Issuing(), &ocsp.RequestOptions{Hash: hash})
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -633,7 +649,7 @@ func FuzzOCSP(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := ocsp.ParseResponse(answer, ca.issuing)
+		got, err := ocsp.ParseResponse(answer, ca.Issuing())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -98,19 +98,15 @@ func answering(b *testing.B, address string) {
 // peerCA writes a root and an issuing CA with P-256 keys, as LocalCA has them, with the keys in the clear.
 func peerCA(b *testing.B) (dir string) {
 	b.Helper()
-	dir = b.TempDir()
-	files, err := newLocalCA(LocalCAInit{Name: "Peer", Passphrase: []byte("x"), RootPassphrase: []byte("x"), RootValidity: 1e18, Validity: 9e17, iterations: 1}, time.Now())
+	dir = filepath.Join(b.TempDir(), "ca")
+	if err := InitLocalCA(LocalCAInit{Dir: dir, Name: "Peer", Passphrase: []byte("x"), RootValidity: 1e18, Validity: 9e17, Iterations: 1}); err != nil {
+		b.Fatal(err)
+	}
+	key, err := ReadKey(filepath.Join(dir, "issuing.key"), []byte("x"))
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, text := range files {
-		writeFile(b, filepath.Join(dir, name), text)
-	}
-	key, err := ReadKey(filepath.Join(dir, issuingKeyFile), []byte("x"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	writeKey(b, filepath.Join(dir, issuingKeyFile), key)
+	writeKey(b, filepath.Join(dir, "issuing.key"), key)
 	return dir
 }
 
@@ -168,7 +164,7 @@ func startCfssl(b *testing.B, program string) asked {
 		"usages": []string{"digital signature", "client auth"}, "expiry": "87600h",
 	}}})
 	startServer(b, nil, program, "serve", "-address", "127.0.0.1", "-port", port, "-config", config, "-loglevel", "5",
-		"-ca", filepath.Join(dir, issuingCertificateFile), "-ca-key", filepath.Join(dir, issuingKeyFile))
+		"-ca", filepath.Join(dir, "issuing.pem"), "-ca-key", filepath.Join(dir, "issuing.key"))
 	address := net.JoinHostPort("127.0.0.1", port)
 	answering(b, address)
 	return asked{
@@ -193,7 +189,7 @@ func startStepCA(b *testing.B, program, db string) asked {
 	}
 	address := net.JoinHostPort("127.0.0.1", port)
 	config := map[string]any{
-		"root": filepath.Join(dir, rootCertificateFile), "crt": filepath.Join(dir, issuingCertificateFile), "key": filepath.Join(dir, issuingKeyFile),
+		"root": filepath.Join(dir, "root.pem"), "crt": filepath.Join(dir, "issuing.pem"), "key": filepath.Join(dir, "issuing.key"),
 		"address": address, "dnsNames": []string{"127.0.0.1"},
 		"authority": map[string]any{
 			"claims": map[string]any{"maxTLSCertDuration": "87600h", "defaultTLSCertDuration": "87600h"},
@@ -210,7 +206,7 @@ func startStepCA(b *testing.B, program, db string) asked {
 	startServer(b, []string{"STEPPATH=" + dir}, program, file)
 	answering(b, address)
 	roots := x509.NewCertPool()
-	text, err := os.ReadFile(filepath.Join(dir, rootCertificateFile))
+	text, err := os.ReadFile(filepath.Join(dir, "root.pem"))
 	if err != nil {
 		b.Fatal(err)
 	}

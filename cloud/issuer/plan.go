@@ -66,6 +66,26 @@ func (a Approved) hasPeer(i *Issuance) bool {
 	return a.peer != nil && i.Certificate != nil && string(a.peer.Raw) == string(i.Certificate.Leaf)
 }
 
+// renewing says why a request to renew may not: nil is good. had is all that the device had.
+func (a Approved) renewing(had []Issuance) error {
+	if !a.renewal {
+		return nil
+	}
+	for n := range had {
+		if !a.hasPeer(&had[n]) {
+			continue
+		}
+		if s := had[n].State; s == Revoking || s == Revoked {
+			return fmt.Errorf("%w: that which it shows, of epoch %d", CertificateRevoked, had[n].Claim.Epoch)
+		}
+		return nil
+	}
+	if a.peer == nil {
+		return fmt.Errorf("%w: it shows no certificate", NoPeer)
+	}
+	return fmt.Errorf("%w: the certificate that it shows is none that this device had here", NoPeer)
+}
+
 // NextEpoch is the first epoch that a device has had no part of: what an operator grants.
 func NextEpoch(had []Issuance, enrolment board.Enrolment) int {
 	next := max(enrolment.Epoch, 1)

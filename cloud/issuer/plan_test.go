@@ -2,6 +2,9 @@ package issuer
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"testing"
@@ -18,11 +21,29 @@ type past struct {
 	had    []Issuance
 }
 
+// planned is a device that was approved.
+func planned(t testing.TB) Approved {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := board.NewKey(private.Public(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().UTC().Truncate(time.Second)
+	return Approved{device: board.DeviceID{1}, key: key, generation: 1, notBefore: now.Add(-backdate), notAfter: now.Add(DefaultValidity)}
+}
+
 // with adds an issuance of an epoch, valid from some days ago to some days ahead.
 func (p *past) with(t testing.TB, epoch, since, left int, state IssuanceState, challenge string) *past {
 	t.Helper()
 	const day = 24 * time.Hour
-	c := mustClaim(t, p.a)
+	c, err := newClaim(p.a, 1, "main", p.now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	c.Epoch, c.Challenge = epoch, challenge
 	c.NotBefore, c.NotAfter = p.now.Add(-time.Duration(since)*day), p.now.Add(time.Duration(left)*day)
 	i := Issuance{Claim: c, Version: 1, State: state}
@@ -48,7 +69,7 @@ func (p *past) peer(epoch int) *past {
 func (p *past) floor(epoch int) *past { p.a.epoch = epoch; return p }
 
 func TestPlan(t *testing.T) {
-	approved := approvedFor(t)
+	approved := planned(t)
 	for _, c := range []struct {
 		name    string
 		set     func(t testing.TB, p *past)
@@ -132,7 +153,7 @@ func TestPlan(t *testing.T) {
 }
 
 func TestNextEpoch(t *testing.T) {
-	p := &past{a: approvedFor(t), now: time.Now()}
+	p := &past{a: planned(t), now: time.Now()}
 	if got := NextEpoch(nil, board.Enrolment{}); got != 1 {
 		t.Error(got)
 	}
@@ -145,35 +166,11 @@ func TestNextEpoch(t *testing.T) {
 	}
 }
 
-func TestLimiter(t *testing.T) {
-	var none *Limiter
-	if !none.Allow("x", time.Now()) {
-		t.Error("no limit, and refused")
-	}
-	l, now := NewLimiter(time.Second, 3), time.Now()
-	for i := range 5 {
-		if got := l.Allow("x", now); got != (i < 3) {
-			t.Errorf("request %d: %v", i, got)
-		}
-	}
-	if !l.Allow("y", now) {
-		t.Error("another name pays for the first")
-	}
-	if now = now.Add(time.Second); !l.Allow("x", now) || l.Allow("x", now) {
-		t.Error("one more a second")
-	}
-	// Any number of names does not grow for ever, and a name that is at its limit is not forgotten for those that are not.
-	for i := range 2 * maxLimited {
-		l.Allow(string(rune('a'+i%26))+time.Duration(i).String(), now)
-		now = now.Add(time.Millisecond)
-	}
-	if len(l.names) > maxLimited {
-		t.Errorf("%d names are remembered", len(l.names))
-	}
-}
-
 func TestChallenges(t *testing.T) {
-	c := challenges(t)
+	c, err := NewChallenges("widgiot", make32(), DefaultChallengeLife)
+	if err != nil {
+		t.Fatal(err)
+	}
 	now := time.Now()
 	text, until := c.New(now)
 	if len(text) != challengeLength || len(text) > 64 {
@@ -195,9 +192,9 @@ func TestChallenges(t *testing.T) {
 		}
 	}
 	for name, make := range map[string]func() (*Challenges, error){
-		"a short key": func() (*Challenges, error) { return NewChallenges(testSKU, []byte("k"), time.Minute) },
-		"no life":     func() (*Challenges, error) { return NewChallenges(testSKU, make32(), 0) },
-		"a long life": func() (*Challenges, error) { return NewChallenges(testSKU, make32(), 25*time.Hour) },
+		"a short key": func() (*Challenges, error) { return NewChallenges("widgiot", []byte("k"), time.Minute) },
+		"no life":     func() (*Challenges, error) { return NewChallenges("widgiot", make32(), 0) },
+		"a long life": func() (*Challenges, error) { return NewChallenges("widgiot", make32(), 25*time.Hour) },
 		"no SKU":      func() (*Challenges, error) { return NewChallenges("", make32(), time.Minute) },
 		"not a SKU":   func() (*Challenges, error) { return NewChallenges("A b", make32(), time.Minute) },
 	} {

@@ -30,8 +30,8 @@ func TestIoTRegistrarOnMoto(t *testing.T) {
 			_, _ = client.CreatePolicy(ctx, &iot.CreatePolicyInput{PolicyName: aws.String(config.Policy), PolicyDocument: aws.String(`{"Version":"2012-10-17","Statement":[]}`)})
 			if registered {
 				if _, err := client.RegisterCACertificate(ctx, &iot.RegisterCACertificateInput{
-					CaCertificate:           aws.String(string(Certificate{Leaf: ca.issuing.Raw}.LeafPEM())),
-					VerificationCertificate: aws.String(string(Certificate{Leaf: ca.issuing.Raw}.LeafPEM())),
+					CaCertificate:           aws.String(string(Certificate{Leaf: ca.Issuing().Raw}.LeafPEM())),
+					VerificationCertificate: aws.String(string(Certificate{Leaf: ca.Issuing().Raw}.LeafPEM())),
 				}); err != nil {
 					t.Fatal(err)
 				}

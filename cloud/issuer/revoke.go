@@ -253,7 +253,7 @@ func (i *Issuer) settle(ctx context.Context, f Finding, now time.Time) error {
 		if i.cas[claim.CA] == nil {
 			return fmt.Errorf("%w: %q", ErrUnknownCA, claim.CA)
 		}
-		if err := i.checked(*f.Issuance.Certificate, Approved{device: claim.Device, key: enrolment.Key}, claim, now); err != nil {
+		if err := i.checked(*f.Issuance.Certificate, claim, now); err != nil {
 			return err
 		}
 		_, _, err = i.activate(ctx, f.Issuance, now)

@@ -4,152 +4,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"iter"
-	"math/rand/v2"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"secretfree/station/board"
 )
 
-// fakeRegistrar is where devices connect. Each call can fail before or after it took effect.
-type fakeRegistrar struct {
-	mu     sync.Mutex
-	active map[[32]byte]board.DeviceID
-	fault  func(step string) error
-}
-
-func (f *fakeRegistrar) step(name string) error {
-	if f.fault == nil {
-		return nil
-	}
-	return f.fault(name)
-}
-
-func (f *fakeRegistrar) Register(_ context.Context, device board.DeviceID, c Certificate) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.step("before register"); err != nil {
-		return err
-	}
-	if f.active == nil {
-		f.active = map[[32]byte]board.DeviceID{}
-	}
-	f.active[sha256.Sum256(c.Leaf)] = device
-	return f.step("after register")
-}
-
-func (f *fakeRegistrar) Deactivate(_ context.Context, _ board.DeviceID, c Certificate) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.step("before deactivate"); err != nil {
-		return err
-	}
-	delete(f.active, sha256.Sum256(c.Leaf))
-	return f.step("after deactivate")
-}
-
-// line is a world whose certificates are registered.
-type line struct {
-	*world
-	registrar *fakeRegistrar
-	store     Claims
-	now       time.Time
-}
-
-func newLine(t testing.TB) *line {
-	t.Helper()
-	l := &line{world: newWorld(t), registrar: &fakeRegistrar{}, now: time.Now()}
-	l.store = l.claims
-	l.policy.Challenges = challenges(t)
-	l.restart(t)
-	return l
-}
-
-// restart makes an issuer anew, as after a crash.
-func (l *line) restart(t testing.TB) {
-	t.Helper()
-	var err error
-	l.issuer, err = New(Config{
-		Policy: l.policy, Registry: l.registry, CAs: map[string]CA{testCA: l.ca}, Claims: l.store, Registrar: l.registrar,
-		Now: func() time.Time { return l.now },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (l *line) set(change func(e *board.Enrolment)) {
-	e := l.registry.items[l.board.id]
-	change(&e)
-	l.registry.put(e)
-}
-
-func (l *line) sweep(t testing.TB, apply bool) (found []Finding) {
-	t.Helper()
-	if err := l.issuer.Sweep(t.Context(), SweepOptions{Apply: apply}, func(f Finding) { found = append(found, f) }); err != nil {
-		t.Error(err)
-	}
-	return found
-}
-
-// settled: what is active where devices connect is a certificate that the claims call active, and the reverse.
-func (l *line) settled(t testing.TB) {
-	t.Helper()
-	live := map[[32]byte]board.DeviceID{}
-	for i, err := range l.store.All(context.WithoutCancel(t.Context())) {
-		id := i.Claim.ID()
-		if err != nil {
-			t.Error(err)
-			break
-		}
-		if i.State == Live {
-			live[sha256.Sum256(i.Certificate.Leaf)] = i.Claim.Device
-		}
-		if i.State == Revoking {
-			t.Errorf("%s is still being revoked", id)
-		}
-	}
-	for leaf, device := range l.registrar.active {
-		if live[leaf] != device {
-			t.Errorf("a certificate of %s is active, and the claims do not say so", device)
-		}
-	}
-	for leaf, device := range live {
-		if _, ok := l.registrar.active[leaf]; !ok {
-			t.Errorf("a certificate of %s is called active, and is not", device)
-		}
-	}
-}
-
-// issue asks as the board does, with a challenge if it is not empty.
-func (l *line) issue(t testing.TB, challenge string) (Certificate, error) {
-	t.Helper()
-	c := l.board.csr()
-	if challenge != "" {
-		c.passwords = []string{challenge}
-	}
-	return l.issuer.Issue(t.Context(), c.request(t), testCA)
-}
-
-func (l *line) mustIssue(t testing.TB, challenge string) Certificate {
-	t.Helper()
-	c, err := l.issue(t, challenge)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func (l *line) challenge() string {
-	text, _ := l.policy.Challenges.New(l.now)
-	return text
-}
-
 func TestRenewal(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	l.policy.Validity, l.policy.Renew = 90*24*time.Hour, 30*24*time.Hour
 	l.restart(t)
 	first := l.mustIssue(t, "")
@@ -193,7 +56,7 @@ func TestRenewal(t *testing.T) {
 }
 
 func TestRevoke(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	l.mustIssue(t, "")
 	had, err := l.issuer.Revoke(t.Context(), l.board.id, 0, KeyCompromise)
 	if err != nil || len(had) != 1 || had[0].State != Revoked || had[0].Reason != KeyCompromise {
@@ -225,7 +88,7 @@ func TestRevoke(t *testing.T) {
 func TestRevokeGoesOn(t *testing.T) {
 	for _, step := range []string{"before deactivate", "after deactivate", "before replace", "after replace"} {
 		t.Run(step, func(t *testing.T) {
-			l := newLine(t)
+			l := newLine(t, localCA(t))
 			l.mustIssue(t, "")
 			l.registrar.fault = once(step)
 			l.claims.fault = once(step)
@@ -256,7 +119,7 @@ func TestRevokeGoesOn(t *testing.T) {
 
 // A request that is under way when its device is revoked leaves nothing active, whichever comes last.
 func TestRevokeWhileIssuing(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	revoked := make(chan error, 1)
 	l.registrar.fault = func(step string) error {
 		if step != "before register" {
@@ -342,7 +205,7 @@ func TestSweep(t *testing.T) {
 		}, Wait, Unspecified, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := newLine(t)
+			l := newLine(t, localCA(t))
 			item := l.registry.items[l.board.id]
 			c.set(t, l)
 			l.registrar.fault, l.ca.before = nil, nil
@@ -370,7 +233,7 @@ func TestSweep(t *testing.T) {
 }
 
 func TestSweepUnknownDevices(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	l.mustIssue(t, "")
 	item := l.registry.items[l.board.id]
 	delete(l.registry.items, l.board.id)
@@ -385,7 +248,7 @@ func TestSweepUnknownDevices(t *testing.T) {
 
 // One item that cannot be read does not keep the others from being settled.
 func TestSweepGoesOn(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	l.mustIssue(t, "")
 	l.set(func(e *board.Enrolment) { e.State = board.Revoked })
 	l.store = badClaims{l.claims}
@@ -395,17 +258,6 @@ func TestSweepGoesOn(t *testing.T) {
 	}
 	l.store = l.claims
 	l.settled(t)
-}
-
-// badClaims begin with one that cannot be read.
-type badClaims struct{ *memClaims }
-
-func (b badClaims) All(ctx context.Context) iter.Seq2[Issuance, error] {
-	return func(yield func(Issuance, error) bool) {
-		if yield(Issuance{}, ErrBadClaim) {
-			b.memClaims.All(ctx)(yield)
-		}
-	}
 }
 
 // What somebody put among the claims is not made active by a sweep.
@@ -426,7 +278,7 @@ func TestSweepChecksWhatItRegisters(t *testing.T) {
 		"a new generation": func(l *line, i *Issuance) { l.set(func(e *board.Enrolment) { e.Generation = 2 }) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLine(t)
+			l := newLine(t, localCA(t))
 			l.registrar.fault = once("before register")
 			if _, err := l.issue(t, ""); err == nil {
 				t.Fatal("no failure")
@@ -453,7 +305,7 @@ func TestSweepChecksWhatItRegisters(t *testing.T) {
 }
 
 func TestSweepTellsFailures(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	l.mustIssue(t, "")
 	l.set(func(e *board.Enrolment) { e.State = board.Revoked })
 	l.registrar.fault = once("before deactivate")
@@ -471,144 +323,9 @@ func TestSweepTellsFailures(t *testing.T) {
 	l.settled(t)
 }
 
-// Two thousand requests of a hundred devices at once, while every remote call fails now and then, before or after it took
-// effect, and issuers die and are started again. Devices ask until they have an answer. Then each has one certificate in each
-// epoch, the same for all who asked, and after a sweep nothing else is active.
-func TestIssueInAStorm(t *testing.T) {
-	t.Run("model", func(t *testing.T) {
-		l := newLine(t)
-		storm(t, l, 2000, func(fault func(string) error) { l.claims.fault = fault })
-	})
-	t.Run("dir", func(t *testing.T) {
-		l := newLine(t)
-		_, d := newClaimsDir(t)
-		l.store = d
-		storm(t, l, 400, func(fault func(string) error) { d.fault = fault })
-	})
-}
-
-func storm(t *testing.T, l *line, requests int, inject func(func(string) error)) {
-	const (
-		devices = 100
-		workers = 64
-	)
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
-	var (
-		mu     sync.Mutex
-		random = rand.New(rand.NewPCG(uint64(seed), 1))
-		calm   bool
-	)
-	fault := func(string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if calm || random.IntN(8) > 0 {
-			return nil
-		}
-		return errInjected
-	}
-	inject(fault)
-	l.registry.fault, l.registrar.fault = fault, fault
-	l.ca.before = func() error { return fault("") }
-	l.ca.after = func(*Certificate) error { return fault("") }
-	asks := make([]Request, devices)
-	for i := range asks {
-		b := newSimulated(t)
-		l.registry.put(enrolment(t, b.record(t, l.station), l.station))
-		asks[i] = b.csr().request(t)
-	}
-	// Any number of issuers, in several processes.
-	l.restart(t)
-	config := l.issuer.config
-	issuers := make([]*Issuer, 4)
-	for i := range issuers {
-		var err error
-		if issuers[i], err = New(config); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var (
-		answers = make([]map[string]bool, devices)
-		work    = make(chan int)
-		group   sync.WaitGroup
-		dead    int
-	)
-	for i := range answers {
-		answers[i] = map[string]bool{}
-	}
-	for range workers {
-		group.Go(func() {
-			for n := range work {
-				at := n % devices
-				for try := 0; ; try++ {
-					if try > 500 {
-						t.Errorf("device %d has no answer after %d tries", at, try)
-						break
-					}
-					slot := (n + try) % len(issuers)
-					mu.Lock()
-					issuer := issuers[slot]
-					mu.Unlock()
-					got, err := issuer.Issue(t.Context(), asks[at], testCA)
-					if err == nil {
-						mu.Lock()
-						answers[at][string(got.Leaf)] = true
-						mu.Unlock()
-						break
-					}
-					if outcome, _ := classify(err); outcome != TryLater {
-						t.Errorf("device %d was refused: %v", at, err)
-						break
-					}
-					again, newErr := New(config) // it has died with all that it was doing
-					mu.Lock()
-					dead++
-					issuers[slot] = again
-					mu.Unlock()
-					if newErr != nil {
-						t.Error(newErr)
-					}
-				}
-			}
-		})
-	}
-	for n := range requests {
-		work <- n
-	}
-	close(work)
-	group.Wait()
-	if dead == 0 {
-		t.Error("nothing failed")
-	}
-	calm = true
-	for i, of := range answers {
-		if len(of) != 1 {
-			t.Errorf("device %d got %d certificates", i, len(of))
-		}
-	}
-	stored := 0
-	for _, err := range l.store.All(t.Context()) {
-		if err != nil {
-			t.Error(err)
-		}
-		stored++
-	}
-	if stored != devices {
-		t.Errorf("%d claims for %d devices", stored, devices)
-	}
-	checkClaims(t, l.store)
-	l.now = l.now.Add(time.Hour)
-	l.sweep(t, true)
-	l.settled(t)
-	if len(l.registrar.active) != devices {
-		t.Errorf("%d are active, want %d", len(l.registrar.active), devices)
-	}
-	t.Logf("%d tries failed for %d requests", dead, requests)
-}
-
 // A policy that changes does not lock out who has a certificate, nor who was about to get one.
 func TestPolicyChanges(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	first := l.mustIssue(t, "")
 	l.policy.Organization, l.policy.Validity = "Widgets", 24*time.Hour
 	l.restart(t)
@@ -648,10 +365,10 @@ func TestPolicyChanges(t *testing.T) {
 
 // A certificate ends with its CA, whatever the policy says, and a CA at its end signs nothing.
 func TestCAEnds(t *testing.T) {
-	l := newLine(t)
-	l.policy.Validity = maxValidity
+	l := newLine(t, localCA(t))
+	l.policy.Validity = MaxValidity
 	l.restart(t)
-	config := l.issuer.config
+	config := l.config
 	config.CAs = map[string]CA{testCA: localCA(t)}
 	var err error
 	if l.issuer, err = New(config); err != nil {
@@ -672,7 +389,7 @@ func TestCAEnds(t *testing.T) {
 
 // A CA that is replaced still stands behind what it has signed.
 func TestRetiredCA(t *testing.T) {
-	l := newLine(t)
+	l := newLine(t, localCA(t))
 	l.mustIssue(t, "")
 	pending := newSimulated(t)
 	l.registry.put(enrolment(t, pending.record(t, l.station), l.station))
@@ -681,7 +398,7 @@ func TestRetiredCA(t *testing.T) {
 		t.Fatal("no failure")
 	}
 	l.ca.before = nil
-	config := l.issuer.config
+	config := l.config
 	config.CAs = map[string]CA{"next": l.ca}
 	forgetful, err := New(config)
 	if err != nil {

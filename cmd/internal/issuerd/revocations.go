@@ -26,7 +26,7 @@ func (c CA) checkURLs(f *config.File, table string) error {
 
 // Revocations tells about the certificates of the CAs that are local; l limits who asks.
 func (o *Opened) Revocations(l Limits, log func(error)) (*issuer.Revocations, error) {
-	c := issuer.RevocationsConfig{Claims: o.Claims, CAs: map[string]*issuer.LocalCA{}, Sources: l.limiter(l.StatusPerMinute), Log: log}
+	c := issuer.RevocationsConfig{Claims: o.Claims, CAs: map[string]issuer.RevocationSigner{}, Sources: l.limiter(l.StatusPerMinute), Log: log}
 	if l.Proxies > 0 {
 		c.Source = l.source
 	}
