@@ -30,6 +30,6 @@ SECRETFREE_STEP_CA=$(tool step-ca github.com/smallstep/certificates/cmd/step-ca 
 export SECRETFREE_CFSSL SECRETFREE_STEP_CA
 [ "${1-}" != install ] || exit 0
 
-go test -run '^$' -bench 'HTTP' -benchtime "${1:-60}x" ./cloud/issuer
+go test -run '^$' -bench 'HTTP' -benchtime "${1:-60}x" ./cloud/issuer/server
 # Slow to start is what it measures, and that it does alone.
 go test -run '^$' -bench 'Start' -benchtime 20x ./cmd/issuer-lambda

@@ -23,6 +23,7 @@ const (
 	toml    = "github.com/pelletier/go-toml"
 	netHTTP = "net/http"
 	tests   = "testing"
+	systemd = "github.com/coreos/go-systemd"
 	dsse    = "github.com/secure-systems-lab/go-securesystemslib/dsse"
 )
 
@@ -43,6 +44,7 @@ func rules() []rule {
 		storage  = "what is on disk is the spool's own business"
 		cloudy   = "a station must work, and be tested, without a cloud"
 		ports    = "only uart knows serial ports"
+		decides  = "the decision must be tested, and run, without AWS"
 		internet = "what is written on disk does not depend on a network"
 	)
 	return []rule{
@@ -53,8 +55,15 @@ func rules() []rule {
 		{"spool", []string{"station/board"}, map[string]string{serial: ports, aws: cloudy, netHTTP: internet, zerolog: logs}},
 		{"station", []string{"station/board", "uart"}, map[string]string{bbolt: storage, aws: cloudy}},
 		{"cloud", []string{"station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
-		{"cloud/issuer", []string{"station/board", "station/board/certreq"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
-		{"cloud/issuer/pki", []string{"cloud/issuer", "station/board", "station/board/certreq"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"cloud/awsconfig", nil, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"cloud/issuer", []string{"station/board", "station/board/certreq"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs, aws: decides, netHTTP: "HTTP is the server's"}},
+		{"cloud/issuer/keyfile", nil, map[string]string{aws: "it reads files", bbolt: storage, zerolog: logs}},
+		{"cloud/issuer/ca", []string{"cloud/awsconfig", "cloud/issuer", "cloud/issuer/keyfile", "station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"cloud/issuer/ca/catest", []string{"cloud/issuer/ca"}, map[string]string{bbolt: storage, zerolog: logs}},
+		{"cloud/issuer/claims", []string{"cloud/awsconfig", "cloud/issuer", "cloud/issuer/keyfile", "station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"cloud/issuer/server", []string{"cloud/issuer"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs, aws: "a server knows neither a CA nor a store"}},
+		{"cloud/issuer/issuertest", []string{"cloud/issuer", "station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs, aws: decides}},
+		{"cloud/issuer/pki", []string{"cloud/issuer/keyfile", "station/board", "station/board/certreq"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
 		{"cloud/deploy", nil, map[string]string{serial: ports, bbolt: storage, aws: "it holds a template and its tests"}},
 		{"cloud/deploy/build", nil, map[string]string{serial: ports, bbolt: storage, aws: "it packs what others wrote"}},
 		{"systemd", nil, map[string]string{netHTTP: "it holds texts"}},
@@ -105,6 +114,7 @@ func TestRooms(t *testing.T) {
 	t.Run("the table", func(t *testing.T) { all.followTheTable(t) })
 	t.Run("the shared noun", func(t *testing.T) { all.boardStandsAlone(t) })
 	t.Run("a function starts fast", func(t *testing.T) { all.functionIsLight(t) })
+	t.Run("an issuer has no station in it", func(t *testing.T) { all.issuersAreIssuers(t) })
 	t.Run("the rules can fail", func(t *testing.T) { all.rulesCanFail(t) })
 }
 
@@ -161,10 +171,28 @@ func (all packages) functionIsLight(t *testing.T) {
 	}
 }
 
+// An issuer is on the internet: what it links can be attacked from there, and a
+// function loads it at every start.
+func (all packages) issuersAreIssuers(t *testing.T) {
+	for program, never := range map[string][]string{
+		"cmd/issuerd":       {bbolt, module + "spool", module + "station", module + "uart", serial},
+		"cmd/issuer-lambda": {bbolt, module + "spool", module + "station", module + "uart", serial, systemd},
+	} {
+		p, ok := all[module+program]
+		for _, prefix := range never {
+			if !ok || slices.ContainsFunc(p.Deps, func(dep string) bool {
+				return dep != module+"station/board" && !strings.HasPrefix(dep, module+"station/board/") && (dep == prefix || strings.HasPrefix(dep, strings.TrimSuffix(prefix, "/")+"/"))
+			}) {
+				t.Errorf("%s reaches %s, or is not there", program, prefix)
+			}
+		}
+	}
+}
+
 // A rule that matches nothing proves nothing: each forbidden thing is reached by the room that owns it.
 func (all packages) rulesCanFail(t *testing.T) {
-	for room, prefix := range map[string]string{"spool": bbolt, "uart": serial, "cloud": aws, "station": zerolog, "cmd/stationd": metrics, "cmd/issuerd": "google.golang.org/protobuf",
-		"cmd/stationctl": kong, "cmd/internal/config": toml, "cloud/issuer": netHTTP} {
+	for room, prefix := range map[string]string{"spool": bbolt, "uart": serial, "cloud": aws, "station": zerolog, "cmd/internal/metric": metrics, "cmd/issuerd": "google.golang.org/protobuf",
+		"cmd/stationctl": kong, "cmd/internal/config": toml, "cloud/issuer/server": netHTTP, "cmd/stationd": systemd} {
 		if p, ok := all[module+room]; !ok || !reaches(p, prefix) {
 			t.Errorf("%s does not reach %s: the name in the rules is wrong", room, prefix)
 		}

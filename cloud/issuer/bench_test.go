@@ -1,10 +1,13 @@
-package issuer
+package issuer_test
 
 import (
 	"crypto/x509"
 	"testing"
 	"time"
 
+	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca/catest"
+	"secretfree/cloud/issuer/issuertest"
 	"secretfree/station/board"
 )
 
@@ -13,23 +16,23 @@ import (
 // signatures of the factory's proof, and the check of what the CA returned, with its chain. The registry and the
 // claims are in memory. The ratio is our time over the other: 1 is the best.
 func BenchmarkFirstIssue(b *testing.B) {
-	w := newWorld(b, localCA(b))
-	ca := localCA(b)
+	w := issuertest.NewEnv(b, catest.Local(b))
+	ca := catest.Local(b)
 	var ours, bare time.Duration
 	for b.Loop() {
 		b.StopTimer()
-		device := newSimulated(b)
-		item := enrolment(b, device.record(b, w.station), w.station)
-		w.registry.put(item)
-		der := device.csr().der(b)
+		device := issuertest.NewBoard(b)
+		item := issuertest.Enrolment(b, device.Record(b, w.Station), w.Station)
+		w.Registry.Put(item)
+		der := device.CSR().DER(b)
 		b.StartTimer()
 
 		start := time.Now()
-		request, err := ParseRequest(der)
+		request, err := issuer.ParseRequest(der)
 		if err != nil {
 			b.Fatal(err)
 		}
-		issued, err := w.issuer.Issue(b.Context(), request, testCA)
+		issued, err := w.Issuer.Issue(b.Context(), request, issuertest.CAName)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -40,7 +43,7 @@ func BenchmarkFirstIssue(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		template := deviceTemplate(device.id, item.Key, Serial(leaf.SerialNumber.FillBytes(make([]byte, 16))), leaf.NotBefore, leaf.NotAfter)
+		template := issuertest.DeviceTemplate(device.ID, item.Key, issuer.Serial(leaf.SerialNumber.FillBytes(make([]byte, 16))), leaf.NotBefore, leaf.NotAfter)
 		b.StartTimer()
 
 		start = time.Now()
@@ -51,7 +54,7 @@ func BenchmarkFirstIssue(b *testing.B) {
 		if err := csr.CheckSignature(); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := board.OpenEnvelope(item.Envelope, w.station.verifier); err != nil {
+		if _, err := board.OpenEnvelope(item.Envelope, w.Station.Verifier); err != nil {
 			b.Fatal(err)
 		}
 		if _, err := x509.CreateCertificate(nil, template, ca.Issuing(), csr.PublicKey, ca.Signer(b.Context())); err != nil {

@@ -13,7 +13,7 @@ type CA interface {
 	// Approved, the validity that of the claim. For one claim it gives one certificate, as far as the CA can; what it needs
 	// for that it writes into the memo before it does what cannot be repeated. The caller checks what it returns; after
 	// an error the caller may ask again.
-	Issue(ctx context.Context, approved Approved, claim Claim, memo Memo) (Certificate, error)
+	Issue(ctx context.Context, approved Approved, claim Claim, memo CAState) (Certificate, error)
 	// Profile says what can be expected of its certificates.
 	Profile() Profile
 	// Revoke sees to it that the certificate is on the CA's next revocation list. Revoking again is no error.
@@ -26,21 +26,21 @@ type Profile struct {
 	Roots []*x509.Certificate
 	// Foreign: the CA itself chooses subject, validity and extensions, and no chain is known, as AWS IoT Core's own CA
 	// does. The key is compared all the same; the certificate must be valid now, not be a CA's, and name no other device.
-	Foreign bool
+	CAControlled bool
 	// KeyUsage is what the CA always allows besides signatures, such as x509.KeyUsageKeyEncipherment.
 	KeyUsage x509.KeyUsage
 }
 
-// Memo is what a CA has written down about one claim: text of at most MaxMemo bytes, empty at first.
-type Memo interface {
+// CAState is what a CA has written down about one claim: text of at most MaxCAState bytes, empty at first.
+type CAState interface {
 	Read() string
-	// Write replaces what Read returned, durably. If another caller wrote meanwhile it returns ErrMemo, and Read gives
+	// Write replaces what Read returned, durably. If another caller wrote meanwhile it returns ErrCAStateChanged, and Read gives
 	// what that one wrote.
 	Write(ctx context.Context, text string) error
 }
 
-// MaxMemo caps a memo, in bytes.
-const MaxMemo = 2048
+// MaxCAState caps a memo, in bytes.
+const MaxCAState = 2048
 
 // Registrar makes certificates known where devices connect. Any number of callers may use it at once.
 type Registrar interface {
@@ -70,7 +70,7 @@ var reasonNames = map[Reason]string{
 
 func (r Reason) String() string { return reasonNames[r] }
 
-func parseReason(text string) (Reason, bool) {
+func ParseReason(text string) (Reason, bool) {
 	for reason, name := range reasonNames {
 		if name == text {
 			return reason, true

@@ -36,13 +36,13 @@ func (k *CertificateCheck) Check(c Certificate, claim Claim, now time.Time) erro
 	if leaf.IsCA {
 		return errors.New("it is a CA's")
 	}
-	if len(c.Chain) > maxChain {
+	if len(c.Chain) > MaxChain {
 		return fmt.Errorf("a chain of %d certificates", len(c.Chain))
 	}
-	if k.profile.Foreign {
+	if k.profile.CAControlled {
 		return verifyForeign(leaf, claim, now)
 	}
-	subject, err := asn1.Marshal(claim.subject().ToRDNSequence())
+	subject, err := asn1.Marshal(claim.Subject().ToRDNSequence())
 	if err != nil {
 		return fmt.Errorf("encoding the subject: %w", err)
 	}

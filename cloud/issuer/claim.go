@@ -34,7 +34,7 @@ type Claim struct {
 }
 
 // subject of the certificate.
-func (c Claim) subject() pkix.Name {
+func (c Claim) Subject() pkix.Name {
 	name := pkix.Name{CommonName: c.Device.String()}
 	if c.Org != "" {
 		name.Organization = []string{c.Org}
@@ -75,10 +75,10 @@ func newClaim(a Approved, epoch int, ca string, now time.Time) (Claim, error) {
 }
 
 // ID names what may be issued once: this device with this key in this generation and epoch.
-func (c Claim) ID() string { return c.Device.String() + "/" + c.sortKey() }
+func (c Claim) ID() string { return c.Device.String() + "/" + c.SortKey() }
 
 // sortKey puts the claims of a device in the order of their generations and epochs.
-func (c Claim) sortKey() string {
+func (c Claim) SortKey() string {
 	return fmt.Sprintf("%06d-%06d-%s", c.Generation, c.Epoch, c.Fingerprint)
 }
 
@@ -118,7 +118,7 @@ type Issuance struct {
 	Claim       Claim
 	Version     int // counts what was written; from 1
 	State       IssuanceState
-	Memo        string       // of the CA
+	CAState     string       // of the CA
 	Certificate *Certificate // nil in the state Claimed, and where nothing was signed before it was revoked
 	Activated   time.Time    // UTC, whole seconds; zero if it never was
 	Revoked     time.Time    // since when it is Revoking or Revoked
@@ -126,12 +126,12 @@ type Issuance struct {
 }
 
 // equal reports whether two issuances are stored alike.
-func (i Issuance) equal(o Issuance) bool {
+func (i Issuance) Equal(o Issuance) bool {
 	a, b := i.Claim, o.Claim
 	times := a.NotBefore.Equal(b.NotBefore) && a.NotAfter.Equal(b.NotAfter) && a.Created.Equal(b.Created) &&
 		i.Activated.Equal(o.Activated) && i.Revoked.Equal(o.Revoked)
 	a.NotBefore, a.NotAfter, a.Created = b.NotBefore, b.NotAfter, b.Created
-	if a != b || !times || i.Version != o.Version || i.State != o.State || i.Memo != o.Memo || i.Reason != o.Reason {
+	if a != b || !times || i.Version != o.Version || i.State != o.State || i.CAState != o.CAState || i.Reason != o.Reason {
 		return false
 	}
 	if i.Certificate == nil || o.Certificate == nil {
@@ -176,8 +176,8 @@ var (
 	ErrNoClaim  = errors.New("there is no such claim")
 )
 
-// ErrMemo says that another caller wrote a memo first.
-var ErrMemo = errors.New("the memo of the claim was changed by another request")
+// ErrCAStateChanged says that another caller wrote a memo first.
+var ErrCAStateChanged = errors.New("the memo of the claim was changed by another request")
 
 const (
 	maxEpoch = 999_999
@@ -186,7 +186,7 @@ const (
 )
 
 // check reports what no issuance can be.
-func (i Issuance) check() error {
+func (i Issuance) Check() error {
 	c := i.Claim
 	revoked := i.State == Revoking || i.State == Revoked
 	switch {
@@ -194,7 +194,7 @@ func (i Issuance) check() error {
 		return errors.New("it has no device or no serial")
 	case c.Generation < 1 || c.Generation > maxEpoch || c.Epoch < 1 || c.Epoch > maxEpoch || i.Version < 1:
 		return errors.New("its generation, epoch or version is out of range")
-	case c.CA == "" || len(c.CA) > maxCA || len(c.Org) > maxOrg || len(c.Challenge) > maxChallenge || len(i.Memo) > MaxMemo:
+	case c.CA == "" || len(c.CA) > maxCA || len(c.Org) > maxOrg || len(c.Challenge) > maxChallenge || len(i.CAState) > MaxCAState:
 		return errors.New("its CA, challenge or memo is missing or too long")
 	case !c.NotAfter.After(c.NotBefore) || c.NotBefore.IsZero() || c.Created.IsZero():
 		return errors.New("it is not valid at any time")
@@ -209,11 +209,11 @@ func (i Issuance) check() error {
 }
 
 // maxChain caps how many certificates a stored chain may have.
-const maxChain = 8
+const MaxChain = 8
 
-// loadCertificate reads the PEM that LeafPEM and ChainPEM write. It does not parse what is in the blocks:
-// verifyIssued does.
-func loadCertificate(leaf, chain []byte) (Certificate, error) {
+// ParseCertificate reads the PEM that LeafPEM and ChainPEM write. It does not parse what is in the blocks:
+// CertificateCheck does.
+func ParseCertificate(leaf, chain []byte) (Certificate, error) {
 	var c Certificate
 	for rest := leaf; len(rest) > 0; {
 		block, after := pem.Decode(rest)
@@ -224,7 +224,7 @@ func loadCertificate(leaf, chain []byte) (Certificate, error) {
 	}
 	for rest := chain; len(rest) > 0; {
 		block, after := pem.Decode(rest)
-		if block == nil || block.Type != "CERTIFICATE" || len(c.Chain) == maxChain {
+		if block == nil || block.Type != "CERTIFICATE" || len(c.Chain) == MaxChain {
 			return Certificate{}, errors.New("its chain is not PEM blocks")
 		}
 		c.Chain, rest = append(c.Chain, block.Bytes), after

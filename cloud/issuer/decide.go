@@ -1,4 +1,4 @@
-// Package issuer turns a certificate signing request from a customer's home and the factory's record of that board into
+// Package issuer deviceLocks a certificate signing request from a customer's home and the factory's record of that board into
 // a certificate: parse, look up, Decide, claim, sign, check, register, finish, answer.
 //
 // Start reading at Decide, then Approved.plan (what a device gets that has had one before), then Issuer.Issue. HTTP, EST
@@ -155,11 +155,11 @@ func (a Approved) check() error {
 // An unknown device and a wrong key are told apart before any costly check of the record, so that
 // they take alike.
 func Decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) (Approved, error) {
-	approved, trail := decide(request, enrolment, policy, now, trail{})
+	approved, trail := decide(request, enrolment, policy, now, ruleTrace{})
 	return approved, trail.err
 }
 
-func decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time, t trail) (Approved, trail) {
+func decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time, t ruleTrace) (Approved, ruleTrace) {
 	var (
 		csr    = request.csr
 		names  = request.commonNames()

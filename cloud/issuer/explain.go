@@ -16,20 +16,20 @@ type Verdict struct {
 
 // Explain is Decide told rule by rule, in its order. The error is that of Decide.
 func Explain(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
-	_, t := decide(request, enrolment, policy, now, trail{})
+	_, t := decide(request, enrolment, policy, now, ruleTrace{})
 	return t.verdicts(), t.err
 }
 
 // ExplainDevice is Explain without a request: what is known of the device, and whether a request of its own would get a
 // certificate as far as that goes. Rules about the request are NotAsked.
 func ExplainDevice(device board.DeviceID, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
-	_, t := decide(Request{}, enrolment, policy, now, trail{about: &device})
+	_, t := decide(Request{}, enrolment, policy, now, ruleTrace{about: &device})
 	return t.verdicts(), t.err
 }
 
-// trail notes the rules that decide goes through. After the first one that does not hold, the others are
+// ruleTrace notes the rules that decide goes through. After the first one that does not hold, the others are
 // named and not run.
-type trail struct {
+type ruleTrace struct {
 	rules  []Refusal
 	failed int // index of the refusal in rules, if err is not nil
 	err    error
@@ -38,7 +38,7 @@ type trail struct {
 }
 
 // ask is rule for what only a request can tell.
-func (t *trail) ask(name Refusal, holds func() error) {
+func (t *ruleTrace) ask(name Refusal, holds func() error) {
 	if t.about == nil {
 		t.rule(name, holds)
 		return
@@ -50,7 +50,7 @@ func (t *trail) ask(name Refusal, holds func() error) {
 	t.rules = append(t.rules, name)
 }
 
-func (t *trail) rule(name Refusal, holds func() error) {
+func (t *ruleTrace) rule(name Refusal, holds func() error) {
 	t.rules = append(t.rules, name)
 	if t.err != nil {
 		return
@@ -61,11 +61,11 @@ func (t *trail) rule(name Refusal, holds func() error) {
 	}
 }
 
-func (t *trail) require(name Refusal, holds bool, otherwise string) {
+func (t *ruleTrace) require(name Refusal, holds bool, otherwise string) {
 	t.rule(name, func() error { return unless(holds, otherwise) })
 }
 
-func (t *trail) verdicts() []Verdict {
+func (t *ruleTrace) verdicts() []Verdict {
 	verdicts := make([]Verdict, len(t.rules))
 	for i, name := range t.rules {
 		v := Verdict{Rule: name, Verdict: "passed"}

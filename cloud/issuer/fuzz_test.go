@@ -1,4 +1,4 @@
-package issuer
+package issuer_test
 
 import (
 	"encoding/base64"
@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/issuertest"
+	"secretfree/cloud/issuer/server"
 )
 
 // corpus are the hostile requests as seeds: the values of their headers device-csr, what comes beside, and all that may be a body.
@@ -16,7 +20,7 @@ func corpus(f *testing.F) (headers []string, beside [][2]string, bodies [][]byte
 	f.Helper()
 	for _, h := range hostileFiles(f) {
 		header := h.httpHeader()
-		for _, value := range header.Values(HeaderCSR) {
+		for _, value := range header.Values(server.HeaderCSR) {
 			headers = append(headers, value)
 			if text, err := base64.StdEncoding.DecodeString(value); err == nil {
 				bodies = append(bodies, text)
@@ -25,8 +29,8 @@ func corpus(f *testing.F) (headers []string, beside [][2]string, bodies [][]byte
 				}
 			}
 		}
-		if header.Get(HeaderChallenge) != "" || header.Get(HeaderSignature) != "" {
-			beside = append(beside, [2]string{header.Get(HeaderChallenge), header.Get(HeaderSignature)})
+		if header.Get(server.HeaderChallenge) != "" || header.Get(server.HeaderSignature) != "" {
+			beside = append(beside, [2]string{header.Get(server.HeaderChallenge), header.Get(server.HeaderSignature)})
 		}
 		if h.body != nil {
 			bodies = append(bodies, h.body)
@@ -37,7 +41,7 @@ func corpus(f *testing.F) (headers []string, beside [][2]string, bodies [][]byte
 
 func mustBeMalformed(t *testing.T, err error) {
 	t.Helper()
-	if refusal, ok := errors.AsType[Refusal](err); !ok || !refusal.Malformed() {
+	if refusal, ok := errors.AsType[issuer.Refusal](err); !ok || !refusal.Malformed() {
 		t.Fatalf("an error without a name: %v", err)
 	}
 }
@@ -49,7 +53,7 @@ func FuzzParseHeader(f *testing.F) {
 		f.Add(value)
 	}
 	f.Fuzz(func(t *testing.T, value string) {
-		r, err := ParseHeader(value)
+		r, err := issuer.ParseHeader(value)
 		if err != nil {
 			mustBeMalformed(t, err)
 			return
@@ -59,7 +63,7 @@ func FuzzParseHeader(f *testing.F) {
 			t.Fatalf("a second form of the base64 was read: %v", err)
 		}
 		plain := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.DER()})
-		again, err := ParseHeader(base64.StdEncoding.EncodeToString(plain))
+		again, err := issuer.ParseHeader(base64.StdEncoding.EncodeToString(plain))
 		if err != nil || string(again.DER()) != string(r.DER()) {
 			t.Fatalf("in the plainest form: %v", err)
 		}
@@ -74,7 +78,7 @@ func FuzzWithSignature(f *testing.F) {
 	}
 	f.Add("", "")
 	f.Fuzz(func(t *testing.T, challenge, signature string) {
-		r, err := Request{}.WithSignature(challenge, signature)
+		r, err := issuer.Request{}.WithSignature(challenge, signature)
 		switch {
 		case err != nil:
 			mustBeMalformed(t, err)
@@ -89,7 +93,7 @@ func FuzzWithSignature(f *testing.F) {
 
 // A text that is taken for a challenge, be it expired, is byte for byte what encodes its content under the key.
 func FuzzChallenge(f *testing.F) {
-	c, err := NewChallenges(testSKU, []byte(strings.Repeat("k", 32)), DefaultChallengeLife)
+	c, err := issuer.NewChallenges(issuertest.SKU, []byte(strings.Repeat("k", 32)), issuer.DefaultChallengeLife)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -98,9 +102,9 @@ func FuzzChallenge(f *testing.F) {
 		f.Add(b[0])
 		f.Add(strings.ToLower(b[0]))
 	}
-	f.Add(ChallengePrefix)
+	f.Add(issuer.ChallengePrefix)
 	f.Fuzz(func(t *testing.T, text string) {
-		if err := c.Check(text, corpusClock); err != nil && !errors.Is(err, ErrChallengeExpired) {
+		if err := c.Check(text, corpusClock); err != nil && !errors.Is(err, issuer.ErrChallengeExpired) {
 			return
 		}
 		if again := c.Again(text); again != text {
@@ -113,7 +117,7 @@ func FuzzChallenge(f *testing.F) {
 func FuzzRequestFrom(f *testing.F) {
 	for _, h := range hostileFiles(f) {
 		header := h.httpHeader()
-		f.Add(strings.Join(header.Values(HeaderCSR), "\n"), header.Get("Content-Type"), header.Get(HeaderChallenge), header.Get(HeaderSignature), h.body)
+		f.Add(strings.Join(header.Values(server.HeaderCSR), "\n"), header.Get("Content-Type"), header.Get(server.HeaderChallenge), header.Get(server.HeaderSignature), h.body)
 	}
 	f.Fuzz(func(t *testing.T, csrs, kind, challenge, signature string, body []byte) {
 		header := http.Header{}
@@ -122,19 +126,19 @@ func FuzzRequestFrom(f *testing.F) {
 				header[textproto.CanonicalMIMEHeaderKey(name)] = strings.Split(values, "\n")
 			}
 		}
-		set(HeaderCSR, csrs)
+		set(server.HeaderCSR, csrs)
 		set("Content-Type", kind)
-		set(HeaderChallenge, challenge)
-		set(HeaderSignature, signature)
-		r, err := requestFrom(header, body)
+		set(server.HeaderChallenge, challenge)
+		set(server.HeaderSignature, signature)
+		r, err := server.RequestFrom(header, body)
 		if err != nil {
 			mustBeMalformed(t, err)
 			return
 		}
-		if headers := len(header.Values(HeaderCSR)); headers > 1 || (headers == 1) == (len(body) > 0) || r.DER() == nil {
+		if headers := len(header.Values(server.HeaderCSR)); headers > 1 || (headers == 1) == (len(body) > 0) || r.DER() == nil {
 			t.Fatalf("%d headers and %d bytes of body are one request", headers, len(body))
 		}
-		if _, err := Decide(r, nil, Policy{SKU: testSKU}, time.Time{}); err == nil {
+		if _, err := issuer.Decide(r, nil, issuer.Policy{SKU: issuertest.SKU}, time.Time{}); err == nil {
 			t.Fatal("approved without a record")
 		}
 	})

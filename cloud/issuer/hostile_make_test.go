@@ -1,4 +1,4 @@
-package issuer
+package issuer_test
 
 import (
 	"bytes"
@@ -25,6 +25,9 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"secretfree/cloud"
+	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/issuertest"
+	"secretfree/cloud/issuer/server"
 	"secretfree/station/board"
 )
 
@@ -50,7 +53,7 @@ type making struct {
 
 // bytes are the DER and the PEM of the request as it is sent.
 func (m *making) bytes() (der, text []byte) {
-	der = m.csr.der(m.t)
+	der = m.csr.DER(m.t)
 	if m.der != nil {
 		der = m.der(der)
 	}
@@ -63,7 +66,7 @@ func (m *making) bytes() (der, text []byte) {
 
 func (m *making) inHeader() string {
 	_, text := m.bytes()
-	return HeaderCSR + ": " + base64.StdEncoding.EncodeToString(text)
+	return server.HeaderCSR + ": " + base64.StdEncoding.EncodeToString(text)
 }
 
 const bodyType = "content-type: application/pkcs10"
@@ -79,20 +82,20 @@ func (m *making) inBodyPEM() {
 	m.head, m.body = []string{bodyType}, text
 }
 
-func (m *making) rsa(bits int) { m.board.key = m.rsaKey(bits); m.csr.key = m.board.key }
+func (m *making) rsa(bits int) { m.board.Key = m.rsaKey(bits); m.csr.Key = m.board.Key }
 
 func (m *making) curve(c elliptic.Curve) {
-	m.board.key = m.ecKey(c)
-	m.csr.key, m.record = m.board.key, m.board.record(m.t, m.station)
+	m.board.Key = m.ecKey(c)
+	m.csr.Key, m.record = m.board.Key, m.board.Record(m.t, m.station)
 }
 
 // answered puts an answer to a challenge beside the request.
 func (m *making) answered(challenge, signature string) {
-	m.extra = append(m.extra, HeaderChallenge+": "+challenge, HeaderSignature+": "+signature)
+	m.extra = append(m.extra, server.HeaderChallenge+": "+challenge, server.HeaderSignature+": "+signature)
 }
 
-func (m *making) unit(value string) []nameAttribute {
-	return name(oid(2, 5, 4, 11), asn1.TagPrintableString, value)
+func (m *making) unit(value string) []issuertest.NameAttribute {
+	return issuertest.Name(oid(2, 5, 4, 11), asn1.TagPrintableString, value)
 }
 
 // swap changes one piece of the DER into another of the same length.
@@ -124,15 +127,15 @@ func (m *making) content(change func(c *content)) {
 		}
 		change(&info)
 		parts := slices.Concat(info.Version.FullBytes, info.Subject.FullBytes, info.Key.FullBytes, info.Attributes.FullBytes)
-		signed := mustASN1(m.t, asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: parts}, "")
+		signed := issuertest.MustASN1(m.t, asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: parts}, "")
 		outer.Info = asn1.RawValue{FullBytes: signed}
 		digest := sha1.Sum(signed)
-		signature, err := m.csr.key.Sign(nil, digest[:], crypto.SHA1)
+		signature, err := m.csr.Key.Sign(nil, digest[:], crypto.SHA1)
 		if err != nil {
 			m.t.Fatal(err)
 		}
 		outer.Signature = asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
-		return mustASN1(m.t, outer, "")
+		return issuertest.MustASN1(m.t, outer, "")
 	}
 }
 
@@ -143,14 +146,14 @@ func (m *making) spki(spki []byte) {
 
 // onCurve is the SubjectPublicKeyInfo of a point of a curve, both as they are encoded.
 func (m *making) onCurve(curve asn1.ObjectIdentifier, point []byte) []byte {
-	return mustASN1(m.t, struct {
+	return issuertest.MustASN1(m.t, struct {
 		Algorithm struct{ ID, Curve asn1.ObjectIdentifier }
 		Point     asn1.BitString
 	}{struct{ ID, Curve asn1.ObjectIdentifier }{oid(1, 2, 840, 10045, 2, 1), curve}, asn1.BitString{Bytes: point, BitLength: 8 * len(point)}}, "")
 }
 
 func (m *making) point(compress bool) []byte {
-	public := m.csr.key.Public().(*ecdsa.PublicKey)
+	public := m.csr.Key.Public().(*ecdsa.PublicKey)
 	raw, err := public.Bytes()
 	if err != nil {
 		m.t.Fatal(err)
@@ -163,7 +166,7 @@ func (m *making) point(compress bool) []byte {
 
 // foreignChallenge is one that another issuer made.
 func (m *making) foreignChallenge(sku string, key byte) string {
-	c, err := NewChallenges(sku, bytes.Repeat([]byte{key}, 32), time.Minute)
+	c, err := issuer.NewChallenges(sku, bytes.Repeat([]byte{key}, 32), time.Minute)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -182,7 +185,7 @@ func (m *making) setSignature(signature []byte) {
 			m.t.Fatal(err)
 		}
 		outer.Signature = asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
-		return mustASN1(m.t, outer, "")
+		return issuertest.MustASN1(m.t, outer, "")
 	}
 }
 
@@ -194,7 +197,9 @@ func (m *making) envelope(e board.Enrolment) {
 // pubkey is how an item has a key.
 func pubkey(k board.Key) string { return base64.StdEncoding.EncodeToString(k.PEM()) }
 
-func san(value ...byte) []extension { return []extension{{ID: oid(2, 5, 29, 17), Value: value}} }
+func san(value ...byte) []issuertest.Extension {
+	return []issuertest.Extension{{ID: oid(2, 5, 29, 17), Value: value}}
+}
 
 // wideOID is an object identifier with an arc over 31 bits, and wideExtension an extension of that name in a list.
 var (
@@ -205,7 +210,7 @@ var (
 // extensionRequest is the attribute with values as they are.
 func (m *making) extensionRequest(values ...[]byte) []byte {
 	set := asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: slices.Concat(values...)}
-	return mustASN1(m.t, struct {
+	return issuertest.MustASN1(m.t, struct {
 		ID     asn1.ObjectIdentifier
 		Values asn1.RawValue
 	}{oid(1, 2, 840, 113549, 1, 9, 14), set}, "")
@@ -255,13 +260,13 @@ func TestMakeHostileCorpus(t *testing.T) {
 }
 
 func (m *making) file(f flaw) []byte {
-	outcome, status := Outcome(f.want), 503
+	outcome, status := server.Outcome(f.want), 503
 	switch {
 	case f.want == "approved":
 		status = 200
-	case f.want != string(TryLater):
-		if outcome, status = Refused, 403; Refusal(f.want).Malformed() {
-			outcome, status = Malformed, 400
+	case f.want != string(server.TryLater):
+		if outcome, status = server.Refused, 403; issuer.Refusal(f.want).Malformed() {
+			outcome, status = server.Malformed, 400
 		}
 	}
 	answer := fmt.Sprintf(`{"error":%q,"id":"*"}`, outcome)
@@ -297,7 +302,7 @@ func (m *making) file(f flaw) []byte {
 		}
 		add("policy.toml", []byte(text))
 	}
-	add("stations", []byte(m.station.public+"\n"))
+	add("stations", []byte(m.station.Public+"\n"))
 	if !m.absent {
 		data := m.item(m.seal(m.record))
 		if m.change != nil {
@@ -306,10 +311,10 @@ func (m *making) file(f flaw) []byte {
 		if m.rawItm != nil {
 			data = m.rawItm(data)
 		}
-		add("items/"+m.board.id.String()+".json", data)
+		add("items/"+m.board.ID.String()+".json", data)
 	}
 	for _, r := range m.items {
-		add("items/"+r.Device.String()+".json", m.item(enrolment(m.t, r, m.station)))
+		add("items/"+r.Device.String()+".json", m.item(issuertest.Enrolment(m.t, r, m.station)))
 	}
 	return txtar.Format(out)
 }

@@ -1,4 +1,4 @@
-package issuer
+package issuer_test
 
 import (
 	"bufio"
@@ -28,6 +28,11 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cloud"
+	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
+	"secretfree/cloud/issuer/ca/catest"
+	"secretfree/cloud/issuer/issuertest"
+	"secretfree/cloud/issuer/server"
 	"secretfree/station/board"
 )
 
@@ -146,7 +151,7 @@ func (h hostile) httpHeader() http.Header {
 	return header
 }
 
-func (h hostile) parsePolicy(t testing.TB) Policy {
+func (h hostile) parsePolicy(t testing.TB) issuer.Policy {
 	t.Helper()
 	var read struct {
 		Policy struct {
@@ -167,12 +172,12 @@ func (h hostile) parsePolicy(t testing.TB) Policy {
 		t.Fatalf("policy.toml: %v", err)
 	}
 	r := read.Policy
-	p := Policy{
-		SKU: testSKU, Algorithms: r.Algorithms, RefuseSHA1: r.RefuseSHA1, AllowNoProof: r.AllowNoProof,
-		RequireFresh: r.RequireChallenge, MinGeneration: r.MinGeneration, Challenges: challenges(t),
+	p := issuer.Policy{
+		SKU: issuertest.SKU, Algorithms: r.Algorithms, RefuseSHA1: r.RefuseSHA1, AllowNoProof: r.AllowNoProof,
+		RequireFresh: r.RequireChallenge, MinGeneration: r.MinGeneration, Challenges: issuertest.Challenges(t),
 	}
 	for _, hold := range r.Holds {
-		p.Holds = append(p.Holds, LotHold(hold))
+		p.Holds = append(p.Holds, issuer.LotHold(hold))
 	}
 	for _, public := range h.stations {
 		v, err := note.NewVerifier(public)
@@ -185,7 +190,7 @@ func (h hostile) parsePolicy(t testing.TB) Policy {
 }
 
 // open makes the registry of h.
-func (h hostile) open(t testing.TB) Registry {
+func (h hostile) open(t testing.TB) issuer.Registry {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "registry")
 	if err := cloud.InitDir(dir); err != nil {
@@ -207,53 +212,53 @@ func (h hostile) open(t testing.TB) Registry {
 }
 
 // hostileCA is as old as the corpus.
-func hostileCA(t *testing.T) CA {
+func hostileCA(t *testing.T) issuer.CA {
 	t.Helper()
 	dir := t.TempDir()
 	passphrase := filepath.Join(dir, "passphrase")
-	if err := os.WriteFile(passphrase, []byte(testPassphrase+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(passphrase, []byte(catest.Passphrase+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) { // which begins with the year 2000
 		time.Sleep(time.Until(corpusClock.AddDate(0, -1, 0)))
-		if err := InitLocalCA(LocalCAInit{Dir: filepath.Join(dir, "ca"), Name: "Test", Passphrase: []byte(testPassphrase), Iterations: 1000}); err != nil {
+		if err := ca.InitLocal(ca.LocalInit{Dir: filepath.Join(dir, "ca"), Name: "Test", Passphrase: []byte(catest.Passphrase), Iterations: 1000}); err != nil {
 			t.Fatal(err)
 		}
 	})
-	ca, err := OpenLocalCA(LocalCAConfig{Dir: filepath.Join(dir, "ca"), PassphraseFile: passphrase})
+	authority, err := ca.OpenLocal(ca.LocalConfig{Dir: filepath.Join(dir, "ca"), PassphraseFile: passphrase})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ca
+	return authority
 }
 
 // Each file of the corpus is refused by its name, by Decide and over HTTP; a stranger reads one of three constants; nothing of
 // the request is in the log.
 func TestHostileCorpus(t *testing.T) {
-	ca := hostileCA(t)
+	authority := hostileCA(t)
 	for _, h := range hostileFiles(t) {
 		t.Run(h.name+"."+h.want, func(t *testing.T) {
 			h.checkExpected(t)
 			registry, policy := h.open(t), h.parsePolicy(t)
 			h.decide(t, registry, policy)
-			h.serve(t, registry, policy, ca)
+			h.serve(t, registry, policy, authority)
 		})
 	}
 }
 
 // checkExpected compares what h says of itself.
 func (h hostile) checkExpected(t *testing.T) {
-	outcome := Outcome(h.want)
-	if refusal := Refusal(h.want); slices.Contains(refusalNames(t), h.want) {
-		outcome, _ = classify(refusal)
+	outcome := server.Outcome(h.want)
+	if refusal := issuer.Refusal(h.want); slices.Contains(refusalNames(t), h.want) {
+		outcome, _ = server.Classify(refusal)
 	}
 	status, answer := 0, fmt.Sprintf(`{"error":%q,"id":"*"}`, outcome)
 	switch outcome {
-	case Malformed:
+	case server.Malformed:
 		status = 400
-	case Refused:
+	case server.Refused:
 		status = 403
-	case TryLater:
+	case server.TryLater:
 		status = 503
 	case "approved":
 		status, answer = 200, "a certificate"
@@ -264,9 +269,9 @@ func (h hostile) checkExpected(t *testing.T) {
 }
 
 // decide asks what the doors ask, without one.
-func (h hostile) decide(t *testing.T, registry Registry, policy Policy) {
-	request, err := requestFrom(h.httpHeader(), h.body)
-	var approved Approved
+func (h hostile) decide(t *testing.T, registry issuer.Registry, policy issuer.Policy) {
+	request, err := server.RequestFrom(h.httpHeader(), h.body)
+	var approved issuer.Approved
 	if err == nil {
 		if strings.HasSuffix(h.path, "/simplereenroll") {
 			request = request.AsRenewal()
@@ -281,51 +286,51 @@ func (h hostile) decide(t *testing.T, registry Registry, policy Policy) {
 			}
 		}
 		if err == nil {
-			approved, err = Decide(request, item, policy, h.clock)
+			approved, err = issuer.Decide(request, item, policy, h.clock)
 		}
 		if err == nil { // the device has had nothing yet
 			if _, _, err = approved.Plan(nil, policy, h.clock); err != nil {
-				approved = Approved{}
+				approved = issuer.Approved{}
 			}
 		}
 	}
-	outcome, refusal := classify(err)
+	outcome, refusal := server.Classify(err)
 	got := string(refusal)
 	switch outcome {
-	case Issued:
+	case server.Issued:
 		got = "approved"
-	case TryLater:
-		got = string(TryLater)
+	case server.TryLater:
+		got = string(server.TryLater)
 	}
-	if got != h.want || (approved != (Approved{})) != (h.want == "approved") {
+	if got != h.want || (approved != (issuer.Approved{})) != (h.want == "approved") {
 		t.Errorf("decided %q (%v), want %q", got, err, h.want)
 	}
 }
 
 // serve sends h to a real server, as it is.
-func (h hostile) serve(t *testing.T, registry Registry, policy Policy, ca CA) {
-	claims, counting := &memClaims{}, &countingCA{CA: ca}
-	i, err := New(Config{
-		Policy: policy, Registry: registry, Claims: claims, CAs: map[string]CA{testCA: counting}, Now: func() time.Time { return h.clock },
+func (h hostile) serve(t *testing.T, registry issuer.Registry, policy issuer.Policy, authority issuer.CA) {
+	claims, counting := &issuertest.Claims{}, &issuertest.CountingCA{CA: authority}
+	i, err := issuer.New(issuer.Config{
+		Policy: policy, Registry: registry, Claims: claims, CAs: map[string]issuer.CA{issuertest.CAName: counting}, Now: func() time.Time { return h.clock },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var decisions []Decision
+	var decisions []server.Decision
 	var logs bytes.Buffer
-	handler, err := NewHandler(HandlerConfig{Issuer: i, New: testCA, Proto: testCA, Challenges: policy.Challenges, Log: func(d Decision) {
+	handler, err := server.NewHandler(server.HandlerConfig{Issuer: i, New: issuertest.CAName, Proto: issuertest.CAName, Challenges: policy.Challenges, Log: func(d server.Decision) {
 		decisions = append(decisions, d)
 		fmt.Fprintf(&logs, "%+v\n", d)
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewUnstartedServer(handler)
-	server.Config.ErrorLog = log.New(&logs, "", 0)
-	server.Config.MaxHeaderBytes = 64 << 10
-	server.Start()
-	status, answer := h.send(t, server.Listener.Addr())
-	server.Close() // waits for the handler, and so for the log
+	srv := httptest.NewUnstartedServer(handler)
+	srv.Config.ErrorLog = log.New(&logs, "", 0)
+	srv.Config.MaxHeaderBytes = 64 << 10
+	srv.Start()
+	status, answer := h.send(t, srv.Listener.Addr())
+	srv.Close() // waits for the handler, and so for the log
 
 	if len(decisions) != 1 {
 		t.Fatalf("%d decisions were logged", len(decisions))
@@ -335,15 +340,15 @@ func (h hostile) serve(t *testing.T, registry Registry, policy Policy, ca CA) {
 	if status != h.status || h.want != "approved" && answer != want {
 		t.Errorf("answered %d %q, want %d %q", status, answer, h.status, want)
 	}
-	refusal := Refusal(h.want)
-	if h.want == "approved" || h.want == string(TryLater) {
+	refusal := issuer.Refusal(h.want)
+	if h.want == "approved" || h.want == string(server.TryLater) {
 		refusal = ""
 	}
 	if d.Refusal != refusal {
 		t.Errorf("logged the refusal %q (%v), want %q", d.Refusal, d.Err, refusal)
 	}
-	if made := len(counting.issued); (made == 1) != (h.want == "approved") || (len(claims.all()) == 1) != (h.want == "approved") {
-		t.Errorf("%d certificates, %d claims", made, len(claims.all()))
+	if made := len(counting.Issued); (made == 1) != (h.want == "approved") || (len(claims.Snapshot()) == 1) != (h.want == "approved") {
+		t.Errorf("%d certificates, %d claims", made, len(claims.Snapshot()))
 	}
 	if leaked := h.leak(logs.String()); leaked != "" {
 		t.Errorf("the log has %q of the request: %s", leaked, &logs)
@@ -429,12 +434,12 @@ func TestHostileLeakIsFound(t *testing.T) {
 }
 
 // elsewhere are the refusals that no single request reaches, and the tests that do.
-var elsewhere = map[Refusal]struct{ why, test string }{
-	ItemMismatch:       {"a registry gives no item of another device: it says that it is damaged", "TestDecideRefuses"},
-	StateUnknown:       {"a registry gives no signed item without a state: it says that it is damaged", "TestDecideRefuses"},
-	ChallengeReplayed:  {"it takes an earlier issuance", "TestPlan"},
-	CertificateExpired: {"it takes an earlier issuance", "TestIssueAfterExpiry"},
-	CertificateRevoked: {"it takes an earlier issuance", "TestPlan"},
+var elsewhere = map[issuer.Refusal]struct{ why, test string }{
+	issuer.ItemMismatch:       {"a registry gives no item of another device: it says that it is damaged", "TestDecideRefuses"},
+	issuer.StateUnknown:       {"a registry gives no signed item without a state: it says that it is damaged", "TestDecideRefuses"},
+	issuer.ChallengeReplayed:  {"it takes an earlier issuance", "TestPlan"},
+	issuer.CertificateExpired: {"it takes an earlier issuance", "TestIssueAfterExpiry"},
+	issuer.CertificateRevoked: {"it takes an earlier issuance", "TestPlan"},
 }
 
 // Every refusal has a file, or a test of its own.
@@ -445,7 +450,7 @@ func TestHostileCorpusIsComplete(t *testing.T) {
 	}
 	names := refusalNames(t)
 	for _, name := range names {
-		other, excused := elsewhere[Refusal(name)]
+		other, excused := elsewhere[issuer.Refusal(name)]
 		switch {
 		case files[name] == 0 && !excused:
 			t.Errorf("no file is refused as %s", name)
@@ -456,7 +461,7 @@ func TestHostileCorpusIsComplete(t *testing.T) {
 		}
 		delete(files, name)
 	}
-	for _, other := range []string{"approved", string(TryLater)} {
+	for _, other := range []string{"approved", string(server.TryLater)} {
 		if files[other] == 0 {
 			t.Errorf("no file is %s", other)
 		}

@@ -39,7 +39,7 @@ type Issuer struct {
 	config Config
 	cas    map[string]CA                // with the retired ones
 	checks map[string]*CertificateCheck // by the name of the CA
-	turns  turns
+	turns  deviceLocks
 }
 
 // New checks the configuration.
@@ -65,7 +65,7 @@ func New(config Config) (*Issuer, error) {
 			return nil, fmt.Errorf("issuer: the CA %q has no name, or is none", name)
 		}
 		profile := ca.Profile()
-		if len(profile.Roots) == 0 && !profile.Foreign {
+		if len(profile.Roots) == 0 && !profile.CAControlled {
 			return nil, fmt.Errorf("issuer: the CA %q has no root certificate: nothing that it returns could be checked", name)
 		}
 		i.checks[name] = NewCertificateCheck(profile)
@@ -202,7 +202,7 @@ func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance,
 	if err := issuance.Claim.Covers(approved); err != nil {
 		return Issuance{}, false, err
 	}
-	if issuance.State == Claimed && issuance.Memo == "" && i.outdated(issuance.Claim, approved, now) {
+	if issuance.State == Claimed && issuance.CAState == "" && i.outdated(issuance.Claim, approved, now) {
 		return i.propose(ctx, approved, issuance, door, now)
 	}
 	ca := i.cas[issuance.Claim.CA]
@@ -215,10 +215,10 @@ func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance,
 	}
 	switch issuance.State {
 	case Claimed:
-		memo := &claimMemo{claims: i.config.Claims, issuance: issuance}
+		memo := &claimState{claims: i.config.Claims, issuance: issuance}
 		fresh, err := ca.Issue(ctx, approved, issuance.Claim, memo)
 		issuance = memo.issuance
-		if issuance.State != Claimed || errors.Is(err, ErrMemo) { // another request was first
+		if issuance.State != Claimed || errors.Is(err, ErrCAStateChanged) { // another request was first
 			return issuance, false, nil
 		}
 		if err != nil {
@@ -269,31 +269,31 @@ func (i *Issuer) replace(ctx context.Context, next Issuance) (Issuance, bool, er
 	if err != nil {
 		return Issuance{}, false, fmt.Errorf("writing down the issuance: %w", err)
 	}
-	return stored, stored.State == Live && next.State == Live && stored.equal(next), nil
+	return stored, stored.State == Live && next.State == Live && stored.Equal(next), nil
 }
 
 // claimMemo is the memo of one issuance.
-type claimMemo struct {
+type claimState struct {
 	claims   Claims
 	issuance Issuance
 }
 
-func (m *claimMemo) Read() string { return m.issuance.Memo }
+func (m *claimState) Read() string { return m.issuance.CAState }
 
-func (m *claimMemo) Write(ctx context.Context, text string) error {
-	if len(text) > MaxMemo {
-		return fmt.Errorf("a memo of %d bytes, at most %d are kept", len(text), MaxMemo)
+func (m *claimState) Write(ctx context.Context, text string) error {
+	if len(text) > MaxCAState {
+		return fmt.Errorf("a memo of %d bytes, at most %d are kept", len(text), MaxCAState)
 	}
 	next := m.issuance
-	next.Memo = text
+	next.CAState = text
 	next.Version++
 	stored, err := m.claims.Replace(ctx, next)
 	if err != nil {
 		return fmt.Errorf("writing a memo: %w", err)
 	}
 	m.issuance = stored
-	if !stored.equal(next) {
-		return ErrMemo
+	if !stored.Equal(next) {
+		return ErrCAStateChanged
 	}
 	return nil
 }
@@ -306,7 +306,7 @@ func (i *Issuer) Explain(ctx context.Context, request Request) ([]Verdict, error
 		return nil, err
 	}
 	now := i.config.Now()
-	approved, t := decide(request, enrolment, i.config.Policy, now, trail{})
+	approved, t := decide(request, enrolment, i.config.Policy, now, ruleTrace{})
 	var had []Issuance
 	if t.err == nil {
 		if had, err = i.config.Claims.Issuances(ctx, approved.device); err != nil {

@@ -8,27 +8,27 @@ import (
 	"secretfree/station/board"
 )
 
-// turns lets one request of a device go on at a time. In another process another one may: the claims settle that. It only spares the
+// deviceLocks lets one request of a device go on at a time. In another process another one may: the claims settle that. It only spares the
 // CA what would be thrown away.
-type turns struct {
+type deviceLocks struct {
 	mu      sync.Mutex
-	devices map[board.DeviceID]*turn
+	devices map[board.DeviceID]*deviceLock
 }
 
-type turn struct {
+type deviceLock struct {
 	taken   chan struct{} // holds one element while somebody is at it
 	waiting int
 }
 
 // take waits for the device's turn. The caller gives it back.
-func (t *turns) take(ctx context.Context, device board.DeviceID) (back func(), err error) {
+func (t *deviceLocks) take(ctx context.Context, device board.DeviceID) (back func(), err error) {
 	t.mu.Lock()
 	if t.devices == nil {
-		t.devices = map[board.DeviceID]*turn{}
+		t.devices = map[board.DeviceID]*deviceLock{}
 	}
 	of := t.devices[device]
 	if of == nil {
-		of = &turn{taken: make(chan struct{}, 1)}
+		of = &deviceLock{taken: make(chan struct{}, 1)}
 		t.devices[device] = of
 	}
 	of.waiting++

@@ -42,9 +42,9 @@ func (a Approved) plan(had []Issuance, policy Policy, now time.Time) (*Issuance,
 	switch {
 	case latest.State == Revoking || latest.State == Revoked:
 		return nil, 0, fmt.Errorf("%w: epoch %d, because of %s", CertificateRevoked, c.Epoch, latest.Reason)
-	case now.Before(c.NotBefore) && (latest.State != Claimed || latest.Memo != ""):
+	case now.Before(c.NotBefore) && (latest.State != Claimed || latest.CAState != ""):
 		return nil, c.Epoch + 1, nil // this machine's clock was ahead, and nobody takes that certificate yet
-	case latest.State == Claimed && latest.Memo == "":
+	case latest.State == Claimed && latest.CAState == "":
 		return latest, c.Epoch, nil // it may be made anew
 	case !now.Before(c.NotAfter):
 		if fresh {

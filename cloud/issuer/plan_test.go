@@ -91,7 +91,7 @@ func TestPlan(t *testing.T) {
 		{name: "after the end of what was signed", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Signed, "") }, refusal: CertificateExpired},
 		{name: "fresh, after the end of what was signed", set: func(t testing.TB, p *past) { p.with(t, 1, 400, -10, Signed, "").fresh("c") }, epoch: 2},
 		{name: "after the end of what a CA was asked for", set: func(t testing.TB, p *past) {
-			p.with(t, 1, 400, -10, Claimed, "").had[0].Memo = "asked"
+			p.with(t, 1, 400, -10, Claimed, "").had[0].CAState = "asked"
 		}, refusal: CertificateExpired},
 		{name: "a certificate from the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Live, "") }, epoch: 2},
 		{name: "what broke off in the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Claimed, "") }, epoch: 1, repeats: true},
@@ -132,7 +132,7 @@ func TestPlan(t *testing.T) {
 			p := &past{a: approved, policy: Policy{Validity: 365 * 24 * time.Hour}, now: time.Now()}
 			c.set(t, p)
 			// What another key or generation had does not count.
-			foreign := approvedFor(t)
+			foreign := planned(t)
 			foreign.device = approved.device
 			other := (&past{a: foreign, now: p.now}).with(t, 9, 10, 300, Live, "x").had
 			got, epoch, err := p.a.plan(append(other, p.had...), p.policy, p.now)
@@ -207,7 +207,7 @@ func TestChallenges(t *testing.T) {
 func make32() []byte { return make([]byte, 32) }
 
 func TestTurns(t *testing.T) {
-	var all turns
+	var all deviceLocks
 	device, other := board.DeviceID{1}, board.DeviceID{2}
 	back, err := all.take(t.Context(), device)
 	if err != nil {

@@ -18,8 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"secretfree/cloud"
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
+	"secretfree/cloud/issuer/claims"
 	"secretfree/cmd/internal/issuerd"
+	"secretfree/cmd/internal/issuerd/daemon"
 	"secretfree/cmd/internal/issuerd/metrics"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/fixtures"
@@ -40,7 +42,7 @@ type factory struct {
 	dir     string
 	lock    *os.File
 	station *stationd.Daemon
-	issuer  *issuerd.Daemon
+	issuer  *daemon.Daemon
 	roots   *x509.CertPool
 	sockets []*socket
 
@@ -108,7 +110,7 @@ func (f *factory) makeFolders() error {
 	if err := cloud.InitDir(f.path("registry")); err != nil {
 		return err
 	}
-	if err := issuer.InitClaimsDir(f.path("claims")); err != nil {
+	if err := claims.InitDir(f.path("claims")); err != nil {
 		return err
 	}
 	if _, err := os.Stat(f.path("ca")); !errors.Is(err, fs.ErrNotExist) {
@@ -118,7 +120,7 @@ func (f *factory) makeFolders() error {
 	if err := os.WriteFile(f.path("ca.pass"), []byte(passphrase+"\n"), 0o600); err != nil {
 		return fmt.Errorf("writing the CA's passphrase: %w", err)
 	}
-	return issuer.InitLocalCA(issuer.LocalCAInit{Dir: f.path("ca"), Name: "Demo", Passphrase: []byte(passphrase)})
+	return ca.InitLocal(ca.LocalInit{Dir: f.path("ca"), Name: "Demo", Passphrase: []byte(passphrase)})
 }
 
 func (f *factory) startStation(ctx context.Context, listen string) error {
@@ -176,7 +178,7 @@ func (f *factory) startIssuer(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, log.Close())
 	}
-	if f.issuer, err = issuerd.Open(ctx, c, logger, func(d *issuerd.Daemon) http.Handler { return metrics.Handler(d) }); err != nil {
+	if f.issuer, err = daemon.Open(ctx, c, logger, func(d *daemon.Daemon) http.Handler { return metrics.Handler(d) }); err != nil {
 		return errors.Join(err, log.Close())
 	}
 	f.ended.Go(func() {

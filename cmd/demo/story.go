@@ -18,6 +18,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 	"secretfree/fixtures"
 	"secretfree/spool"
 	"secretfree/station"
@@ -225,7 +226,7 @@ func (s *story) ask(ctx context.Context, csr []byte) (certificate []byte, refuse
 	if err != nil {
 		return nil, "", err
 	}
-	request.Header.Set(issuer.HeaderCSR, base64.StdEncoding.EncodeToString(csr))
+	request.Header.Set(server.HeaderCSR, base64.StdEncoding.EncodeToString(csr))
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return nil, "", fmt.Errorf("asking the issuer: %w", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 )
 
 // decideTimeout is less than the function's own, so that an outage ends in an error that says so.
@@ -74,7 +75,7 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 
 	header := headersOf(event.MultiValueHeaders, event.Headers)
 	digest := ""
-	if values := header.Values(issuer.HeaderCSR); len(values) == 1 {
+	if values := header.Values(server.HeaderCSR); len(values) == 1 {
 		digest = digestOf(values[0])
 	}
 	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
@@ -82,15 +83,15 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 	device, err := a.decide(ctx, header)
 	named, verdict := errors.AsType[issuer.Refusal](err)
 
-	outcome, level := issuer.Outcome("authorized"), zerolog.InfoLevel
+	outcome, level := server.Outcome("authorized"), zerolog.InfoLevel
 	switch {
 	case err == nil:
 	case !verdict:
-		outcome, level = issuer.TryLater, zerolog.ErrorLevel
+		outcome, level = server.TryLater, zerolog.ErrorLevel
 	case named.Malformed():
-		outcome = issuer.Malformed
+		outcome = server.Malformed
 	default:
-		outcome = issuer.Refused
+		outcome = server.Refused
 	}
 	line := a.log.WithLevel(level).Str("id", id).Str("request_id", event.RequestContext.RequestID).Str("path", event.Path).
 		Str("outcome", string(outcome)).Dur("took_ms", time.Since(start))
@@ -126,16 +127,16 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 
 // decide returns the device that the request claims to be, if it claims one.
 func (a *authorizer) decide(ctx context.Context, header http.Header) (device string, err error) {
-	values := header.Values(issuer.HeaderCSR)
+	values := header.Values(server.HeaderCSR)
 	if len(values) == 0 {
 		return "", issuer.NoRequest
 	}
-	if len(values) > 1 || len(header.Values(issuer.HeaderChallenge)) > 1 || len(header.Values(issuer.HeaderSignature)) > 1 {
+	if len(values) > 1 || len(header.Values(server.HeaderChallenge)) > 1 || len(header.Values(server.HeaderSignature)) > 1 {
 		return "", issuer.TwoRequests
 	}
 	request, err := issuer.ParseHeader(values[0])
 	if err == nil {
-		request, err = request.WithSignature(header.Get(issuer.HeaderChallenge), header.Get(issuer.HeaderSignature))
+		request, err = request.WithSignature(header.Get(server.HeaderChallenge), header.Get(server.HeaderSignature))
 	}
 	if err != nil {
 		return "", err

@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 )
 
 const calledMethod = "arn:aws:execute-api:us-east-1:123456789012:abcdef1234/prod/POST/new"
@@ -105,7 +106,7 @@ func TestAuthorizerARN(t *testing.T) {
 		strings.Replace(calledMethod, "prod", "*", 1), strings.Replace(calledMethod, "prod", "", 1), strings.Replace(calledMethod, "POST", "*", 1),
 		strings.Replace(calledMethod, "POST", "", 1), strings.Replace(calledMethod, "POST", "post", 1), strings.TrimSuffix(calledMethod, "/new"), calledMethod + ":x",
 	} {
-		out, err := a.invoke(t.Context(), events.APIGatewayCustomAuthorizerRequestTypeRequest{MethodArn: arn, Headers: map[string]string{issuer.HeaderCSR: value}})
+		out, err := a.invoke(t.Context(), events.APIGatewayCustomAuthorizerRequestTypeRequest{MethodArn: arn, Headers: map[string]string{server.HeaderCSR: value}})
 		if !errors.Is(err, errMethodARN) || len(out.PolicyDocument.Statement) > 0 {
 			t.Errorf("%q: %v %v", arn, out, err)
 		}

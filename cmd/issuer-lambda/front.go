@@ -22,6 +22,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 )
 
 // What API Gateway lets pass, and what a request may need, in bytes. Something else than API Gateway may call a function.
@@ -139,7 +140,7 @@ func withoutAuthorizer(path string) bool {
 // issuer decides again.
 func authorized(told map[string]any, header http.Header) error {
 	digest, ok := told[contextDigest].(string)
-	values := header.Values(issuer.HeaderCSR)
+	values := header.Values(server.HeaderCSR)
 	if !ok || digest == "" || len(values) != 1 {
 		return noAuthorizer
 	}
@@ -195,18 +196,18 @@ func pathOf(event events.APIGatewayProxyRequest) string {
 	return strings.Join(parts, "/")
 }
 
-func errorAnswer(event events.APIGatewayProxyRequest, err error) (events.APIGatewayProxyResponse, issuer.Outcome) {
-	status, outcome := http.StatusBadRequest, issuer.Malformed
+func errorAnswer(event events.APIGatewayProxyRequest, err error) (events.APIGatewayProxyResponse, server.Outcome) {
+	status, outcome := http.StatusBadRequest, server.Malformed
 	switch err {
 	case headersTooLarge:
 		status = http.StatusRequestHeaderFieldsTooLarge
 	case bodyTooLarge:
 		status = http.StatusRequestEntityTooLarge
 	case noAuthorizer, otherRequest:
-		status, outcome = http.StatusForbidden, issuer.Refused
+		status, outcome = http.StatusForbidden, server.Refused
 	}
 	body, _ := json.Marshal(struct { // strings always encode
-		Error issuer.Outcome `json:"error"`
+		Error server.Outcome `json:"error"`
 		ID    string         `json:"id"`
 	}{outcome, event.RequestContext.RequestID})
 	return events.APIGatewayProxyResponse{
@@ -216,9 +217,9 @@ func errorAnswer(event events.APIGatewayProxyRequest, err error) (events.APIGate
 }
 
 // decided logs a request as issuerd does.
-func (f *front) decided(d issuer.Decision) {
+func (f *front) decided(d server.Decision) {
 	level := zerolog.InfoLevel
-	if _, limited := errors.AsType[issuer.ErrTooMany](d.Err); d.Outcome == issuer.TryLater && !limited {
+	if _, limited := errors.AsType[server.ErrTooMany](d.Err); d.Outcome == server.TryLater && !limited {
 		level = zerolog.ErrorLevel
 	}
 	line := f.log.WithLevel(level).Str("id", d.ID).Str("path", d.Path).Str("outcome", string(d.Outcome)).Dur("took_ms", d.Took)

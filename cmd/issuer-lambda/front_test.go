@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 )
 
 // seen is what an HTTP handler saw of an event.
@@ -172,7 +173,7 @@ func TestForgedAuthorization(t *testing.T) {
 		status        int
 	}{{forged, forged, 403}, {good, forged, 403}, {good, good, 200}} {
 		out, err := invoke(t.Context(), events.APIGatewayProxyRequest{Resource: "/new", HTTPMethod: "POST",
-			MultiValueHeaders: map[string][]string{issuer.HeaderCSR: {c.value}},
+			MultiValueHeaders: map[string][]string{server.HeaderCSR: {c.value}},
 			RequestContext:    gateway(map[string]any{contextID: "f00d", contextDigest: digestOf(c.digest), "principalId": w.board.ID()})})
 		if err != nil || out.StatusCode != c.status {
 			t.Errorf("%v %v, want %d", out, err, c.status)

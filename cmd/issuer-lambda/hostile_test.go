@@ -22,7 +22,9 @@ import (
 	"github.com/youmark/pkcs8"
 
 	"secretfree/cloud"
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
+	"secretfree/cloud/issuer/claims"
+	"secretfree/cloud/issuer/server"
 )
 
 const hostileFolder = "../../cloud/issuer/testdata/hostile"
@@ -85,12 +87,12 @@ func readHostile(t *testing.T, path string) hostile {
 }
 
 // settings makes the registry of h and what else both functions need.
-func (h hostile) settings(t *testing.T, ca string) (config, root string) {
+func (h hostile) settings(t *testing.T, authority string) (config, root string) {
 	t.Helper()
 	dir := t.TempDir()
-	registry, claims, root := filepath.Join(dir, "registry"), filepath.Join(dir, "claims"), filepath.Join(dir, "task")
+	registry, store, root := filepath.Join(dir, "registry"), filepath.Join(dir, "claims"), filepath.Join(dir, "task")
 	must(t, cloud.InitDir(registry))
-	must(t, issuer.InitClaimsDir(claims))
+	must(t, claims.InitDir(store))
 	must(t, os.MkdirAll(filepath.Join(registry, "items"), 0o755))
 	for _, file := range h.registry {
 		must(t, os.WriteFile(filepath.Join(registry, filepath.FromSlash(file.Name)), file.Data, 0o644))
@@ -107,7 +109,7 @@ ca = {kind = "local", dir = %q, passphrase_file = %q}
 issuance = {dir = %q}
 challenge = {key_file = %q}
 log = {level = "debug"}
-%s`, registry, ca, filepath.Join(ca, "passphrase"), claims, key, h.policy), root
+%s`, registry, authority, filepath.Join(authority, "passphrase"), store, key, h.policy), root
 }
 
 // oldCA is a CA of the corpus's time. The key of a real one is slow to open by intent; this one's is not.
@@ -117,7 +119,7 @@ func oldCA(t *testing.T, at time.Time) string {
 	passphrase := []byte("correct horse battery staple")
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(at))
-		must(t, issuer.InitLocalCA(issuer.LocalCAInit{Dir: dir, Name: "Widgiot", Passphrase: passphrase}))
+		must(t, ca.InitLocal(ca.LocalInit{Dir: dir, Name: "Widgiot", Passphrase: passphrase}))
 	})
 	name := filepath.Join(dir, "issuing.key")
 	data, err := os.ReadFile(name)
@@ -141,20 +143,20 @@ func TestHostileCorpus(t *testing.T) {
 	if err != nil || len(names) < 40 {
 		t.Fatalf("%d files: %v", len(names), err)
 	}
-	ca := oldCA(t, readHostile(t, names[0]).clock.AddDate(0, -1, 0))
+	authority := oldCA(t, readHostile(t, names[0]).clock.AddDate(0, -1, 0))
 	for _, name := range names {
 		h := readHostile(t, name)
 		t.Run(h.name+"."+h.want, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				time.Sleep(time.Until(h.clock))
-				h.check(t, ca)
+				h.check(t, authority)
 			})
 		})
 	}
 }
 
-func (h hostile) check(t *testing.T, ca string) {
-	config, root := h.settings(t, ca)
+func (h hostile) check(t *testing.T, authority string) {
+	config, root := h.settings(t, authority)
 	var logs bytes.Buffer
 	env := map[string]string{roleSetting: roleIssuer, configSetting: config}
 	if h.name == "foreign-sku" { // the policy that trusts its station is none that starts
@@ -208,7 +210,7 @@ func (h hostile) ask(t *testing.T, invoke func(context.Context, events.APIGatewa
 		block, _ := pem.Decode([]byte(answer.Certificate))
 		_, err := x509.ParseCertificate(block.Bytes)
 		must(t, err)
-	case string(issuer.TryLater):
+	case string(server.TryLater):
 		refused = ""
 	}
 	if line.Refusal != refused {
@@ -225,7 +227,7 @@ func (h hostile) authorize(t *testing.T, invoke func(context.Context, events.API
 	var line struct{ Refusal string }
 	must(t, json.Unmarshal(logs.Bytes(), &line))
 	switch h.want {
-	case string(issuer.TryLater):
+	case string(server.TryLater):
 		if err == nil || line.Refusal != "" {
 			t.Errorf("authorized %+v, logged %s", out, logs)
 		}

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cloud"
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
+	"secretfree/cloud/issuer/claims"
 	"secretfree/fixtures"
 	"secretfree/station/board"
 )
@@ -48,10 +49,10 @@ func newWorld(t testing.TB) *world {
 
 	passphrase := filepath.Join(dir, "ca.pass")
 	must(t, os.WriteFile(passphrase, []byte("correct horse battery staple"), 0o600))
-	ca := filepath.Join(dir, "ca")
-	must(t, issuer.InitLocalCA(issuer.LocalCAInit{Dir: ca, Name: "Widgiot", Passphrase: []byte("correct horse battery staple")}))
-	claims := filepath.Join(dir, "claims")
-	must(t, issuer.InitClaimsDir(claims))
+	caDir := filepath.Join(dir, "ca")
+	must(t, ca.InitLocal(ca.LocalInit{Dir: caDir, Name: "Widgiot", Passphrase: []byte("correct horse battery staple")}))
+	claimsDir := filepath.Join(dir, "claims")
+	must(t, claims.InitDir(claimsDir))
 	w.config = fmt.Sprintf(`sku = "widgiot"
 endpoint = "mqtt.example.invalid"
 [registry]
@@ -63,7 +64,7 @@ dir = %q
 passphrase_file = %q
 [issuance]
 dir = %q
-`, w.registry, ca, passphrase, claims)
+`, w.registry, caDir, passphrase, claimsDir)
 	return w
 }
 

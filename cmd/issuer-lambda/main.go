@@ -24,7 +24,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
 
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 	"secretfree/cmd/internal/issuerd"
 )
 
@@ -94,9 +94,9 @@ func open(ctx context.Context, getenv func(string) string, root string, logs io.
 		return nil, err
 	}
 	f := &front{requireAuthorizer: require == "1", log: log}
-	doors := i.Doors(config.Limits)
+	doors := i.HandlerConfig(config.Limits)
 	doors.Log = f.decided
-	if f.handler, err = issuer.NewHandler(doors); err != nil {
+	if f.handler, err = server.NewHandler(doors); err != nil {
 		return nil, err
 	}
 	return f.invoke, nil

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 )
 
 // serverless is serverless-offline, with the test skipped where it is not.
@@ -132,7 +132,7 @@ func TestServerlessOffline(t *testing.T) {
 	}
 	// Not asked, and refused by name: the gateway lets only through what its authorizer let through, and the program does not rely on it.
 	_, failed, body := issues.invoke(t.Context(), post(t, "/new", good, nil))
-	if failed || !strings.Contains(string(body), string(issuer.Refused)) {
+	if failed || !strings.Contains(string(body), string(server.Refused)) {
 		t.Errorf("%v %s", failed, body)
 	}
 }

@@ -9,13 +9,14 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
 	"secretfree/station/board"
 )
 
 // withIssuer opens the issuer of a configuration for a moment, without any key.
-func withIssuer(ctx context.Context, c issuerd.Config, do func(*issuerd.Opened) error) error {
+func withIssuer(ctx context.Context, c issuerd.Config, do func(*issuerd.Components) error) error {
 	o, err := c.OpenOperator(ctx)
 	if err != nil {
 		return err
@@ -27,7 +28,7 @@ func withIssuer(ctx context.Context, c issuerd.Config, do func(*issuerd.Opened) 
 func onIssued() hooks {
 	return hooks{
 		nextEpoch: func(ctx context.Context, c issuerd.Config, device board.DeviceID) (epoch int, err error) {
-			err = withIssuer(ctx, c, func(o *issuerd.Opened) error {
+			err = withIssuer(ctx, c, func(o *issuerd.Components) error {
 				epoch, err = o.NextEpoch(ctx, device)
 				return err
 			})
@@ -47,7 +48,7 @@ func onIssued() hooks {
 				}
 				// What the device got since, in its own epoch, stays: an old change may be made again.
 			}
-			return withIssuer(ctx, c, func(o *issuerd.Opened) error {
+			return withIssuer(ctx, c, func(o *issuerd.Components) error {
 				_, err := o.Revoke(ctx, e.Device, before, reason)
 				return err
 			})
@@ -82,7 +83,7 @@ func (s *sweep) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	return withIssuer(ctx, c, func(o *issuerd.Opened) error {
+	return withIssuer(ctx, c, func(o *issuerd.Components) error {
 		var failed error
 		found, unknown := 0, 0
 		print := func(line findingLine) {
@@ -109,8 +110,8 @@ func (s *sweep) Run(ctx context.Context, out *cli.Output) error {
 		if unknown > 0 {
 			err = errors.Join(err, fmt.Errorf("the registry does not know %s", cli.Count(unknown, "device that has a certificate", "devices that have certificates")))
 		}
-		for name, ca := range o.CAs {
-			iot, ok := ca.(*issuer.IoTCore)
+		for name, authority := range o.CAs {
+			iot, ok := authority.(*ca.IoTCore)
 			if !ok {
 				continue
 			}
@@ -152,7 +153,7 @@ type issuanceLine struct {
 }
 
 // explainDevice tells what is known of a device without a request.
-func explainDevice(ctx context.Context, out *cli.Output, o *issuerd.Opened, device board.DeviceID) error {
+func explainDevice(ctx context.Context, out *cli.Output, o *issuerd.Components, device board.DeviceID) error {
 	verdicts, had, err := o.ExplainDevice(ctx, device)
 	if verdicts == nil {
 		return err

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
+	"secretfree/cloud/issuer/claims"
+	"secretfree/cloud/issuer/keyfile"
 	"secretfree/cloud/issuer/pki"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
@@ -70,13 +73,13 @@ type caInit struct {
 }
 
 func (c *caInit) Run(out *cli.Output) error {
-	passphrase, err := issuer.ReadPassphrase(c.PassphraseFile)
+	passphrase, err := keyfile.Passphrase(c.PassphraseFile)
 	if err != nil {
 		return err
 	}
 	var root []byte
 	if c.RootPassphraseFile != "" {
-		if root, err = issuer.ReadPassphrase(c.RootPassphraseFile); err != nil {
+		if root, err = keyfile.Passphrase(c.RootPassphraseFile); err != nil {
 			return err
 		}
 	}
@@ -89,7 +92,7 @@ func (c *caInit) Run(out *cli.Output) error {
 		return fmt.Errorf("%w: --years is %d, want 1 to 100", cli.ErrMisuse, c.Years)
 	}
 	const year = 365 * 24 * time.Hour
-	if err := issuer.InitLocalCA(issuer.LocalCAInit{
+	if err := ca.InitLocal(ca.LocalInit{
 		Dir: c.Dir, Name: c.Name, Passphrase: passphrase, RootPassphrase: root,
 		Validity: time.Duration(c.Years) * year, RootValidity: time.Duration(c.Years+10) * year,
 	}); err != nil {
@@ -105,7 +108,7 @@ type claimsInit struct {
 }
 
 func (c *claimsInit) Run(out *cli.Output) error {
-	if err := issuer.InitClaimsDir(c.Dir); err != nil {
+	if err := claims.InitDir(c.Dir); err != nil {
 		return err
 	}
 	return out.Print(struct {
@@ -124,7 +127,7 @@ func (e *explain) Run(ctx context.Context, out *cli.Output) error {
 		return err
 	}
 	if device, err := board.ParseDeviceID(e.Request); err == nil {
-		return withIssuer(ctx, c, func(o *issuerd.Opened) error { return explainDevice(ctx, out, o, device) })
+		return withIssuer(ctx, c, func(o *issuerd.Components) error { return explainDevice(ctx, out, o, device) })
 	}
 	data, err := readRequest(e.Request)
 	if err != nil {

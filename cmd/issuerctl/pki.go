@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/keyfile"
 	"secretfree/cloud/issuer/pki"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
@@ -223,7 +223,7 @@ func (f offlineFlags) keys(dir string, regions map[string]string) (*pki.FileKeys
 		if file == "" {
 			continue
 		}
-		passphrase, err := issuer.ReadPassphrase(file)
+		passphrase, err := keyfile.Passphrase(file)
 		if err != nil {
 			return nil, err
 		}

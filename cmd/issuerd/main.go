@@ -14,6 +14,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
+	"secretfree/cmd/internal/issuerd/daemon"
 	"secretfree/cmd/internal/issuerd/metrics"
 )
 
@@ -64,7 +65,7 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 	}
 	defer log.Flush()
 	defer context.AfterFunc(ctx, log.Flush)() // what was counted until then: a second signal ends the process at once
-	d, err := issuerd.Open(ctx, c, log.Logger, func(d *issuerd.Daemon) http.Handler { return metrics.Handler(d) })
+	d, err := daemon.Open(ctx, c, log.Logger, func(d *daemon.Daemon) http.Handler { return metrics.Handler(d) })
 	if err != nil {
 		return err
 	}

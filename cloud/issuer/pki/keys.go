@@ -13,7 +13,7 @@ import (
 	"strings"
 	"unicode"
 
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/keyfile"
 )
 
 // The names of the two keys that are offline. Those of a region are regions/<name>/issuing and regions/<name>/ocsp.
@@ -38,7 +38,7 @@ type FileKeys struct {
 	// Passphrases by the name of the key. Those that are not given are asked for by ErrNoPassphrase when they are wanted.
 	Passphrases map[string][]byte
 
-	iterations int // see issuer.EncryptKey
+	iterations int // see keyfile.Encrypt
 	open       map[string]crypto.Signer
 }
 
@@ -118,7 +118,7 @@ func (k *FileKeys) Make(name string) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the key %s: %w", name, err)
 	}
-	text, err := issuer.EncryptKey(key, passphrase, k.iterations)
+	text, err := keyfile.Encrypt(key, passphrase, k.iterations)
 	if err != nil {
 		return nil, fmt.Errorf("making the key %s: %w", name, err)
 	}
@@ -138,7 +138,7 @@ func (k *FileKeys) Open(name string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := issuer.ReadKey(k.path(name), passphrase)
+	key, err := keyfile.Read(k.path(name), passphrase)
 	if err != nil {
 		return nil, fmt.Errorf("opening the key %s: %w", name, err)
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iot"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
 )
 
 // missing skips a test that needs a peer, and fails it in CI.
@@ -55,13 +55,13 @@ func TestProfiles(t *testing.T) {
 
 	passphrase := filepath.Join(t.TempDir(), "passphrase")
 	must(t, os.WriteFile(passphrase, []byte(testPassphrases["regions/us-east-1/issuing"]), 0o600))
-	ca, err := issuer.OpenLocalCA(issuer.LocalCAConfig{Dir: x.path("regions/us-east-1"), PassphraseFile: passphrase})
+	authority, err := ca.OpenLocal(ca.LocalConfig{Dir: x.path("regions/us-east-1"), PassphraseFile: passphrase})
 	must(t, err)
 	root, err := x.authority(RootKey)
 	must(t, err)
 	line, err := x.authority(LineKey)
 	must(t, err)
-	if !ca.Root().Equal(root) {
+	if !authority.Root().Equal(root) {
 		t.Error("the issuer trusts another root")
 	}
 	signer, err := x.c.Keys.Open("regions/us-east-1/issuing")

@@ -5,9 +5,9 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/rs/zerolog"
 	"golang.org/x/term"
 )
@@ -56,12 +56,32 @@ func (l Log) lines(w io.Writer) zerolog.LevelWriter {
 	}
 	if isFile && f == os.Stderr {
 		// With a priority before each line, journalctl -p knows what is a warning.
-		if ours, err := journal.StderrIsJournalStream(); err == nil && ours {
+		if isJournal(f, os.Getenv("JOURNAL_STREAM")) {
 			return prioritized{w}
 		}
 	}
 	return zerolog.LevelWriterAdapter{Writer: w}
 }
+
+// isJournal reports whether a file is the stream to systemd's journal that the
+// environment names: "<device>:<inode>", see systemd.exec(5).
+func isJournal(f *os.File, stream string) bool {
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	at, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stream != "" && stream == fmt.Sprintf("%d:%d", at.Dev, at.Ino)
+}
+
+// The priorities of syslog(3).
+const (
+	critical = 2
+	failure  = 3
+	warning  = 4
+	notice   = 6
+	detail   = 7
+)
 
 // prioritized writes lines as sd-daemon(3) has them.
 type prioritized struct{ w io.Writer }
@@ -69,16 +89,16 @@ type prioritized struct{ w io.Writer }
 func (p prioritized) Write(line []byte) (int, error) { return p.WriteLevel(zerolog.NoLevel, line) }
 
 func (p prioritized) WriteLevel(level zerolog.Level, line []byte) (int, error) {
-	priority := journal.PriInfo
+	priority := notice
 	switch level {
 	case zerolog.DebugLevel, zerolog.TraceLevel:
-		priority = journal.PriDebug
+		priority = detail
 	case zerolog.WarnLevel:
-		priority = journal.PriWarning
+		priority = warning
 	case zerolog.ErrorLevel:
-		priority = journal.PriErr
+		priority = failure
 	case zerolog.FatalLevel, zerolog.PanicLevel:
-		priority = journal.PriCrit
+		priority = critical
 	}
 	if _, err := p.w.Write(fmt.Appendf(nil, "<%d>%s", priority, line)); err != nil {
 		return 0, err

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -243,4 +245,26 @@ func TestRepeatsBounded(t *testing.T) {
 			t.Errorf("%d are still watched", len(r.seen))
 		}
 	})
+}
+
+// Only the very stream that systemd names gets priorities.
+func TestIsJournal(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "stream"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := info.Sys().(*syscall.Stat_t)
+	for stream, want := range map[string]bool{
+		fmt.Sprintf("%d:%d", at.Dev, at.Ino): true, fmt.Sprintf("%d:%d", at.Dev, at.Ino+1): false, fmt.Sprintf("%d:%d", at.Dev+1, at.Ino): false,
+		"": false, ":": false, "x": false,
+	} {
+		if got := isJournal(f, stream); got != want {
+			t.Errorf("JOURNAL_STREAM=%q: %v, want %v", stream, got, want)
+		}
+	}
 }

@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 
 	"secretfree/cloud"
-	"secretfree/cloud/issuer"
-	"secretfree/spool"
 	"secretfree/station/board"
 )
 
@@ -31,8 +29,9 @@ type Registry struct {
 
 // Backend is a registry: a sink and an archive for a station, and what an issuer looks devices up in.
 type Backend interface {
-	spool.BatchSink
-	issuer.Registry
+	Put(ctx context.Context, s board.Sealed) error
+	PutBatch(ctx context.Context, records []board.Sealed) []error
+	Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error)
 	Archive
 	Listing
 	Operation

@@ -1,5 +1,5 @@
-// Package issuerd joins the issuer with its registry, its CA and its claims into one daemon. It is a package so that the
-// demo, and the commands that look into an issuer, run the same code.
+// Package issuerd has the configuration of an issuer and opens what it names: registry, CA, claims. It is a package so that the
+// demo, the daemon, the function and the commands that look into an issuer run the same code.
 package issuerd
 
 import (
@@ -20,6 +20,10 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
+	"secretfree/cloud/issuer/claims"
+	"secretfree/cloud/issuer/keyfile"
+	"secretfree/cloud/issuer/server"
 	"secretfree/cmd/internal/config"
 	"secretfree/station/board"
 )
@@ -212,18 +216,18 @@ func (c Config) check(f *config.File) error {
 	if c.Proto != nil {
 		names[c.Proto.name()] = true
 	}
-	for i, ca := range c.Retired {
+	for i, authority := range c.Retired {
 		table := fmt.Sprintf("retired_ca[%d]", i)
-		if ca.Kind == "local" && ca.PassphraseFile == "" && ca.KMSKey == "" {
-			ca.PassphraseFile = "/" // not needed: it is opened without its key
+		if authority.Kind == "local" && authority.PassphraseFile == "" && authority.KMSKey == "" {
+			authority.PassphraseFile = "/" // not needed: it is opened without its key
 		}
-		if err := ca.check(f, table); err != nil {
+		if err := authority.check(f, table); err != nil {
 			return err
 		}
-		if names[ca.name()] {
-			return f.Errorf(table, "Give it the name that it had, and the new CA another: claims remember it.", "two CAs are named %q", ca.name())
+		if names[authority.name()] {
+			return f.Errorf(table, "Give it the name that it had, and the new CA another: claims remember it.", "two CAs are named %q", authority.name())
 		}
-		names[ca.name()] = true
+		names[authority.name()] = true
 	}
 	if c.IoT == nil && (c.CA.Kind == "iotcore" || c.Proto != nil && c.Proto.Kind == "iotcore") {
 		return f.Errorf("iot", "Add the table [iot] with thing_group or policy.", "a CA of AWS IoT Core needs [iot]: its certificates are inactive until they are registered")
@@ -275,7 +279,7 @@ func (c Config) check(f *config.File) error {
 	if err != nil {
 		return f.Errorf("challenge", "Correct it.", "%v", err)
 	}
-	policy, err := c.policy(challenges)
+	policy, err := c.IssuerPolicy(challenges)
 	if err != nil {
 		return err
 	}
@@ -364,11 +368,11 @@ func (i Issuance) check(f *config.File, registry config.Registry) error {
 
 func (i Issuance) open(ctx context.Context, sku string, registry config.Registry) (issuer.Claims, error) {
 	if i.Kind == "dir" {
-		return issuer.OpenClaimsDir(i.Dir)
+		return claims.OpenDir(i.Dir)
 	}
-	c := issuer.ClaimsDynamoDBConfig{Table: i.Table, Region: i.Region, Endpoint: i.DynamoDBEndpoint}
+	c := claims.DynamoDBConfig{Table: i.Table, Region: i.Region, Endpoint: i.DynamoDBEndpoint}
 	if c.Table == "" {
-		c.Table = issuer.ClaimsTable(sku)
+		c.Table = claims.TableName(sku)
 	}
 	if c.Region == "" {
 		c.Region = registry.Region
@@ -376,7 +380,7 @@ func (i Issuance) open(ctx context.Context, sku string, registry config.Registry
 	if c.Endpoint == "" {
 		c.Endpoint = registry.DynamoDBEndpoint
 	}
-	return issuer.OpenClaimsDynamoDB(ctx, c)
+	return claims.OpenDynamoDB(ctx, c)
 }
 
 func (s Station) verifier(sku string) (board.Verifier, error) {
@@ -395,7 +399,7 @@ func (s Station) verifier(sku string) (board.Verifier, error) {
 
 func days(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
 
-func (c Config) policy(challenges *issuer.Challenges) (issuer.Policy, error) {
+func (c Config) IssuerPolicy(challenges *issuer.Challenges) (issuer.Policy, error) {
 	p := issuer.Policy{
 		SKU: c.SKU, Algorithms: c.Policy.Algorithms, RefuseSHA1: c.Policy.RefuseSHA1, AllowNoProof: c.Policy.AllowNoProof,
 		Validity: days(c.Policy.Days), Renew: days(c.Policy.RenewDays), RequireFresh: c.Policy.RequireChallenge,
@@ -422,25 +426,25 @@ func (c CA) open(ctx context.Context) (issuer.CA, error) {
 		if _, name, isARN := strings.Cut(template, ":acm-pca:::template/"); isARN {
 			template = name
 		}
-		roots, err := issuer.ReadCertificates(c.Root)
+		roots, err := keyfile.Certificates(c.Root)
 		if err != nil {
 			return nil, fmt.Errorf("the root of the CA in ACM PCA: %w", err)
 		}
-		return issuer.OpenACMPCA(ctx, issuer.ACMPCAConfig{
+		return ca.OpenACMPCA(ctx, ca.ACMPCAConfig{
 			ARN: c.ARN, Roots: roots, Template: template, SigningAlgorithm: c.SigningAlgorithm, Region: c.Region, Endpoint: c.Endpoint,
 		})
 	case "iotcore":
-		return issuer.OpenIoTCore(ctx, issuer.IoTCoreConfig{Region: c.Region, Endpoint: c.Endpoint})
+		return ca.OpenIoTCore(ctx, ca.IoTCoreConfig{Region: c.Region, Endpoint: c.Endpoint})
 	}
-	local := issuer.LocalCAConfig{Dir: c.Dir, PassphraseFile: c.PassphraseFile, CRLURL: c.CRLURL, OCSPURL: c.OCSPURL}
+	local := ca.LocalConfig{Dir: c.Dir, PassphraseFile: c.PassphraseFile, CRLURL: c.CRLURL, OCSPURL: c.OCSPURL}
 	if c.KMSKey != "" {
-		signer, err := issuer.OpenKMSSigner(ctx, issuer.KMSConfig{KeyID: c.KMSKey, Region: c.Region, Endpoint: c.Endpoint})
+		signer, err := ca.OpenKMSSigner(ctx, ca.KMSConfig{KeyID: c.KMSKey, Region: c.Region, Endpoint: c.Endpoint})
 		if err != nil {
 			return nil, err
 		}
 		local.Signer = signer
 	}
-	return issuer.OpenLocalCA(local)
+	return ca.OpenLocal(local)
 }
 
 // openKeyless is open without the key of a local CA.
@@ -448,11 +452,11 @@ func (c CA) openKeyless(ctx context.Context) (issuer.CA, error) {
 	if c.Kind != "local" {
 		return c.open(ctx)
 	}
-	return issuer.OpenLocalCA(issuer.LocalCAConfig{Dir: c.Dir, Keyless: true})
+	return ca.OpenLocal(ca.LocalConfig{Dir: c.Dir, Keyless: true})
 }
 
 // Opened is an issuer with what its doors need.
-type Opened struct {
+type Components struct {
 	*issuer.Issuer
 	Registry   config.Backend
 	New, Proto string // the names of the CAs behind the two doors
@@ -464,8 +468,8 @@ type Opened struct {
 }
 
 // Doors are what the issuer's handlers have in common.
-func (o *Opened) Doors(l Limits) issuer.HandlerConfig {
-	c := issuer.HandlerConfig{
+func (o *Components) HandlerConfig(l Limits) server.HandlerConfig {
+	c := server.HandlerConfig{
 		Issuer: o.Issuer, New: o.New, Proto: o.Proto, Endpoint: o.Endpoint, Challenges: o.Challenges, Sources: l.limiter(l.SourcePerMinute),
 	}
 	if l.Proxies > 0 {
@@ -475,10 +479,10 @@ func (o *Opened) Doors(l Limits) issuer.HandlerConfig {
 }
 
 // Close gives back what is open.
-func (o *Opened) Close() error { return o.close() }
+func (o *Components) Close() error { return o.close() }
 
 // OpenIssuer makes the issuer of a configuration that came from Load.
-func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
+func (c Config) OpenIssuer(ctx context.Context) (*Components, error) {
 	challenges, err := c.Challenge.open(ctx, c.SKU)
 	if err != nil {
 		return nil, err
@@ -488,7 +492,7 @@ func (c Config) OpenIssuer(ctx context.Context) (*Opened, error) {
 
 // OpenOperator makes an issuer that has nothing signed: no key of a local CA, and none of the challenges, has to be within reach of who
 // revokes, sweeps and looks.
-func (c Config) OpenOperator(ctx context.Context) (*Opened, error) {
+func (c Config) OpenOperator(ctx context.Context) (*Components, error) {
 	challenges, err := c.Challenge.with(c.SKU, make([]byte, 32)) // no request is looked at
 	if err != nil {
 		return nil, err
@@ -497,7 +501,7 @@ func (c Config) OpenOperator(ctx context.Context) (*Opened, error) {
 }
 
 // OpenSigner is OpenOperator with the keys of local CAs, for revocation lists.
-func (c Config) OpenSigner(ctx context.Context) (*Opened, error) {
+func (c Config) OpenSigner(ctx context.Context) (*Components, error) {
 	challenges, err := c.Challenge.with(c.SKU, make([]byte, 32)) // no request is looked at
 	if err != nil {
 		return nil, err
@@ -505,12 +509,12 @@ func (c Config) OpenSigner(ctx context.Context) (*Opened, error) {
 	return c.openIssuer(ctx, challenges, CA.open)
 }
 
-func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, open func(CA, context.Context) (issuer.CA, error)) (*Opened, error) {
-	policy, err := c.policy(challenges)
+func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, open func(CA, context.Context) (issuer.CA, error)) (*Components, error) {
+	policy, err := c.IssuerPolicy(challenges)
 	if err != nil {
 		return nil, err
 	}
-	o := &Opened{New: c.CA.name(), Proto: c.CA.name(), Challenges: challenges, close: func() error { return nil }}
+	o := &Components{New: c.CA.name(), Proto: c.CA.name(), Challenges: challenges, close: func() error { return nil }}
 	if o.Registry, err = c.Registry.Open(ctx, c.SKU); err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
@@ -525,20 +529,20 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 		}
 	}
 	config.Retired = map[string]issuer.CA{}
-	for _, ca := range c.Retired {
+	for _, authority := range c.Retired {
 		openRetired := open
-		if ca.Kind == "local" && ca.PassphraseFile == "" && ca.KMSKey == "" {
+		if authority.Kind == "local" && authority.PassphraseFile == "" && authority.KMSKey == "" {
 			openRetired = CA.openKeyless
 		}
-		if config.Retired[ca.name()], err = openRetired(ca, ctx); err != nil {
-			return nil, fmt.Errorf("the retired CA %s: %w", ca.name(), err)
+		if config.Retired[authority.name()], err = openRetired(authority, ctx); err != nil {
+			return nil, fmt.Errorf("the retired CA %s: %w", authority.name(), err)
 		}
 	}
 	if c.Endpoint != "" {
 		o.Endpoint = func(context.Context) (string, error) { return c.Endpoint, nil }
 	}
 	if c.IoT != nil {
-		registrar, err := issuer.OpenIoTRegistrar(ctx, issuer.IoTRegistrarConfig{
+		registrar, err := ca.OpenIoTRegistrar(ctx, ca.IoTRegistrarConfig{
 			JITP: c.IoT.JITP, CARegistered: c.IoT.CARegistered, ThingType: c.IoT.ThingType, ThingGroup: c.IoT.ThingGroup, Policy: c.IoT.Policy,
 			Attributes: c.IoT.Attributes, Region: c.IoT.Region, Endpoint: c.IoT.Endpoint,
 		})
@@ -553,7 +557,7 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 	if limiter := c.Limits.limiter(c.Limits.DevicePerMinute); limiter != nil {
 		config.Admit = func(device board.DeviceID) error {
 			if !limiter.Allow(device.String(), time.Now()) {
-				return issuer.ErrTooMany{Who: "the device " + device.String()}
+				return server.ErrTooMany{Who: "the device " + device.String()}
 			}
 			return nil
 		}
@@ -572,17 +576,17 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 	return o, nil
 }
 
-func (l Limits) limiter(perMinute int) *issuer.Limiter {
+func (l Limits) limiter(perMinute int) *server.Limiter {
 	if perMinute == 0 {
 		return nil
 	}
-	return issuer.NewLimiter(time.Minute/time.Duration(perMinute), perMinute)
+	return server.NewLimiter(time.Minute/time.Duration(perMinute), perMinute)
 }
 
 // source names where a request comes from: behind proxies, what the outermost of ours saw.
 func (l Limits) source(r *http.Request) string {
 	forwarded := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	return issuer.SourceName(strings.TrimSpace(forwarded[max(len(forwarded)-l.Proxies, 0)]))
+	return server.SourceName(strings.TrimSpace(forwarded[max(len(forwarded)-l.Proxies, 0)]))
 }
 
 func (c Challenge) with(sku string, key []byte) (*issuer.Challenges, error) {
@@ -591,7 +595,7 @@ func (c Challenge) with(sku string, key []byte) (*issuer.Challenges, error) {
 
 func (c Challenge) open(ctx context.Context, sku string) (*issuer.Challenges, error) {
 	if c.KMSKey != "" {
-		key, err := issuer.KMSMac(ctx, issuer.KMSConfig{KeyID: c.KMSKey, Region: c.Region, Endpoint: c.KMSEndpoint}, "secretfree challenges of "+sku)
+		key, err := ca.KMSMac(ctx, ca.KMSConfig{KeyID: c.KMSKey, Region: c.Region, Endpoint: c.KMSEndpoint}, "secretfree challenges of "+sku)
 		if err != nil {
 			return nil, fmt.Errorf("the key of the challenges: %w", err)
 		}
@@ -602,7 +606,7 @@ func (c Challenge) open(ctx context.Context, sku string) (*issuer.Challenges, er
 		_, _ = rand.Read(key) // never fails (crypto/rand)
 		return c.with(sku, key)
 	}
-	text, err := issuer.ReadPassphrase(c.KeyFile)
+	text, err := keyfile.Passphrase(c.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("the key of the challenges: %w", err)
 	}

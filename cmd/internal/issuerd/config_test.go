@@ -105,7 +105,7 @@ level = "info"
 	if err != nil {
 		t.Fatal(err)
 	}
-	policy, err := c.policy(nil)
+	policy, err := c.IssuerPolicy(nil)
 	if err != nil || policy.Validity != 18250*24*time.Hour {
 		t.Fatal(policy, err)
 	}

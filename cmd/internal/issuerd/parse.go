@@ -35,7 +35,7 @@ func (c Config) OpenDecider(ctx context.Context) (*Decider, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, err := c.policy(challenges)
+	policy, err := c.IssuerPolicy(challenges)
 	if err != nil {
 		return nil, err
 	}

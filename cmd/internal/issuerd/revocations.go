@@ -6,7 +6,8 @@ import (
 	"net/url"
 	"time"
 
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca"
+	"secretfree/cloud/issuer/server"
 	"secretfree/cmd/internal/config"
 )
 
@@ -25,17 +26,17 @@ func (c CA) checkURLs(f *config.File, table string) error {
 }
 
 // Revocations tells about the certificates of the CAs that are local; l limits who asks.
-func (o *Opened) Revocations(l Limits, log func(error)) (*issuer.Revocations, error) {
-	c := issuer.RevocationsConfig{Claims: o.Claims, CAs: map[string]issuer.RevocationSigner{}, Sources: l.limiter(l.StatusPerMinute), Log: log}
+func (o *Components) Revocations(l Limits, log func(error)) (*server.Revocations, error) {
+	c := server.RevocationsConfig{Claims: o.Claims, CAs: map[string]server.RevocationSigner{}, Sources: l.limiter(l.StatusPerMinute), Log: log}
 	if l.Proxies > 0 {
 		c.Source = l.source
 	}
-	for name, ca := range o.CAs {
-		if local, ok := ca.(*issuer.LocalCA); ok && local.HasKey() {
+	for name, authority := range o.CAs {
+		if local, ok := authority.(*ca.Local); ok && local.HasKey() {
 			c.CAs[name] = local
 		}
 	}
-	return issuer.NewRevocations(c)
+	return server.NewRevocations(c)
 }
 
 // CRL makes the revocation list, in DER, of the CA of a name; empty: that of [ca].

@@ -10,14 +10,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/server"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/metric"
 )
 
 // Daemon offers the snapshots; an *issuerd.Daemon does.
 type Daemon interface {
-	Stats() issuer.Stats
+	Stats() server.Stats
 	// TLS tells when the certificate in use expires, and whether its files cannot be used. It is not ok without TLS.
 	TLS() (notAfter time.Time, failed, ok bool)
 }
