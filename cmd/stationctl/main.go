@@ -27,7 +27,8 @@ type grammar struct {
 	Record    record    `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
 	Simulate  simulate  `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
 	Slot      struct {
-		Reset slotReset `cmd:"" help:"Reset the board in a slot of the running station, and read it anew."`
+		Acknowledge slotAcknowledge `cmd:"" help:"End the private-key-leak that a slot shows, when its board is put aside and quality knows."`
+		Reset       slotReset       `cmd:"" help:"Reset the board in a slot of the running station, and read it anew."`
 	} `cmd:"" help:"The slots of a station."`
 	Registry struct {
 		Init registryInit `cmd:"" help:"Make a folder a registry."`
@@ -42,6 +43,8 @@ func (grammar) Help() string {
 	return `Examples:
   stationctl status
       The slots and the backlog of the station on this machine: exit 0, or 1 if its health is red.
+  stationctl slot acknowledge A
+      The board that printed a private key in slot A is put aside: the slot reads boards again.
   stationctl doctor
       Machine, ports, disk, clock, registry and journal: what is wrong, and what to do.
   stationctl fleet --config /etc/secretfree/stationd.toml

@@ -38,3 +38,24 @@ func (s *slotReset) Run(ctx context.Context, out *cli.Output) (err error) {
 		Slot string `json:"slot"`
 	}{s.Slot}, fmt.Sprintf("The board in slot %s was reset.\n", s.Slot))
 }
+
+type slotAcknowledge struct {
+	place
+	Slot string `arg:"" help:"The name of the slot, as the page shows it."`
+}
+
+func (s *slotAcknowledge) Run(ctx context.Context, out *cli.Output) (err error) {
+	control, err := s.control()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, control.Close()) }()
+	if err := control.Acknowledge(ctx, s.Slot); errors.Is(err, stationd.ErrNotRunning) {
+		return fmt.Errorf("acknowledging the leak in slot %s: %w: systemctl start stationd", s.Slot, err)
+	} else if err != nil {
+		return err
+	}
+	return out.Print(struct {
+		Slot string `json:"slot"`
+	}{s.Slot}, fmt.Sprintf("Slot %s has no leak that waits: it reads the next board.\n", s.Slot))
+}

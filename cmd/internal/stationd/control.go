@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,6 +31,7 @@ import (
 //	GET  /dead                 the dead letters, a JSON list of spool.DeadLetter
 //	GET  /dead/{seq}           spool.Evidence
 //	POST /dead/{seq}/requeue   204
+//	POST /slot/acknowledge?name=NAME ends the leak of a private key that a slot shows; 204
 //	POST /checkpoint           signs the journal as it is; Waiting
 //	POST /slot/reset?name=NAME resets the board in a slot with the sequence of its configuration; 204
 //	POST /receipt              applies the receipt in the body, which must be signed by a key of the configuration; spool.Settled
@@ -91,6 +93,14 @@ func (d *Daemon) control() http.Handler {
 		}
 		if err = d.spool.Requeue(seq); err == nil {
 			d.log.Info().Uint64("seq", seq).Msg("a dead letter is delivered once more, by the control socket")
+		}
+		answer(w, nil, err)
+	})
+	mux.HandleFunc("POST /slot/acknowledge", func(w http.ResponseWriter, r *http.Request) {
+		name := r.URL.Query().Get("name")
+		err := d.station.Acknowledge(name)
+		if err == nil {
+			d.log.Info().Str("slot", name).Msg("a leak is acknowledged, by the control socket")
 		}
 		answer(w, nil, err)
 	})
@@ -288,6 +298,14 @@ func (c *Control) Requeue(ctx context.Context, seq uint64) error {
 		return s.Requeue(seq)
 	}
 	return c.call(ctx, http.MethodPost, fmt.Sprintf("/dead/%d/requeue", seq), nil, nil)
+}
+
+// Acknowledge has a station that runs end the leak of a private key that a slot shows; ErrNotRunning if none does.
+func (c *Control) Acknowledge(ctx context.Context, slot string) error {
+	if c.client == nil {
+		return ErrNotRunning
+	}
+	return c.call(ctx, http.MethodPost, "/slot/acknowledge?name="+url.QueryEscape(slot), nil, nil)
 }
 
 // Sign has the journal signed as it is, and tells what waits for the registry.
