@@ -35,7 +35,7 @@ func TestStationsRace(t *testing.T) {
 				}
 				r := recordOf(t, name, device, key)
 				records[i] = append(records[i], r)
-				_, err := stations[i].Append(t.Context(), r)
+				_, err := stations[i].Append(t.Context(), spool.Reading{Record: &r})
 				must(t, err)
 			}
 		}

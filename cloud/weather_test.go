@@ -189,7 +189,8 @@ func TestStationInBadWeather(t *testing.T) {
 				ended := make(chan error, 1)
 				go func() { ended <- s.Run(ctx) }()
 				for n := range boards {
-					_, err := s.Append(t.Context(), recordOf(t, "line3-a", n, n))
+					r := recordOf(t, "line3-a", n, n)
+					_, err := s.Append(t.Context(), spool.Reading{Record: &r})
 					must(t, err)
 					time.Sleep(time.Second)
 				}
@@ -220,13 +221,20 @@ func TestStationInBadWeather(t *testing.T) {
 	}
 }
 
+// journal is a spool as a station takes it.
+type journal struct{ *spool.Spool }
+
+func (j journal) Append(ctx context.Context, r board.Record) (board.Receipt, error) {
+	return j.Spool.Append(ctx, spool.Reading{Record: &r})
+}
+
 // onPage makes sure that the technician's page says why nothing moves.
 func onPage(t *testing.T, s *spool.Spool, says []string) {
 	t.Helper()
 	dialect, err := uart.DialectByName("ti-at")
 	must(t, err)
 	b, err := station.New(station.Config{
-		SKU: "widgiot", Station: "line3-a", Journal: s,
+		SKU: "widgiot", Station: "line3-a", Journal: journal{s},
 		Slots: []station.SlotConfig{{Name: "A", Port: "/dev/null", Dialect: dialect, Open: func(context.Context) (uart.Conn, error) { return nil, net.ErrClosed }}},
 		Backlog: func() station.Backlog {
 			stats := s.Stats()

@@ -144,7 +144,7 @@ func journal(t *testing.T, dir string, records int) {
 				}
 				r := board.Record{SKU: "widgiot", Station: "line3-a", Device: device, Key: key, ReadAt: time.Now().UTC().Truncate(time.Millisecond), Generation: 1,
 					Facts: map[string]string{"dialect": "ti-at", "version": "1.2.3", "mac": "08:00:28:5b:55:e0"}}
-				if _, err := s.Append(ctx, r); err != nil {
+				if _, err := s.Append(ctx, spool.Reading{Record: &r, Slot: "A"}); err != nil {
 					t.Error(err)
 					return
 				}

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
@@ -16,11 +19,12 @@ import (
 
 // request is one call of Append, on its way through a group.
 type request struct {
-	ctx    context.Context
-	sealed board.Sealed
-	key    board.Fingerprint
-	turn   chan bool  // true: write the next group; false: it is written, see below
-	signed chan error // once: what is wrong with the envelope
+	ctx     context.Context
+	reading Reading
+	sealed  board.Sealed      // of a reading with a record
+	key     board.Fingerprint // likewise
+	turn    chan bool         // true: write the next group; false: it is written, see below
+	signed  chan error        // once: what is wrong with the envelope
 
 	entry    Entry
 	data     []byte // the entry's JSON
@@ -28,33 +32,87 @@ type request struct {
 	conflict *board.Conflict
 	receipt  board.Receipt
 	err      error
+	silent   bool // nothing is written: see Reading.Resumed, and noiseInterval
 }
 
-// Append enrols a board. When it returns a receipt, the record, signed, is in the journal, synced to disk and read back
-// from it, and waits in the queue; a power cut at any later moment loses none of it. A board that is enrolled
-// already gets the receipt of its first record; only the fact that it was seen again is journaled. If that record is damaged
-// since, the board is enrolled as a new one.
+// Reading is how the reading of one board ended, as the station tells it. With a
+// Record the journal decides between passed, repeated and a conflict. Texts are
+// for people: what is not plain in them is replaced, what is too long is cut.
+type Reading struct {
+	Record *board.Record // nil: the board failed
+
+	Reason      string            // of a failure: lower-case words with dashes
+	Device      board.DeviceID    // of a failure, if it is known
+	Fingerprint board.Fingerprint // likewise
+	Known       *Known            // what a failure contradicts
+
+	Slot       string
+	WorkOrder  string
+	Label      string // as it was scanned
+	Operator   string
+	Transcript string // a file name
+	Took       time.Duration
+	After      *uint64 // the verdict before this one in the same insertion
+	// Resumed: the board may be in its slot since before the start. If the last
+	// verdict of the slot says the same of the same board, nothing is written, and
+	// the receipt is that of that verdict.
+	Resumed bool
+}
+
+// noiseInterval is the shortest time between two failed verdicts of one slot
+// without a device id: a flapping port or a noisy line must not fill the disk.
+const noiseInterval = 10 * time.Second
+
+// noise is what is left out of one slot.
+type noise struct {
+	last    time.Time // when a verdict without a device id was journaled last
+	leftOut uint64    // since the slot's last entry
+}
+
+// Append journals a verdict. When it returns, the entry is on disk, synced and
+// read back; a power cut at any later moment loses none of it. The record of a
+// board that passes is signed, stands in the same entry, and waits in the queue.
+// A board that is enrolled already gets the receipt of its first record, marked as
+// a repeat. If that record is damaged since, the board is enrolled as a new one.
+// The receipt's Entry is the verdict's own entry, also beside a *board.Conflict.
 //
-// A *board.Conflict says that the record contradicts what is known; that refusal is journaled. board.ErrRecord says
-// that it is no valid record. After any other error (no space, a failing disk) there is no receipt, and the record
-// may or may not be in the journal: reading the board again settles it, as a repeat or as a first record.
+// A failed verdict without a device id that follows another one of its slot within
+// 10 s is not written; the slot's next entry carries the number of those.
 //
-// It may be called by many at once: those who come while another's record is being synced share the next sync. The context is looked at
-// before the write, not during it.
-func (s *Spool) Append(ctx context.Context, r board.Record) (board.Receipt, error) {
-	if err := r.Check(); err != nil {
+// A *board.Conflict says that the record contradicts what is known; that verdict is
+// journaled. board.ErrRecord says that it is no valid record. After any other error
+// (no space, a failing disk) there is no receipt, and the entry may or may not be in
+// the journal: reading the board again settles it, as a repeat or as a first record.
+//
+// Many may call Append at once: those that come while another's entry is being
+// synced share the next sync. The context is looked at before the write, not during it.
+func (s *Spool) Append(ctx context.Context, r Reading) (board.Receipt, error) {
+	q := &request{ctx: ctx, reading: r, turn: make(chan bool, 1), signed: make(chan error, 1)}
+	if r.Record == nil {
+		if !reasonPattern(r.Reason) {
+			return board.Receipt{}, fmt.Errorf("appending a verdict: %w: the reason %.60q is not lower-case words with dashes", ErrEntry, r.Reason)
+		}
+		q.signed <- nil
+		return s.append(q)
+	}
+	if err := r.Record.Check(); err != nil {
 		return board.Receipt{}, fmt.Errorf("appending a record: %w", err)
 	}
-	sealed, err := board.Seal(r, s.cfg.Identity.Signer)
+	sealed, err := board.Seal(*r.Record, s.cfg.Identity.Signer)
 	if err != nil {
 		return board.Receipt{}, fmt.Errorf("appending a record: %w", err)
 	}
-	q := &request{ctx: ctx, sealed: sealed, key: r.Fingerprint(), turn: make(chan bool, 1), signed: make(chan error, 1)}
+	q.sealed, q.key = sealed, r.Record.Fingerprint()
 	// The envelope is opened while the disk writes it: what is read back is compared with it.
 	go func() {
 		_, err := board.OpenEnvelope(sealed.Envelope, s.cfg.Identity.Verifier)
 		q.signed <- err
 	}()
+	return s.append(q)
+}
+
+// append has a request written with its group, and checks what was read back.
+func (s *Spool) append(q *request) (board.Receipt, error) {
 	s.groupMu.Lock()
 	s.waiting = append(s.waiting, q)
 	lead := !s.leading
@@ -76,9 +134,9 @@ func (s *Spool) Append(ctx context.Context, r board.Record) (board.Receipt, erro
 	case q.err != nil && q.conflict != nil:
 		return board.Receipt{}, fmt.Errorf("%w (and the refusal could not be journaled: %w)", q.conflict, q.err)
 	case q.err != nil:
-		return board.Receipt{}, fmt.Errorf("appending a record: %w", q.err)
+		return board.Receipt{}, fmt.Errorf("appending a verdict: %w", q.err)
 	case q.conflict != nil:
-		return board.Receipt{}, q.conflict
+		return board.Receipt{Entry: q.receipt.Entry}, q.conflict
 	}
 	return q.receipt, nil
 }
@@ -92,7 +150,7 @@ func (q *request) check(signed error) error {
 	if seq != q.entry.Seq || !bytes.Equal(data, q.data) {
 		return errors.New("another entry is there")
 	}
-	if q.entry.Kind != KindRecord {
+	if q.entry.Record() == nil {
 		return nil
 	}
 	envelope, err := envelopeOf(data)
@@ -152,7 +210,7 @@ func (s *Spool) commit(group []*request) error {
 	var written []*request
 	var entries [][]byte
 	for _, q := range group {
-		if q.err != nil {
+		if q.err != nil || q.silent {
 			continue
 		}
 		if q.data, q.err = q.entry.Encode(); q.err != nil {
@@ -168,9 +226,9 @@ func (s *Spool) commit(group []*request) error {
 	if err != nil {
 		return err
 	}
-	records := 0
+	var change counted
 	if err := s.update(func(tx *bolt.Tx) error {
-		records = 0
+		change = counted{}
 		var p progress
 		if err := p.decode(tx.Bucket(bucketMeta).Get(keyNext)); err != nil {
 			return err
@@ -180,28 +238,25 @@ func (s *Spool) commit(group []*request) error {
 		}
 		place := from
 		for i, q := range written {
-			if q.entry.Kind == KindRecord {
-				records++
-				if err := apply(tx, &indexed{q.sealed.Record.Device, q.key, q.entry.Seq, place, at.UnixMilli(), 0, macOf(q.sealed.Record.Facts["mac"])}); err != nil {
-					return err
-				}
+			e := indexedBy(&q.entry, place)
+			if q.entry.Record() != nil {
+				e.mac = macOf(q.sealed.Record.Facts["mac"])
 			}
-			if t, ok := toldBy(&q.entry, place); ok {
-				if err := t.put(tx); err != nil {
-					return err
-				}
+			if err := e.put(tx, &change); err != nil {
+				return err
 			}
 			place.offset += int64(lengths[i])
 		}
 		fresh := s.leaves[len(s.leaves)-len(written):]
-		return errors.Join(putLeaves(tx, p.Next, fresh, false), putProgress(tx, progress{s.next, fresh[len(fresh)-1]}))
+		return errors.Join(change.put(tx), putLeaves(tx, p.Next, fresh, false), putProgress(tx, progress{s.next, fresh[len(fresh)-1]}))
 	}); err != nil {
 		s.broken = fmt.Errorf("writing the index: %w", err)
 		return s.broken
 	}
-	s.pending += records
-	if records > 0 {
-		s.nudge()
+	s.pending += change.pending
+	s.dead += change.dead
+	if change.pending > 0 {
+		s.wakeUp()
 	}
 	back := make([]byte, len(lines))
 	if n, err := s.file.ReadAt(back, from.offset); n < len(back) {
@@ -218,15 +273,15 @@ func (s *Spool) commit(group []*request) error {
 	return nil
 }
 
-// nudge wakes Run.
-func (s *Spool) nudge() {
+// wakeUp wakes Run.
+func (s *Spool) wakeUp() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
-// decide makes of each request an entry: a record, a repeat or a refusal. Those of one group know of each other.
+// decide makes an entry of each request. Those of one group know of each other.
 func (s *Spool) decide(group []*request, at time.Time) error {
 	devices, keys := map[board.DeviceID]pointer{}, map[board.Fingerprint]board.DeviceID{}
 	seq := s.next
@@ -236,41 +291,145 @@ func (s *Spool) decide(group []*request, at time.Time) error {
 				q.err = context.Cause(q.ctx)
 				continue
 			}
-			device := q.sealed.Record.Device
-			known, haveDevice, owner, haveKey, err := lookup(tx, device, q.key)
-			if err != nil {
+			if q.entry.Kind == KindRejection {
+				q.entry.Seq, q.entry.Time = seq, at
+				seq++
+				continue
+			}
+			v := q.reading.verdict()
+			q.entry = Entry{Seq: seq, Time: at, Kind: KindVerdict, Verdict: v}
+			if q.reading.Record == nil {
+				q.receipt = board.Receipt{Entry: seq, Time: at}
+				if !v.Device.Valid() && s.noisy(v.Slot) {
+					q.silent, q.receipt = true, board.Receipt{LeftOut: true}
+					continue
+				}
+			} else if err := s.decideRecord(tx, q, devices, keys); err != nil {
 				return err
 			}
-			if p, ok := devices[device]; ok {
-				known, haveDevice = p, true
+			if q.reading.Resumed {
+				same, err := s.resumed(tx, q)
+				if err != nil {
+					return err
+				}
+				if q.silent = same; same {
+					continue
+				}
 			}
-			if o, ok := keys[q.key]; ok {
-				owner, haveKey = o, true
-			}
-			q.entry = Entry{Seq: seq, Time: at}
-			seq++
-			refuse := func(reason string, c *board.Conflict) {
-				c.Device, c.Key, c.KnownBy = device, q.key, s.origin
-				q.conflict = c
-				q.entry.Kind, q.entry.Refusal = KindRefusal, &Refusal{Reason: reason, Device: device, Fingerprint: q.key, KnownDevice: c.KnownDevice, KnownKey: c.KnownKey}
-			}
-			switch {
-			case haveDevice && known.Key != q.key:
-				refuse(reasonDevice, &board.Conflict{Kind: board.ErrDeviceConflict, KnownDevice: device, KnownKey: known.Key})
-			case haveKey && owner != device:
-				refuse(reasonKey, &board.Conflict{Kind: board.ErrKeyConflict, KnownDevice: owner, KnownKey: q.key})
-			case haveDevice && !covers(s.damage, known.Seq):
-				q.entry.Kind, q.entry.Repeat = KindRepeat, &Repeat{Device: device, Fingerprint: q.key, Of: known.Seq}
-				q.receipt = board.Receipt{Seq: known.Seq, Time: time.UnixMilli(known.At).UTC(), Repeat: true}
-			default:
-				q.entry.Kind, q.entry.Record = KindRecord, q.sealed.Envelope
-				q.receipt = board.Receipt{Seq: q.entry.Seq, Time: at}
-				devices[device] = pointer{Key: q.key, Seq: q.entry.Seq, At: at.UnixMilli()}
+			if q.entry.Record() != nil {
+				device := v.Device
+				devices[device] = pointer{Key: q.key, Seq: seq, At: at.UnixMilli()}
 				keys[q.key] = device
 			}
+			n := s.noise[v.Slot]
+			v.LeftOut, n.leftOut = n.leftOut, 0
+			if !v.Device.Valid() {
+				n.last = time.Now()
+			}
+			s.noise[v.Slot] = n
+			seq++
 		}
 		return nil
 	})
+}
+
+// noisy counts a verdict that is left out.
+func (s *Spool) noisy(slot string) bool {
+	n := s.noise[slot]
+	if n.last.IsZero() || time.Since(n.last) >= noiseInterval {
+		return false
+	}
+	n.leftOut++
+	s.noise[slot] = n
+	return true
+}
+
+// decideRecord decides between a first record, a repeat and a conflict.
+func (s *Spool) decideRecord(tx *bolt.Tx, q *request, devices map[board.DeviceID]pointer, keys map[board.Fingerprint]board.DeviceID) error {
+	v, device := q.entry.Verdict, q.sealed.Record.Device
+	v.Device, v.Fingerprint = device, q.key
+	known, haveDevice, owner, haveKey, err := lookup(tx, device, q.key)
+	if err != nil {
+		return err
+	}
+	if p, ok := devices[device]; ok {
+		known, haveDevice = p, true
+	}
+	if o, ok := keys[q.key]; ok {
+		owner, haveKey = o, true
+	}
+	refuse := func(reason string, c *board.Conflict) {
+		c.Device, c.Key, c.KnownBy = device, q.key, s.origin
+		q.conflict, q.receipt = c, board.Receipt{Entry: q.entry.Seq}
+		v.Result, v.Reason, v.Known = Failed, reason, knownOf(c)
+	}
+	switch {
+	case haveDevice && known.Key != q.key:
+		refuse(ReasonDeviceConflict, &board.Conflict{Kind: board.ErrDeviceConflict, KnownDevice: device, KnownKey: known.Key})
+	case haveKey && owner != device:
+		refuse(ReasonKeyConflict, &board.Conflict{Kind: board.ErrKeyConflict, KnownDevice: owner, KnownKey: q.key})
+	case haveDevice && !covers(s.damage, known.Seq):
+		v.Result, v.Of = Repeated, &known.Seq
+		q.receipt = board.Receipt{Seq: known.Seq, Time: time.UnixMilli(known.At).UTC(), Repeat: true, Entry: q.entry.Seq}
+	default:
+		v.Result, v.Record = Passed, q.sealed.Envelope
+		q.receipt = board.Receipt{Seq: q.entry.Seq, Time: q.entry.Time, Entry: q.entry.Seq}
+	}
+	return nil
+}
+
+// resumed tells whether the last verdict of the slot says the same of the same
+// board. The receipt then names that verdict.
+func (s *Spool) resumed(tx *bolt.Tx, q *request) (bool, error) {
+	v := q.entry.Verdict
+	last := tx.Bucket(bucketSlots).Get([]byte(v.Slot))
+	if last == nil {
+		return false, nil
+	}
+	seq, err := decodeSeq(last)
+	if err != nil {
+		return false, err
+	}
+	var before entryRow
+	if err := before.decode(tx.Bucket(bucketEntries).Get(last)); err != nil {
+		return false, err
+	}
+	passes := func(r Result) bool { return r == Passed || r == Repeated }
+	if before.device != v.Device || before.reason != v.Reason || passes(before.result) != passes(v.Result) || v.Result == Passed {
+		return false, nil
+	}
+	q.receipt.Entry = seq
+	return true, nil
+}
+
+// verdict is the entry's body as far as the reading alone decides it.
+func (r *Reading) verdict() *Verdict {
+	v := &Verdict{
+		Slot: plainText(r.Slot), After: r.After, WorkOrder: plainText(r.WorkOrder), Label: plainText(r.Label),
+		Operator: plainText(r.Operator), Transcript: plainText(r.Transcript), ReadMS: max(0, r.Took.Milliseconds()),
+	}
+	if r.Record == nil {
+		v.Result, v.Reason, v.Known = Failed, r.Reason, r.Known
+		if r.Device.Valid() {
+			v.Device, v.Fingerprint = r.Device, r.Fingerprint
+		}
+	}
+	return v
+}
+
+// plainText makes of a text what an entry takes.
+func plainText(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	for len(s) > maxText {
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
+	}
+	return s
 }
 
 // write appends entries and syncs them, once. If it fails, the journal is as before, or the spool is broken.

@@ -32,46 +32,46 @@ func TestAppend(t *testing.T) {
 
 	otherKey := first
 	otherKey.Key = newRecord(t).Key
-	_, err = k.spool.Append(t.Context(), otherKey)
+	_, err = k.spool.Append(t.Context(), reading(otherKey))
 	var conflict *board.Conflict
 	if !errors.Is(err, board.ErrDeviceConflict) || !errors.As(err, &conflict) || conflict.KnownKey != first.Fingerprint() {
 		t.Errorf("a known id with another key: %v", err)
 	}
 	otherID := second
 	otherID.Device = newRecord(t).Device
-	_, err = k.spool.Append(t.Context(), otherID)
+	_, err = k.spool.Append(t.Context(), reading(otherID))
 	if !errors.Is(err, board.ErrKeyConflict) || !errors.As(err, &conflict) || conflict.KnownDevice != second.Device {
 		t.Errorf("a known key under another id: %v", err)
 	}
 	both := first
 	both.Key = second.Key
-	if _, err = k.spool.Append(t.Context(), both); !errors.Is(err, board.ErrDeviceConflict) {
+	if _, err = k.spool.Append(t.Context(), reading(both)); !errors.Is(err, board.ErrDeviceConflict) {
 		t.Errorf("a known id with the key of another: %v", err)
 	}
 	invalid := newRecord(t)
 	invalid.Generation = 0
-	if _, err = k.spool.Append(t.Context(), invalid); !errors.Is(err, board.ErrRecord) {
+	if _, err = k.spool.Append(t.Context(), reading(invalid)); !errors.Is(err, board.ErrRecord) {
 		t.Errorf("an invalid record: %v", err)
 	}
 	foreign := newRecord(t)
 	foreign.Station = "line4-b"
-	if _, err = k.spool.Append(t.Context(), foreign); !errors.Is(err, board.ErrRecord) {
+	if _, err = k.spool.Append(t.Context(), reading(foreign)); !errors.Is(err, board.ErrRecord) {
 		t.Errorf("a record of another station: %v", err)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err = k.spool.Append(ended, newRecord(t)); !errors.Is(err, context.Canceled) {
+	if _, err = k.spool.Append(ended, reading(newRecord(t))); !errors.Is(err, context.Canceled) {
 		t.Errorf("an ended context: %v", err)
 	}
 
-	var kinds []Kind
+	var kinds []Result
 	for e, err := range Walk(k.dir) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		kinds = append(kinds, e.Kind)
+		kinds = append(kinds, resultOf(e))
 	}
-	want := []Kind{KindSegment, KindRecord, KindRecord, KindRepeat, KindRepeat, KindRefusal, KindRefusal, KindRefusal}
+	want := []Result{"", Passed, Passed, Repeated, Repeated, Failed, Failed, Failed}
 	if !slices.Equal(kinds, want) {
 		t.Errorf("the journal holds %v, want %v", kinds, want)
 	}
@@ -83,7 +83,7 @@ func TestAppend(t *testing.T) {
 	if len(k.notices) != 0 {
 		t.Errorf("a clean start says %q", k.notices)
 	}
-	if _, err = k.spool.Append(t.Context(), otherKey); !errors.Is(err, board.ErrDeviceConflict) {
+	if _, err = k.spool.Append(t.Context(), reading(otherKey)); !errors.Is(err, board.ErrDeviceConflict) {
 		t.Errorf("after a restart: %v", err)
 	}
 }
@@ -127,7 +127,7 @@ func TestGroup(t *testing.T) {
 		done := make(chan result, 1)
 		results[name] = done
 		go func() {
-			receipt, err := k.spool.Append(context.Background(), r)
+			receipt, err := k.spool.Append(context.Background(), reading(r))
 			done <- result{receipt, err}
 		}()
 	}

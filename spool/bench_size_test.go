@@ -78,7 +78,7 @@ func BenchmarkAppendLate(b *testing.B) {
 			r := newRecord(b)
 			at := s.end
 			start := time.Now()
-			if _, err := s.Append(b.Context(), r); err != nil {
+			if _, err := s.Append(b.Context(), reading(r)); err != nil {
 				b.Fatal(err)
 			}
 			ours = append(ours, time.Since(start))
@@ -97,7 +97,7 @@ func BenchmarkAppendLate(b *testing.B) {
 			middle := time.Now()
 			if err := db.Update(func(tx *bolt.Tx) error {
 				return errors.Join(
-					apply(tx, &indexed{device: r.Device, key: key, seq: seq, at: at, time: int64(n)}),
+					(&indexed{device: r.Device, key: key, seq: seq, at: at, time: int64(n), result: Passed, tags: &tags{slot: "A"}}).put(tx, &counted{}),
 					tx.Bucket(bucketLeaves).Put(encodeSeq(seq), key[:]),
 					putProgress(tx, progress{Next: seq + 1}))
 			}); err != nil {

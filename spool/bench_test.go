@@ -88,7 +88,7 @@ func benchmarkAppend(b *testing.B, appenders int) {
 		for i := range appenders {
 			wg.Go(func() {
 				for _, r := range records[i*rounds : (i+1)*rounds] {
-					if _, err := s.Append(b.Context(), r); err != nil {
+					if _, err := s.Append(b.Context(), reading(r)); err != nil {
 						b.Error(err)
 					}
 				}
@@ -133,12 +133,12 @@ func fillJournal(tb testing.TB, dir string, id Identity, records int) {
 			tb.Fatal(err)
 		}
 		w := bufio.NewWriterSize(f, 1<<20)
-		size := line(w, fmt.Sprintf(`"kind":"segment","segment":{"format":1,"origin":"widgiot/line3-a","key":%q}`, id.Key))
+		size := line(w, fmt.Sprintf(`"kind":"segment","segment":{"format":2,"origin":"widgiot/line3-a","key":%q}`, id.Key))
 		for ; done < records && size < segmentSize; done++ {
 			key := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(done)))
 			device := sha256.Sum256(key[:])
 			payload := fmt.Appendf(nil, format, device[:16], spki, key, nonces)
-			size += line(w, fmt.Sprintf(`"kind":"record","record":{"payloadType":%q,"payload":%q,"signatures":[{"keyid":"widgiot/line3-a+00000000","sig":%q}]}`, board.PayloadType, base64.StdEncoding.EncodeToString(payload), signature))
+			size += line(w, fmt.Sprintf(`"kind":"verdict","verdict":{"result":"passed","slot":"A","device":"%x","fingerprint":"%x","work_order":"WO-%d","read_ms":1500,"record":{"payloadType":%q,"payload":%q,"signatures":[{"keyid":"widgiot/line3-a+00000000","sig":%q}]}}`, device[:16], key, done/5000, board.PayloadType, base64.StdEncoding.EncodeToString(payload), signature))
 		}
 		if err := errors.Join(w.Flush(), f.Close()); err != nil {
 			tb.Fatal(err)

@@ -208,8 +208,8 @@ func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries 
 	lost := map[board.DeviceID]bool{}
 	have := map[board.DeviceID]bool{}
 	for e, err := range Walk(k.dir) {
-		if err == nil && e.Kind == KindRecord {
-			sealed, err := board.ParseEnvelope(e.Record)
+		if err == nil && e.Record() != nil {
+			sealed, err := board.ParseEnvelope(e.Record())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -234,7 +234,7 @@ func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries 
 	}
 	// A board whose record is lost is enrolled again, and is not passed as known.
 	for _, r := range all {
-		receipt, err := k.spool.Append(t.Context(), r)
+		receipt, err := k.spool.Append(t.Context(), reading(r))
 		if err != nil || receipt.Repeat == lost[r.Device] || lost[r.Device] && receipt.Seq < entries {
 			t.Fatalf("a board again, lost %v: %+v, %v", lost[r.Device], receipt, err)
 		}
@@ -356,7 +356,7 @@ func tearGroup(t *testing.T, k *kit) (clean []byte) {
 	}
 	torn := bytes.Clone(clean)
 	for i := range uint64(3) {
-		e := Entry{Seq: next + i, Time: now(), Kind: KindRepeat, Repeat: &Repeat{Device: board.DeviceID{1}, Of: 1}}
+		e := Entry{Seq: next + i, Time: now(), Kind: KindVerdict, Verdict: repeatOf(1)}
 		data, err := e.Encode()
 		if err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -16,20 +17,14 @@ import (
 type DeadLetter struct {
 	Seq    uint64         `json:"seq"`
 	Device board.DeviceID `json:"device"`
-	Time   time.Time      `json:"time"` // of the verdict
-	Reason string         `json:"reason"`
+	Time   time.Time      `json:"time"`   // of the verdict
+	Cause  string         `json:"cause"`  // as in Rejection: device-conflict, key-conflict, invalid, untrusted
+	Reason string         `json:"reason"` // for people
 	// Known is what the registry has, if the verdict is a conflict.
 	Known *Known `json:"known,omitempty"`
 	// Position of the record in the journal when it was refused; the journal stays the evidence.
 	Segment uint64 `json:"segment"`
 	Offset  int64  `json:"offset"`
-}
-
-// Known is what a record contradicts, as the registry told it; what it did not tell is empty.
-type Known struct {
-	Device string `json:"device,omitempty"`
-	Key    string `json:"key,omitempty"` // its fingerprint
-	By     string `json:"by,omitempty"`  // the origin of the station that enrolled it
 }
 
 // ErrNoDeadLetter: no dead letter has this seq.
@@ -39,14 +34,29 @@ func putDead(tx *bolt.Tx, d DeadLetter) error {
 	return putJSON(tx.Bucket(bucketDead), encodeSeq(d.Seq), d)
 }
 
-// letter makes a dead letter of what was refused.
-func (it *item) letter() DeadLetter {
-	d := DeadLetter{Seq: it.seq, Device: it.dev, Time: milliseconds(time.Now()), Reason: it.dead.Error(), Segment: it.at.Segment, Offset: it.at.Offset}
-	var conflict *board.Conflict
-	if errors.As(it.dead, &conflict) {
-		d.Known = knownOf(conflict)
+// rejection makes an entry of what was refused.
+func (it *item) rejection() *Rejection {
+	r := rejectionOf(it.dead)
+	r.Of, r.Device, r.Fingerprint = it.seq, it.dev, it.key
+	return r
+}
+
+// rejectionOf says what the registry answered.
+func rejectionOf(verdict error) *Rejection {
+	r := &Rejection{Reason: ReasonInvalid, Text: strings.ToValidUTF8(verdict.Error(), "?")}
+	if len(r.Text) > maxRejectionText {
+		r.Text = strings.ToValidUTF8(r.Text[:maxRejectionText], "")
 	}
-	return d
+	if errors.Is(verdict, board.ErrUntrusted) {
+		r.Reason = ReasonUntrusted
+	}
+	if conflict, ok := errors.AsType[*board.Conflict](verdict); ok {
+		r.Reason, r.Known = ReasonDeviceConflict, knownOf(conflict)
+		if conflict.Kind == board.ErrKeyConflict {
+			r.Reason = ReasonKeyConflict
+		}
+	}
+	return r
 }
 
 func knownOf(c *board.Conflict) *Known {
@@ -114,7 +124,7 @@ func (s *Spool) Requeue(seq uint64) error {
 	}
 	s.pending++
 	s.dead--
-	s.nudge()
+	s.wakeUp()
 	return nil
 }
 

@@ -112,6 +112,7 @@ type outcome struct {
 	seq  uint64
 	at   queued
 	dev  board.DeviceID
+	key  board.Fingerprint
 	dead error
 }
 
@@ -356,7 +357,7 @@ func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
 			it.local, it.err = true, fmt.Errorf("reading entry %d back from the journal: %v", it.seq, err)
 			continue
 		}
-		it.dev = it.sealed.Record.Device
+		it.dev, it.key = it.sealed.Record.Device, it.sealed.Record.Fingerprint()
 	}
 	return items, wait, nil
 }
@@ -367,10 +368,10 @@ func (s *Spool) readRecord(seq uint64, at position) (board.Sealed, error) {
 	if err != nil {
 		return board.Sealed{}, err
 	}
-	if e.Seq != seq || e.Kind != KindRecord {
+	if e.Seq != seq || e.Record() == nil {
 		return board.Sealed{}, fmt.Errorf("%w: another entry is there", ErrEntry)
 	}
-	return board.ParseEnvelope(e.Record)
+	return board.ParseEnvelope(e.Record())
 }
 
 // suspect has a segment read anew by the next who needs the files. The caller holds mu.
@@ -411,24 +412,20 @@ func (s *Spool) settleLocked(batch []*item) error {
 	if len(settled) == 0 || s.closed || s.broken != nil {
 		return nil // they are delivered again later
 	}
-	confirmed, dead := 0, 0
+	if err := s.journalAnswers(settled); err != nil {
+		return err
+	}
+	confirmed := 0
 	err := s.update(func(tx *bolt.Tx) error {
-		confirmed, dead = 0, 0
+		confirmed = 0
 		queue, devices := tx.Bucket(bucketQueue), tx.Bucket(bucketDevices)
 		for _, it := range settled {
 			key := encodeSeq(it.seq)
-			if queue.Get(key) == nil {
-				continue // it was quarantined meanwhile
+			if it.dead != nil || queue.Get(key) == nil {
+				continue // its rejection took it from the queue; or it was quarantined meanwhile
 			}
 			if err := queue.Delete(key); err != nil {
 				return err
-			}
-			if it.dead != nil {
-				dead++
-				if err := putDead(tx, it.letter()); err != nil {
-					return err
-				}
-				continue
 			}
 			confirmed++
 			data := devices.Get(it.dev[:])
@@ -450,12 +447,48 @@ func (s *Spool) settleLocked(batch []*item) error {
 	for _, it := range settled {
 		delete(s.retries, it.seq)
 	}
-	s.pending -= confirmed + dead
-	s.dead += dead
+	s.pending -= confirmed
 	s.stats.delivered += uint64(confirmed)
 	s.stats.lastSuccess = time.Now()
 	if len(s.retries) == 0 && len(settled) == len(batch) {
 		s.stats.lastError = ""
+	}
+	return nil
+}
+
+// journalAnswers writes the registry's final refusals into the journal, and that it
+// took a record which it had refused before. The caller holds mu.
+func (s *Spool) journalAnswers(settled []*item) error {
+	var answers []*request
+	if err := s.view(func(tx *bolt.Tx) error {
+		answers = nil
+		rejected, queue := tx.Bucket(bucketRejected), tx.Bucket(bucketQueue)
+		for _, it := range settled {
+			key := encodeSeq(it.seq)
+			r := &Rejection{Of: it.seq, Device: it.dev, Fingerprint: it.key, Reason: Resolved}
+			switch {
+			case queue.Get(key) == nil:
+				continue // it was quarantined meanwhile
+			case it.dead != nil:
+				r = it.rejection()
+			case rejected.Get(key) == nil:
+				continue
+			}
+			answers = append(answers, &request{ctx: context.Background(), entry: Entry{Kind: KindRejection, Rejection: r}})
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("reading the queue: %w", err)
+	}
+	for group := range slices.Chunk(answers, maxGroup) {
+		if err := s.commit(group); err != nil {
+			return fmt.Errorf("journaling what the registry answered: %w", err)
+		}
+		for _, q := range group {
+			if q.err != nil {
+				return fmt.Errorf("journaling what the registry answered: %w", q.err)
+			}
+		}
 	}
 	return nil
 }

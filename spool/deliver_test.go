@@ -416,7 +416,7 @@ func TestRequeue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sealed, err := board.OpenEnvelope(e.Record, k.id.Verifier); err != nil || sealed.Record.Device != r.Device {
+		if sealed, err := board.OpenEnvelope(e.Record(), k.id.Verifier); err != nil || sealed.Record.Device != r.Device {
 			t.Errorf("the evidence holds %+v, %v", sealed.Record, err)
 		}
 		if err := k.spool.Requeue(letters[0].Seq); err != nil {

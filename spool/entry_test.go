@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"secretfree/station/board"
 	"strings"
 	"testing"
@@ -15,9 +16,11 @@ func FuzzEntry(f *testing.F) {
 	t := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
 	for _, e := range []Entry{
 		{Seq: 0, Time: t, Kind: KindSegment, Segment: &Segment{1, "a/b", "k"}},
-		{Seq: 7, Time: t, Kind: KindRecord, Record: []byte(`{"payload":"<&>"}`)},
-		{Seq: 8, Time: t, Kind: KindRefusal, Refusal: &Refusal{Reason: reasonKey, Device: board.DeviceID{1}, KnownDevice: board.DeviceID{2}}},
-		{Seq: 9, Time: t, Kind: KindRepeat, Repeat: &Repeat{Device: board.DeviceID{1}, Of: 7}},
+		{Seq: 7, Time: t, Kind: KindVerdict, Verdict: &Verdict{Result: Passed, Slot: "A", Device: board.DeviceID{1}, Fingerprint: board.Fingerprint{1}, Record: []byte(`{"payload":"<&>"}`)}},
+		{Seq: 8, Time: t, Kind: KindVerdict, Verdict: &Verdict{Result: Failed, Reason: ReasonKeyConflict, Device: board.DeviceID{1}, Known: &Known{Device: "02"}, WorkOrder: "W 7", Label: "a \"label\"", Operator: "é", LeftOut: 3}},
+		{Seq: 9, Time: t, Kind: KindVerdict, Verdict: repeatOf(7)},
+		{Seq: 10, Time: t, Kind: KindRejection, Rejection: &Rejection{Of: 7, Device: board.DeviceID{1}, Reason: ReasonUntrusted, Text: "no such station"}},
+		{Seq: 11, Time: t, Kind: KindLost, Lost: &Lost{Reason: "noise"}},
 	} {
 		data, err := e.Encode()
 		if err != nil {
@@ -41,22 +44,34 @@ func FuzzEntry(f *testing.F) {
 }
 
 func TestEntryRefusals(t *testing.T) {
-	good := `{"seq":9,"time":"2026-01-02T03:04:05.006Z","kind":"repeat","repeat":{"device":"01000000000000000000000000000000","fingerprint":"` + strings.Repeat("0", 64) + `","of":7}}`
+	good := `{"seq":9,"time":"2026-01-02T03:04:05.006Z","kind":"verdict","verdict":{"result":"repeated","slot":"A","device":"01000000000000000000000000000000","fingerprint":"01` + strings.Repeat("0", 62) + `","of":7}}`
 	if _, err := ParseEntry([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string][2]string{
-		"an unknown field":    {`"of":7`, `"of":7,"more":1`},
-		"an unknown kind":     {`"kind":"repeat"`, `"kind":"other"`},
-		"another kind":        {`"kind":"repeat"`, `"kind":"refusal"`},
-		"no body":             {`,"repeat":{`, `,"x":{`},
-		"microseconds":        {`05.006Z`, `05.000006Z`},
-		"another zone":        {`05.006Z`, `05.006+01:00`},
-		"white space":         {`"of":7`, `"of": 7`},
-		"something behind":    {`}}`, `}}{}`},
-		"a short device id":   {`"0100`, `"00`},
-		"another order":       {`"seq":9,"time":"2026-01-02T03:04:05.006Z"`, `"time":"2026-01-02T03:04:05.006Z","seq":9`},
-		"a negative sequence": {`"seq":9`, `"seq":-9`},
+		"an unknown field":             {`"of":7`, `"of":7,"more":1`},
+		"an unknown kind":              {`"kind":"verdict"`, `"kind":"other"`},
+		"another kind":                 {`"kind":"verdict"`, `"kind":"rejection"`},
+		"no body":                      {`,"verdict":{`, `,"x":{`},
+		"an unknown result":            {`"repeated"`, `"perhaps"`},
+		"a pass without a record":      {`"repeated"`, `"passed"`},
+		"a failure without a reason":   {`"repeated"`, `"failed"`},
+		"a repeat with a reason":       {`"device"`, `"reason":"bad-key","device"`},
+		"a repeat of nothing":          {`,"of":7`, ``},
+		"a repeat of nobody":           {`"device":"01000000000000000000000000000000",`, ``},
+		"a repeat without a key":       {`"fingerprint":"01`, `"fingerprint":"00`},
+		"a control character":          {`"slot":"A"`, `"slot":"A\u0007"`},
+		"a slot of many bytes":         {`"slot":"A"`, `"slot":"` + strings.Repeat("A", 257) + `"`},
+		"a negative time":              {`"of":7`, `"of":7,"read_ms":-1`},
+		"microseconds":                 {`05.006Z`, `05.000006Z`},
+		"another zone":                 {`05.006Z`, `05.006+01:00`},
+		"white space":                  {`"of":7`, `"of": 7`},
+		"something behind":             {`}}`, `}}{}`},
+		"a short device id":            {`"0100`, `"00`},
+		"another order":                {`"seq":9,"time":"2026-01-02T03:04:05.006Z"`, `"time":"2026-01-02T03:04:05.006Z","seq":9`},
+		"a negative sequence":          {`"seq":9`, `"seq":-9`},
+		"a field that is empty":        {`"of":7`, `"of":7,"label":""`},
+		"the entry of an older format": {`"kind":"verdict","verdict":{`, `"kind":"repeat","repeat":{`},
 	} {
 		text := strings.Replace(good, c[0], c[1], 1)
 		if text == good {
@@ -91,7 +106,7 @@ func FuzzLine(f *testing.F) {
 }
 
 // What the index needs of an entry is the same, however it is read.
-func FuzzGlance(f *testing.F) {
+func FuzzIndexedOf(f *testing.F) {
 	id, err := LoadIdentity(f.TempDir(), "widgiot/line3-a")
 	if err != nil {
 		f.Fatal(err)
@@ -101,9 +116,15 @@ func FuzzGlance(f *testing.F) {
 		f.Fatal(err)
 	}
 	t0 := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
+	full := enrolmentOf(sealed)
+	full.WorkOrder, full.Label, full.Operator, full.Transcript, full.ReadMS, full.LeftOut = "WO-7", "x,\"record\":{", "me", "t.uart", 7, 2
 	for _, e := range []Entry{
-		{Seq: 7, Time: t0, Kind: KindRecord, Record: sealed.Envelope},
-		{Seq: 9, Time: t0, Kind: KindRepeat, Repeat: &Repeat{Device: board.DeviceID{1}, Of: 7}},
+		{Seq: 7, Time: t0, Kind: KindVerdict, Verdict: enrolmentOf(sealed)},
+		{Seq: 7, Time: t0, Kind: KindVerdict, Verdict: full},
+		{Seq: 9, Time: t0, Kind: KindVerdict, Verdict: repeatOf(7)},
+		{Seq: 9, Time: t0, Kind: KindVerdict, Verdict: &Verdict{Result: Failed, Reason: "timeout", Slot: "B", WorkOrder: "WO-7", After: new(uint64)}},
+		{Seq: 9, Time: t0, Kind: KindVerdict, Verdict: &Verdict{Result: Failed, Reason: ReasonKeyConflict, Device: board.DeviceID{1}, Known: &Known{Device: board.DeviceID{2}.String()}}},
+		{Seq: 9, Time: t0, Kind: KindRejection, Rejection: &Rejection{Of: 7, Device: board.DeviceID{1}, Reason: ReasonInvalid}},
 		{Seq: 9, Time: t0, Kind: KindLost, Lost: &Lost{Reason: `a "reason"`}},
 	} {
 		data, err := e.Encode()
@@ -117,33 +138,33 @@ func FuzzGlance(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var want *indexed
-		if e.Kind == KindRecord {
-			sealed, err := board.ParseEnvelope(e.Record)
+		want := indexedBy(&e, position{})
+		if e.Record() != nil {
+			sealed, err := board.ParseEnvelope(e.Record())
 			if err != nil {
 				return
 			}
-			want = &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), e.Seq, position{}, e.Time.UnixMilli(), 0, macOf(sealed.Record.Facts["mac"])}
+			want.mac = macOf(sealed.Record.Facts["mac"])
 		}
-		got, err := indexedOf(position{}, e.Seq, data)
-		if err != nil || (got == nil) != (want == nil) || got != nil && *got != *want {
+		got, err := indexedOf(position{}, e.Seq, data, tagTable{})
+		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v, %v, want %+v", data, got, err, want)
-		}
-		if r, kind, ok := glance(data); ok && (kind != e.Kind || want != nil && r.device != want.device) {
-			t.Errorf("%q: a glance says %+v, %s", data, r, kind)
-		}
-		wantTold, tells := toldBy(&e, position{})
-		if got, ok, err := toldOf(position{}, e.Seq, data); err != nil || ok != tells || ok && got != wantTold {
-			t.Errorf("%q: tells %+v, %v, %v, want %+v, %v", data, got, ok, err, wantTold, tells)
 		}
 		if at, err := timeOf(data); err != nil || !at.Equal(e.Time) {
 			t.Errorf("%q: time %v, %v", data, at, err)
 		}
+		front, err := parseFront(data)
+		if e.Verdict != nil {
+			e.Verdict.Record = nil
+		}
+		if err != nil || !reflect.DeepEqual(front, e) {
+			t.Errorf("%q: its front is %+v, %v, want %+v", data, front, err, e)
+		}
 	})
 }
 
-// An ordinary record is read at a glance: otherwise a rebuild is slow.
-func TestGlance(t *testing.T) {
+// An ordinary record is read by its fixed order of fields: otherwise a rebuild is slow.
+func TestScanVerdict(t *testing.T) {
 	k := newKit(t)
 	r := k.mustAppend()
 	text, err := os.ReadFile(segment(k))
@@ -154,8 +175,8 @@ func TestGlance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, kind, ok := glance(data)
-	if !ok || kind != KindRecord || got.device != r.Device || got.key != r.Fingerprint() || got.time == 0 {
-		t.Errorf("%+v, %s, %v", got, kind, ok)
+	got, ok := scanVerdict(data, nil)
+	if !ok || !got.isRecord() || got.device != r.Device || got.key != r.Fingerprint() || got.time == 0 || got.tags.slot != "A" {
+		t.Errorf("%+v, %v", got, ok)
 	}
 }

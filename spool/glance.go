@@ -72,8 +72,8 @@ func (g *Glance) newest(dir string, segments []segmentFile) error {
 		switch {
 		case e.Kind == KindSegment:
 			g.Format = e.Segment.Format
-		case e.Kind == KindRecord && g.Sample == nil:
-			if sealed, err := board.ParseEnvelope(e.Record); err == nil {
+		case e.Record() != nil && g.Sample == nil:
+			if sealed, err := board.ParseEnvelope(e.Record()); err == nil {
 				g.Sample = &sealed
 			}
 		}

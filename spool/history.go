@@ -6,9 +6,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -168,17 +168,35 @@ func (s *Spool) findKeys(digits string, limit int) (found []Seen, more bool, err
 	return found, more, err
 }
 
+// Delivery is how far the registry has a record.
+type Delivery string
+
+// How far the registry has a record.
+const (
+	Confirmed Delivery = "confirmed"
+	Waiting   Delivery = "waiting"
+	Rejected  Delivery = "rejected" // for good
+)
+
+// Item is a verdict with what became of its record.
+type Item struct {
+	Entry
+	Delivery Delivery    // of a passed or repeated verdict
+	Dead     *DeadLetter // of Rejected
+}
+
 // History is what the journal holds of a device.
 type History struct {
-	// Seen is that of the record; without one, as of a board that was only ever refused, Enrolled is false and Seen has the device alone.
+	// Seen is that of the record; without one, as of a board that only ever failed, Enrolled is false and Seen has the device alone.
 	Seen
 	Enrolled bool
-	// Record is the record's entry. If it cannot be read it is empty.
-	Record Entry
-	// Events are the newest repeats and refusals, the newest first, also refusals of others that named this device's id or key. Older says how many more there are.
+	Record   Entry // the record's entry; empty if it cannot be read
+	Delivery Delivery
+	Dead     *DeadLetter // of Rejected
+	// Events are the newest of the other verdicts and of the rejections, the newest first, also those of others that named this device's id or
+	// key. Older says how many more there are.
 	Events []Entry
 	Older  int
-	Dead   *DeadLetter // of the record; nil if it is none
 }
 
 // History looks a device up. One of which the journal has nothing is ErrNoRecord.
@@ -186,9 +204,10 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 	h := History{Seen: Seen{Device: device}}
 	type place struct {
 		seq uint64
-		event
+		at  position
 	}
 	var places []place
+	record := position{offset: -1}
 	if err := s.peek(func(tx *bolt.Tx) error {
 		if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
 			var p pointer
@@ -196,9 +215,12 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 				return err
 			}
 			h.Seen, h.Enrolled = seenOf(device[:], &p), true
-			if d, err := getDead(tx, p.Seq); err == nil {
-				h.Dead = &d
-			} else if !errors.Is(err, ErrNoDeadLetter) {
+			var row entryRow
+			if data := tx.Bucket(bucketEntries).Get(encodeSeq(p.Seq)); data != nil && row.decode(data) == nil {
+				record = row.at
+			}
+			var err error
+			if h.Delivery, h.Dead, err = deliveryOf(tx, p.Seq, &p); err != nil {
 				return err
 			}
 		}
@@ -208,15 +230,15 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 			if err != nil {
 				return err
 			}
-			var e event
-			if err := e.decode(value); err != nil {
+			var at position
+			if err := at.decode(value); err != nil {
 				return err
 			}
 			if len(places) == maxEvents { // the oldest goes
 				places = places[1:]
 				h.Older++
 			}
-			places = append(places, place{seq, e})
+			places = append(places, place{seq, at})
 		}
 		return nil
 	}); err != nil {
@@ -226,18 +248,286 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 		return History{}, fmt.Errorf("device %s: %w", device, ErrNoRecord)
 	}
 	for _, at := range slices.Backward(places) {
-		e, err := s.entry(at.position, at.seq)
-		if err != nil {
-			continue // damaged
+		if e, err := s.entry(at.at, at.seq); err == nil { // otherwise it is damaged
+			h.Events = append(h.Events, e)
 		}
-		h.Events = append(h.Events, e)
 	}
 	if h.Enrolled {
-		if e, err := s.entry(position{offset: -1}, h.Seq); err == nil {
+		if e, err := s.entry(record, h.Seq); err == nil {
 			h.Record = e
 		}
 	}
 	return h, nil
+}
+
+// deliveryOf tells what became of the record of an entry. p is that of its device, if it is known.
+func deliveryOf(tx *bolt.Tx, seq uint64, p *pointer) (Delivery, *DeadLetter, error) {
+	d, err := getDead(tx, seq)
+	switch {
+	case err == nil:
+		return Rejected, &d, nil
+	case !errors.Is(err, ErrNoDeadLetter):
+		return "", nil, err
+	case tx.Bucket(bucketQueue).Get(encodeSeq(seq)) != nil:
+		return Waiting, nil, nil
+	case p != nil && p.Seq == seq && p.Delivered == 0: // it is damaged
+		return Waiting, nil, nil
+	}
+	return Confirmed, nil, nil
+}
+
+// Recent gives the newest verdicts, at most n, the newest first. What cannot be read is left out.
+func (s *Spool) Recent(ctx context.Context, n int) ([]Item, error) {
+	var found []found
+	if err := s.peek(func(tx *bolt.Tx) error {
+		c := tx.Bucket(bucketEntries).Cursor()
+		for key, value := c.Last(); key != nil && len(found) < n; key, value = c.Prev() {
+			if err := find(tx, key, value, &found); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	return s.items(ctx, found)
+}
+
+// found is a verdict as the index has it.
+type found struct {
+	seq      uint64
+	at       position
+	delivery Delivery
+	dead     *DeadLetter
+}
+
+// find appends what the index has of a verdict.
+func find(tx *bolt.Tx, key, value []byte, to *[]found) error {
+	seq, err := decodeSeq(key)
+	if err != nil {
+		return err
+	}
+	var row entryRow
+	if err := row.decode(value); err != nil {
+		return err
+	}
+	f := found{seq: seq, at: row.at}
+	if row.result != Failed {
+		of := seq
+		var p pointer
+		data := tx.Bucket(bucketDevices).Get(row.device[:])
+		have := data != nil
+		if have {
+			if err := p.decode(data); err != nil {
+				return err
+			}
+			if row.result == Repeated {
+				of = p.Seq
+			}
+		}
+		if f.delivery, f.dead, err = deliveryOf(tx, of, &p); err != nil {
+			return err
+		}
+	}
+	*to = append(*to, f)
+	return nil
+}
+
+// items reads the entries of what was found.
+func (s *Spool) items(ctx context.Context, found []found) (out []Item, err error) {
+	read := lineReader{dir: s.cfg.Dir}
+	defer read.close()
+	for _, f := range found {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		e, err := read.entry(f.at, f.seq)
+		if err != nil {
+			if e, err = s.entry(f.at, f.seq); err != nil {
+				continue // it is damaged
+			}
+		}
+		out = append(out, Item{Entry: e, Delivery: f.delivery, Dead: f.dead})
+	}
+	return out, nil
+}
+
+// lineReader reads entries whose places are known, without their envelopes. It keeps the file of the last one open.
+type lineReader struct {
+	dir  string
+	of   uint64
+	file *os.File
+	buf  []byte
+}
+
+func (r *lineReader) close() {
+	if r.file != nil {
+		r.file.Close()
+		r.file = nil
+	}
+}
+
+func (r *lineReader) entry(at position, seq uint64) (Entry, error) {
+	if r.file == nil || r.of != at.segment {
+		r.close()
+		f, err := os.Open(segmentPath(r.dir, at.segment))
+		if err != nil {
+			return Entry{}, fmt.Errorf("reading the journal: %w", err)
+		}
+		r.file, r.of = f, at.segment
+	}
+	for size := 4096; ; size = maxEntryLine {
+		if len(r.buf) < size {
+			r.buf = make([]byte, size)
+		}
+		n, err := r.file.ReadAt(r.buf, at.offset)
+		end := bytes.IndexByte(r.buf[:n], '\n')
+		if end < 0 && err == nil && size < maxEntryLine {
+			continue
+		}
+		if end < 0 {
+			return Entry{}, fmt.Errorf("%w: no whole line", ErrEntry)
+		}
+		data, got, err := readLine(r.buf[:end+1])
+		if err != nil {
+			return Entry{}, err
+		}
+		if got != seq {
+			return Entry{}, fmt.Errorf("%w: another entry is there", ErrEntry)
+		}
+		return parseFront(data)
+	}
+}
+
+// parseFront reads an entry without the envelope of a record, whose checksum was looked at: most of an entry's bytes are in it.
+func parseFront(data []byte) (Entry, error) {
+	front, _, ok := bytes.Cut(data, []byte(`,"record":{`))
+	if !ok {
+		return ParseEntry(data)
+	}
+	var w wireEntry
+	if err := json.Unmarshal(append(bytes.Clone(front), "}}"...), &w); err != nil {
+		return Entry{}, fmt.Errorf("%w: %v", ErrEntry, err)
+	}
+	at, err := time.Parse(timeLayout, w.Time)
+	if err != nil || w.Verdict == nil {
+		return Entry{}, fmt.Errorf("%w: no time, or no verdict", ErrEntry)
+	}
+	return Entry{Seq: w.Seq, Time: at.UTC(), Kind: w.Kind, Verdict: w.Verdict}, nil
+}
+
+// Range gives the verdicts from one time up to, but not with, another, in the order in which they were journaled, without the envelopes of
+// records. What cannot be read is left out.
+func (s *Spool) Range(ctx context.Context, from, to time.Time, visit func(Item)) error {
+	after := timeKey(from.UnixMilli(), 0)
+	if from.UnixNano()%int64(time.Millisecond) != 0 {
+		after = timeKey(from.UnixMilli()+1, 0)
+	}
+	until := timeKey(to.UnixMilli(), 0)
+	if to.UnixNano()%int64(time.Millisecond) != 0 {
+		until = timeKey(to.UnixMilli()+1, 0)
+	}
+	var all []found
+	for done := false; !done; {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if err := s.peek(func(tx *bolt.Tx) error {
+			c, entries := tx.Bucket(bucketTimes).Cursor(), tx.Bucket(bucketEntries)
+			key, _ := c.Seek(after)
+			for n := 0; n < findBatch && key != nil && bytes.Compare(key, until) < 0; n++ {
+				seq := key[8:]
+				if value := entries.Get(seq); value != nil {
+					if err := find(tx, seq, value, &all); err != nil {
+						return err
+					}
+				}
+				key, _ = c.Next()
+			}
+			done = key == nil || bytes.Compare(key, until) >= 0
+			after = bytes.Clone(key)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	slices.SortFunc(all, func(a, b found) int { return cmp.Compare(a.seq, b.seq) })
+	for batch := range slices.Chunk(all, findBatch) {
+		items, err := s.items(ctx, batch)
+		if err != nil {
+			return err
+		}
+		for _, item := range items {
+			visit(item)
+		}
+	}
+	return nil
+}
+
+// Counts are how many verdicts there are.
+type Counts struct {
+	Passed, Repeated uint64
+	Failed           map[string]uint64 // by reason
+}
+
+// AllFailed is the sum of Failed.
+func (c *Counts) AllFailed() (n uint64) {
+	for _, f := range c.Failed {
+		n += f
+	}
+	return n
+}
+
+func (c *Counts) add(key string, n uint64) {
+	switch fields := strings.Split(key, "\x00"); Result(fields[1]) {
+	case Passed:
+		c.Passed += n
+	case Repeated:
+		c.Repeated += n
+	case Failed:
+		c.Failed[fields[2]] += n
+	}
+}
+
+// CountOf counts the verdicts of a work order; of none if it is empty.
+func (s *Spool) CountOf(order string) (Counts, error) {
+	return s.countFrom(order + "\x00")
+}
+
+// Count counts all verdicts of the journal.
+func (s *Spool) Count() (Counts, error) { return s.countFrom("") }
+
+func (s *Spool) countFrom(prefix string) (Counts, error) {
+	c := Counts{Failed: map[string]uint64{}}
+	err := s.peek(func(tx *bolt.Tx) error {
+		cursor := tx.Bucket(bucketCounts).Cursor()
+		for key, value := cursor.Seek([]byte(prefix)); key != nil && bytes.HasPrefix(key, []byte(prefix)); key, value = cursor.Next() {
+			n, err := decodeSeq(value)
+			if err != nil || bytes.Count(key, []byte{0}) != 2 {
+				return errIndexEntry
+			}
+			c.add(string(key), n)
+		}
+		return nil
+	})
+	return c, err
+}
+
+// DeliveryOf tells what became of the record of a device; empty if it has none.
+func (s *Spool) DeliveryOf(device board.DeviceID) (d Delivery, err error) {
+	err = s.peek(func(tx *bolt.Tx) error {
+		data := tx.Bucket(bucketDevices).Get(device[:])
+		if data == nil {
+			return nil
+		}
+		var p pointer
+		if err := p.decode(data); err != nil {
+			return err
+		}
+		d, _, err = deliveryOf(tx, p.Seq, &p)
+		return err
+	})
+	return d, err
 }
 
 // entry reads an entry from where it should stand, or finds it in its segment: it may have moved when its file was repaired.
@@ -276,65 +566,6 @@ func (s *Spool) entry(at position, seq uint64) (Entry, error) {
 		}
 		if err != nil && err != bufio.ErrBufferFull {
 			return Entry{}, fmt.Errorf("%w: entry %d cannot be found", ErrEntry, seq)
-		}
-	}
-}
-
-// Newest returns the newest records, repeats and refusals of the journal under dir, at most n, the newest first. It takes no lock and reads no more
-// than it must. What cannot be read is left out.
-func Newest(dir string, n int) ([]Entry, error) {
-	segments, err := listSegments(dir)
-	if err != nil {
-		return nil, err
-	}
-	var out []Entry
-	for _, segment := range slices.Backward(segments) {
-		if len(out) >= n {
-			break
-		}
-		more, err := lastOf(dir, segment.first, n-len(out))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, more...)
-	}
-	return out, nil
-}
-
-func lastOf(dir string, first uint64, n int) ([]Entry, error) {
-	f, err := os.Open(segmentPath(dir, first))
-	if err != nil {
-		return nil, fmt.Errorf("reading the journal: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading the journal: %w", err)
-	}
-	for window := int64(n+1) * 2048; ; window *= 4 {
-		from := max(0, info.Size()-window)
-		text := make([]byte, info.Size()-from)
-		if _, err := f.ReadAt(text, from); err != nil && err != io.EOF {
-			return nil, fmt.Errorf("reading the journal: %w", err)
-		}
-		if from > 0 {
-			_, text, _ = bytes.Cut(text, []byte("\n"))
-		}
-		var out []Entry
-		for _, line := range slices.Backward(bytes.SplitAfter(text, []byte("\n"))) {
-			if len(out) == n {
-				break
-			}
-			data, _, err := readLine(line)
-			if err != nil {
-				continue
-			}
-			if e, err := ParseEntry(data); err == nil && (e.Kind == KindRecord || eventKind(e.Kind) != 0) {
-				out = append(out, e)
-			}
-		}
-		if len(out) == n || from == 0 {
-			return out, nil
 		}
 	}
 }

@@ -39,18 +39,18 @@ func BenchmarkLookBack(b *testing.B) {
 		},
 		"board": func() error {
 			h, err := s.History(device)
-			if err == nil && h.Record.Kind != KindRecord {
+			if err == nil && h.Record.Record() == nil {
 				err = fmt.Errorf("no record")
 			}
 			return err
 		},
 		"newest 50": func() error {
-			_, err := Newest(dir, 50)
+			_, err := s.Recent(b.Context(), 50)
 			return err
 		},
 		"all between": func() error { // all are of one moment here: the worst case
 			n := 0
-			err := Between(b.Context(), dir, day, day.Add(time.Hour), func(Moment) { n++ })
+			err := s.Range(b.Context(), day, day.Add(time.Hour), func(Item) { n++ })
 			if err == nil && n != *benchStart {
 				err = fmt.Errorf("%d moments", n)
 			}
@@ -93,7 +93,7 @@ func BenchmarkAppendWhileLookedAt(b *testing.B) {
 	for name, look := range map[string]func(ctx context.Context){
 		"alone":                   nil,
 		"while boards are sought": func(ctx context.Context) { s.Find(ctx, "beefbeef", 50) },
-		"while reports are made":  func(ctx context.Context) { Between(ctx, dir, day, day.Add(time.Hour), func(Moment) {}) },
+		"while reports are made":  func(ctx context.Context) { s.Range(ctx, day, day.Add(time.Hour), func(Item) {}) },
 		"while records are proved": func(ctx context.Context) {
 			key := sha256.Sum256(binary.BigEndian.AppendUint64(nil, 7))
 			sum := sha256.Sum256(key[:])
@@ -116,7 +116,7 @@ func BenchmarkAppendWhileLookedAt(b *testing.B) {
 				r := newRecord(b)
 				b.StartTimer()
 				start := time.Now()
-				if _, err := s.Append(b.Context(), r); err != nil {
+				if _, err := s.Append(b.Context(), reading(r)); err != nil {
 					b.Fatal(err)
 				}
 				took = append(took, time.Since(start))

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -116,16 +117,16 @@ func TestHistory(t *testing.T) {
 		}
 		var kinds []string
 		for _, e := range h.Events {
-			kinds = append(kinds, string(e.Kind))
+			kinds = append(kinds, cmp.Or(e.Verdict.Reason, string(e.Verdict.Result)))
 		}
-		if !h.Enrolled || h.Seq != 1 || h.Fingerprint != r.Fingerprint() || strings.Join(kinds, " ") != "refusal refusal repeat" || h.Older != 0 || h.Dead != nil {
+		if !h.Enrolled || h.Seq != 1 || h.Fingerprint != r.Fingerprint() || strings.Join(kinds, " ") != "key-conflict device-conflict repeated" || h.Older != 0 || h.Dead != nil {
 			t.Errorf("%s: %+v, %v", when, h, kinds)
 		}
-		sealed, err := board.ParseEnvelope(h.Record.Record)
+		sealed, err := board.ParseEnvelope(h.Record.Record())
 		if err != nil || sealed.Record.Device != r.Device {
 			t.Errorf("%s: the record is %+v, %v", when, h.Record, err)
 		}
-		if e := h.Events[0]; e.Refusal.Device != otherID.Device || e.Refusal.KnownDevice != r.Device {
+		if e := h.Events[0]; e.Verdict.Device != otherID.Device || e.Verdict.Known.Device != r.Device.String() {
 			t.Errorf("%s: the refusal of another that named this key: %+v", when, e)
 		}
 		// Of a board that was only refused.
@@ -179,58 +180,78 @@ func TestHistoryOfDeadLetter(t *testing.T) {
 	}
 }
 
-// The newest come first, over the edges of segments, and between two times are those of between.
-func TestNewestAndBetween(t *testing.T) {
+// The newest come first, over the edges of segments, and between two times are those of between, at once and after a rebuild.
+func TestRecentAndRange(t *testing.T) {
 	k, _ := archiveKit(t)
-	var all []board.Record
-	for range 40 {
-		all = append(all, k.mustAppend())
+	var all []board.DeviceID
+	for i := range 40 {
+		if i%4 == 3 { // a board that failed
+			device := newRecord(t).Device
+			if _, err := k.spool.Append(t.Context(), Reading{Reason: "bad-key", Device: device, Slot: "B"}); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, device)
+			continue
+		}
+		all = append(all, k.mustAppend().Device)
 	}
 	check := func(when string) {
 		t.Helper()
 		for _, n := range []int{0, 1, 7, 39, 40, 1000} {
-			got, err := Newest(k.dir, n)
+			got, err := k.spool.Recent(t.Context(), n)
 			if err != nil || len(got) != min(n, len(all)) {
 				t.Fatalf("%s: %d of %d: %v", when, len(got), n, err)
 			}
 			for i, e := range got {
-				want := all[len(all)-1-i].Device
-				have := want
-				if sealed, err := board.ParseEnvelope(e.Record); err == nil {
-					have = sealed.Record.Device
+				if want := all[len(all)-1-i]; e.Verdict.Device != want {
+					t.Fatalf("%s: %d of %d is %v, want %v", when, i, n, e.Verdict.Device, want)
 				}
-				if have != want {
-					t.Fatalf("%s: %d of %d is %v, want %v", when, i, n, have, want)
+				if want := map[Result]Delivery{Passed: Waiting}[e.Verdict.Result]; e.Delivery != want {
+					t.Errorf("%s: %d of %d is %q, want %q", when, i, n, e.Delivery, want)
 				}
 			}
 		}
-		var got []Moment
-		if err := Between(t.Context(), k.dir, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), func(m Moment) { got = append(got, m) }); err != nil || len(got) != len(all) {
-			t.Fatalf("%s: %d between, %v", when, len(got), err)
+		read := func(from, to time.Time) (out []Item) {
+			t.Helper()
+			if err := k.spool.Range(t.Context(), from, to, func(i Item) { out = append(out, i) }); err != nil {
+				t.Fatalf("%s: %v", when, err)
+			}
+			return out
 		}
-		for i, m := range got {
-			if m.Device != all[i].Device || m.Kind != KindRecord {
-				t.Errorf("%s: %d is %+v", when, i, m)
+		got := read(time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+		if len(got) != len(all) {
+			t.Fatalf("%s: %d between", when, len(got))
+		}
+		for i, item := range got {
+			if item.Verdict.Device != all[i] || (item.Verdict.Result == Failed) != (i%4 == 3) {
+				t.Errorf("%s: %d is %+v", when, i, item)
 			}
 		}
 		middle, end := got[13].Time, got[27].Time
-		want := slices.DeleteFunc(slices.Clone(got), func(m Moment) bool { return m.Time.Before(middle) || !m.Time.Before(end) })
-		var part []Moment
-		if err := Between(t.Context(), k.dir, middle, end, func(m Moment) { part = append(part, m) }); err != nil || !slices.Equal(part, want) {
-			t.Errorf("%s: %d of the middle, want %d, %v", when, len(part), len(want), err)
+		want := slices.DeleteFunc(slices.Clone(got), func(i Item) bool { return i.Time.Before(middle) || !i.Time.Before(end) })
+		if part := read(middle, end); len(part) != len(want) || len(part) > 0 && part[0].Seq != want[0].Seq {
+			t.Errorf("%s: %d of the middle, want %d", when, len(part), len(want))
 		}
-		for _, empty := range [][2]time.Time{{time.Now().Add(time.Hour), time.Now().Add(2 * time.Hour)}, {time.Now().Add(-2 * time.Hour), time.Now().Add(-time.Hour)}} {
-			if err := Between(t.Context(), k.dir, empty[0], empty[1], func(m Moment) { t.Errorf("%s: %+v", when, m) }); err != nil {
-				t.Error(err)
-			}
+		if early, late := read(time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)), read(time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)); len(early)+len(late) > 0 {
+			t.Errorf("%s: %d before, %d after", when, len(early), len(late))
+		}
+		stopped, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := k.spool.Range(stopped, middle, end, func(Item) {}); !errors.Is(err, context.Canceled) {
+			t.Errorf("for nobody: %v", err)
+		}
+		count, err := k.spool.Count()
+		if err != nil || count.Passed != 30 || count.Failed["bad-key"] != 10 || count.Repeated != 0 {
+			t.Errorf("%s: counted %+v, %v", when, count, err)
 		}
 	}
-	check("whole")
-	stopped, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := Between(stopped, k.dir, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), func(Moment) {}); !errors.Is(err, context.Canceled) {
-		t.Errorf("for nobody: %v", err)
-	}
+	check("at once")
+	k.reopen()
+	check("after a restart")
+	k.spool.Close()
+	os.Remove(indexPath(k.dir))
+	k.mustOpen()
+	check("after a rebuild")
 }
 
 // What a running station proves is what the journal proves, in every place of the tree, and is refused for the same causes.

@@ -172,11 +172,11 @@ func (im *importing) open(r run, path string) ([]*carried, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrBundle, err)
 		}
-		if e.Kind != KindRecord {
+		if e.Record() == nil {
 			continue
 		}
 		it := &carried{seq: b.first + uint64(i)}
-		if it.sealed, err = board.ParseEnvelope(e.Record); err != nil {
+		if it.sealed, err = board.ParseEnvelope(e.Record()); err != nil {
 			return nil, fmt.Errorf("%w: entry %d: %w", ErrBundle, it.seq, err)
 		}
 		if err := checkCarried(&it.sealed, v); err != nil {

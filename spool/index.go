@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -22,7 +23,7 @@ import (
 )
 
 // indexFormat is raised when the buckets change; any other is rebuilt from the journal.
-const indexFormat = 3
+const indexFormat = 4
 
 // The index's buckets. All of it follows from the journal, but for what was delivered and what is dead, which
 // delivering again finds out again, and for the hashes of leaves, which a sealed segment has beside it.
@@ -47,8 +48,14 @@ var (
 	bucketLeaves   = []byte("leaves")   // seq → leaf hash, of the segment that is written
 	bucketDamage   = []byte("damage")   // offset in the journal → Damage
 	bucketArchive  = []byte("archive")  // name → what was offered
-	bucketEvents   = []byte("events")   // device id, seq → event: its repeats, its refusals, and those of others that named it
-	buckets        = [][]byte{bucketMeta, bucketDevices, bucketKeys, bucketQueue, bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive, bucketEvents}
+	bucketEvents   = []byte("events")   // device id, seq → position: its repeats, its failures, those of others that named it, its rejections
+	bucketEntries  = []byte("entries")  // seq of a verdict → entryRow
+	bucketTimes    = []byte("times")    // time, seq of a verdict → nothing
+	bucketSlots    = []byte("slots")    // slot → seq of its last verdict
+	bucketCounts   = []byte("counts")   // work order, result, reason → number
+	bucketRejected = []byte("rejected") // seq of a record that the registry refused and has not taken since → seq of the rejection
+	buckets        = [][]byte{bucketMeta, bucketDevices, bucketKeys, bucketQueue, bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive, bucketEvents,
+		bucketEntries, bucketTimes, bucketSlots, bucketCounts, bucketRejected}
 
 	keyFormat = []byte("format")
 	keyOrigin = []byte("origin")
@@ -80,42 +87,62 @@ func macOf(fact string) (m mac) {
 	return m
 }
 
-// event is where an entry stands that tells of a device and does not enrol it.
-type event struct {
-	Kind byte // eventRepeat or eventRefusal
-	At   int64
-	position
+// entryRow is what the index keeps of a verdict.
+type entryRow struct {
+	at     position
+	time   int64 // Unix milliseconds
+	result Result
+	device board.DeviceID // zero if it is not known
+	slot   string
+	reason string
 }
 
-const (
-	eventRepeat  = 1
-	eventRefusal = 2
-)
+var results = []Result{Passed, Repeated, Failed}
 
-// eventKind is 0 for what is no event.
-func eventKind(k Kind) byte {
-	switch k {
-	case KindRepeat:
-		return eventRepeat
-	case KindRefusal:
-		return eventRefusal
-	}
-	return 0
+func (e *entryRow) encode() []byte {
+	b := append(make([]byte, 0, 64), byte(slices.Index(results, e.result)))
+	b = binary.BigEndian.AppendUint64(b, e.at.segment)
+	b = binary.BigEndian.AppendUint64(b, uint64(e.at.offset))
+	b = binary.BigEndian.AppendUint64(b, uint64(e.time))
+	b = append(b, e.device[:]...)
+	b = append(append(b, byte(len(e.slot))), e.slot...)
+	return append(b, e.reason...)
 }
 
-func (e *event) encode() []byte {
-	b := append(make([]byte, 0, 25), e.Kind)
-	b = binary.BigEndian.AppendUint64(b, uint64(e.At))
-	b = binary.BigEndian.AppendUint64(b, e.segment)
-	return binary.BigEndian.AppendUint64(b, uint64(e.offset))
-}
+const entryRowSize = 1 + 3*8 + len(board.DeviceID{}) + 1
 
-func (e *event) decode(b []byte) error {
-	if len(b) != 25 {
+func (e *entryRow) decode(b []byte) error {
+	if len(b) < entryRowSize || int(b[0]) >= len(results) || len(b) < entryRowSize+int(b[entryRowSize-1]) {
 		return errIndexEntry
 	}
-	e.Kind, e.At = b[0], int64(binary.BigEndian.Uint64(b[1:]))
-	e.position = position{binary.BigEndian.Uint64(b[9:]), int64(binary.BigEndian.Uint64(b[17:]))}
+	e.result = results[b[0]]
+	e.at = position{binary.BigEndian.Uint64(b[1:]), int64(binary.BigEndian.Uint64(b[9:]))}
+	e.time = int64(binary.BigEndian.Uint64(b[17:]))
+	copy(e.device[:], b[25:])
+	slot := b[entryRowSize:]
+	e.slot, e.reason = string(slot[:b[entryRowSize-1]]), string(slot[b[entryRowSize-1]:])
+	return nil
+}
+
+// timeKey sorts by time, also before 1970.
+func timeKey(at int64, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(at)^1<<63), seq)
+}
+
+// countKey names a counter. A work order has no zero byte.
+func countKey(order string, result Result, reason string) string {
+	return order + "\x00" + string(result) + "\x00" + reason
+}
+
+func (p position) encode() []byte {
+	return binary.BigEndian.AppendUint64(encodeSeq(p.segment), uint64(p.offset))
+}
+
+func (p *position) decode(b []byte) error {
+	if len(b) != 16 {
+		return errIndexEntry
+	}
+	p.segment, p.offset = binary.BigEndian.Uint64(b), int64(binary.BigEndian.Uint64(b[8:]))
 	return nil
 }
 
@@ -363,14 +390,21 @@ func walkIndex(tx *bolt.Tx) error {
 	}
 	if err == nil {
 		err = tx.Bucket(bucketEvents).ForEach(func(key, value []byte) error {
-			var e event
+			var at position
 			if len(key) != len(board.DeviceID{})+8 {
 				return errIndexEntry
 			}
-			return e.decode(value)
+			return at.decode(value)
 		})
 	}
-	for _, name := range [][]byte{bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive} {
+	if err == nil {
+		err = tx.Bucket(bucketEntries).ForEach(func(key, value []byte) error {
+			var e entryRow
+			_, err := decodeSeq(key)
+			return errors.Join(err, e.decode(value))
+		})
+	}
+	for _, name := range [][]byte{bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive, bucketTimes, bucketSlots, bucketCounts, bucketRejected} {
 		if err == nil {
 			err = tx.Bucket(name).ForEach(func(_, _ []byte) error { return nil })
 		}
@@ -385,46 +419,158 @@ func putProgress(tx *bolt.Tx, p progress) error {
 	return tx.Bucket(bucketMeta).Put(keyNext, p.encode())
 }
 
-// indexed is what the index holds of a record.
+// indexed is what the index needs of an entry.
 type indexed struct {
-	device board.DeviceID
-	key    board.Fingerprint
-	seq    uint64
-	at     position
-	time   int64 // Unix milliseconds
-	// delivered: the registry has it, and it need not be queued
-	delivered byte
+	device    board.DeviceID
+	key       board.Fingerprint
+	seq       uint64
+	at        position
+	time      int64  // Unix milliseconds
+	result    Result // empty: no verdict
 	mac       mac
+	tags      *tags           // of a verdict
+	other     *board.DeviceID // of a conflict: the device that is known
+	rejection *Rejection
 }
 
-// told is an entry that is no record, with the devices that it tells of.
-type told struct {
-	seq     uint64
-	devices [2]board.DeviceID // the second is zero if there is but one
-	event   event
+// tags are the texts of a verdict that the index needs. Many entries share them.
+type tags struct{ slot, reason, order string }
+
+// isRecord tells of an entry that enrols a board.
+func (e *indexed) isRecord() bool { return e.result == Passed }
+
+// counted is what a batch of entries changes: lengths of buckets, and counters.
+type counted struct {
+	pending, dead int
+	numbers       map[string]uint64 // by countKey
 }
 
-func (t *told) put(tx *bolt.Tx) error {
-	b := tx.Bucket(bucketEvents)
-	for _, device := range t.devices {
-		if !device.Valid() {
-			continue
+func (c *counted) put(tx *bolt.Tx) error {
+	b := tx.Bucket(bucketCounts)
+	for key, n := range c.numbers {
+		if before := b.Get([]byte(key)); before != nil {
+			have, err := decodeSeq(before)
+			if err != nil {
+				return err
+			}
+			n += have
 		}
-		if err := b.Put(append(device[:], encodeSeq(t.seq)...), t.event.encode()); err != nil {
+		if err := b.Put([]byte(key), encodeSeq(n)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// put brings an entry into the index. An entry that the index has already, as one
+// that was damaged and is repaired, is not counted again.
+func (e *indexed) put(tx *bolt.Tx, c *counted) error {
+	if e.isRecord() {
+		if err := apply(tx, e); err != nil {
+			return err
+		}
+		c.pending++
+	}
+	return e.putRow(tx, c)
+}
+
+// putRow is put without what only a record has.
+func (e *indexed) putRow(tx *bolt.Tx, c *counted) error {
+	switch {
+	case e.rejection != nil:
+		return e.putRejection(tx, c)
+	case e.result == "":
+		return nil
+	}
+	key := encodeSeq(e.seq)
+	entries, times := tx.Bucket(bucketEntries), tx.Bucket(bucketTimes)
+	if entries.Get(key) == nil {
+		if c.numbers == nil {
+			c.numbers = map[string]uint64{}
+		}
+		c.numbers[countKey(e.tags.order, e.result, e.tags.reason)]++
+	}
+	entries.FillPercent, times.FillPercent = 1, 1 // they come in order
+	row := entryRow{e.at, e.time, e.result, e.device, e.tags.slot, e.tags.reason}
+	if err := errors.Join(entries.Put(key, row.encode()), times.Put(timeKey(e.time, e.seq), nil)); err != nil {
+		return err
+	}
+	slots := tx.Bucket(bucketSlots)
+	if last := slots.Get([]byte(e.tags.slot)); e.tags.slot != "" && (last == nil || bytes.Compare(last, key) < 0) {
+		if err := slots.Put([]byte(e.tags.slot), key); err != nil {
+			return err
+		}
+	}
+	if e.isRecord() {
+		return nil
+	}
+	devices := []board.DeviceID{e.device}
+	if e.other != nil && *e.other != e.device {
+		devices = append(devices, *e.other)
+	}
+	for _, device := range devices {
+		if !device.Valid() {
+			continue
+		}
+		if err := tx.Bucket(bucketEvents).Put(append(device[:], key...), e.at.encode()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putRejection makes a dead letter of a record that the registry refused for good,
+// and takes it from the queue; a Resolved one ends that.
+func (e *indexed) putRejection(tx *bolt.Tx, c *counted) error {
+	r := e.rejection
+	events, of := tx.Bucket(bucketEvents), encodeSeq(r.Of)
+	at := append(r.Device[:], encodeSeq(e.seq)...)
+	again := events.Get(at) != nil
+	if err := events.Put(at, e.at.encode()); err != nil || again {
+		return err
+	}
+	queue, dead, rejected := tx.Bucket(bucketQueue), tx.Bucket(bucketDead), tx.Bucket(bucketRejected)
+	if r.Reason == Resolved {
+		if dead.Get(of) != nil { // in a rebuild: nobody requeued the record. It is delivered once more, as all are.
+			var row entryRow
+			if err := row.decode(tx.Bucket(bucketEntries).Get(of)); err != nil {
+				return err
+			}
+			place := queued{row.at.segment, row.at.offset, row.time}
+			if err := queue.Put(of, place.encode()); err != nil {
+				return err
+			}
+			c.dead--
+			c.pending++
+		}
+		return errors.Join(rejected.Delete(of), dead.Delete(of))
+	}
+	var place queued
+	if data := queue.Get(of); data != nil {
+		c.pending--
+		if err := place.decode(data); err != nil {
+			return err
+		}
+	} else if data := tx.Bucket(bucketEntries).Get(of); data != nil {
+		var row entryRow
+		if err := row.decode(data); err != nil {
+			return err
+		}
+		place = queued{row.at.segment, row.at.offset, row.time}
+	}
+	if dead.Get(of) == nil {
+		c.dead++
+	}
+	letter := DeadLetter{Seq: r.Of, Device: r.Device, Time: time.UnixMilli(e.time).UTC(), Cause: r.Reason, Reason: cmp.Or(r.Text, r.Reason), Known: r.Known, Segment: place.Segment, Offset: place.Offset}
+	return errors.Join(queue.Delete(of), putDead(tx, letter), rejected.Put(of, encodeSeq(e.seq)))
+}
+
 // apply brings a record into the index and the queue. Another key that this device had, or device that this key had, is
 // forgotten here: the journal has it, and VerifyDir says so.
 func apply(tx *bolt.Tx, r *indexed) error {
 	q := queued{r.at.segment, r.at.offset, r.time}
-	if r.delivered == 0 {
-		if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.seq), q.encode()); err != nil {
-			return err
-		}
+	if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.seq), q.encode()); err != nil {
+		return err
 	}
 	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
 	var known pointer
@@ -446,7 +592,7 @@ func apply(tx *bolt.Tx, r *indexed) error {
 			return err
 		}
 	}
-	p := pointer{Key: r.key, Seq: r.seq, At: r.time, Delivered: r.delivered, MAC: r.mac}
+	p := pointer{Key: r.key, Seq: r.seq, At: r.time, MAC: r.mac}
 	return errors.Join(devices.Put(r.device[:], p.encode()), keys.Put(r.key[:], r.device[:]))
 }
 

@@ -113,7 +113,7 @@ func child(dir string) {
 			for {
 				var t testing.B
 				r := newRecord(&t)
-				receipt, err := s.Append(context.Background(), r)
+				receipt, err := s.Append(context.Background(), reading(r))
 				if err != nil {
 					fail(err)
 				}
@@ -167,11 +167,11 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e.Kind != KindRecord {
+		if e.Record() == nil {
 			continue
 		}
 		records++
-		sealed, err := board.OpenEnvelope(e.Record, id.Verifier)
+		sealed, err := board.OpenEnvelope(e.Record(), id.Verifier)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -112,8 +112,11 @@ func newRecord(t testing.TB) board.Record {
 	return board.Record{SKU: "widgiot", Station: "line3-a", Device: device, Key: key, ReadAt: now(), Generation: 1, Facts: map[string]string{"dialect": "ti-at"}}
 }
 
+// reading is that of a board in slot A that has passed every check.
+func reading(r board.Record) Reading { return Reading{Record: &r, Slot: "A"} }
+
 func (k *kit) append(r board.Record) (board.Receipt, error) {
-	receipt, err := k.spool.Append(context.Background(), r)
+	receipt, err := k.spool.Append(context.Background(), reading(r))
 	if err == nil {
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -173,8 +176,8 @@ func (k *kit) checkDamaged() {
 		return nil
 	}
 	scan.visit = func(at position, seq uint64, data []byte) error {
-		r, err := indexedOf(at, seq, data)
-		if r != nil {
+		r, err := indexedOf(at, seq, data, nil)
+		if r.isRecord() {
 			records[seq] = r.device
 		}
 		return err
@@ -214,10 +217,10 @@ func invariants(dir string, id Identity, receipts map[board.DeviceID]board.Recei
 			return broken
 		}
 		next = e.Seq + 1
-		if e.Kind != KindRecord {
+		if e.Record() == nil {
 			continue
 		}
-		sealed, err := board.OpenEnvelope(e.Record, id.Verifier)
+		sealed, err := board.OpenEnvelope(e.Record(), id.Verifier)
 		if err != nil {
 			fail("entry %d: %v", e.Seq, err)
 			continue
@@ -342,4 +345,22 @@ func makeSigner(t *testing.T, name string) (note.Signer, note.Verifier) {
 		t.Fatal(err)
 	}
 	return signer, verifier
+}
+
+// resultOf is that of a verdict; empty for any other entry.
+func resultOf(e Entry) Result {
+	if e.Verdict == nil {
+		return ""
+	}
+	return e.Verdict.Result
+}
+
+// repeatOf is the body of a repeat of an entry.
+func repeatOf(of uint64) *Verdict {
+	return &Verdict{Result: Repeated, Slot: "A", Device: board.DeviceID{1}, Fingerprint: board.Fingerprint{1}, Of: &of, ReadMS: 1200}
+}
+
+// enrolmentOf is the body of a passed verdict with an envelope.
+func enrolmentOf(s board.Sealed) *Verdict {
+	return &Verdict{Result: Passed, Slot: "A", Device: s.Record.Device, Fingerprint: s.Record.Fingerprint(), Record: s.Envelope}
 }

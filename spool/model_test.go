@@ -27,6 +27,8 @@ type model struct {
 	pending map[board.DeviceID]bool
 	dead    map[board.DeviceID]bool
 	foreign map[board.DeviceID]bool // the registry knows them with another key
+	// rejected are those whose refusal is journaled, until the registry takes them.
+	rejected map[board.DeviceID]bool
 }
 
 func (m *model) append(r board.Record) (repeat bool, err error) {
@@ -48,18 +50,22 @@ func (m *model) enrolled(r board.Record, seq uint64) {
 	m.keys[r.Device], m.owners[r.Fingerprint()], m.seqs[r.Device] = r.Fingerprint(), r.Device, seq
 }
 
-// lostIndex: all is delivered once more.
+// lostIndex: all is delivered once more, bar what the registry refused. That somebody requeued it is not in the journal.
 func (m *model) lostIndex() {
-	clear(m.dead)
+	clear(m.pending)
 	for device := range m.keys {
-		m.pending[device] = true
+		m.pending[device] = !m.rejected[device]
 	}
+	maps.DeleteFunc(m.pending, func(_ board.DeviceID, waits bool) bool { return !waits })
+	m.dead = maps.Clone(m.rejected)
 }
 
 func (m *model) delivered() {
 	for device := range m.pending {
 		if m.foreign[device] {
-			m.dead[device] = true
+			m.dead[device], m.rejected[device] = true, true
+		} else {
+			delete(m.rejected, device)
 		}
 	}
 	clear(m.pending)
@@ -142,9 +148,9 @@ func (r *modelRun) crash() {
 
 // resync takes over what is known only to the disk: which answers of the registry were noted. What waits no more must be there.
 func (r *modelRun) resync() {
-	queue, dead := map[uint64]bool{}, map[uint64]bool{}
+	queue, dead, rejected := map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{}
 	err := r.spool.view(func(tx *bolt.Tx) error {
-		for name, into := range map[string]map[uint64]bool{string(bucketQueue): queue, string(bucketDead): dead} {
+		for name, into := range map[string]map[uint64]bool{string(bucketQueue): queue, string(bucketDead): dead, string(bucketRejected): rejected} {
 			if err := tx.Bucket([]byte(name)).ForEach(func(key, _ []byte) error {
 				seq, err := decodeSeq(key)
 				into[seq] = true
@@ -160,12 +166,16 @@ func (r *modelRun) resync() {
 	}
 	clear(r.m.pending)
 	clear(r.m.dead)
+	clear(r.m.rejected)
 	for device, seq := range r.m.seqs {
+		if rejected[seq] {
+			r.m.rejected[device] = true
+		}
 		switch {
 		case queue[seq]:
 			r.m.pending[device] = true
 		case dead[seq]:
-			if r.m.dead[device] = true; !r.m.foreign[device] {
+			if r.m.dead[device] = true; !r.m.rejected[device] {
 				r.t.Fatalf("device %s is a dead letter", device)
 			}
 		case r.sink.have[device] != r.m.keys[device]:
@@ -328,7 +338,7 @@ func TestModel(t *testing.T) {
 		k, _ := archiveKit(t)
 		r := &modelRun{kit: k, random: rand.New(rand.NewPCG(seed, 0)), m: model{
 			map[board.DeviceID]board.Fingerprint{}, map[board.Fingerprint]board.DeviceID{}, map[board.DeviceID]uint64{},
-			map[board.DeviceID]bool{}, map[board.DeviceID]bool{}, map[board.DeviceID]bool{}}}
+			map[board.DeviceID]bool{}, map[board.DeviceID]bool{}, map[board.DeviceID]bool{}, map[board.DeviceID]bool{}}}
 		for range 4 {
 			r.pool = append(r.pool, newRecord(t))
 		}
@@ -349,11 +359,11 @@ func TestModel(t *testing.T) {
 		r.through()
 		r.m.delivered()
 		for device, key := range r.m.keys {
-			if r.sink.have[device] != key && !r.m.foreign[device] {
+			if r.sink.have[device] != key && !r.m.foreign[device] && !r.m.dead[device] {
 				t.Errorf("device %s is not in the registry", device)
 			}
 		}
-		if len(r.m.dead) != k.spool.Stats().Dead || !maps.Equal(r.m.dead, r.m.foreign) {
+		if len(r.m.dead) != k.spool.Stats().Dead || !maps.Equal(r.m.dead, r.m.rejected) {
 			t.Errorf("%d dead letters, want %d", k.spool.Stats().Dead, len(r.m.dead))
 		}
 		if t.Failed() {

@@ -56,12 +56,13 @@ func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 
 // VerifyReport says what VerifyDir looked at.
 type VerifyReport struct {
-	Entries, Records, Refusals, Repeats uint64
-	NoProof                             uint64   // records without a proof of possession
-	Lost                                uint64   // entries that Repair gave up
-	Signed                              uint64   // entries under the newest checkpoint
-	Torn                                int64    // bytes of a line that is not whole: being written, or cut short
-	Damage                              []Damage // what cannot be read
+	Entries, Records, Repeats, Failed uint64
+	Rejections                        uint64
+	NoProof                           uint64   // records without a proof of possession
+	Lost                              uint64   // entries that Repair gave up
+	Signed                            uint64   // entries under the newest checkpoint
+	Torn                              int64    // bytes of a line that is not whole: being written, or cut short
+	Damage                            []Damage // what cannot be read
 }
 
 // VerifyDir checks a journal with nothing but the station's public key: every line's checksum and sequence, every record's
@@ -158,13 +159,13 @@ func (c *verification) visit(at position, seq uint64, data []byte) error {
 	if (seq == at.segment) != (e.Kind == KindSegment) && e.Kind != KindLost {
 		return &DamageError{Reason: fmt.Errorf("%w: kind %s out of place", ErrEntry, e.Kind)}
 	}
-	c.count(e.Kind)
+	c.count(&e)
 	switch e.Kind {
 	case KindSegment:
 		if e.Segment.Origin != c.v.Name() {
 			return fmt.Errorf("%w: it says %s, the key is of %s", ErrForeign, e.Segment.Origin, c.v.Name())
 		}
-	case KindRecord:
+	case KindVerdict:
 		if err := c.record(&e); err != nil {
 			return fmt.Errorf("entry %d: %w", seq, err)
 		}
@@ -173,11 +174,17 @@ func (c *verification) visit(at position, seq uint64, data []byte) error {
 }
 
 func (c *verification) record(e *Entry) error {
-	sealed, err := board.OpenEnvelope(e.Record, c.v)
+	if e.Record() == nil {
+		return nil
+	}
+	sealed, err := board.OpenEnvelope(e.Record(), c.v)
 	if err != nil {
 		return err
 	}
 	r := sealed.Record
+	if r.Device != e.Verdict.Device || r.Fingerprint() != e.Verdict.Fingerprint {
+		return fmt.Errorf("%w: the verdict names another board than its record", ErrEntry)
+	}
 	if r.Proof == nil {
 		c.report.NoProof++
 	} else if err := r.Proof.Verify(r.Device, r.Key); err != nil {
@@ -198,15 +205,20 @@ func (c *verification) bind(device board.DeviceID, f board.Fingerprint) error {
 	return nil
 }
 
-func (c *verification) count(kind Kind) {
-	switch kind {
-	case KindRefusal:
-		c.report.Refusals++
-	case KindRepeat:
-		c.report.Repeats++
+func (c *verification) count(e *Entry) {
+	switch e.Kind {
+	case KindRejection:
+		c.report.Rejections++
 	case KindLost:
 		c.report.Lost++
-	case KindRecord:
-		c.report.Records++
+	case KindVerdict:
+		switch e.Verdict.Result {
+		case Passed:
+			c.report.Records++
+		case Repeated:
+			c.report.Repeats++
+		case Failed:
+			c.report.Failed++
+		}
 	}
 }

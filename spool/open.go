@@ -33,11 +33,11 @@ type opening struct {
 	from     uint64    // the first entry that was read
 	hashesOf uint64    // the entry whose hash is the first of leaves
 	found    []Damage  // in what was read
-	records  []indexed // which the index does not have yet
-	told     []told    // likewise
-	places   []place   // of what is in the queue and moved
-	seals    []seal    // segments that are not written any more, and that the index does not know as sealed
-	newest   []byte    // the front of the entry that was read last
+	entries  []indexed // which the index does not have yet
+	tags     tagTable
+	places   []place // of what is in the queue and moved
+	seals    []seal  // segments that are not written any more, and that the index does not know as sealed
+	newest   []byte  // the front of the entry that was read last
 }
 
 type place struct {
@@ -73,7 +73,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 		}
 	}()
 	dir := s.cfg.Dir
-	o := &opening{Spool: s, unusable: unusable}
+	o := &opening{Spool: s, unusable: unusable, tags: tagTable{}}
 	if o.signed, o.haveSign, err = readCheckpoint(dir, s.cfg.Identity.Verifier); err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (o *opening) read(segments []segmentFile) error {
 		for _, segment := range segments {
 			bytes += segment.size
 		}
-		o.records = make([]indexed, 0, bytes/1000) // about as many; growing would copy them all
+		o.entries = make([]indexed, 0, bytes/1000) // about as many; growing would copy them all
 	}
 	o.same = o.progress.Next == 0
 	sure := uint64(math.MaxUint64)
@@ -208,16 +208,12 @@ func (o *opening) visit(at position, seq uint64, data []byte) error {
 		o.same = true
 	}
 	if seq >= o.progress.Next || covers(o.known, seq) {
-		r, err := indexedOf(at, seq, data)
+		e, err := indexedOf(at, seq, data, o.tags)
 		if err != nil {
 			return broke(err)
 		}
-		if r != nil {
-			o.records = append(o.records, *r)
-		} else if t, ok, err := toldOf(at, seq, data); err != nil {
-			return broke(err)
-		} else if ok {
-			o.told = append(o.told, t)
+		if e.result != "" || e.rejection != nil {
+			o.entries = append(o.entries, e)
 		}
 	}
 	if o.db != nil && seq < o.progress.Next {
@@ -493,25 +489,7 @@ func (o *opening) bringUp() error {
 }
 
 func (o *opening) fill(db *bolt.DB, empty bool) error {
-	if err := load(db, o.records, empty); err != nil {
-		return err
-	}
-	o.records = nil
-	slices.SortFunc(o.told, func(a, b told) int { return bytes.Compare(a.devices[0][:], b.devices[0][:]) })
-	for batch := range slices.Chunk(o.told, loadBatch) {
-		if err := db.Update(func(tx *bolt.Tx) error {
-			for i := range batch {
-				if err := batch[i].put(tx); err != nil {
-					return err
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-	}
-	o.told = nil
-	return db.Update(func(tx *bolt.Tx) error {
+	return load(db, o.entries, empty, func(tx *bolt.Tx) error {
 		queue := tx.Bucket(bucketQueue)
 		for _, d := range o.found {
 			for seq := d.First; seq < d.Next; seq++ {

@@ -79,19 +79,19 @@ func (p *promises) look(t testing.TB, dir string) (broken error) {
 	}
 	receipts := maps.Clone(p.receipts)
 	for device, receipt := range p.receipts { // any one of them
-		again, err := s.Append(t.Context(), p.records[device])
+		again, err := s.Append(t.Context(), reading(p.records[device]))
 		if err != nil || !again.Repeat || again.Seq != receipt.Seq {
 			return fmt.Errorf("a board again: %+v, %w, its receipt was %+v", again, err, receipt)
 		}
 		other := p.records[device]
 		other.Key = newRecord(t).Key
-		if _, err := s.Append(t.Context(), other); !errors.Is(err, board.ErrDeviceConflict) {
+		if _, err := s.Append(t.Context(), reading(other)); !errors.Is(err, board.ErrDeviceConflict) {
 			return fmt.Errorf("a board with another key: %w", err)
 		}
 		break
 	}
 	fresh := newRecord(t)
-	if receipts[fresh.Device], err = s.Append(t.Context(), fresh); err != nil {
+	if receipts[fresh.Device], err = s.Append(t.Context(), reading(fresh)); err != nil {
 		return fmt.Errorf("another board: %w", err)
 	}
 	for s.pass(t.Context()).more {

@@ -108,13 +108,13 @@ func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
 	if err != nil {
 		return Proven{}, fmt.Errorf("%w: %w", ErrProof, err)
 	}
-	if e.Seq != p.index || e.Kind != KindRecord {
+	if e.Seq != p.index || e.Record() == nil {
 		return Proven{}, fmt.Errorf("%w: the entry is not the record that it says it is", ErrProof)
 	}
 	if p.index >= signed.size || tlog.CheckRecord(p.hashes, int64(signed.size), signed.root, int64(p.index), tlog.RecordHash(p.entry)) != nil {
 		return Proven{}, fmt.Errorf("%w: the entry is not in the journal that was signed", ErrProof)
 	}
-	sealed, err := board.OpenEnvelope(e.Record, v)
+	sealed, err := board.OpenEnvelope(e.Record(), v)
 	if err != nil {
 		return Proven{}, fmt.Errorf("%w: %w", ErrProof, err)
 	}
@@ -160,11 +160,11 @@ func prove(ctx context.Context, dir string, device board.DeviceID) ([]byte, erro
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r, err := indexedOf(at, seq, data)
+		r, err := indexedOf(at, seq, data, nil)
 		if err != nil {
 			return broke(err)
 		}
-		if r == nil || r.device != device {
+		if !r.isRecord() || r.device != device {
 			return nil
 		}
 		if seq >= signed.size {

@@ -258,7 +258,7 @@ func TestConsistent(t *testing.T) {
 	}
 	defer clone.Close()
 	for range 5 {
-		if _, err := clone.Append(t.Context(), newRecord(t)); err != nil {
+		if _, err := clone.Append(t.Context(), reading(newRecord(t))); err != nil {
 			t.Fatal(err)
 		}
 	}

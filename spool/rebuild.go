@@ -16,123 +16,159 @@ import (
 	"secretfree/station/board"
 )
 
-// indexedOf decodes of an entry what the index needs; a nil means that it needs nothing. Signatures, proofs and the one encoding are
-// VerifyDir's to look at.
-func indexedOf(at position, seq uint64, data []byte) (*indexed, error) {
-	if r, kind, ok := glance(data); ok {
-		if kind != KindRecord {
-			return nil, nil
+// indexedOf decodes of an entry what the index needs. Signatures, proofs and the
+// one encoding are VerifyDir's to look at. known makes tags that are shared; nil: none are.
+func indexedOf(at position, seq uint64, data []byte, known tagTable) (indexed, error) {
+	if e, ok := scanVerdict(data, known); ok {
+		e.at, e.seq = at, seq
+		return e, nil
+	}
+	parsed, err := ParseEntry(data)
+	if err != nil {
+		return indexed{}, err
+	}
+	e := indexedBy(&parsed, at)
+	if record := parsed.Record(); record != nil {
+		sealed, err := board.ParseEnvelope(record)
+		if err != nil {
+			return indexed{}, err
 		}
-		r.at, r.seq = at, seq
-		return &r, nil
+		e.mac = macOf(sealed.Record.Facts["mac"])
 	}
-	e, err := ParseEntry(data)
-	if err != nil {
-		return nil, err
-	}
-	if e.Kind != KindRecord {
-		return nil, nil
-	}
-	sealed, err := board.ParseEnvelope(e.Record)
-	if err != nil {
-		return nil, err
-	}
-	return &indexed{sealed.Record.Device, sealed.Record.Fingerprint(), seq, at, e.Time.UnixMilli(), 0, macOf(sealed.Record.Facts["mac"])}, nil
+	return e, nil
 }
 
-// glance reads an entry in the one encoding by its fixed order of fields, some ten times as fast as a decoder. If it is
-// not sure it says so.
-func glance(data []byte) (r indexed, kind Kind, ok bool) {
+// indexedBy is indexedOf for an entry that is parsed, without its MAC address.
+func indexedBy(e *Entry, at position) indexed {
+	out := indexed{seq: e.Seq, at: at, time: e.Time.UnixMilli(), rejection: e.Rejection}
+	if r := e.Rejection; r != nil {
+		out.device, out.key = r.Device, r.Fingerprint
+	}
+	if v := e.Verdict; v != nil {
+		out.result, out.device, out.key = v.Result, v.Device, v.Fingerprint
+		out.tags = &tags{v.Slot, v.Reason, v.WorkOrder}
+		if v.Known != nil {
+			if other, err := board.ParseDeviceID(v.Known.Device); err == nil {
+				out.other = &other
+			}
+		}
+	}
+	return out
+}
+
+// tagTable has the tags that were met.
+type tagTable map[tags]*tags
+
+// of returns shared tags; what scanVerdict gives it is a part of a line.
+func (t tagTable) of(slot, reason, order []byte) *tags {
+	if known := t[tags{string(slot), string(reason), string(order)}]; known != nil {
+		return known
+	}
+	fresh := tags{string(slot), string(reason), string(order)}
+	if t != nil {
+		t[fresh] = &fresh
+	}
+	return &fresh
+}
+
+// scanVerdict reads a verdict in the one encoding by its fixed order of fields, some
+// ten times as fast as a decoder. If it is not sure it says so.
+func scanVerdict(data []byte, known tagTable) (e indexed, ok bool) {
 	rest := data[bytes.IndexByte(data, ',')+1:]
 	text, rest, ok := field(rest, `"time":"`)
 	if !ok {
-		return r, "", false
+		return e, false
 	}
 	at, err := time.Parse(timeLayout, string(text))
 	if err != nil {
-		return r, "", false
+		return e, false
 	}
-	r.time = at.UnixMilli()
+	e.time = at.UnixMilli()
 	text, rest, ok = field(rest, `,"kind":"`)
+	if !ok || string(text) != string(KindVerdict) {
+		return e, false
+	}
+	text, rest, ok = field(rest, `,"verdict":{"result":"`)
 	if !ok {
-		return r, "", false
+		return e, false
 	}
-	switch kind = Kind(text); kind {
-	case KindRecord:
-	case KindRefusal, KindRepeat, KindLost:
-		return r, kind, true
-	default: // a segment may be of a newer format
-		return r, "", false
+	i := slices.Index(results, Result(text))
+	if i < 0 {
+		return e, false
 	}
-	text, rest, ok = field(rest, `,"record":{"payloadType":"`)
+	e.result = results[i]
+	var slot, reason, order []byte
+	for {
+		if string(rest) == "}}" {
+			e.tags = known.of(slot, reason, order)
+			return e, !e.isRecord()
+		}
+		end := bytes.IndexByte(rest, ':')
+		if end < 4 || rest[0] != ',' || rest[1] != '"' || rest[end-1] != '"' {
+			return e, false
+		}
+		name := rest[2 : end-1]
+		rest = rest[end+1:]
+		if string(name) == "record" {
+			e.tags = known.of(slot, reason, order)
+			return e, e.isRecord() && e.device.Valid() && e.scanMAC(rest)
+		}
+		switch string(name) {
+		case "of", "after", "read_ms", "left_out":
+			end := bytes.IndexAny(rest, ",}")
+			if end < 1 {
+				return e, false
+			}
+			rest = rest[end:]
+			continue
+		}
+		if text, rest, ok = field(rest, `"`); !ok {
+			return e, false
+		}
+		switch string(name) {
+		case "slot":
+			slot = text
+		case "reason":
+			reason = text
+		case "work_order":
+			order = text
+		case "device":
+			if len(text) != 2*len(e.device) || !lowerHex(e.device[:], text) || !e.device.Valid() {
+				return e, false
+			}
+		case "fingerprint":
+			if len(text) != 2*len(e.key) || !lowerHex(e.key[:], text) {
+				return e, false
+			}
+		case "label", "operator", "transcript":
+		default:
+			return e, false
+		}
+	}
+}
+
+// scanMAC reads the fact in an envelope.
+func (e *indexed) scanMAC(envelope []byte) bool {
+	text, rest, ok := field(envelope, `{"payloadType":"`)
 	if !ok || string(text) != board.PayloadType {
-		return r, "", false
+		return false
 	}
-	text, _, ok = field(rest, `,"payload":"`)
-	if !ok {
-		return r, "", false
+	if text, _, ok = field(rest, `,"payload":"`); !ok {
+		return false
 	}
 	var payload [1536]byte // its first fields, in which all is that is wanted here
 	whole := len(text) <= len(payload)/3*4
 	n, err := base64.StdEncoding.Decode(payload[:], text[:min(len(text), len(payload)/3*4)])
 	if err != nil {
-		return r, "", false
-	}
-	rest = payload[:n]
-	for _, name := range []string{`{"version":1,"sku":"`, `,"station":"`, `,"device":"`, `,"key":"`, `,"fingerprint":"`} {
-		if text, rest, ok = field(rest, name); !ok {
-			return r, "", false
-		}
-		switch name {
-		case `,"device":"`:
-			if len(text) != 2*len(r.device) || !lowerHex(r.device[:], text) || !r.device.Valid() {
-				return r, "", false
-			}
-		case `,"fingerprint":"`:
-			if len(text) != 2*len(r.key) || !lowerHex(r.key[:], text) {
-				return r, "", false
-			}
-		}
+		return false
 	}
 	// Within a string of JSON every quote has a backslash before it, so that this can be nothing but the fact.
-	_, said, ok := bytes.Cut(rest, []byte(`"mac":"`))
+	_, said, ok := bytes.Cut(payload[:n], []byte(`"mac":"`))
 	if end := bytes.IndexByte(said, '"'); ok && end >= 0 {
-		r.mac = macOf(string(said[:end]))
-	} else if !whole {
-		return r, "", false
+		e.mac = macOf(string(said[:end]))
+		return true
 	}
-	return r, kind, true
-}
-
-// toldOf decodes a repeat or a refusal for the index; ok is false for every other entry.
-func toldOf(at position, seq uint64, data []byte) (t told, ok bool, err error) {
-	_, kind, sure := glance(data)
-	if sure && kind != KindRepeat && kind != KindRefusal {
-		return t, false, nil
-	}
-	e, err := ParseEntry(data)
-	if err != nil {
-		return t, false, err
-	}
-	t, ok = toldBy(&e, at)
-	t.seq = seq
-	return t, ok, nil
-}
-
-func toldBy(e *Entry, at position) (t told, ok bool) {
-	t = told{seq: e.Seq, event: event{At: e.Time.UnixMilli(), position: at}}
-	switch e.Kind {
-	case KindRepeat:
-		t.event.Kind, t.devices[0] = eventRepeat, e.Repeat.Device
-	case KindRefusal:
-		t.event.Kind, t.devices[0] = eventRefusal, e.Refusal.Device
-		if e.Refusal.KnownDevice != e.Refusal.Device {
-			t.devices[1] = e.Refusal.KnownDevice
-		}
-	default:
-		return t, false
-	}
-	return t, true
+	return whole
 }
 
 // timeOf reads an entry's second field.
@@ -165,29 +201,29 @@ func lowerHex(to, text []byte) bool {
 // loadBatch is how many keys one transaction of a load holds.
 const loadBatch = 1 << 15
 
-// load brings many records into the index. It puts each bucket's keys in order, which bbolt takes many times as fast as keys in
-// any order. If it fails in the middle, the index has records which its progress does not count yet; to load them
-// again changes nothing. A few records, or an index which has some already, go through apply.
-func load(db *bolt.DB, records []indexed, empty bool) error {
+// load brings many entries into the index. It puts each bucket's keys in order, which bbolt takes many times as fast as keys in
+// any order. If it fails in the middle, the index has entries which its progress does not count yet; it is thrown away then. A few
+// entries, or an index which has some already, go through put, all in one transaction with what end does.
+func load(db *bolt.DB, entries []indexed, empty bool, end func(tx *bolt.Tx) error) error {
 	if !empty {
-		for batch := range slices.Chunk(records, loadBatch) {
-			if err := db.Update(func(tx *bolt.Tx) error {
-				for i := range batch {
-					if err := apply(tx, &batch[i]); err != nil {
-						return err
-					}
+		return db.Update(func(tx *bolt.Tx) error {
+			var c counted
+			for i := range entries {
+				if err := entries[i].put(tx, &c); err != nil {
+					return err
 				}
-				return nil
-			}); err != nil {
-				return err
 			}
-		}
-		return nil
+			return errors.Join(c.put(tx), end(tx))
+		})
 	}
 	// The records stay where they are, and are put in order by pointers.
-	order := make([]*indexed, len(records))
-	for i := range records {
-		order[i] = &records[i]
+	all := make([]*indexed, len(entries))
+	var order []*indexed
+	for i := range entries {
+		all[i] = &entries[i]
+		if entries[i].isRecord() {
+			order = append(order, &entries[i])
+		}
 	}
 	// The newest record of a key counts, and of those the newest of a device, as with apply. They are sorted while the queue is written.
 	var byKey, byDevice []*indexed
@@ -201,9 +237,6 @@ func load(db *bolt.DB, records []indexed, empty bool) error {
 		}
 	})
 	err := put(db, bucketQueue, 1, order, func(b *bolt.Bucket, r *indexed) error {
-		if r.delivered != 0 {
-			return nil
-		}
 		q := queued{r.at.segment, r.at.offset, r.time}
 		return b.Put(encodeSeq(r.seq), q.encode())
 	})
@@ -212,14 +245,30 @@ func load(db *bolt.DB, records []indexed, empty bool) error {
 		return err
 	}
 	if err := put(db, bucketDevices, 0.8, byDevice, func(b *bolt.Bucket, r *indexed) error {
-		p := pointer{Key: r.key, Seq: r.seq, At: r.time, Delivered: r.delivered, MAC: r.mac}
+		p := pointer{Key: r.key, Seq: r.seq, At: r.time, MAC: r.mac}
 		return b.Put(r.device[:], p.encode())
 	}); err != nil {
 		return err
 	}
-	return put(db, bucketKeys, 0.8, byKey, func(b *bolt.Bucket, r *indexed) error {
+	if err := put(db, bucketKeys, 0.8, byKey, func(b *bolt.Bucket, r *indexed) error {
 		return b.Put(r.key[:], r.device[:])
-	})
+	}); err != nil {
+		return err
+	}
+	var c counted
+	for batch := range slices.Chunk(all, loadBatch) {
+		if err := db.Update(func(tx *bolt.Tx) error {
+			for _, e := range batch {
+				if err := e.putRow(tx, &c); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return db.Update(func(tx *bolt.Tx) error { return errors.Join(c.put(tx), end(tx)) })
 }
 
 // newest sorts by a name and keeps the record with the highest seq of each.
@@ -253,8 +302,8 @@ func put(db *bolt.DB, bucket []byte, fill float64, order []*indexed, f func(*bol
 
 // broke names what an entry with a good checksum has that no entry has. A newer version is no damage.
 func broke(err error) error {
-	if errors.Is(err, board.ErrNewer) {
-		return fmt.Errorf("reading the journal: %w; install the newer version again, nothing was changed", err)
+	if errors.Is(err, board.ErrNewer) || errors.Is(err, ErrFormat) {
+		return fmt.Errorf("reading the journal: %w", err)
 	}
 	return &DamageError{Reason: err}
 }

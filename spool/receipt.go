@@ -22,12 +22,9 @@ const (
 	receiptHeader  = "secretfree receipt 1"
 	receiptVersion = "secretfree receipt "
 	// maxReceipt caps a receipt, in bytes: each of a bundle's entries may be refused at length.
-	maxReceipt      = bundleEntries*(maxReason+1024) + 64<<10
-	maxReason       = 1024 // of a refusal, in bytes
-	receiptOf       = "confirmed"
-	receiptRefused  = "refused"
-	reasonInvalid   = "invalid"   // board.ErrRecord or board.ErrEnvelope
-	reasonUntrusted = "untrusted" // board.ErrUntrusted
+	maxReceipt     = bundleEntries*(maxRejectionText+1024) + 64<<10
+	receiptOf      = "confirmed"
+	receiptRefused = "refused"
 )
 
 // receipt is what a registry answered for the records of one bundle, as whoever carried them there tells it.
@@ -55,25 +52,13 @@ type refused struct {
 
 // refusal makes a line of a verdict.
 func refusal(verdict error) *refused {
-	r := &refused{Reason: reasonInvalid, Text: strings.ToValidUTF8(verdict.Error(), "?")}
-	if len(r.Text) > maxReason {
-		r.Text = strings.ToValidUTF8(r.Text[:maxReason], "")
-	}
-	if errors.Is(verdict, board.ErrUntrusted) {
-		r.Reason = reasonUntrusted
-	}
-	if conflict, ok := errors.AsType[*board.Conflict](verdict); ok {
-		r.Reason, r.Known = reasonDevice, knownOf(conflict)
-		if conflict.Kind == board.ErrKeyConflict {
-			r.Reason = reasonKey
-		}
-	}
-	return r
+	r := rejectionOf(verdict)
+	return &refused{r.Reason, r.Text, r.Known}
 }
 
 // verdict is the error again that a refusal was made of.
 func (a *answer) verdict(by string) error {
-	kinds := map[string]error{reasonDevice: board.ErrDeviceConflict, reasonKey: board.ErrKeyConflict}
+	kinds := map[string]error{ReasonDeviceConflict: board.ErrDeviceConflict, ReasonKeyConflict: board.ErrKeyConflict}
 	kind, isConflict := kinds[a.refused.Reason]
 	if !isConflict {
 		return fmt.Errorf("%s: %s", by, a.refused.Text)
@@ -211,7 +196,7 @@ func parseAnswer(line string) (answer, error) {
 		return a, fmt.Errorf("%w: entry %d: %v", ErrReceipt, a.seq, err)
 	}
 	switch a.refused.Reason {
-	case reasonDevice, reasonKey, reasonInvalid, reasonUntrusted:
+	case ReasonDeviceConflict, ReasonKeyConflict, ReasonInvalid, ReasonUntrusted:
 		return a, nil
 	}
 	return a, fmt.Errorf("%w: entry %d: unknown reason %.40q", ErrReceipt, a.seq, a.refused.Reason)
@@ -274,7 +259,7 @@ func (s *Spool) ApplyReceipt(data []byte, trusted note.Verifiers) (Settled, erro
 	if err := s.settleLocked(items); err != nil {
 		return Settled{}, err
 	}
-	s.nudge() // what is left may have to be looked at anew
+	s.wakeUp() // what is left may have to be looked at anew
 	return out, nil
 }
 
@@ -283,7 +268,7 @@ func (s *Spool) match(a *answer) (it *item, dead bool, err error) {
 	wrong := func(why string) error {
 		return fmt.Errorf("%w: entry %d, device %s, key %s: %s; nothing of it was applied", ErrReceipt, a.seq, a.device, a.key, why)
 	}
-	it = &item{outcome: outcome{seq: a.seq, dev: a.device}, tried: true}
+	it = &item{outcome: outcome{seq: a.seq, dev: a.device, key: a.key}, tried: true}
 	var letter DeadLetter
 	var known pointer
 	waits, have := false, false

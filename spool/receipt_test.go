@@ -86,9 +86,9 @@ func TestReceiptKeepsVerdicts(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", name, got, verdict)
 		}
 	}
-	for reason, verdict := range map[string]error{reasonInvalid: board.ErrEnvelope, reasonUntrusted: board.ErrUntrusted} {
-		r := refusal(fmt.Errorf("%w %s", verdict, strings.Repeat("é", maxReason)))
-		if r.Reason != reason || len(r.Text) > maxReason || len(r.Text) < maxReason-2 {
+	for reason, verdict := range map[string]error{ReasonInvalid: board.ErrEnvelope, ReasonUntrusted: board.ErrUntrusted} {
+		r := refusal(fmt.Errorf("%w %s", verdict, strings.Repeat("é", maxRejectionText)))
+		if r.Reason != reason || len(r.Text) > maxRejectionText || len(r.Text) < maxRejectionText-2 {
 			t.Errorf("%s: %q, %d bytes", reason, r.Reason, len(r.Text))
 		}
 	}

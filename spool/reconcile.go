@@ -313,11 +313,11 @@ func (r *reconciling) readJournal() error {
 		if err := r.ctx.Err(); err != nil {
 			return context.Cause(r.ctx)
 		}
-		known, err := indexedOf(at, seq, data)
+		known, err := indexedOf(at, seq, data, nil)
 		if err != nil {
 			return broke(err)
 		}
-		if known != nil {
+		if known.isRecord() {
 			envelope, err := envelopeOf(data)
 			if err != nil {
 				return broke(err)
@@ -341,7 +341,7 @@ func (r *reconciling) readJournal() error {
 // envelopeOf cuts the envelope out of the JSON of a record's entry, where it stands last.
 func envelopeOf(data []byte) ([]byte, error) {
 	_, rest, ok := bytes.Cut(data, []byte(`,"record":`))
-	envelope, ok2 := bytes.CutSuffix(rest, []byte("}"))
+	envelope, ok2 := bytes.CutSuffix(rest, []byte("}}"))
 	if !ok || !ok2 {
 		return nil, fmt.Errorf("%w: a record without its envelope", ErrEntry)
 	}
@@ -553,13 +553,13 @@ func (r *reconciling) mend() error {
 // record reads a record and checks all of it: what goes to the registry is what the journal proves.
 func (r *reconciling) record(m mend) (board.Sealed, error) {
 	e, err := readEntryAt(r.Dir, m.at)
-	if err == nil && (e.Seq != m.diff.Seq || e.Kind != KindRecord) {
+	if err == nil && (e.Seq != m.diff.Seq || e.Record() == nil) {
 		err = fmt.Errorf("%w: another entry is there", ErrEntry)
 	}
 	if err != nil {
 		return board.Sealed{}, fmt.Errorf("reading entry %d: %w", m.diff.Seq, err)
 	}
-	sealed, err := board.ParseEnvelope(e.Record)
+	sealed, err := board.ParseEnvelope(e.Record())
 	if err != nil {
 		return sealed, err
 	}

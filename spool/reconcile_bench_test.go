@@ -67,6 +67,10 @@ func (m *made) envelope(i int) []byte {
 	return fmt.Appendf(nil, `{"payloadType":%q,"payload":%q,"signatures"%s`, board.PayloadType, base64.StdEncoding.EncodeToString([]byte(payload)), m.sig)
 }
 
+func (m *made) verdict(i int) *Verdict {
+	return &Verdict{Result: Passed, Slot: "A", Device: m.device(i), Fingerprint: m.keys[i%len(m.keys)].Fingerprint(), Record: m.envelope(i)}
+}
+
 // write makes the journal, in sealed segments, and its checkpoint.
 func (m *made) write(b *testing.B, dir string) {
 	if err := os.MkdirAll(journalDir(dir), 0o700); err != nil {
@@ -104,7 +108,7 @@ func (m *made) write(b *testing.B, dir string) {
 			w, size = bufio.NewWriterSize(f, 1<<20), 0
 			put(Entry{Seq: t.n, Time: m.at, Kind: KindSegment, Segment: &Segment{Format: Format, Origin: m.id.Signer.Name(), Key: m.id.Key}})
 		}
-		put(Entry{Seq: t.n, Time: m.at.Add(time.Duration(i) * time.Second), Kind: KindRecord, Record: m.envelope(i)})
+		put(Entry{Seq: t.n, Time: m.at.Add(time.Duration(i) * time.Second), Kind: KindVerdict, Verdict: m.verdict(i)})
 	}
 	done()
 	text, err := checkpoint{t.n, t.root()}.encode(m.id.Signer)

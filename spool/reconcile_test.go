@@ -117,10 +117,10 @@ func (k *kit) deliverTo(m *memoryRegistry) {
 		if err != nil {
 			k.t.Fatal(err)
 		}
-		if e.Kind != KindRecord {
+		if e.Record() == nil {
 			continue
 		}
-		sealed, err := board.ParseEnvelope(e.Record)
+		sealed, err := board.ParseEnvelope(e.Record())
 		if err == nil {
 			err = m.Put(k.t.Context(), sealed)
 		}
@@ -366,8 +366,8 @@ func TestReconcileRefusals(t *testing.T) {
 	// Damage is told, and is a reason not to be content; what else there is is mended all the same.
 	seq := uint64(0)
 	for e, err := range Walk(k.dir) {
-		if err == nil && e.Kind == KindRecord {
-			if sealed, err := board.ParseEnvelope(e.Record); err == nil && sealed.Record.Device == all[13].Device {
+		if err == nil && e.Record() != nil {
+			if sealed, err := board.ParseEnvelope(e.Record()); err == nil && sealed.Record.Device == all[13].Device {
 				seq = e.Seq
 			}
 		}

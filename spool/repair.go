@@ -320,8 +320,8 @@ func (r *repair) accept(f *Fix, from From, data []byte) bool {
 	if err != nil || e.Seq != f.Seq {
 		return false
 	}
-	if e.Kind == KindRecord {
-		if _, err := board.OpenEnvelope(e.Record, r.v); err != nil {
+	if record := e.Record(); record != nil {
+		if _, err := board.OpenEnvelope(record, r.v); err != nil {
 			return false
 		}
 	}

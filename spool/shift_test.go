@@ -112,7 +112,7 @@ func (s *shift) PutCheckpoint(_ context.Context, checkpoint []byte) error {
 }
 
 func (s *shift) append(r board.Record) error {
-	receipt, err := s.spool.Append(s.t.Context(), r)
+	receipt, err := s.spool.Append(s.t.Context(), reading(r))
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (s *shift) group(n int) {
 		records[i] = newRecord(s.t)
 		wg.Go(func() {
 			var err error
-			if receipts[i], err = s.spool.Append(context.Background(), records[i]); err != nil {
+			if receipts[i], err = s.spool.Append(context.Background(), reading(records[i])); err != nil {
 				s.t.Error(err)
 			}
 		})

@@ -104,6 +104,7 @@ type Spool struct {
 	dead     int
 	clock    clock
 	retries  map[uint64]retry // what failed, by seq
+	noise    map[string]noise // by slot
 	stats    deliveryStats
 	archive  archiveStats
 }
@@ -139,7 +140,7 @@ func Open(cfg Config) (*Spool, error) {
 	if notice, moved := before.elsewhere(); moved {
 		cfg.Notify(notice)
 	}
-	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, failing: map[uint64]bool{}}
+	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, noise: map[string]noise{}, failing: map[uint64]bool{}}
 	s.cfg.disk = watched{cfg.disk, &s.calling}
 	s.SetLimits(cfg.Limits)
 	if err := s.open(); err != nil {

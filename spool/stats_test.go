@@ -59,7 +59,7 @@ func TestHangingSync(t *testing.T) {
 		failed := make(chan error, 1)
 		second := newRecord(t)
 		go func() {
-			_, err := k.spool.Append(t.Context(), second)
+			_, err := k.spool.Append(t.Context(), reading(second))
 			failed <- err
 		}()
 		time.Sleep(30 * time.Second)

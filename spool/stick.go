@@ -306,11 +306,11 @@ func (e *exporting) visit(at position, seq uint64, data []byte) error {
 			return err
 		}
 	}
-	r, err := indexedOf(at, seq, data)
+	r, err := indexedOf(at, seq, data, nil)
 	if err != nil {
 		return broke(err)
 	}
-	if r != nil {
+	if r.isRecord() {
 		e.records++
 	}
 	if len(e.bundle.entries) == 0 {

@@ -194,10 +194,10 @@ func TestStickIsLikeDelivery(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if e.Kind != KindRecord {
+			if e.Record() == nil {
 				continue
 			}
-			sealed, err := board.ParseEnvelope(e.Record)
+			sealed, err := board.ParseEnvelope(e.Record())
 			if err != nil {
 				t.Fatal(err)
 			}

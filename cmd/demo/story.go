@@ -56,7 +56,7 @@ func (s *story) tell(ctx context.Context) (told summary, err error) {
 	if err != nil {
 		return told, err
 	}
-	told.Records, told.Repeats, told.Refusals = after.Records-before.Records, after.Repeats-before.Repeats, after.Refusals-before.Refusals
+	told.Records, told.Repeats, told.Refusals = after.Records-before.Records, after.Repeats-before.Repeats, after.Failed-before.Failed
 	told.Unplugged = 1 // await would have failed otherwise
 	if told.Records != 1 || told.Repeats != 1 || told.Refusals != 2 {
 		return told, fmt.Errorf("the journal has %d new records, %d repeats and %d refusals, want 1, 1 and 2", told.Records, told.Repeats, told.Refusals)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -31,6 +32,8 @@ type listed struct {
 	Seq         uint64            `json:"seq"`
 	Time        time.Time         `json:"time"`
 	Kind        spool.Kind        `json:"kind"`
+	Result      spool.Result      `json:"result,omitempty"` // of a verdict
+	Slot        string            `json:"slot,omitempty"`   // likewise
 	Device      board.DeviceID    `json:"device,omitzero"`
 	Fingerprint board.Fingerprint `json:"fingerprint,omitzero"`
 	Note        string            `json:"note,omitempty"`
@@ -38,22 +41,29 @@ type listed struct {
 
 func list(e spool.Entry) (listed, error) {
 	l := listed{Seq: e.Seq, Time: e.Time, Kind: e.Kind}
-	switch e.Kind {
-	case spool.KindRecord:
-		sealed, err := board.ParseEnvelope(e.Record)
+	switch {
+	case e.Segment != nil:
+		l.Note = e.Segment.Origin
+	case e.Rejection != nil:
+		l.Device, l.Fingerprint, l.Note = e.Rejection.Device, e.Rejection.Fingerprint, fmt.Sprintf("of entry %d: %s", e.Rejection.Of, e.Rejection.Reason)
+	case e.Lost != nil:
+		l.Note = e.Lost.Reason
+	case e.Verdict != nil:
+		v := e.Verdict
+		l.Result, l.Slot, l.Device, l.Fingerprint, l.Note = v.Result, v.Slot, v.Device, v.Fingerprint, v.Reason
+		if v.Of != nil {
+			l.Note = fmt.Sprintf("of entry %d", *v.Of)
+		}
+		if v.Result != spool.Passed {
+			break
+		}
+		sealed, err := board.ParseEnvelope(e.Record())
 		if err != nil {
 			return l, fmt.Errorf("entry %d: %w", e.Seq, err)
 		}
-		l.Device, l.Fingerprint = sealed.Record.Device, sealed.Record.Fingerprint()
 		if sealed.Record.Proof == nil {
 			l.Note = "without a proof of possession"
 		}
-	case spool.KindRefusal:
-		l.Device, l.Fingerprint, l.Note = e.Refusal.Device, e.Refusal.Fingerprint, e.Refusal.Reason
-	case spool.KindRepeat:
-		l.Device, l.Fingerprint, l.Note = e.Repeat.Device, e.Repeat.Fingerprint, fmt.Sprintf("of entry %d", e.Repeat.Of)
-	case spool.KindSegment:
-		l.Note = e.Segment.Origin
 	}
 	return l, nil
 }
@@ -63,12 +73,13 @@ func (l listed) text() string {
 	if l.Device.Valid() {
 		device = l.Device.String()
 	}
-	return strings.TrimRight(fmt.Sprintf("%8d  %s  %-8s %-32s %s", l.Seq, l.Time.Format("2006-01-02T15:04:05.000Z"), l.Kind, device, l.Note), " ") + "\n"
+	what := cmp.Or(string(l.Result), string(l.Kind))
+	return strings.TrimRight(fmt.Sprintf("%8d  %s  %-9s %-4s %-32s %s", l.Seq, l.Time.Format("2006-01-02T15:04:05.000Z"), what, cmp.Or(l.Slot, "-"), device, l.Note), " ") + "\n"
 }
 
 type spoolList struct {
 	place
-	Kind  string  `name:"kind" enum:",record,refusal,repeat,segment" default:"" placeholder:"KIND" help:"Only entries of this kind: record, refusal, repeat or segment."`
+	Kind  string  `name:"kind" enum:",passed,repeated,failed,rejection,segment,lost" default:"" placeholder:"KIND" help:"Only verdicts of this result (passed, repeated, failed), or entries of this kind (rejection, segment, lost)."`
 	After *uint64 `name:"after" placeholder:"SEQ" help:"Begin behind this entry; what is before it is not read."`
 	Limit uint64  `name:"limit" placeholder:"N" help:"Show so many entries at the most, and then which --after goes on; 0 is all."`
 }
@@ -102,7 +113,7 @@ func (s *spoolList) Run(out *cli.Output) error {
 		if err != nil {
 			return err
 		}
-		if s.Kind != "" && string(e.Kind) != s.Kind {
+		if s.Kind != "" && string(e.Kind) != s.Kind && (e.Verdict == nil || string(e.Verdict.Result) != s.Kind) {
 			continue
 		}
 		if s.Limit > 0 && shown == s.Limit {
@@ -136,12 +147,13 @@ type spoolShow struct {
 // shown is an entry in full; a record is taken out of its envelope.
 type shown struct {
 	listed
-	Record   json.RawMessage `json:"record,omitempty"`
-	SignedBy string          `json:"signed_by,omitempty"`
-	Envelope json.RawMessage `json:"envelope,omitempty"`
-	Refusal  *spool.Refusal  `json:"refusal,omitempty"`
-	Repeat   *spool.Repeat   `json:"repeat,omitempty"`
-	Segment  *spool.Segment  `json:"segment,omitempty"`
+	Verdict   *spool.Verdict   `json:"verdict,omitempty"` // without the envelope, which stands below
+	Record    json.RawMessage  `json:"record,omitempty"`
+	SignedBy  string           `json:"signed_by,omitempty"`
+	Envelope  json.RawMessage  `json:"envelope,omitempty"`
+	Rejection *spool.Rejection `json:"rejection,omitempty"`
+	Segment   *spool.Segment   `json:"segment,omitempty"`
+	Lost      *spool.Lost      `json:"lost,omitempty"`
 }
 
 func (s *spoolShow) Run(out *cli.Output) error {
@@ -169,16 +181,21 @@ func (s *spoolShow) Run(out *cli.Output) error {
 			continue
 		}
 		found = true
-		full := shown{listed: l, Refusal: e.Refusal, Repeat: e.Repeat, Segment: e.Segment}
-		if e.Kind == spool.KindRecord {
-			sealed, err := board.ParseEnvelope(e.Record)
+		full := shown{listed: l, Rejection: e.Rejection, Segment: e.Segment, Lost: e.Lost}
+		if e.Verdict != nil {
+			body := *e.Verdict
+			body.Record = nil
+			full.Verdict = &body
+		}
+		if record := e.Record(); record != nil {
+			sealed, err := board.ParseEnvelope(record)
 			if err != nil {
 				return err
 			}
 			if full.Record, err = sealed.Record.Encode(); err != nil {
 				return err
 			}
-			full.SignedBy, full.Envelope = sealed.KeyID, e.Record
+			full.SignedBy, full.Envelope = sealed.KeyID, record
 		}
 		pretty, err := json.MarshalIndent(full, "", "  ")
 		if err != nil {
@@ -235,7 +252,10 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 	}
 	text := fmt.Sprintf("The journal of %s holds: %s, of them %s, %s, %s; under a signed checkpoint: %d.\n",
 		verifier.Name(), cli.Count(report.Entries, "entry", "entries"), cli.Count(report.Records, "record", "records"),
-		cli.Count(report.Repeats, "repeat", "repeats"), cli.Count(report.Refusals, "refusal", "refusals"), report.Signed)
+		cli.Count(report.Repeats, "repeat", "repeats"), cli.Count(report.Failed, "failed board", "failed boards"), report.Signed)
+	if report.Rejections > 0 {
+		text += fmt.Sprintf("Answers of the registry that a record is refused, or is taken after all: %d.\n", report.Rejections)
+	}
 	if report.NoProof > 0 {
 		text += fmt.Sprintf("Records without a proof of possession: %d.\n", report.NoProof)
 	}
@@ -243,16 +263,17 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 		text += fmt.Sprintf("The last line is not whole (%s): it is being written, or was cut short.\n", cli.Count(report.Torn, "byte", "bytes"))
 	}
 	return out.Print(struct {
-		OK       bool   `json:"ok"`
-		Station  string `json:"station"`
-		Entries  uint64 `json:"entries"`
-		Records  uint64 `json:"records"`
-		Repeats  uint64 `json:"repeats"`
-		Refusals uint64 `json:"refusals"`
-		NoProof  uint64 `json:"no_proof"`
-		Signed   uint64 `json:"signed"`
-		Torn     int64  `json:"torn_bytes"`
-	}{true, verifier.Name(), report.Entries, report.Records, report.Repeats, report.Refusals, report.NoProof, report.Signed, report.Torn}, text)
+		OK         bool   `json:"ok"`
+		Station    string `json:"station"`
+		Entries    uint64 `json:"entries"`
+		Records    uint64 `json:"records"`
+		Repeats    uint64 `json:"repeats"`
+		Failed     uint64 `json:"failed"`
+		Rejections uint64 `json:"rejections"`
+		NoProof    uint64 `json:"no_proof"`
+		Signed     uint64 `json:"signed"`
+		Torn       int64  `json:"torn_bytes"`
+	}{true, verifier.Name(), report.Entries, report.Records, report.Repeats, report.Failed, report.Rejections, report.NoProof, report.Signed, report.Torn}, text)
 }
 
 func readKey(path string) (note.Verifier, error) {

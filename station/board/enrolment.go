@@ -41,11 +41,13 @@ type Enrolment struct {
 	Epoch int
 }
 
-// Receipt says that a station's journal holds a record, durably.
+// Receipt says that a station's journal holds a verdict, durably.
 type Receipt struct {
-	Seq    uint64    // of the journal entry that holds the record
-	Time   time.Time // of that entry
-	Repeat bool      // the record was there already, and nothing was added
+	Seq     uint64    // of the journal entry that holds the record
+	Time    time.Time // of that entry
+	Repeat  bool      // the record was there already
+	Entry   uint64    // the entry of this verdict: Seq, or that of the repeat or the failure
+	LeftOut bool      // of a failure: it is one of too many, and was only counted
 }
 
 // The two ways in which a record contradicts what is known. A *Conflict is one of them.

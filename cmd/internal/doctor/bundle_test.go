@@ -114,7 +114,7 @@ a private key %s was printed
 	}
 	c := BundleConfig{Config: p.c, Results: []Result{fail("registry", "x", "http://u:%s@host and %s", secrets["a value"], secrets["the secret key of AWS"])}, Entries: 3, Transcripts: true,
 		Describe: func(e spool.Entry) ([]byte, []string, error) {
-			if e.Kind != spool.KindRecord {
+			if e.Record() == nil {
 				return fmt.Appendf(nil, `{"seq":%d}`, e.Seq), nil, nil
 			}
 			id := strings.Repeat("ab", 15) + fmt.Sprintf("%02d", e.Seq)

@@ -131,7 +131,8 @@ func (p *patient) journal(records int) *spool.Spool {
 	must(p.t, err)
 	p.t.Cleanup(func() { s.Close() })
 	for range records {
-		_, err := s.Append(p.t.Context(), newRecord(p.t))
+		r := newRecord(p.t)
+		_, err := s.Append(p.t.Context(), spool.Reading{Record: &r, Slot: "A"})
 		must(p.t, err)
 	}
 	must(p.t, s.Checkpoint())

@@ -121,7 +121,7 @@ func TestConflictsBothWays(t *testing.T) {
 		t.Errorf("a known key under another id: %+v", slot)
 	}
 	d.stop()
-	if r := f.verify(); r.Records != 1 || r.Repeats != 1 || r.Refusals != 2 {
+	if r := f.verify(); r.Records != 1 || r.Repeats != 1 || r.Failed != 2 {
 		t.Errorf("the journal holds %+v, want 1 record, 1 repeat, 2 refusals", r)
 	}
 }

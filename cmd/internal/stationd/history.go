@@ -31,14 +31,14 @@ type history struct {
 // Find implements station.History.
 func (h history) Find(ctx context.Context, text string) ([]station.Verdict, bool, error) {
 	if text == "" {
-		entries, err := spool.Newest(h.dir, maxFound)
+		items, err := h.spool.Recent(ctx, maxFound)
 		if err != nil {
 			return nil, false, err
 		}
 		var found []station.Verdict
-		for _, e := range entries {
-			if v, ok := verdictOf(e); ok {
-				h.confirm(&v)
+		for _, item := range items {
+			if v, ok := verdictOf(item.Entry); ok {
+				v.Confirmed = item.Delivery == spool.Confirmed
 				found = append(found, v)
 			}
 		}
@@ -67,32 +67,19 @@ func (h history) Find(ctx context.Context, text string) ([]station.Verdict, bool
 	return found, more, nil
 }
 
-// confirm asks the index whether the cloud has a board that passed.
-func (h history) confirm(v *station.Verdict) {
-	if v.State == station.Passed {
-		v.Confirmed, _ = h.spool.Delivered(v.Device) // if it cannot be read, it waits
-	}
-}
-
 // verdictOf is what an entry of the journal says.
 func verdictOf(e spool.Entry) (v station.Verdict, ok bool) {
-	v = station.Verdict{Time: e.Time, State: station.Passed}
-	switch e.Kind {
-	case spool.KindRecord:
-		sealed, err := board.ParseEnvelope(e.Record)
-		if err != nil {
-			return v, false
-		}
-		v.Device = sealed.Record.Device
-	case spool.KindRepeat:
-		v.Repeat, v.Device = true, e.Repeat.Device
-	case spool.KindRefusal:
-		v.State, v.Device, v.Reason = station.Failed, e.Refusal.Device, station.Reason(e.Refusal.Reason)
-		if e.Refusal.KnownDevice != v.Device {
-			v.Other = e.Refusal.KnownDevice
-		}
-	default:
+	if e.Verdict == nil {
 		return v, false
+	}
+	v = station.Verdict{Time: e.Time, State: station.Passed, Repeat: e.Verdict.Result == spool.Repeated, Device: e.Verdict.Device, Slot: e.Verdict.Slot}
+	if e.Verdict.Result == spool.Failed {
+		v.State, v.Reason = station.Failed, station.Reason(e.Verdict.Reason)
+		if e.Verdict.Known != nil {
+			if other, err := board.ParseDeviceID(e.Verdict.Known.Device); err == nil && other != v.Device {
+				v.Other = other
+			}
+		}
 	}
 	return v, true
 }
@@ -118,8 +105,8 @@ func (h history) Board(ctx context.Context, device board.DeviceID) (station.Boar
 	}
 	if past.Enrolled {
 		b.Enrolled, b.Entry, b.Fingerprint, b.Confirmed = past.Time, past.Seq, past.Fingerprint, past.Delivered
-		if past.Record.Kind == spool.KindRecord {
-			sealed, err := board.ParseEnvelope(past.Record.Record)
+		if record := past.Record.Record(); record != nil {
+			sealed, err := board.ParseEnvelope(record)
 			if err != nil {
 				return b, err
 			}
@@ -205,17 +192,17 @@ func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Ver
 		incomplete = incomplete || !w
 	}
 	within := func(at time.Time) bool { return !at.Before(from) && at.Before(to) }
-	if err := spool.Between(ctx, h.dir, from.Add(-together), to.Add(together), func(m spool.Moment) {
-		v := station.Verdict{Time: m.Time, Device: m.Device, State: station.Passed, Repeat: m.Kind == spool.KindRepeat}
-		if m.Kind == spool.KindRefusal {
-			v.State, v.Reason = station.Failed, station.Reason(m.Reason)
+	if err := h.spool.Range(ctx, from.Add(-together), to.Add(together), func(m spool.Item) {
+		v, ok := verdictOf(m.Entry)
+		if !ok {
+			return
 		}
-		if taken[m.Device] == nil {
-			taken[m.Device] = map[int]bool{}
+		if taken[v.Device] == nil {
+			taken[v.Device] = map[int]bool{}
 		}
-		of := byDevice[m.Device]
-		if i := nearest(of, m.Time, m.Device, v.State, taken[m.Device]); i >= 0 {
-			taken[m.Device][i] = true
+		of := byDevice[v.Device]
+		if i := nearest(of, m.Time, v.Device, v.State, taken[v.Device]); i >= 0 {
+			taken[v.Device][i] = true
 			v.Slot, v.Reason = of[i].Slot, cmp.Or(v.Reason, of[i].Reason)
 		}
 		if !within(m.Time) {
@@ -223,7 +210,7 @@ func (h history) Between(ctx context.Context, from, to time.Time) ([]station.Ver
 		}
 		_, there := whole[m.Time.Format(dayName)]
 		incomplete = incomplete || !there
-		h.confirm(&v)
+		v.Confirmed = m.Delivery == spool.Confirmed
 		verdicts = append(verdicts, v)
 	}); err != nil {
 		return nil, false, err

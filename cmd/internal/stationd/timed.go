@@ -20,13 +20,13 @@ type timings struct {
 
 // timedJournal measures how long records take to the disk.
 type timedJournal struct {
-	station.Journal
+	spool *spool.Spool
 	times *timings
 }
 
 func (j timedJournal) Append(ctx context.Context, r board.Record) (board.Receipt, error) {
 	began := time.Now()
-	receipt, err := j.Journal.Append(ctx, r)
+	receipt, err := j.spool.Append(ctx, spool.Reading{Record: &r})
 	if err == nil {
 		j.times.mu.Lock()
 		defer j.times.mu.Unlock()
