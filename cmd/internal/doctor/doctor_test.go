@@ -237,7 +237,7 @@ func TestJournal(t *testing.T) {
 	write := func(data string) { t.Helper(); must(t, os.WriteFile(segment, []byte(data), 0o600)) }
 	write(string(whole) + `{"seq":`)
 	want(t, e.checkJournal(t.Context()), "warn journal.torn", "7 bytes")
-	write(strings.Replace(string(whole), `"kind":"record"`, `"kind":"RECORD"`, 1))
+	write(strings.Replace(string(whole), `"result":"passed"`, `"result":"PASSED"`, 1))
 	want(t, e.checkJournal(t.Context()), "fail journal.damage", "the newest segment is damaged")
 	want(t, e.checkDeep(t.Context()), "fail journal.deep", "does not hold")
 	write(string(whole[:len(whole)/2]))

@@ -218,7 +218,7 @@ func makeNewer(t *testing.T, segment string) {
 		t.Fatal(err)
 	}
 	first, rest, _ := bytes.Cut(data, []byte("\n"))
-	entry := bytes.Replace(first[:len(first)-len(" 01234567")], []byte(`"format":1`), []byte(`"format":2`), 1)
+	entry := bytes.Replace(first[:len(first)-len(" 01234567")], []byte(`"format":2`), []byte(`"format":3`), 1)
 	line := fmt.Appendf(nil, "%s %08x\n%s", entry, crc32.Checksum(entry, crc32.MakeTable(crc32.Castagnoli)), rest)
 	if err := os.WriteFile(segment, line, 0o600); err != nil {
 		t.Fatal(err)
