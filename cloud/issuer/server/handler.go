@@ -315,12 +315,25 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, at endpoint, d 
 	return certificate, endpoint, err
 }
 
-func readRequest(w http.ResponseWriter, r *http.Request) (issuer.Request, error) {
+// readBody reads a body of at most limit bytes within readTimeout.
+//
+// The deadline stays after an error: net/http reads what is left of a body before
+// it closes the connection, and without a deadline it would wait for ever. It is
+// cleared after the whole body, so that a long issuance does not count as a slow
+// client.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	// Where a deadline cannot be set, as under Lambda, the body is here already.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(readTimeout))
-	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, issuer.MaxText))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err == nil {
+		_ = control.SetReadDeadline(time.Time{})
+	}
+	return body, err
+}
+
+func readRequest(w http.ResponseWriter, r *http.Request) (issuer.Request, error) {
+	body, err := readBody(w, r, issuer.MaxText)
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {
 		return issuer.Request{}, fmt.Errorf("%w: a body of more than %d bytes", issuer.TooLarge, issuer.MaxText)

@@ -9,7 +9,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -161,10 +160,7 @@ func cached(w http.ResponseWriter, now time.Time, life time.Duration) {
 
 func readOCSP(w http.ResponseWriter, request *http.Request, inPath string) ([]byte, error) {
 	if inPath == "" {
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(time.Now().Add(readTimeout))
-		defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-		return io.ReadAll(http.MaxBytesReader(w, request.Body, issuer.MaxDER))
+		return readBody(w, request, issuer.MaxDER)
 	}
 	if len(inPath) > issuer.MaxText {
 		return nil, errNoOCSP
