@@ -372,7 +372,12 @@ func (i *Issuer) enrolment(ctx context.Context, device board.DeviceID) (*board.E
 // one. It does not leave.
 var ErrWrongCertificate = errors.New("the certificate is not the one that was approved")
 
+// checked compares a certificate with its claim. One that was made while the clock
+// was ahead is checked at the time when it begins to be valid.
 func (i *Issuer) checked(c Certificate, claim Claim, now time.Time) error {
+	if now.Before(claim.NotBefore) {
+		now = claim.NotBefore
+	}
 	if err := i.checks[claim.CA].Check(c, claim, now); err != nil {
 		return fmt.Errorf("%w: %w", ErrWrongCertificate, err)
 	}

@@ -13,7 +13,7 @@ const earlyRenewal = 24 * time.Hour
 // plan says what an approved request gets, given what the device has had (in the order of Claims.Issuances): the issuance to go on
 // from, or, if that is nil, a new one in the epoch that is returned. The error wraps a Refusal.
 //
-// An epoch has one certificate, and a request that is repeated gets it again. The next epoch is opened by an operator
+// An epoch has one certificate, and a request that is repeated gets it again, whatever the clock does. The next epoch is opened by an operator
 // (Enrolment.Epoch), or by a fresh request when the certificate is about to expire or has; a device that showed in TLS that it has
 // the certificate may renew it earlier.
 func (a Approved) plan(had []Issuance, policy Policy, now time.Time) (*Issuance, int, error) {
@@ -42,8 +42,8 @@ func (a Approved) plan(had []Issuance, policy Policy, now time.Time) (*Issuance,
 	switch {
 	case latest.State == Revoking || latest.State == Revoked:
 		return nil, 0, fmt.Errorf("%w: epoch %d, because of %s", CertificateRevoked, c.Epoch, latest.Reason)
-	case now.Before(c.NotBefore) && (latest.State != Claimed || latest.CAState != ""):
-		return nil, c.Epoch + 1, nil // this machine's clock was ahead, and nobody takes that certificate yet
+	case now.Before(c.NotBefore) && fresh && (latest.State != Claimed || latest.CAState != ""):
+		return nil, c.Epoch + 1, nil // the clock was ahead, and nobody takes that certificate yet
 	case latest.State == Claimed && latest.CAState == "":
 		return latest, c.Epoch, nil // it may be made anew
 	case !now.Before(c.NotAfter):

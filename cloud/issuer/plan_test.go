@@ -93,7 +93,10 @@ func TestPlan(t *testing.T) {
 		{name: "after the end of what a CA was asked for", set: func(t testing.TB, p *past) {
 			p.with(t, 1, 400, -10, Claimed, "").had[0].CAState = "asked"
 		}, refusal: CertificateExpired},
-		{name: "a certificate from the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Live, "") }, epoch: 2},
+		{name: "a certificate from the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Live, "") }, epoch: 1, repeats: true},
+		{name: "a signed certificate from the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Signed, "") }, epoch: 1, repeats: true},
+		{name: "fresh, of a certificate from the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Live, "").fresh("c") }, epoch: 2},
+		{name: "its own challenge, of a certificate from the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Live, "c").fresh("c") }, epoch: 1, repeats: true},
 		{name: "what broke off in the future", set: func(t testing.TB, p *past) { p.with(t, 1, -10, 300, Claimed, "") }, epoch: 1, repeats: true},
 		{name: "the retry of a renewal", set: func(t testing.TB, p *past) {
 			p.with(t, 1, 300, 10, Live, "").with(t, 2, 0, 300, Live, "c").fresh("c")

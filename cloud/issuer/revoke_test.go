@@ -1,9 +1,11 @@
 package issuer_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -448,4 +450,70 @@ func TestRetiredCA(t *testing.T) {
 	if _, err := issuer.New(config); err == nil {
 		t.Error("retired, and not")
 	}
+}
+
+// Whatever the clock does, plain repeats give one certificate, or a refusal, and
+// open no epoch. Failures break issuances off at every step.
+func TestClockOpensNoEpoch(t *testing.T) {
+	const histories, requests = 60, 12
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(uint64(seed), 2))
+	for range histories {
+		l := issuertest.NewRegisteredEnv(t, catest.Local(t))
+		start := l.Now
+		fault := func(string) error {
+			if random.IntN(10) == 0 {
+				return issuertest.ErrInjected
+			}
+			return nil
+		}
+		l.Claims.Fault, l.Registrar.Fault = fault, fault
+		var first []byte
+		for range requests {
+			// Up to 12 years back or ahead, or minutes, which is what NTP does.
+			away := time.Duration(random.Int64N(24*365*24)-12*365*24) * time.Hour
+			if random.IntN(2) == 0 {
+				away = time.Duration(random.Int64N(120)-60) * time.Minute
+			}
+			if start.Add(away).Before(catest.Local(t).Issuing().NotBefore) { // such a CA signs nothing
+				away = time.Hour
+			}
+			l.Now = start.Add(away)
+			got, err := l.Issue(t, "")
+			if err != nil {
+				continue
+			}
+			if first == nil {
+				first = got.Leaf
+			}
+			if !bytes.Equal(got.Leaf, first) {
+				t.Fatalf("another certificate, at %v from the start", away)
+			}
+		}
+		l.Claims.Fault, l.Registrar.Fault = nil, nil
+		had, err := l.Store.Issuances(t.Context(), l.Board.ID)
+		if err != nil || len(had) > 1 || len(had) == 1 && had[0].Claim.Epoch != 1 {
+			t.Fatalf("%d issuances, %v", len(had), err)
+		}
+		l.Claims.Stored = nil // the invariants are about certificates that are valid now
+		l.CA.Issued = nil
+	}
+}
+
+// A device whose certificate was made while the clock was ahead gets it again after
+// the clock was set right, and another one for a challenge.
+func TestClockWasAhead(t *testing.T) {
+	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
+	right := l.Now
+	l.Now = right.AddDate(1, 0, 0)
+	ahead := l.MustIssue(t, "")
+	l.Now = right
+	if again := l.MustIssue(t, ""); !issuertest.Equal(again, ahead) {
+		t.Error("a repeat gave another certificate")
+	}
+	if other := l.MustIssue(t, l.Challenge()); issuertest.Equal(other, ahead) {
+		t.Error("a challenge gave the certificate that nobody takes yet")
+	}
+	l.Claims.Stored = nil // one of them is not valid now
 }
