@@ -24,6 +24,10 @@ const DefaultValidity = 10 * 365 * 24 * time.Hour
 
 const maxValidity = 50 * 365 * 24 * time.Hour
 
+// DefaultOverlap is how long a former certificate stays valid beside the one that
+// renewed it, where the policy does not say.
+const DefaultOverlap = 24 * time.Hour
+
 // backdate is how long before the decision a certificate begins, for devices whose clocks are slow.
 const backdate = 5 * time.Minute
 
@@ -41,6 +45,9 @@ type Policy struct {
 	Validity     time.Duration // 0 means DefaultValidity
 	// Renew is how long before its end a certificate may be renewed by a fresh request. 0 means a third of Validity.
 	Renew time.Duration
+	// Overlap is how long a certificate stays valid beside the one that renewed it: a device that fails half-way still has the former
+	// one. Then the former one is revoked. 0 means DefaultOverlap.
+	Overlap time.Duration
 	// Challenges are what makes a request fresh; nil if this issuer makes none.
 	Challenges *Challenges
 	// RequireFresh refuses every request that answers no challenge. Without it the first certificate of an epoch is free, for
@@ -84,6 +91,9 @@ func (p Policy) Check() error {
 	if p.Renew < 0 || p.Renew >= p.validity() {
 		return fmt.Errorf("policy: renewal %v before the end of a validity of %v", p.Renew, p.validity())
 	}
+	if p.Overlap < 0 || p.Overlap > maxValidity {
+		return fmt.Errorf("policy: an overlap of %v, want 0 to %v", p.Overlap, maxValidity)
+	}
 	if p.RequireFresh && p.Challenges == nil {
 		return errors.New("policy: fresh requests are required, and no challenges are made: every request would be refused")
 	}
@@ -103,6 +113,13 @@ func (p Policy) validity() time.Duration {
 		return DefaultValidity
 	}
 	return p.Validity
+}
+
+func (p Policy) overlap() time.Duration {
+	if p.Overlap == 0 {
+		return DefaultOverlap
+	}
+	return p.Overlap
 }
 
 func (p Policy) renew() time.Duration {

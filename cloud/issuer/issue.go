@@ -111,7 +111,7 @@ func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certifi
 		return Certificate{}, err
 	}
 	defer back()
-	issuance, err := i.claim(ctx, approved, ca, now)
+	issuance, had, err := i.claim(ctx, approved, ca, now)
 	if err != nil {
 		return Certificate{}, err
 	}
@@ -121,6 +121,7 @@ func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certifi
 			return Certificate{}, err
 		}
 		if done {
+			i.revokeSuperseded(ctx, had, now)
 			return *next.Certificate, nil
 		}
 		issuance = next
@@ -128,28 +129,29 @@ func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certifi
 	return Certificate{}, ErrBusy
 }
 
-// claim returns the issuance that a request goes on from, written down before anything is signed.
-func (i *Issuer) claim(ctx context.Context, approved Approved, ca string, now time.Time) (Issuance, error) {
-	had, err := i.config.Claims.Issuances(ctx, approved.device)
+// claim returns the issuance that a request goes on from, written down before
+// anything is signed, and what the device had before.
+func (i *Issuer) claim(ctx context.Context, approved Approved, ca string, now time.Time) (_ Issuance, had []Issuance, err error) {
+	had, err = i.config.Claims.Issuances(ctx, approved.device)
 	if err != nil {
-		return Issuance{}, fmt.Errorf("reading what was issued: %w", err)
+		return Issuance{}, nil, fmt.Errorf("reading what was issued: %w", err)
 	}
 	known, epoch, err := approved.plan(had, i.config.Policy, now)
 	if err != nil {
-		return Issuance{}, err
+		return Issuance{}, nil, err
 	}
 	if known != nil {
-		return *known, nil
+		return *known, had, nil
 	}
 	proposal, err := i.newClaim(approved, epoch, ca, now)
 	if err != nil {
-		return Issuance{}, err
+		return Issuance{}, nil, err
 	}
 	issuance, err := i.config.Claims.Create(ctx, Issuance{Claim: proposal, Version: 1, State: Claimed})
 	if err != nil {
-		return Issuance{}, fmt.Errorf("claiming the issuance: %w", err)
+		return Issuance{}, nil, fmt.Errorf("claiming the issuance: %w", err)
 	}
-	return issuance, nil
+	return issuance, had, nil
 }
 
 // ErrUnknownCA says that a claim is with a CA that this issuer does not have.

@@ -90,7 +90,7 @@ type SweepOptions struct {
 	Apply bool // without it, Sweep only tells
 	// Stuck is how long an issuance may take before it counts as broken off. 0 means 10 minutes.
 	Stuck time.Duration
-	// Overlap is how long a certificate stays active beside the one that renewed it. 0 means 7 days.
+	// Overlap replaces that of the policy. 0 means the policy's.
 	Overlap time.Duration
 	// Unknown revokes what devices have that the registry does not know. A registry forgets no device, so it may be the wrong one,
 	// or an empty one: nobody but a person should say so.
@@ -130,7 +130,7 @@ func (i *Issuer) Sweep(ctx context.Context, o SweepOptions, tell func(Finding)) 
 		o.Stuck = 10 * time.Minute
 	}
 	if o.Overlap == 0 {
-		o.Overlap = 7 * 24 * time.Hour
+		o.Overlap = i.config.Policy.overlap()
 	}
 	seen := map[board.DeviceID]bool{}
 	failed := 0
@@ -222,10 +222,8 @@ func look(issuance Issuance, later []Issuance, enrolment *board.Enrolment, o Swe
 	case issuance.Claim.Epoch < enrolment.Epoch:
 		return found(Withdraw, AffiliationChanged, fmt.Sprintf("the device is in epoch %d", enrolment.Epoch))
 	}
-	for _, l := range later {
-		if l.State == Live && !now.Before(l.Activated.Add(o.Overlap)) {
-			return found(Withdraw, Superseded, fmt.Sprintf("epoch %d took its place", l.Claim.Epoch))
-		}
+	if by, ok := supersededBy(later, o.Overlap, now); ok {
+		return found(Withdraw, Superseded, fmt.Sprintf("epoch %d took its place", by))
 	}
 	if issuance.State == Live || now.Sub(issuance.Claim.Created) < o.Stuck {
 		return f, false
@@ -237,6 +235,38 @@ func look(issuance Issuance, later []Issuance, enrolment *board.Enrolment, o Swe
 		return found(Register, Unspecified, "it broke off before it was active")
 	}
 	return f, false // held, or expired, and not active
+}
+
+// supersededBy finds the epoch, among those later than a certificate's, that has
+// been active for longer than the overlap.
+func supersededBy(later []Issuance, overlap time.Duration, now time.Time) (epoch int, ok bool) {
+	for _, l := range later {
+		if l.State == Live && !now.Before(l.Activated.Add(overlap)) {
+			return l.Claim.Epoch, true
+		}
+	}
+	return 0, false
+}
+
+// supersedeTimeout is how long an answer may wait for the revocation of former
+// certificates.
+const supersedeTimeout = 5 * time.Second
+
+// revokeSuperseded revokes what a device had and renewed longer than the overlap
+// ago. A failure is left to Sweep: the device's answer does not depend on it.
+func (i *Issuer) revokeSuperseded(ctx context.Context, had []Issuance, now time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, supersedeTimeout)
+	defer cancel()
+	for n, former := range had {
+		if former.State == Revoked || former.State == Revoking {
+			continue // Sweep finishes a revocation that broke off
+		}
+		if _, ok := supersededBy(had[n+1:], i.config.Policy.overlap(), now); ok {
+			if _, err := i.revoke(ctx, former, Superseded); err != nil {
+				return
+			}
+		}
+	}
 }
 
 func (i *Issuer) settle(ctx context.Context, f Finding, now time.Time) error {

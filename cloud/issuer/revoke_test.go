@@ -515,5 +515,56 @@ func TestClockWasAhead(t *testing.T) {
 	if other := l.MustIssue(t, l.Challenge()); issuertest.Equal(other, ahead) {
 		t.Error("a challenge gave the certificate that nobody takes yet")
 	}
-	l.Claims.Stored = nil // one of them is not valid now
+}
+
+// A renewal leaves the former certificate active for the overlap, and not longer:
+// the device's next request revokes it, or a sweep does. What fails of that fails no
+// request.
+func TestRenewalRevokesFormer(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		overlap time.Duration
+		later   time.Duration // after the renewal
+		finish  func(t *testing.T, l *issuertest.RegisteredEnv)
+		want    issuer.IssuanceState
+	}{
+		{"a repeat within the overlap", 0, 23 * time.Hour, func(t *testing.T, l *issuertest.RegisteredEnv) { l.MustIssue(t, "") }, issuer.Live},
+		{"a repeat after the overlap", 0, 24 * time.Hour, func(t *testing.T, l *issuertest.RegisteredEnv) { l.MustIssue(t, "") }, issuer.Revoked},
+		{"a sweep within the overlap", 0, 23 * time.Hour, func(t *testing.T, l *issuertest.RegisteredEnv) { l.Sweep(t, true) }, issuer.Live},
+		{"a sweep after the overlap", 0, 24 * time.Hour, func(t *testing.T, l *issuertest.RegisteredEnv) { l.Sweep(t, true) }, issuer.Revoked},
+		{"a shorter overlap", time.Hour, time.Hour, func(t *testing.T, l *issuertest.RegisteredEnv) { l.MustIssue(t, "") }, issuer.Revoked},
+		{"a longer overlap", 48 * time.Hour, 47 * time.Hour, func(t *testing.T, l *issuertest.RegisteredEnv) { l.MustIssue(t, ""); l.Sweep(t, true) }, issuer.Live},
+		{"nothing else", 0, 0, func(t *testing.T, l *issuertest.RegisteredEnv) { l.MustIssue(t, "") }, issuer.Live},
+		{"a failure, then a sweep", 0, 25 * time.Hour, func(t *testing.T, l *issuertest.RegisteredEnv) {
+			l.Registrar.Fault = issuertest.Once("before deactivate")
+			l.MustIssue(t, "")
+			l.Registrar.Fault = nil
+			l.Sweep(t, true)
+		}, issuer.Revoked},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := issuertest.NewRegisteredEnv(t, catest.Local(t))
+			l.Policy.Validity, l.Policy.Renew, l.Policy.Overlap = 30*24*time.Hour, 29*24*time.Hour, c.overlap
+			l.Restart(t)
+			first := l.MustIssue(t, "")
+			l.Now = l.Now.Add(2 * 24 * time.Hour)
+			second := l.MustIssue(t, l.Challenge())
+			if issuertest.Equal(first, second) {
+				t.Fatal("it was not renewed")
+			}
+			l.Now = l.Now.Add(c.later)
+			c.finish(t, l)
+			had, err := l.Store.Issuances(t.Context(), l.Board.ID)
+			if err != nil || len(had) != 2 || had[0].State != c.want || had[1].State != issuer.Live {
+				t.Fatalf("%+v, %v", had, err)
+			}
+			if c.want == issuer.Revoked && had[0].Reason != issuer.Superseded {
+				t.Errorf("revoked because of %v", had[0].Reason)
+			}
+			l.Settled(t)
+			if again := l.MustIssue(t, ""); !issuertest.Equal(again, second) {
+				t.Error("a repeat gives another certificate")
+			}
+		})
+	}
 }

@@ -61,7 +61,7 @@ type sweep struct {
 	Apply   bool          `name:"apply" help:"Settle what is found; without it, it is only told."`
 	Stuck   time.Duration `name:"stuck" default:"10m" help:"How long an issuance may take before it counts as broken off (${default})."`
 	Unknown bool          `name:"unknown" help:"Also revoke what devices have that the registry does not know. First be sure that it is the right registry."`
-	Overlap time.Duration `name:"overlap" default:"168h" help:"How long a certificate stays active beside the one that renewed it (${default})."`
+	Overlap time.Duration `name:"overlap" placeholder:"TIME" help:"How long a certificate stays active beside the one that renewed it, instead of renewal.overlap of the configuration."`
 }
 
 // findingLine is something that is not as it should stay.
@@ -76,7 +76,7 @@ type findingLine struct {
 }
 
 func (s *sweep) Run(ctx context.Context, out *cli.Output) error {
-	if s.Stuck <= 0 || s.Overlap <= 0 {
+	if s.Stuck <= 0 || s.Overlap < 0 {
 		return fmt.Errorf("%w: --stuck and --overlap are times from now", cli.ErrMisuse)
 	}
 	c, err := issuerd.Load(s.Config)

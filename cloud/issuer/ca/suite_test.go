@@ -262,10 +262,56 @@ func TestCAConcurrent(t *testing.T) {
 	})
 }
 
+// A renewal revokes the former certificate at every CA after the overlap, and not
+// before it.
+func TestCARenewal(t *testing.T) {
+	onEveryCA(t, func(t *testing.T, b caBackend) {
+		w := newCAWorld(t, b.ca, nil)
+		ahead := time.Duration(0)
+		w.config.Now = func() time.Time { return time.Now().Add(ahead) }
+		w.config.Policy.Validity, w.config.Policy.Renew, w.config.Policy.Overlap = 30*24*time.Hour, 30*24*time.Hour-time.Minute, time.Hour
+		w.config.Policy.Challenges = issuertest.Challenges(t)
+		var err error
+		if w.issuer, err = issuer.New(w.config); err != nil {
+			t.Fatal(err)
+		}
+		first, err := w.issue(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ahead = 2 * time.Minute
+		text, _ := w.config.Policy.Challenges.New(w.config.Now())
+		fresh := w.board.CSR()
+		fresh.Passwords = []string{text}
+		second, err := w.issuer.Issue(t.Context(), fresh.Request(t), issuertest.CAName)
+		if err != nil || issuertest.Equal(first, second) {
+			t.Fatalf("it was not renewed: %v", err)
+		}
+		revoked := func() bool {
+			had, err := w.claims.Issuances(t.Context(), w.board.ID)
+			if err != nil || len(had) != 2 {
+				t.Fatalf("%d issuances, %v", len(had), err)
+			}
+			if there := b.revoked != nil && b.revoked(first.Leaf) != ""; b.revoked != nil && there != (had[0].State == issuer.Revoked) {
+				t.Errorf("the claim is %s, at the CA revoked %v", had[0].State, there)
+			}
+			return had[0].State == issuer.Revoked
+		}
+		if _, err := w.issue(t); err != nil || revoked() {
+			t.Errorf("within the overlap: %v, revoked %v", err, revoked())
+		}
+		ahead += time.Hour
+		if again, err := w.issue(t); err != nil || !issuertest.Equal(again, second) || !revoked() {
+			t.Errorf("after the overlap: %v, revoked %v", err, revoked())
+		}
+	})
+}
+
 // caWorld is an issuer with one enrolled board and one CA.
 type caWorld struct {
 	board  issuertest.Board
 	claims *issuertest.Claims
+	config issuer.Config // of issuer
 	issuer *issuer.Issuer
 	csr    []byte
 }
@@ -278,10 +324,11 @@ func newCAWorld(t *testing.T, ca issuer.CA, registrar issuer.Registrar) *caWorld
 	registry.Put(issuertest.Enrolment(t, w.board.Record(t, st), st))
 	w.csr = w.board.CSR().DER(t)
 	var err error
-	w.issuer, err = issuer.New(issuer.Config{
+	w.config = issuer.Config{
 		Policy: issuer.Policy{SKU: issuertest.SKU, Stations: []board.Verifier{st.Verifier}}, Registry: registry,
 		CAs: map[string]issuer.CA{issuertest.CAName: ca}, Claims: w.claims, Registrar: registrar,
-	})
+	}
+	w.issuer, err = issuer.New(w.config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,7 @@ type Config struct {
 	Limits        Limits          `toml:"limits"`
 	Issuance      Issuance        `toml:"issuance"`
 	Stations      []Station       `toml:"trusted_station"`
+	Renewal       Renewal         `toml:"renewal"`
 	Policy        Policy          `toml:"policy"`
 	Log           config.Log      `toml:"log"`
 }
@@ -120,6 +121,21 @@ type Policy struct {
 	Holds            []Hold `toml:"hold"`
 }
 
+// Renewal is the table [renewal].
+type Renewal struct {
+	Overlap Duration `toml:"overlap"` // of a certificate with the one that renewed it; then it is revoked
+}
+
+// Duration is a time such as "24h" or "90m".
+type Duration time.Duration
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = Duration(v)
+	return err
+}
+
 // Hold is an element of [[policy.hold]].
 type Hold struct {
 	Station string    `toml:"station"`
@@ -154,7 +170,7 @@ const (
 func defaults() Config {
 	return Config{
 		Listen: defaultListen, Log: config.Log{Level: zerolog.LevelInfoValue, Format: "auto"},
-		Challenge: Challenge{Minutes: 5}, Limits: Limits{DevicePerMinute: 12, SourcePerMinute: 240, StatusPerMinute: 6000},
+		Challenge: Challenge{Minutes: 5}, Renewal: Renewal{Overlap: Duration(issuer.DefaultOverlap)}, Limits: Limits{DevicePerMinute: 12, SourcePerMinute: 240, StatusPerMinute: 6000},
 	}
 }
 
@@ -271,6 +287,9 @@ func (c Config) check(f *config.File) error {
 	}
 	if c.Policy.Days < 0 || c.Policy.Days > maxDays {
 		return f.Errorf("policy.days", fmt.Sprintf("Write for how many days a certificate is valid, %d (50 years) at the most; 0 is ten years.", maxDays), "policy.days is %d", c.Policy.Days)
+	}
+	if o := time.Duration(c.Renewal.Overlap); o < time.Minute || o > days(maxDays) {
+		return f.Errorf("renewal.overlap", `Write how long the former certificate stays valid after a renewal, such as "24h"; "1m" at the least.`, "renewal.overlap is %v", o)
 	}
 	if err := c.Log.Check(f); err != nil {
 		return err
@@ -402,7 +421,7 @@ func days(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
 func (c Config) IssuerPolicy(challenges *issuer.Challenges) (issuer.Policy, error) {
 	p := issuer.Policy{
 		SKU: c.SKU, Algorithms: c.Policy.Algorithms, RefuseSHA1: c.Policy.RefuseSHA1, AllowNoProof: c.Policy.AllowNoProof,
-		Validity: days(c.Policy.Days), Renew: days(c.Policy.RenewDays), RequireFresh: c.Policy.RequireChallenge,
+		Validity: days(c.Policy.Days), Renew: days(c.Policy.RenewDays), Overlap: time.Duration(c.Renewal.Overlap), RequireFresh: c.Policy.RequireChallenge,
 		MinGeneration: c.Policy.MinGeneration, Organization: c.Policy.Organization, Challenges: challenges,
 	}
 	for _, h := range c.Policy.Holds {

@@ -69,6 +69,8 @@ level = "info"
 		{`[policy]`, "[[retired_ca]]\n" + localCA + "\n[policy]", `two CAs are named "local". Give it the name that it had`},
 		{`[policy]`, "[[retired_ca]]\nkind = \"local\"\n[policy]", `retired_ca[0].dir is "". Write the absolute path`},
 		{`[policy]`, "[iot]\n[policy]", `[iot] names no policy`},
+		{`[policy]`, "[renewal]\noverlap = \"0s\"\n[policy]", `renewal.overlap is 0s. Write how long`},
+		{`[policy]`, "[renewal]\noverlap = \"a day\"\n[policy]", `a day`},
 		{`[policy]`, "[challenge]\nkey_file = \"k\"\n[policy]", `:25: challenge.key_file is "k". Write the absolute path`},
 		{`[policy]`, "[challenge]\nkey_file = \"/k\"\nkms_key = \"k\"\n[policy]", `:26: [challenge] has a key_file and a kms_key. Remove one`},
 		{`[policy]`, "[challenge]\nminutes = 0\n[policy]", `:25: challenge.minutes is 0. Write 1 to 1440`},
