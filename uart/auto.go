@@ -32,8 +32,12 @@ type finder interface {
 	Dialect
 	// probe makes a board of this dialect speak, without a line end; empty if it speaks for itself at its start.
 	probe() string
-	// starts are texts that only a fresh start of such a board prints.
-	starts() []string
+	// starts returns the places in text of what a board of this dialect prints
+	// only when it starts, in any words.
+	starts(text string) []int
+	// answers reports whether a board of this dialect has answered, or asked,
+	// in text.
+	answers(text string) bool
 	// recognises tells whether what has arrived is of a board of this dialect. It sees text that is not complete.
 	recognises(text string) bool
 	// settle brings a board that was recognised to where Read begins, in bounded time. What made it recognised is
@@ -95,12 +99,10 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 	return search(ctx, l, a.known(), func(bounded context.Context) error {
 		// Firmware without echo, as a modem, answers only to a whole line. It is of the round before, and not recorded. An Enter alone
 		// would end the firmware of the CSR example.
-		if rounds > 0 && l.search.spoke.IsZero() {
-			if err := l.Send(bounded, autoProbe+"\r"); err != nil {
+		if rounds > 0 {
+			if err := l.knock(bounded, autoProbe+"\r"); err != nil {
 				return err
 			}
-			l.Mark()
-			l.tape.begin(nil)
 		}
 		first, rounds = rounds == 0, rounds+1
 		found, err := a.round(bounded, l, order)
@@ -115,7 +117,7 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 		}
 		a.current = found
 		settling := bounded
-		if a.starts(string(l.in)) { // it is a board: it is given its time
+		if len(a.starts(string(l.in))) > 0 { // it is a board: it is given its time
 			settling = ctx
 		}
 		err = found.settle(settling, l, first)
@@ -131,16 +133,12 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 	})
 }
 
-// starts tells whether a text has the start of a board.
-func (a *Auto) starts(text string) bool {
+// starts returns the places in text where boards have started.
+func (a *Auto) starts(text string) (places []int) {
 	for _, f := range a.finders {
-		for _, start := range f.starts() {
-			if strings.Contains(text, start) {
-				return true
-			}
-		}
+		places = append(places, f.starts(text)...)
 	}
-	return false
+	return places
 }
 
 func (a *Auto) known() (names []string) {
@@ -216,17 +214,30 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 	return nil, nil
 }
 
-// recognise names the dialect of what has arrived. A start says which board spoke last: the one before it may have left its words.
+// recognise names the dialect of what has arrived. The last start says which
+// board speaks: the board before it may have left its words. An answer after it
+// says more than the start, because any firmware may print its serial number.
 func (a *Auto) recognise(text string) (found finder) {
-	last := -1
+	last, banners := -1, 0
 	for _, f := range a.finders {
-		for _, start := range f.starts() {
-			if i := strings.LastIndex(text, start); i > last {
-				last, found = i, f
-			}
+		starts := f.starts(text)
+		if len(starts) == 0 {
+			continue
+		}
+		banners++
+		if at := slices.Max(starts); at > last {
+			last, found = at, f
 		}
 	}
 	if found != nil {
+		for _, f := range a.finders {
+			if f.answers(text[last:]) {
+				return f
+			}
+		}
+		if banners > 1 { // one board with both, or two boards: its answer decides
+			return nil
+		}
 		return found
 	}
 	for _, f := range a.finders {
@@ -259,8 +270,8 @@ func (a *Auto) Read(ctx context.Context, l *Line) (Report, error) {
 // Gone implements Dialect.
 func (a *Auto) Gone(ctx context.Context, l *Line) error {
 	v := vigil{probes: []string{autoProbe}}
+	v.starts = a.starts
 	for _, f := range a.finders {
-		v.starts = append(v.starts, f.starts()...)
 		if probe := f.probe(); probe != "" {
 			v.probes = append(v.probes, probe)
 		}

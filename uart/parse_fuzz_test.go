@@ -270,3 +270,49 @@ func FuzzReportAnswer(f *testing.F) {
 		}
 	})
 }
+
+// A question of the CSR example in any words: what is typed before it and the
+// events in it change nothing, and no part of it is lost.
+func FuzzCSRPrompt(f *testing.F) {
+	for _, text := range []string{
+		"-Enter validity period (days):", "\r\n\n-Is certificate CA? (0-No/1-Yes):", "Organizational Unit Name (eg, section) []: ", "Common Name (e.g. server FQDN or YOUR name) []: x",
+		"Unique device ID = 00 01 02\r\n\r\nPress a key to go on >", "-Enter sub[NETAPP EVENT] IP Acquired: IP=192.0.2.7\r\nject state:", "  Default subject country: US  \r\n\r\n-Enter", ":", "((:)",
+		"[WLAN EVENT] x", "Paste the certificate:\r\n", "gateway login: ", "\x00\xff:",
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		known := []string{""}
+		for _, s := range csrSubjects {
+			known = append(known, s.subject)
+		}
+		for _, stale := range []bool{false, true} {
+			subject, rest, c := csrPrompt(text, stale)
+			switch {
+			case !slices.Contains(known, subject):
+				t.Fatalf("%q has the subject %q", text, subject)
+			case c == noQuestion && (subject != "" || rest != ""):
+				t.Errorf("%q is no question, and has the subject %q and the rest %q", text, subject, rest)
+			case !strings.HasSuffix(text, rest) || strings.ContainsAny(rest, "\r\n"):
+				t.Errorf("%q has the rest %q", text, rest)
+			case c == surely && subject == "":
+				t.Errorf("%q is surely a question, and has no subject", text)
+			}
+			// The line alone is the question, whatever came before.
+			if line := text[strings.LastIndexAny(text, "\r\n")+1:]; c >= probably {
+				if s, r, d := csrPrompt(line, stale); s != subject || r != rest || d != c {
+					t.Errorf("%q: %q, %q, %d; and after other lines %q, %q, %d", line, s, r, d, subject, rest, c)
+				}
+			}
+		}
+		if subject := csrSubject(text); subject != csrSubject(strings.ToUpper(text)) && strings.ToLower(strings.ToUpper(text)) == strings.ToLower(text) {
+			t.Errorf("%q has the subject %q, and in capitals %q", text, subject, csrSubject(strings.ToUpper(text)))
+		}
+		clean, origin := withoutEvents(text)
+		for i := range len(clean) {
+			if at := origin(i); at < i || at >= len(text) || text[at] != clean[i] {
+				t.Fatalf("%q without events: byte %d is at %d", text, i, at)
+			}
+		}
+	})
+}

@@ -52,7 +52,11 @@ var errRefused = fmt.Errorf("%w: its firmware answers error: it cannot sign with
 func (d ReportLine) Detect(ctx context.Context, l *Line) error {
 	looks := 0
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
-		looks++
+		if looks++; looks%knockEvery == 0 { // what knows no ; answers only to a line end
+			if err := l.knock(ctx, reportPing+"\r"); err != nil {
+				return err
+			}
+		}
 		_, err := d.ping(ctx, l, aboutOne(reportLook))
 		if err == nil && (looks > 1 || len(bytes.Trim(l.in, "\r\n")) > 0) {
 			// Pings that came while it started are still being answered, and it may not listen meanwhile.
@@ -159,8 +163,11 @@ func sumHolds(digits, text string) bool {
 
 // For auto.
 
-func (ReportLine) probe() string    { return reportPing }
-func (ReportLine) starts() []string { return nil }
+func (ReportLine) probe() string { return reportPing }
+
+func (ReportLine) starts(string) []int { return nil }
+
+func (ReportLine) answers(text string) bool { return reportHere.MatchString(text) }
 
 func (ReportLine) recognises(text string) bool { return reportHere.MatchString(text) }
 

@@ -3,6 +3,8 @@ package uart
 import (
 	"context"
 	"errors"
+	"regexp"
+	"strings"
 	"time"
 )
 
@@ -14,6 +16,9 @@ const (
 	searchSure = 2500 * time.Millisecond
 	// fellSilent is longer than any pause between two probes of auto.
 	fellSilent = 4 * time.Second
+	// knockEvery is the number of looks of a fixed dialect from one knock to the
+	// next.
+	knockEvery = 8
 )
 
 // errUndecided ends a search.
@@ -23,7 +28,7 @@ var errUndecided = errors.New("no board was recognised")
 var errNobody = errors.New("nothing came")
 
 // search looks for a board again and again, until a look finds one (nil), one that needs a reset, or an error that no further look can
-// change. As long as the port is silent it goes on for ever. From the first byte on something is connected, however long it is silent
+// change. ErrRemoved is a board that was taken out while it printed its banner. As long as the port is silent it goes on for ever. From the first byte on something is connected, however long it is silent
 // afterwards: then the search ends after searchLimit with an *UnknownError. A look returns errNobody, ErrTimeout or
 // ErrGarbled for one that found nothing.
 //
@@ -55,12 +60,29 @@ func search(ctx context.Context, l *Line, tried []string, look func(ctx context.
 			return err
 		case errors.Is(err, errUndecided), bounded.Err() != nil && errors.Is(err, context.Cause(bounded)):
 			l.keep(0)
+			silent := time.Since(l.search.last) >= fellSilent
+			if silent && torn(l.heard()) {
+				l.Forget()
+				return ErrRemoved
+			}
 			l.stranger = true
-			return &UnknownError{Heard: classify([]byte(l.heard())), Tried: tried, Silent: time.Since(l.search.last) >= fellSilent}
+			return &UnknownError{Heard: classify([]byte(l.heard())), Tried: tried, Silent: silent}
 		case !errors.Is(err, errNobody) && !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrGarbled):
 			return err
 		}
 	}
+}
+
+var (
+	tornRule = regexp.MustCompile(`={20}`)
+	tornLine = regexp.MustCompile(`[^\r\n>:$#? \t][ \t]*$|^[\r\n\t =]*$`)
+)
+
+// torn reports whether text is the beginning of a banner of TI's, cut off in the
+// middle of a line or before its first word. A board that prints it and then
+// does not even echo was taken out.
+func torn(heard string) bool {
+	return tornLine.MatchString(heard) && (tornRule.MatchString(heard) || strings.Trim(heard, "\r\n\t =") == "")
 }
 
 // searching is what a Line knows of the search that goes on.
@@ -88,6 +110,20 @@ func (s *searching) speaks(l *Line) {
 			s.cancel(errUndecided)
 		}
 	}
+}
+
+// knock sends a line to a port that has said nothing so far. The line belongs to
+// the look before, and is not recorded.
+func (l *Line) knock(ctx context.Context, text string) error {
+	if !l.search.spoke.IsZero() {
+		return nil
+	}
+	if err := l.Send(ctx, text); err != nil {
+		return err
+	}
+	l.Mark()
+	l.tape.begin(nil)
+	return nil
 }
 
 func (s *searching) stop() {

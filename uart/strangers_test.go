@@ -5,7 +5,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,8 +36,8 @@ func stand(s fixtures.Stranger, c net.Conn) (remove func()) {
 func TestStrangers(t *testing.T) {
 	for _, stranger := range fixtures.Strangers() {
 		for _, dialect := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report", "ti-at", "ti-csr", "report"} {
-			// A dialect that sends no whole line hears no answer to one.
-			if stranger.Name == "modem" && !strings.HasPrefix(dialect, "auto") {
+			// A whole line may end the firmware of the CSR example, so ti-csr sends none.
+			if stranger.Name == "modem" && dialect == "ti-csr" {
 				continue
 			}
 			t.Run(stranger.Name+"/"+dialect, func(t *testing.T) {
@@ -54,9 +53,12 @@ func TestStrangers(t *testing.T) {
 					took := time.Since(start)
 					var unknown *uart.UnknownError
 					// The CSR example echoes as well, and has nothing else to say when it is met late.
-					late := dialect == "ti-csr" && errors.Is(err, uart.ErrNeedsReset) && stranger.Answers != nil
+					late := dialect == "ti-csr" && errors.Is(err, uart.ErrNeedsReset) && stranger.Answers != nil && stranger.Start == ""
 					if !late && !errors.As(err, &unknown) {
 						t.Fatalf("Detect: %v after %v", err, took)
+					}
+					if stranger.Name == "modem" && noticed > 0 && noticed < 8*time.Second { // it is asked for a line now and then
+						took, noticed = took-noticed, 0
 					}
 					if noticed < 0 || noticed > noticedIn || took > decidedIn {
 						t.Errorf("noticed after %v, decided after %v", noticed, took)

@@ -46,25 +46,31 @@ const (
 )
 
 const (
-	tiBanner = "AT Commands Example Ver:" // only a fresh start prints it
 	tiPrompt = "Enter AT Command:"
 	tiWho    = "at+get=iot,udid"
 )
 
 var (
-	tiBuild  = regexp.MustCompile(`(?i)AT Commands? Example Ver[:. \t]*([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
+	tiBuild  = regexp.MustCompile(`(?i)\bAT[ _-]?Commands?\b[^\r\n]{0,24}\bver(?:sion)?[:.= \t]*v?([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
 	tiOK     = regexp.MustCompile(`(?i)[\r\n](?:[A-Za-z: ]*)OK[ \t]*([\r\n]+)`)
-	tiSpeaks = regexp.MustCompile(`(?i)[\r\n][ \t]*OK[ \t]*[\r\n]|ERROR[ \t]*:[ \t]*(?:command not exist|number of parameters|parse parameters)[ \t]*,[ \t]*-?[0-9]|\+event[a-z]+:`)
+	tiSpeaks = regexp.MustCompile(`(?i)enter at command:|[\r\n][ \t]*OK[ \t]*[\r\n]|ERROR[ \t]*:[ \t]*(?:command not exist|number of parameters|parse parameters)[ \t]*,[ \t]*-?[0-9]|\+event[a-z]+:`)
 	// What a board says that was waiting for a command: to a carriage return, and to at+test; and how that begins.
 	tiQuick   = regexp.MustCompile(`(?i)^(?:\r(?:\n\r|\n\n\r\r|\r\n|\n\r\n)|at\+test\r\n?[\r\n]*OK[ \t]*[\r\n]+)(?:Enter AT Command:)?$`)
 	tiQuickly = regexp.MustCompile(`(?i)^(?:at\+test)?\r[\r\n]*(?:OK?[ \t]*)?[\r\n]*(?:E[A-Za-z ]*)?$`)
 	tiEvents  = regexp.MustCompile(`(?i)\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
 )
 
-// Detect implements Dialect. It sends nothing but carriage returns, which every build ignores, until
-// something comes back.
+// Detect implements Dialect. It sends nothing but carriage returns, which every
+// build ignores, until something comes back. Every few looks it sends a command:
+// a modem without echo answers nothing else.
 func (d TIAT) Detect(ctx context.Context, l *Line) error {
+	looks := 0
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
+		if looks++; looks%knockEvery == 0 {
+			if err := l.knock(ctx, "at+test\r"); err != nil {
+				return err
+			}
+		}
 		if err := l.Send(ctx, "\r"); err != nil {
 			return err
 		}
@@ -85,7 +91,7 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 
 // Gone implements Dialect.
 func (TIAT) Gone(ctx context.Context, l *Line) error {
-	return watch(ctx, l, vigil{probes: []string{"\r"}, starts: []string{tiBanner}, ask: tiWho + "\r", told: tiDevice})
+	return watch(ctx, l, vigil{probes: []string{"\r"}, starts: TIAT{}.starts, ask: tiWho + "\r", told: tiDevice})
 }
 
 // tiDevice finds the whole answer to tiWho in what a board says, with the OK after it.
@@ -108,12 +114,13 @@ func tiDevice(text string) (device [16]byte, ok bool) {
 
 // For auto.
 
-func (TIAT) probe() string    { return "at+test" }
-func (TIAT) starts() []string { return []string{tiBanner} }
+func (TIAT) probe() string { return "at+test" }
 
-func (TIAT) recognises(text string) bool {
-	return tiStarts.MatchString(text) || strings.Contains(text, tiPrompt) || tiSpeaks.MatchString(text)
-}
+func (TIAT) starts(text string) []int { return placesOf(tiStarts, text) }
+
+func (TIAT) answers(text string) bool { return tiSpeaks.MatchString(text) }
+
+func (d TIAT) recognises(text string) bool { return tiStarts.MatchString(text) || d.answers(text) }
 
 // leave asks for the serial number in a line of its own, after one that is never empty: see Auto.
 func (TIAT) leave(ctx context.Context, l *Line, v vigil) error {
@@ -300,8 +307,12 @@ func (TIAT) met(l *Line, facts map[string]string) {
 
 func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
 	value, err := d.ask(ctx, l, tiWho, tiGet, tiAnswer)
+	var refused *refusal
+	if errors.As(err, &refused) { // a command that was cut on its way is refused as well; Read asks again
+		return udid, fmt.Errorf("reading the serial number: %w: the board refuses %s (%s)", ErrFirmware, tiWho, refused.text)
+	}
 	if err != nil {
-		return udid, fmt.Errorf("reading the serial number: %w", hide(err))
+		return udid, fmt.Errorf("reading the serial number: %w", err)
 	}
 	udid, ok := parseUDID(value)
 	if !ok {

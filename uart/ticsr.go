@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,14 +46,14 @@ const (
 	csrAsks  = 48                      // questions in all: some are asked again
 	csrAgain = 4                       // times that one question is asked
 	csrNonce = 21
+	csrTyped = 32            // characters of probes that a board may have in its line
 	csrGone  = 2 * watchEcho // a board that was read and does not echo for so long is gone
 )
-
-const csrSerial = "Unique device ID = " // only a fresh start prints it
 
 var (
 	csrBuild = regexp.MustCompile(`(?i)\bver(?:sion)?[.:]* ?([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*(?:[\r\n]|$)`)
 	csrMAC   = regexp.MustCompile(`(?i)\bMAC addr(?:ess)?\W*((?:[0-9a-f]{2}[:-]?){5}[0-9a-f]{2})[ \t]*(?:[\r\n]|$)`)
+	csrTitle = regexp.MustCompile(`(?i)\bexample\W+ver(?:sion)?\b`)
 	csrChip  = regexp.MustCompile(`(?i)\b(CHIP|NWP)\W*\b([0-9a-fx.]{1,24})[ \t]*(?:[\r\n]|$)`)
 )
 
@@ -88,13 +89,36 @@ func (d TICSR) Detect(ctx context.Context, l *Line) error {
 		if !heard {
 			return errNobody
 		}
-		return d.settle(ctx, l, false)
+		err = d.awaitSerial(ctx, l)
+		if errors.Is(err, errEchoes) && saysMore(l.heard()) {
+			return fmt.Errorf("%w: it prints other text than the CSR example", ErrGarbled)
+		}
+		return err
 	})
 }
 
-// settle waits until the serial number has come, and leaves it on the line. ErrNeedsReset: there is a board,
+// errEchoes: nothing came but the echo of the probe.
+var errEchoes = fmt.Errorf("%w: it echoes, and says nothing else", ErrNeedsReset)
+
+// csrMuch is text that is not the rest of a question.
+const csrMuch = 24
+
+// saysMore reports whether what was heard in a search has text besides echoes,
+// none of it from the CSR example.
+func saysMore(heard string) bool {
+	text := strings.Trim(heard, csrProbe+"\r\n \t")
+	switch classify([]byte(text)) {
+	case HeardLogin:
+		return true
+	case HeardText:
+		return (len(text) > csrMuch || strings.ContainsAny(text, "\r\n")) && !csrLate.MatchString(heard) && !csrEvent.MatchString(heard)
+	}
+	return false
+}
+
+// awaitSerial waits until the serial number has come, and leaves it on the line. ErrNeedsReset: there is a board,
 // but it will not come; ErrGarbled: what there is makes no sense.
-func (TICSR) settle(ctx context.Context, l *Line, _ bool) error {
+func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 	end := time.Now().Add(4 * csrStart)
 	for {
 		text, _ := withoutEvents(string(l.in))
@@ -128,7 +152,10 @@ func (TICSR) settle(ctx context.Context, l *Line, _ bool) error {
 			continue
 		}
 		l.keep(0)
-		if echo || late {
+		switch {
+		case echo:
+			return errEchoes
+		case late:
 			return ErrNeedsReset
 		}
 		return fmt.Errorf("%w: no serial number came", ErrGarbled)
@@ -139,7 +166,7 @@ func (TICSR) settle(ctx context.Context, l *Line, _ bool) error {
 func (d TICSR) Read(ctx context.Context, l *Line) (Report, error) {
 	report, err := d.read(ctx, l)
 	if errors.Is(err, errRestarted) {
-		if err := d.settle(ctx, l, false); err != nil {
+		if err := d.awaitSerial(ctx, l); err != nil {
 			return Report{}, err
 		}
 		return d.read(ctx, l)
@@ -195,8 +222,11 @@ type csrReading struct {
 	first  string         // the subject that was asked first
 	last   string         // the subject that was asked last
 	enter  bool           // it was answered with Enter
+	named  string         // the answer to the question for the common name; empty if that was Enter
 	second string         // the form of the second reading; empty if there is none yet
-	other  bool           // an unknown question's default has digits of another serial number
+	// doubted: after the serial number, something came that another board may
+	// have printed. Only a second reading after it ends the doubt.
+	doubted bool
 }
 
 // csrTurn is what a board printed up to its next question or its request.
@@ -322,13 +352,14 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 	}
 }
 
-// restart returns the place of a serial number line in text, or -1. Before the first question it counts only if it tells something new.
+// restart returns the place of a serial number line in text that is as sure as the one that was read, or -1. Before the first question it
+// counts only if it tells something new.
 func (r *csrReading) restart(text string) int {
 	if strings.IndexAny(text, "\r\n") < 0 {
 		return -1
 	}
 	for _, line := range serialLines(text) {
-		if line.kind == 0 && (len(r.asked) > 0 || line.device != r.device) {
+		if line.kind <= r.kind && (line.valid || line.kind == 0) && (len(r.asked) > 0 || line.device != r.device) {
 			return line.start
 		}
 	}
@@ -344,9 +375,10 @@ func (r *csrReading) whyGivenUp(text string, err error) error {
 	return err
 }
 
-// listen looks for the second reading of the serial number in what followed an Enter.
+// listen looks for the second reading of the serial number in what followed an
+// Enter, and in all text for what another board may have printed.
 func (r *csrReading) listen(t csrTurn) error {
-	if !r.enter || weakened {
+	if weakened {
 		return nil
 	}
 	words := t.text
@@ -356,14 +388,20 @@ func (r *csrReading) listen(t csrTurn) error {
 		}
 	}
 	form, other := repeats(r.device, words)
-	if form != "" {
+	switch {
+	case other && r.enter && r.last == csrCommonName:
+		return errOtherSerial
+	case other, csrBanner(words), t.subject != "" && t.subject != r.last && r.asked[t.subject] > 0:
+		r.doubted, r.second = true, ""
+	case form != "" && r.enter:
 		r.second = form
 	}
-	if other && r.last == csrCommonName {
-		return errOtherSerial
-	}
-	r.other = r.other || other
 	return nil
+}
+
+// csrBanner reports whether text has lines of a banner: a board has started.
+func csrBanner(text string) bool {
+	return tiModule.MatchString(text) || csrTitle.MatchString(text)
 }
 
 // askedAgain waits, after the first question, for the echo of what was typed before: that may have been taken for an answer, and the question comes
@@ -402,7 +440,9 @@ func (r *csrReading) answer(ctx context.Context, subject string) error {
 	if answer == csrFresh {
 		answer = r.nonce
 	}
-	r.last, r.enter = subject, answer == ""
+	if r.last, r.enter = subject, answer == ""; subject == csrCommonName {
+		r.named = answer
+	}
 	return r.line.Send(ctx, answer+"\r")
 }
 
@@ -442,7 +482,8 @@ func (r *csrReading) finish(p *pemRequest) (Report, error) {
 	if err := request.CheckSignature(); err != nil {
 		return Report{}, fmt.Errorf("%w: the request's signature does not hold", ErrNoProof)
 	}
-	if unit, n := request.SubjectText("2.5.4.11"); n != 1 || unit != r.nonce {
+	unit, n := request.SubjectText("2.5.4.11")
+	if n != 1 || !r.fresh(unit) {
 		if r.asked[csrUnit] == 0 {
 			return Report{}, fmt.Errorf("%w: the firmware asks for no organizational unit, so its request holds nothing fresh; "+
 				"use firmware that asks for one, or of the dialect report", ErrNoProof)
@@ -466,15 +507,28 @@ func (r *csrReading) finish(p *pemRequest) (Report, error) {
 	return Report{
 		Device: r.device, SPKI: request.SPKI, Facts: r.facts,
 		Proof: &Proof{
-			Method: "csr", Hash: hash, Nonces: [][]byte{[]byte(r.nonce)}, Signatures: [][]byte{request.Signature}, Request: der,
+			Method: "csr", Hash: hash, Nonces: [][]byte{[]byte(unit)}, Signatures: [][]byte{request.Signature}, Request: der,
 		},
 	}, nil
+}
+
+// fresh reports whether an organizational unit holds the nonce of this reading.
+// If it was asked for first, what was typed while the board started stands
+// before the nonce.
+func (r *csrReading) fresh(unit string) bool {
+	if r.first == csrUnit && r.asked[csrUnit] == 1 && len(unit) <= len(r.nonce)+csrTyped {
+		return strings.HasSuffix(unit, r.nonce)
+	}
+	return unit == r.nonce
 }
 
 // confirm compares the common name of the request with the serial number, and notes where that was read a second time.
 func (r *csrReading) confirm(name string) error {
 	form, other := nameForm(r.device, name)
-	if (other || r.other && r.second == "") && !weakened {
+	if r.named != "" && name == r.named {
+		form, other = "", false
+	}
+	if (other || r.doubted && r.second == "" && form != formPadded && form != formJoined) && !weakened {
 		return errOtherSerial
 	}
 	if form != "" {
@@ -500,16 +554,43 @@ func (r *csrReading) confirm(name string) error {
 // power that is put there between two looks, up to watchSlow apart, is not seen. Such a board has told its serial number
 // elsewhere: it needs a reset before it can be read, and its start is seen.
 func (d TICSR) Gone(ctx context.Context, l *Line) error {
-	return d.leave(ctx, l, vigil{probes: []string{csrProbe}, starts: []string{csrSerial}})
+	return d.leave(ctx, l, vigil{probes: []string{csrProbe}, starts: TICSR{}.starts})
 }
 
 // For auto.
 
-func (TICSR) probe() string    { return "" }
-func (TICSR) starts() []string { return []string{csrSerial} }
+func (TICSR) probe() string { return "" }
 
-func (TICSR) recognises(text string) bool {
-	return startOf(text) >= 0 || csrLate.MatchString(text) || csrEvent.MatchString(text)
+func (TICSR) starts(text string) []int { return startsOf(text) }
+
+func (TICSR) answers(text string) bool {
+	subject, _, asked := csrPrompt(text, true)
+	return csrLate.MatchString(text) || asked >= probably && subject != ""
+}
+
+func (d TICSR) recognises(text string) bool {
+	return len(startsOf(text)) > 0 || csrLate.MatchString(text) || csrEvent.MatchString(text)
+}
+
+// settle waits for the first question as well: firmware of another dialect may
+// print its serial number when it starts.
+func (d TICSR) settle(ctx context.Context, l *Line, _ bool) error {
+	if err := d.awaitSerial(ctx, l); err != nil {
+		return err
+	}
+	for end := time.Now().Add(csrWait); ; {
+		text, _ := withoutEvents(string(l.in))
+		if csrFirst(text[slices.Max(append(startsOf(text), 0)):]) || gaveUp(text) != nil || len(l.in) > maxText {
+			return nil
+		}
+		more, err := l.more(ctx, min(csrStart, time.Until(end)))
+		if err != nil {
+			return err
+		}
+		if !more {
+			return fmt.Errorf("%w: no question came after the serial number", ErrGarbled)
+		}
+	}
 }
 
 func (TICSR) leave(ctx context.Context, l *Line, v vigil) error {

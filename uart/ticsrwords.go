@@ -114,7 +114,24 @@ func csrPrompt(text string, stale bool) (subject, rest string, c certainty) {
 			subject, c = csrSubject(question), perhaps
 		}
 	}
+	if c == noQuestion {
+		return "", "", noQuestion
+	}
 	return subject, rest, c
+}
+
+// csrShell is a prompt for commands.
+var csrShell = regexp.MustCompile(`^\W*\w*\W*[>#$%]\W*$`)
+
+// csrFirst reports whether the CSR example has begun its dialogue in text: with
+// a question that is no prompt for commands.
+func csrFirst(text string) bool {
+	subject, _, asked := csrPrompt(text, true)
+	if csrLate.MatchString(text) || asked > noQuestion && subject != "" {
+		return true
+	}
+	text = strings.TrimRight(text, "\r\n \t")
+	return asked > noQuestion && !csrShell.MatchString(text[strings.LastIndexAny(text, "\r\n")+1:])
 }
 
 // promptSign returns the place of the first colon that is in no bracket, or -1.
@@ -231,6 +248,19 @@ func startOf(text string) int {
 		return m[0]
 	}
 	return -1
+}
+
+// startsOf returns the places of what a board prints only at its start: the
+// beginning of a serial number line of the surest kind, or a whole line of any
+// kind.
+func startsOf(text string) []int {
+	found := placesOf(csrAtStart, text)
+	for _, line := range serialLines(text) {
+		if line.valid {
+			found = append(found, line.start)
+		}
+	}
+	return found
 }
 
 // parseSerial reads exactly 16 bytes: groups of an even number of hex digits, with or without something between them, in any case, each

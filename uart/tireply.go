@@ -19,9 +19,10 @@ var (
 	tiNetUtilGet = regexp.MustCompile(`(?i)\+[ \t]*netutilget[ \t]*:`)
 	tiNetUtilCmd = regexp.MustCompile(`(?i)\+[ \t]*netutilcmd[ \t]*:`)
 
-	tiEvent  = regexp.MustCompile(`(?i)\+event`)
-	tiFatal  = regexp.MustCompile(`(?i)\+eventfatalerror`)
-	tiStarts = regexp.MustCompile(`(?i)AT Commands? Example Ver`)
+	tiEvent = regexp.MustCompile(`(?i)\+event`)
+	tiFatal = regexp.MustCompile(`(?i)\+eventfatalerror`)
+	// The title of the banner, in the words of any version.
+	tiStarts = regexp.MustCompile(`(?i)\bAT[ _-]?Commands? (?:Example Ver|[^\r\n]{0,24}\bver(?:sion)?[:.= \t]*v?[0-9])`)
 
 	// The documented errors. A prompt, whole or cut, can stand before one on the same line.
 	tiError = regexp.MustCompile(`(?i)ERROR[ \t]*:[ \t]*((?:command not exist|number of parameters|parse parameters|process command|allocate)` +

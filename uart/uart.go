@@ -50,7 +50,8 @@ type Conn interface {
 type Dialect interface {
 	Name() string
 	// Detect blocks until a board shows itself. Something that talks and is not recognised is an *UnknownError, 10 s after its first byte
-	// at the latest; one that must start anew before it can be read is ErrNeedsReset.
+	// at the latest; one that must start anew before it can be read is ErrNeedsReset, and
+	// one that was taken out while it started ErrRemoved.
 	Detect(ctx context.Context, l *Line) error
 	// Read has the dialogue with a board that was just detected. It bounds its own time, and tries
 	// a second time, from the start, where that can help. Besides the above: ErrTimeout,
@@ -138,6 +139,9 @@ var (
 	ErrDead = errors.New("no device answers at the port")
 	// ErrUnplugged: the port was lost while it was open, and not by our Close.
 	ErrUnplugged = errors.New("the port was unplugged")
+	// ErrRemoved: what was connected was taken out before it was recognised. The
+	// port is still of use.
+	ErrRemoved = errors.New("the board was taken out while it started")
 	// ErrStuck: the port is there and takes no bytes. It is of no more use before it is opened again.
 	ErrStuck = errors.New("the port takes nothing that is sent to it")
 )

@@ -1,15 +1,18 @@
 package uart
 
 import (
-	"bytes"
 	"context"
+	"regexp"
+	"slices"
 	"time"
 )
 
 // vigil is how to see that a board goes.
 type vigil struct {
 	probes []string // in turn; the first makes the board echo, at least
-	starts []string // texts that only a fresh start prints
+	// starts returns the places in a text of what only a fresh start prints;
+	// nil if the dialect knows none.
+	starts func(text string) []int
 	// patient: the firmware may fall silent for good with the board in its place. Only one that echoed before and does not
 	// any more is gone, and one that speaks after a silence is another one.
 	patient bool
@@ -34,7 +37,7 @@ const (
 	watchAsk   = 5 * time.Second // a board that was read is asked for its serial number so often, and when a look at it was missed
 	watchAsks  = 3               // times in a row without an answer, after which nobody can say that it is still there
 	watchStart = 2 * csrStart    // a start, after a leak
-	watchTail  = 64              // what is kept of a look: the beginning of a start
+	watchTail  = 256             // what is kept of a look: the beginning of a start, and a line with a serial number
 )
 
 // watch blocks until the board on l is gone, or another one has started or is in its place. What one that has started has printed
@@ -155,15 +158,40 @@ func (v vigil) started(l *Line) (bool, error) {
 	if v.here != nil && v.here(string(l.in)) {
 		return true, nil
 	}
-	for _, start := range v.starts {
-		if bytes.Contains(l.in, []byte(start)) {
-			return true, nil
-		}
-		if i := bytes.Index(l.unseen, []byte(start)); i >= 0 {
-			return true, l.pardon(i)
-		}
+	if v.start(string(l.in)) >= 0 {
+		return true, nil
+	}
+	if i := v.start(string(l.unseen)); i >= 0 {
+		return true, l.pardon(i)
 	}
 	return false, nil
+}
+
+// start returns the place of the first start in text, or -1.
+func (v vigil) start(text string) int {
+	if text == "" {
+		return -1
+	}
+	at := placesOf(tiModule, text)
+	if v.starts != nil {
+		at = append(at, v.starts(text)...)
+	}
+	if len(at) == 0 {
+		return -1
+	}
+	return slices.Min(at)
+}
+
+// tiModule is a line in the banner of all of TI's examples, and of firmware that
+// was made from them.
+var tiModule = regexp.MustCompile(`(?i)\bCHIP[ \t]*:[ \t]*0x[0-9a-f]{8}\b`)
+
+// placesOf returns where a pattern matches.
+func placesOf(pattern *regexp.Regexp, text string) (at []int) {
+	for _, m := range pattern.FindAllStringIndex(text, -1) {
+		at = append(at, m[0])
+	}
+	return at
 }
 
 // follow ends a watch when something speaks after a silence. After a leak its start is waited for: what comes before that
