@@ -99,6 +99,9 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 			return err
 		}
 		err := s.oneBoard(ctx, i, conn, line)
+		if errors.Is(err, uart.ErrRemoved) {
+			err = nil
+		}
 		if errors.Is(err, errResetAsked) && ctx.Err() == nil {
 			err = s.reset(ctx, i, conn, line, "on demand")
 			s.answerReset(i, err)

@@ -192,6 +192,9 @@ func TestBoardVerdicts(t *testing.T) {
 		"no serial number": {func(b *fixtures.Board) {
 			b.Print = map[string]string{"udid": "+get:" + strings.Repeat("0x0,", 15) + "0x0\n\rOK\n\r"}
 		}, ReasonGarbled, "nothing but 00"},
+		"refuses its serial number": {func(b *fixtures.Board) {
+			b.Forms.Refuse, b.Forms.Refusal = []string{"udid"}, "nicht erlaubt"
+		}, ReasonGarbled, "nicht erlaubt"},
 		"swapped twice": {func(b *fixtures.Board) {
 			one, two := fixtures.NewDevice(), fixtures.NewDevice()
 			b.Serials = [][16]byte{one, two, one, two}
@@ -210,7 +213,7 @@ func TestBoardVerdicts(t *testing.T) {
 					t.Errorf("the slot shows %+v", slot)
 				}
 			} else {
-				if name == "no serial number" { // to insert it again does not help
+				if name == "no serial number" || name == "refuses its serial number" { // to insert it again does not help
 					b.awaitThat(0, "without a serial number", func(s SlotStatus) bool { return s.Advice == sentences[adviceFirmware] })
 				} else {
 					b.awaitFailed(0, c.reason)
@@ -236,6 +239,38 @@ func TestBoardVerdicts(t *testing.T) {
 			if err := b.Acknowledge("A"); err != nil {
 				t.Error(err)
 			}
+			good := newBoard()
+			b.cables[0].plug(good)
+			b.awaitThat(0, "the next board", func(s SlotStatus) bool { return s.State == Passed && s.Device == good.ID() })
+		})
+	}
+}
+
+// A board that is taken out while it prints its banner leaves a free slot, and
+// the next board is read.
+func TestTakenOutWhileItStarts(t *testing.T) {
+	for _, dialect := range []string{"ti-at", "auto"} {
+		bubble(t, dialect, func(t *testing.T) {
+			b := newBench(t, 1, func(c *Config) {
+				d, err := uart.DialectByName(dialect)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.Slots[0].Dialect = d
+			}).run()
+			bad := newBoard()
+			bad.CutAfter = 70 // in the title of the banner
+			b.cables[0].plug(bad)
+			b.awaitThat(0, "something", func(s SlotStatus) bool { return s.State == Reading && s.Advice == sentences[adviceSearching] })
+			start := time.Now()
+			b.await(0, Empty)
+			if took := time.Since(start); took > 10*time.Second {
+				t.Errorf("the slot is free after %v", took)
+			}
+			if kept := b.transcripts(); len(kept) != 0 {
+				t.Errorf("transcripts %+v", kept)
+			}
+			b.cables[0].unplug()
 			good := newBoard()
 			b.cables[0].plug(good)
 			b.awaitThat(0, "the next board", func(s SlotStatus) bool { return s.State == Passed && s.Device == good.ID() })
