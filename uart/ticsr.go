@@ -135,7 +135,7 @@ func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 		echo := strings.Contains(text, csrProbe) && strings.Trim(text, csrProbe+"\r\n") == ""
 		subject, _, asked := csrPrompt(text, true)
 		late := csrLate.MatchString(text) || asked >= probably && subject != ""
-		if late && len(lines) > 0 {
+		if late && (len(lines) > 0 || hasNumber(text)) {
 			return nil
 		}
 		silence := csrStart
@@ -150,6 +150,9 @@ func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 		}
 		if more {
 			continue
+		}
+		if len(lines) > 0 && asked >= probably {
+			return nil
 		}
 		l.keep(0)
 		switch {
@@ -254,10 +257,14 @@ func (r *csrReading) serial(ctx context.Context) error {
 			return err
 		}
 		if line != nil {
-			r.device, r.kind = line.device, line.kind
+			r.device, r.kind, r.doubted = line.device, line.kind, line.kind == csrVague
 			r.start(text[:line.start])
 			r.line.in = r.line.in[min(origin(line.end), len(r.line.in)):]
 			return checkDevice(r.device)
+		}
+		if len(lines) == 0 && asked >= probably && hasNumber(text) {
+			r.line.keep(0)
+			return fmt.Errorf("reading the serial number: %w: no line names it; print it as \"UDID: \" and 32 hex digits", ErrFirmware)
 		}
 		if len(r.line.in) > maxText {
 			r.line.keep(0)
@@ -397,6 +404,12 @@ func (r *csrReading) listen(t csrTurn) error {
 		r.second = form
 	}
 	return nil
+}
+
+// hasNumber reports whether text has a number that may be a serial number.
+func hasNumber(text string) bool {
+	_, other := repeats([16]byte{}, text)
+	return other
 }
 
 // csrBanner reports whether text has lines of a banner: a board has started.

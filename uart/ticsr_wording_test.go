@@ -50,7 +50,24 @@ const (
 		{"subject": "common name", "ask": "-Enter subject common name:", "default": "CC3220", "shown": "\r\n  Default: {default}\r\n"}]}`
 	csrOfAnother = `{"questions": [{"subject": "validity", "ask": "Days:"}, {"subject": "organization unit", "ask": "Unit:"},
 		{"subject": "common name", "ask": "Common name:", "shown": "\r\nyou are 4d1f000a8e27b3c05a9e61f2d47788ab\r\n"}]}`
-	csrNWPDead = "\r\n[ERROR] - FATAL ERROR: Abort NWP event detected: AbortType=1, AbortData=0x5b883\r\n"
+	csrDebug = `{"banner": "\r\n\u001b[32m[0000012] I/BOOT: Controller X7 FW 4.12.0 (CC3235SF)\u001b[0m\r\n[0000019] D/NVS: 3 entries\r\n",
+		"serial": "[0000044] I/BOOT: Geraete-UDID: {ID}\r\n[0000051] D/HEAP: 20480 frei\r\n\r\n", "before": "\r\n[0000102] D/TASK: tick rssi=-61\r\n", "questions": [
+		{"subject": "validity", "ask": "Gueltigkeit in Tagen (validity): "}, {"subject": "CA", "ask": "Ist CA? [0/1]: "}, {"subject": "country", "ask": "Land (Country) [DE]: "},
+		{"subject": "organization unit", "ask": "Abteilung (Organizational Unit): "},
+		{"subject": "common name", "ask": "Common Name: ", "shown": "\r\n[0000300] I/CSR: Standardname {id} wird benutzt\r\n"}, {"subject": "email", "ask": "E-Mail: "}],
+		"begin": "\r\n[0000400] I/CSR: fertig\r\n-----BEGIN CERTIFICATE REQUEST-----\r\n"}`
+	csrOtherSDK = `{"banner": "\r\n\n\t=============================================\r\n\t   CSR Generator Demo - SimpleLink CC32xx SDK 7.10.00.13, Ver: 2.0.0\r\n\t=============================================\r\n\t CHIP: 0x31000019\r\n",
+		"serial": "Device unique identifier (UUID): {0x}\r\n\r\nCreate a certificate signing request\r\n", "line_end": "\n", "questions": [
+		{"subject": "country", "ask": "1) Country code (2 letters) > "}, {"subject": "state", "ask": "2) State > "}, {"subject": "organization", "ask": "3) Organisation > "},
+		{"subject": "organization unit", "ask": "4) Organisation unit > "}, {"subject": "common name", "ask": "5) Common name (blank: device id) > ", "shown": "\r\n   -> {joined}\r\n"},
+		{"subject": "validity", "ask": "6) Validity, days > "}]}`
+	csrGerman = `{"banner": "\r\nboot\r\n", "serial": "Seriennummer: {id}\r\n", "questions": [{"subject": "validity", "ask": "Tage: "}, {"subject": "country", "ask": "Land: "},
+		{"subject": "organization", "ask": "Firma: "}, {"subject": "organization unit", "ask": "Abteilung: "}, {"subject": "common name", "ask": "Name: ", "shown": "\r\n{id}\r\n"}, {"subject": "email", "ask": "E-Mail: "}]}`
+	csrShellLike = `{"banner": "\n--- widget provisioning shell ---\n", "serial": "hw uid: {id}\n", "line_end": "\n", "questions": [{"subject": "organization unit", "ask": "enter OU\n> "},
+		{"subject": "common name", "ask": "enter CN\n> ", "shown": "{id}\n"}, {"subject": "validity", "ask": "enter lifetime in days\n> "}]}`
+	csrNoLabel    = `{"banner": "\r\n", "serial": "{ID}\r\n"}`
+	csrVagueAlone = `{"banner": "\r\n", "serial": "Chip-ID: {ID}\r\n", "questions": [{"subject": "validity", "ask": "Days:"}, {"subject": "organization unit", "ask": "OU:"}]}`
+	csrNWPDead    = "\r\n[ERROR] - FATAL ERROR: Abort NWP event detected: AbortType=1, AbortData=0x5b883\r\n"
 )
 
 // A good board passes with the same identity, whatever its words are, and the facts say where the serial number was read again.
@@ -65,6 +82,8 @@ func TestTICSRWordings(t *testing.T) {
 		"no defaults": {csrShowsNothing, "2", "request", time.Second}, "few questions": {csrFew, "1", "", time.Second}, "more questions": {csrMore, "2", "default", 2 * time.Second},
 		"CR CR LF": {csrLineEnds, "2", "default", time.Second}, "LF": {`{"line_end": "\n"}`, "2", "default", time.Second}, "CR": {`{"line_end": "\r"}`, "2", "default", time.Second},
 		"serial number with 0x": {csrColons, "2", "default", time.Second}, "markers": {csrMarkers, "2", "default", time.Second}, "constant name": {csrConstant, "1", "", time.Second},
+		"debug lines": {csrDebug, "2", "default", time.Second}, "another SDK": {csrOtherSDK, "2", "default", 2 * time.Second},
+		"German": {csrGerman, "2", "default", 3 * time.Second}, "words before the prompt": {csrShellLike, "2", "default", 2 * time.Second},
 		"no signs":    {`{"questions": [{"subject": "validity", "ask": "Days of validity "}, {"subject": "organization unit", "ask": "Unit ="}]}`, "1", "", 6 * time.Second},
 		"whole lines": {`{"questions": [{"subject": "validity", "ask": "Days of validity:\r\n"}, {"subject": "organization unit", "ask": "Unit?\r\n"}]}`, "1", "", 6 * time.Second},
 	} {
@@ -99,6 +118,22 @@ func TestTICSRWordings(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A number that no line names, or in words that may name another number, is no
+// serial number by itself, and a reset does not help.
+func TestTICSRNoSerialNumber(t *testing.T) {
+	for words, want := range map[string]error{csrNoLabel: uart.ErrFirmware, csrVagueAlone: uart.ErrGarbled} {
+		for _, dialect := range []string{"ti-csr", "auto"} {
+			synctest.Test(t, func(t *testing.T) {
+				b := newCSRBoard()
+				worded(words)(b)
+				if _, err := read(t, mustDialect(t, dialect), b); !errors.Is(err, want) {
+					t.Errorf("%s: %v", dialect, err)
+				}
+			})
+		}
 	}
 }
 

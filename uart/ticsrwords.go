@@ -34,13 +34,13 @@ var csrSubjects = []struct {
 	{csrCertificate, regexp.MustCompile(`(?i)\bpaste\b|\bcertificate file`)},
 	{csrCommonName, regexp.MustCompile(`(?i)common\W*name|\bCN\b`)},
 	{csrEmail, regexp.MustCompile(`(?i)e\W?mail`)},
-	{csrValidity, regexp.MustCompile(`(?i)\bvalid|\bdays?\b|\bexpir|\blifetime`)},
-	{csrUnit, regexp.MustCompile(`(?i)units?\b|\bO\.?U\b|\bdepartment|\bdept\b|\bdivision`)},
-	{csrCountry, regexp.MustCompile(`(?i)countr(?:y|ies)`)},
-	{csrState, regexp.MustCompile(`(?i)\bstate\b|provinc`)},
-	{csrLocality, regexp.MustCompile(`(?i)localit|\bcity\b|\btown\b|\blocation\b`)},
-	{csrSurname, regexp.MustCompile(`(?i)sur\W?name|\b(?:last|family)\W?name`)},
-	{csrOrganization, regexp.MustCompile(`(?i)organi[sz]ation|\borg\b|\bcompany\b`)},
+	{csrValidity, regexp.MustCompile(`(?i)\bvalid|\bdays?\b|\bexpir|\blifetime|\btage?\b|\bjours?\b|\bdías\b`)},
+	{csrUnit, regexp.MustCompile(`(?i)units?\b|\bO\.?U\b|\bdepartment|\bdept\b|\bdivision|abteilung|\bdépartement|\bdepartamento`)},
+	{csrCountry, regexp.MustCompile(`(?i)countr(?:y|ies)|\bland\b|\bpays\b|\bpaís`)},
+	{csrState, regexp.MustCompile(`(?i)\bstate\b|provinc|bundesland|\bestado\b`)},
+	{csrLocality, regexp.MustCompile(`(?i)localit|\bcity\b|\btown\b|\blocation\b|\bort\b|\bstadt\b|\bville\b|\bciudad\b`)},
+	{csrSurname, regexp.MustCompile(`(?i)sur\W?name|\b(?:last|family)\W?name|\bnachname|\bapellido`)},
+	{csrOrganization, regexp.MustCompile(`(?i)organi[sz]ation|\borg\b|\bcompany\b|\bfirma\b|\bsociété|\bempresa\b`)},
 	{csrCA, regexp.MustCompile(`(?i)\bCA\b|\bcertificat(?:e|ion)\W+authority`)},
 }
 
@@ -107,6 +107,13 @@ func csrPrompt(text string, stale bool) (subject, rest string, c certainty) {
 		if subject = csrSubject(question); subject != "" {
 			c = perhaps
 		}
+	case question != "" && strings.Trim(question, csrSigns) == "": // the words are on the line before
+		lines := strings.TrimRight(text[:len(text)-len(tail)], "\r\n \t")
+		if words := lines[strings.LastIndexAny(lines, "\r\n")+1:]; hasLetter(words) {
+			if subject, c = csrSubject(words), perhaps; subject != "" {
+				c = probably
+			}
+		}
 	default: // a question with a line end
 		lines := strings.TrimRight(text, "\r\n \t")
 		question = lines[strings.LastIndexAny(lines, "\r\n")+1:]
@@ -119,6 +126,9 @@ func csrPrompt(text string, stale bool) (subject, rest string, c certainty) {
 	}
 	return subject, rest, c
 }
+
+// csrSigns are the characters of a prompt without words.
+const csrSigns = " \t:?>#$%"
 
 // csrShell is a prompt for commands.
 var csrShell = regexp.MustCompile(`^\W*\w*\W*[>#$%]\W*$`)
@@ -188,7 +198,13 @@ var csrLabels = []*regexp.Regexp{
 	regexp.MustCompile(`(?i)\bunique\W*(?:(?:device|chip|board)\W*)?id(?:entifi(?:er|cation))?\b|\bU\W?D\W?ID\b`),
 	regexp.MustCompile(`(?i)\bdevice\W*id(?:entifi(?:er|cation))?\b`),
 	regexp.MustCompile(`(?i)\bserial\W*(?:number|no|nr|num)\b|\buuid\b`),
+	// csrVague: only a second reading shows that it is the serial number.
+	regexp.MustCompile(`(?i)\b(?:hw|hardware|chip|board|mcu|cpu|soc|module|node|unit|product)\W*(?:u\W?id|id|ident\w*|serial)\b|\bu\W?id\b|` +
+		`\bserial\b|\bserien\W*(?:nummer|nr)\b|\bn\pL{2,5}ro\W+d[ei]\W+s\pL{1,2}rie?\b|序列号`),
 }
+
+// csrVague is the kind of label that may name another number.
+const csrVague = 3
 
 var (
 	csrFiller = regexp.MustCompile(`(?i)^(?:[ \t]*\([^()]{0,24}\))?(?:[^0-9a-z]*\b(?:is|hex|number|value)\b)*[^0-9a-z]*`)
