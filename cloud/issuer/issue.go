@@ -79,6 +79,19 @@ func (i *Issuer) SKU() string { return i.config.Policy.SKU }
 // CA is the CA of a name that signs new certificates; nil if there is none.
 func (i *Issuer) CA(name string) CA { return i.config.CAs[name] }
 
+// CheckStored compares a stored certificate with its claim and with the CA that has
+// the name of the claim's, at the time when it was made. An error that wraps
+// ErrWrongCertificate says that this CA did not sign it.
+func (i *Issuer) CheckStored(issuance Issuance) error {
+	if i.cas[issuance.Claim.CA] == nil {
+		return fmt.Errorf("%w: %q", ErrUnknownCA, issuance.Claim.CA)
+	}
+	if issuance.Certificate == nil {
+		return nil
+	}
+	return i.checked(*issuance.Certificate, issuance.Claim, issuance.Claim.NotBefore)
+}
+
 // conflictTries is how often a step is tried again when other requests of the same device were first.
 const conflictTries = 8
 

@@ -44,6 +44,7 @@ type Dir struct {
 	end     int64      // of what is known of the log
 	devices map[board.DeviceID][]claimEntry
 	serials map[issuer.Serial]claimPlace
+	signed  map[string]claimEntry // by the name of a CA, the last certificate that was read from the log
 	index   sync.Mutex // taken after mu, and by readers while another request waits for the disk
 	// busy: a batch is on its way to the disk, and no other process can write. pending is what its devices had before.
 	busy    bool
@@ -169,7 +170,7 @@ func OpenDir(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the claims folder: %w", err)
 	}
-	d := &Dir{path: path, file: file, devices: map[board.DeviceID][]claimEntry{}, serials: map[issuer.Serial]claimPlace{}}
+	d := &Dir{path: path, file: file, devices: map[board.DeviceID][]claimEntry{}, serials: map[issuer.Serial]claimPlace{}, signed: map[string]claimEntry{}}
 	err = d.locked(func() error { return d.catchUp() })
 	if err != nil {
 		return nil, fmt.Errorf("opening the claims folder: %w", errors.Join(err, file.Close()))
@@ -268,9 +269,23 @@ func (d *Dir) catchUp() error {
 		if err := d.learn(issuance, d.end, length); err != nil {
 			return fmt.Errorf("%w: %s at byte %d: %v", issuer.ErrBadClaim, claimsLog, d.end, err)
 		}
+		if issuance.Certificate != nil {
+			d.signed[issuance.Claim.CA] = claimEntry{offset: d.end, length: int32(length)}
+		}
 		d.end += int64(len(line))
 	}
 	return nil
+}
+
+// Signed is a certificate that a CA of a name has signed, or ErrNoClaim.
+func (d *Dir) Signed(_ context.Context, ca string) (issuer.Issuance, error) {
+	d.mu.Lock()
+	entry, ok := d.signed[ca]
+	d.mu.Unlock()
+	if !ok {
+		return issuer.Issuance{}, fmt.Errorf("%w of the CA %q", issuer.ErrNoClaim, ca)
+	}
+	return d.load(entry)
 }
 
 // badEnd refuses damage in the middle, and puts an unfinished end aside.

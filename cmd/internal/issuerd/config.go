@@ -592,7 +592,36 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 	if o.Issuer, err = issuer.New(config); err != nil {
 		return nil, errors.Join(err, o.close())
 	}
+	if err := o.checkNames(ctx); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
 	return o, nil
+}
+
+// checkNames refuses a CA that has the name of another one, whose certificates
+// devices have: none of them could be answered again. Only a folder of claims can
+// be asked without reading all of it.
+func (o *Components) checkNames(ctx context.Context) error {
+	store, ok := o.Claims.(interface {
+		Signed(ctx context.Context, ca string) (issuer.Issuance, error)
+	})
+	if !ok {
+		return nil
+	}
+	for name := range o.CAs {
+		issuance, err := store.Signed(ctx, name)
+		if errors.Is(err, issuer.ErrNoClaim) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("reading what the CA %s has signed: %w", name, err)
+		}
+		if err := o.Issuer.CheckStored(issuance); err != nil {
+			return fmt.Errorf("the CA named %[1]s is not the one that signed what devices have under this name: give the new one a name of its own, "+
+				"and name the former one in [[retired_ca]] with name = %[1]q (device %[2]s: %[3]w)", name, issuance.Claim.Device, err)
+		}
+	}
+	return nil
 }
 
 func (l Limits) limiter(perMinute int) *server.Limiter {

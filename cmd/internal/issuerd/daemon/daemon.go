@@ -17,6 +17,7 @@ import (
 	"secretfree/cloud/issuer/server"
 	"secretfree/cmd/internal/issuerd"
 	"secretfree/cmd/internal/web"
+	"secretfree/station/board"
 )
 
 // stopLimit is how long requests may take to end when the daemon stops.
@@ -57,36 +58,15 @@ type served struct {
 // Open opens the issuer and its addresses. A configuration must come from Load. metrics makes the handler that is served at
 // metrics_listen: see package metrics.
 func Open(ctx context.Context, c issuerd.Config, log zerolog.Logger, metrics func(*Daemon) http.Handler) (_ *Daemon, err error) {
-	i, err := c.OpenIssuer(ctx)
+	d, revocations, err := assemble(ctx, c, log)
 	if err != nil {
 		return nil, err
-	}
-	d := &Daemon{log: log, opened: i}
-	if c.Limits.Proxies == 0 {
-		d.perAddress = maxPerAddress
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, i.Close())
+			err = errors.Join(err, d.opened.Close())
 		}
 	}()
-	if c.TLS.Certificate != "" {
-		if d.pair, err = web.OpenKeyPair(c.TLS.Certificate, c.TLS.Key, "tls.certificate and tls.key", log); err != nil {
-			return nil, err
-		}
-	}
-	doors := i.HandlerConfig(c.Limits)
-	doors.Log = d.decided
-	if d.pair != nil {
-		doors.Health = d.pair.Health
-	}
-	if d.handler, err = server.NewHandler(doors); err != nil {
-		return nil, err
-	}
-	revocations, err := i.Revocations(c.Limits, func(err error) { d.log.Error().Err(err).Msg("telling what is revoked") })
-	if err != nil {
-		return nil, err
-	}
 	given, err := web.Sockets(socketListen, socketMetrics)
 	if err != nil {
 		return nil, err
@@ -110,7 +90,57 @@ func Open(ctx context.Context, c issuerd.Config, log zerolog.Logger, metrics fun
 	return d, nil
 }
 
-// front is what strangers reach.
+// Check does what Open does, but for the addresses, which a running daemon has. It
+// also reads a registry in a folder.
+func Check(ctx context.Context, c issuerd.Config, log zerolog.Logger) error {
+	d, _, err := assemble(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	if c.Registry.Kind == "dir" {
+		if _, lookupErr := d.opened.Registry.Lookup(ctx, board.DeviceID{1}); !errors.Is(lookupErr, board.ErrNotEnrolled) && lookupErr != nil {
+			err = fmt.Errorf("reading the registry: %w", lookupErr)
+		}
+	}
+	return errors.Join(err, d.opened.Close())
+}
+
+// assemble opens all that a daemon needs but its addresses.
+func assemble(ctx context.Context, c issuerd.Config, log zerolog.Logger) (_ *Daemon, _ *server.Revocations, err error) {
+	i, err := c.OpenIssuer(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	d := &Daemon{log: log, opened: i}
+	if c.Limits.Proxies == 0 {
+		d.perAddress = maxPerAddress
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, i.Close())
+		}
+	}()
+	if c.TLS.Certificate != "" {
+		if d.pair, err = web.OpenKeyPair(c.TLS.Certificate, c.TLS.Key, "tls.certificate and tls.key", log); err != nil {
+			return nil, nil, err
+		}
+	}
+	doors := i.HandlerConfig(c.Limits)
+	doors.Log = d.decided
+	if d.pair != nil {
+		doors.Health = d.pair.Health
+	}
+	if d.handler, err = server.NewHandler(doors); err != nil {
+		return nil, nil, err
+	}
+	revocations, err := i.Revocations(c.Limits, func(err error) { d.log.Error().Err(err).Msg("telling what is revoked") })
+	if err != nil {
+		return nil, nil, err
+	}
+	return d, revocations, nil
+}
+
+// handler is what strangers reach.
 func handler(handler *server.Handler, revocations *server.Revocations) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if revocations.Serves(r) {
