@@ -29,7 +29,8 @@ type Config struct {
 	Retired map[string]CA
 	// Registrar is where certificates are made known before they are answered; nil if nowhere.
 	Registrar Registrar
-	// Admit, if set, is asked before an approved request costs anything; an error means try later.
+	// Admit, if set, is asked before a request of a device costs more than reading what it has had; an error means try later. Requests
+	// that get the certificate that the device has are not asked about: whoever recorded one must not keep the device from renewing.
 	Admit func(board.DeviceID) error
 	Now   func() time.Time // nil: time.Now
 }
@@ -114,11 +115,6 @@ func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certifi
 	if err != nil {
 		return Certificate{}, err
 	}
-	if i.config.Admit != nil {
-		if err := i.config.Admit(approved.device); err != nil {
-			return Certificate{}, err
-		}
-	}
 	back, err := i.turns.take(ctx, approved.device)
 	if err != nil {
 		return Certificate{}, err
@@ -152,6 +148,14 @@ func (i *Issuer) claim(ctx context.Context, approved Approved, ca string, now ti
 	known, epoch, err := approved.plan(had, i.config.Policy, now)
 	if err != nil {
 		return Issuance{}, nil, err
+	}
+	if known != nil && known.State == Live {
+		return *known, had, nil
+	}
+	if i.config.Admit != nil {
+		if err := i.config.Admit(approved.device); err != nil {
+			return Issuance{}, nil, err
+		}
 	}
 	if known != nil {
 		return *known, had, nil
@@ -217,7 +221,8 @@ func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance,
 	if err := issuance.Claim.Covers(approved); err != nil {
 		return Issuance{}, false, err
 	}
-	if issuance.State == Claimed && issuance.CAState == "" && i.outdated(issuance.Claim, approved, now) {
+	// Nothing was asked of the claim's CA: a request for another CA need not wait for that one.
+	if issuance.State == Claimed && issuance.CAState == "" && (issuance.Claim.CA != door || i.outdated(issuance.Claim, approved, now)) {
 		return i.propose(ctx, approved, issuance, door, now)
 	}
 	ca := i.cas[issuance.Claim.CA]

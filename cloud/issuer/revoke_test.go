@@ -568,3 +568,31 @@ func TestRenewalRevokesFormer(t *testing.T) {
 		})
 	}
 }
+
+// After a request for one CA failed there, a request for another CA is answered by
+// that one: nothing was asked of the first that could be lost.
+func TestOtherCAAfterFailure(t *testing.T) {
+	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
+	proto := &issuertest.CountingCA{CA: catest.Local(t), Before: func() error { return issuertest.ErrInjected }}
+	l.Config.CAs = map[string]issuer.CA{issuertest.CAName: l.CA, "proto": proto}
+	var err error
+	if l.Issuer, err = issuer.New(l.Config); err != nil {
+		t.Fatal(err)
+	}
+	request := l.Board.CSR().Request(t)
+	if _, err := l.Issuer.Issue(t.Context(), request, "proto"); !errors.Is(err, issuertest.ErrInjected) {
+		t.Fatalf("no failure: %v", err)
+	}
+	first, err := l.Issuer.Issue(t.Context(), request, issuertest.CAName)
+	if err != nil {
+		t.Fatalf("the other CA: %v", err)
+	}
+	proto.Before = nil
+	if again, err := l.Issuer.Issue(t.Context(), request, "proto"); err != nil || !issuertest.Equal(first, again) {
+		t.Errorf("another certificate for the same epoch, %v", err)
+	}
+	had, err := l.Store.Issuances(t.Context(), l.Board.ID)
+	if err != nil || len(had) != 1 || had[0].Claim.CA != issuertest.CAName {
+		t.Errorf("%+v, %v", had, err)
+	}
+}

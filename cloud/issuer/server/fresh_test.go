@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"secretfree/cloud/issuer"
+	"secretfree/cloud/issuer/ca/catest"
 	"secretfree/cloud/issuer/issuertest"
 	"secretfree/station/board"
 )
@@ -154,7 +155,7 @@ func TestLimits(t *testing.T) {
 	}{
 		{"POST", "192.0.2.1:1", thief, 403}, // who is refused does not use up what the device may ask
 		{"POST", "192.0.2.1:2", d.Board.CSR(), 200},
-		{"POST", "192.0.2.1:3", d.Board.CSR(), 503},
+		{"POST", "192.0.2.1:3", d.Board.CSR(), 200}, // the certificate that it has costs it nothing
 		{"GET", "192.0.2.1:4", issuertest.CSR{}, 200},
 		{"GET", "192.0.2.1:5", issuertest.CSR{}, 503}, // the source
 		{"POST", "192.0.2.1:6", thief, 503},
@@ -171,11 +172,50 @@ func TestLimits(t *testing.T) {
 			t.Errorf("request %d, of %s: %d, want %d", i, c.from, got, c.want)
 		}
 	}
-	if s := h.Stats(); s.Limited != 4 || s.TryLater != 0 || !s.Failing.IsZero() {
+	if s := h.Stats(); s.Limited != 3 || s.TryLater != 0 || !s.Failing.IsZero() {
 		t.Errorf("%+v", s)
 	}
 	if _, ok := errors.AsType[ErrTooMany](d.last(t).Err); !ok {
 		t.Errorf("logged %+v", d.last(t))
+	}
+}
+
+// Whoever recorded a request and sends it again and again gets the certificate that
+// the device has, and does not keep the device from renewing. What makes work is
+// limited by device.
+func TestReplayLocksNobodyOut(t *testing.T) {
+	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
+	l.Policy.Validity, l.Policy.Renew = 30*24*time.Hour, 29*24*time.Hour
+	l.Restart(t)
+	asked := 0
+	l.Config.Admit = func(board.DeviceID) error {
+		if asked++; asked > 3 {
+			return ErrTooMany{Who: "the device"}
+		}
+		return nil
+	}
+	var err error
+	if l.Issuer, err = issuer.New(l.Config); err != nil {
+		t.Fatal(err)
+	}
+	for range 15 {
+		l.MustIssue(t, "")
+	}
+	l.Now = l.Now.Add(2 * 24 * time.Hour)
+	l.MustIssue(t, l.Challenge())
+	if asked != 2 {
+		t.Errorf("%d requests were counted, want the first and the renewal", asked)
+	}
+	// A challenge that was used cannot be used up either.
+	other := issuertest.NewBoard(t)
+	l.Registry.Put(issuertest.Enrolment(t, other.Record(t, l.Station), l.Station))
+	l.CA.Before = func() error { return issuertest.ErrInjected }
+	for want := range 3 {
+		_, err := l.Issuer.Issue(t.Context(), other.CSR().Request(t), issuertest.CAName)
+		_, limited := errors.AsType[ErrTooMany](err)
+		if err == nil || limited != (want > 0) {
+			t.Errorf("request %d that fails at the CA: %v", want, err)
+		}
 	}
 }
 
