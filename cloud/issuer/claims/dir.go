@@ -45,7 +45,7 @@ type Dir struct {
 	devices map[board.DeviceID][]claimEntry
 	serials map[issuer.Serial]claimPlace
 	signed  map[string]claimEntry // by the name of a CA, the last certificate that was read from the log
-	index   sync.Mutex // taken after mu, and by readers while another request waits for the disk
+	index   sync.Mutex            // taken after mu, and by readers while another request waits for the disk
 	// busy: a batch is on its way to the disk, and no other process can write. pending is what its devices had before.
 	busy    bool
 	pending map[board.DeviceID][]claimEntry
