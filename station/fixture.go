@@ -25,11 +25,16 @@ const (
 	resetDiscard = 200 * time.Millisecond
 )
 
-// Why ResetSlot did nothing.
+// ErrNoSlot says that there is no slot of a name.
+var ErrNoSlot = errors.New("there is no such slot")
+
+// Why ResetSlot did nothing, besides ErrNoSlot.
 var (
-	ErrSlotUnknown = errors.New("there is no such slot")
-	ErrNoReset     = errors.New("no reset is configured for this slot")
-	ErrPortAbsent  = errors.New("the port of this slot is not open")
+	ErrNoReset    = errors.New("no reset is configured for this slot")
+	ErrPortAbsent = errors.New("the port of this slot is not open")
+	// ErrLeakShown: the board in the slot printed a private key, so no reset
+	// makes it a good one.
+	ErrLeakShown = errors.New("the slot shows a leak of a private key; put the board aside and acknowledge the leak")
 	// ErrSlotBusy: a board has one verdict, so its reading is not cut off.
 	ErrSlotBusy = errors.New("the slot is busy with a board; try again after its verdict")
 )
@@ -73,7 +78,7 @@ func (s *Station) ResetSlot(ctx context.Context, name string) error {
 func (s *Station) askReset(name string) (<-chan error, error) {
 	i := slices.IndexFunc(s.slots, func(c SlotConfig) bool { return c.Name == name })
 	if i < 0 {
-		return nil, ErrSlotUnknown
+		return nil, ErrNoSlot
 	}
 	if s.slots[i].Reset.IsZero() {
 		return nil, ErrNoReset
@@ -84,7 +89,9 @@ func (s *Station) askReset(name string) (<-chan error, error) {
 	switch {
 	case now.state == Absent:
 		return nil, ErrPortAbsent
-	case r.interrupt == nil || r.done != nil, now.state == Reading, now.reason == ReasonPrivateKeyLeak:
+	case now.reason == ReasonPrivateKeyLeak:
+		return nil, ErrLeakShown
+	case r.interrupt == nil || r.done != nil, now.state == Reading && !now.searching:
 		return nil, ErrSlotBusy
 	}
 	r.done = make(chan error, 1)
@@ -96,7 +103,11 @@ func (s *Station) askReset(name string) (<-chan error, error) {
 func (s *Station) answerReset(i int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := &s.resets[i]; r.done != nil {
+	s.resets[i].answer(err)
+}
+
+func (r *resetRequest) answer(err error) {
+	if r.done != nil {
 		r.done <- err
 		r.done = nil
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -110,9 +111,9 @@ func TestFixture(t *testing.T) {
 		}
 		for range 3 { // the switch bounces
 			f.setLid(true)
-			time.Sleep(pollFixture)
+			time.Sleep(pollFixture / 2)
 			f.setLid(false)
-			time.Sleep(pollFixture)
+			time.Sleep(3 * pollFixture / 2)
 		}
 		f.setLid(true)
 		b.await(0, Passed)
@@ -125,12 +126,12 @@ func TestFixture(t *testing.T) {
 		b.await(0, Empty)
 		f.setLid(true)
 		s := b.awaitThat(0, "looked for", func(s SlotStatus) bool { return s.Advice == sentences[adviceClosed] })
-		if s.State != Empty {
+		if s.State != Reading || !s.Searching {
 			t.Errorf("a closed fixture: %+v", s)
 		}
 		f.setLid(false)
 		b.awaitThat(0, "empty", func(s SlotStatus) bool { return s.Advice == sentences[adviceEmpty] })
-		if steps := b.showed(0); !slices.Equal(steps, []string{"empty", "reading", "passed", "empty"}) {
+		if steps := b.showed(0); !slices.Equal(steps, []string{"empty", "reading", "passed", "empty", "reading", "empty"}) {
 			t.Errorf("the slot showed %q", steps)
 		}
 	})
@@ -286,8 +287,8 @@ func TestResetSlot(t *testing.T) {
 		}
 		close(slow)
 		b.await(0, Passed)
-		if err := b.ResetSlot(t.Context(), "B"); !errors.Is(err, ErrSlotUnknown) {
-			t.Errorf("no such slot: %v, want %v", err, ErrSlotUnknown)
+		if err := b.ResetSlot(t.Context(), "B"); !errors.Is(err, ErrNoSlot) {
+			t.Errorf("no such slot: %v, want %v", err, ErrNoSlot)
 		}
 		b.cables[0].set(false, nil)
 		// The script does not notice that its line is lost.
@@ -316,19 +317,158 @@ func TestResetSlot(t *testing.T) {
 	})
 }
 
+// A reset that was asked for just before the board prints a private key is
+// refused when the leak is shown; and so is each later one.
+func TestResetSlotWhileLeakIsShown(t *testing.T) {
+	for _, read := range []bool{false, true} {
+		bubble(t, fmt.Sprint("after the verdict ", read), func(t *testing.T) {
+			d := &leakScript{script: newScript(newReport(newBoard())), leak: make(chan struct{}), afterVerdict: read}
+			b, f := newFixtureBench(t, "", pulse, d)
+			close(d.come)
+			if read {
+				b.await(0, Passed)
+			}
+			synctest.Wait()
+			refused := make(chan error, 1)
+			go func() { refused <- b.ResetSlot(t.Context(), "A") }()
+			synctest.Wait()
+			start := time.Now()
+			close(d.leak)
+			if err := <-refused; !errors.Is(err, ErrLeakShown) || time.Since(start) > time.Second {
+				t.Errorf("a reset that was asked for before the leak: %v after %v, want %v", err, time.Since(start), ErrLeakShown)
+			}
+			b.awaitFailed(0, ReasonPrivateKeyLeak)
+			start = time.Now()
+			if err := b.ResetSlot(t.Context(), "A"); !errors.Is(err, ErrLeakShown) || time.Since(start) > 0 {
+				t.Errorf("a reset while the leak is shown: %v after %v, want %v", err, time.Since(start), ErrLeakShown)
+			}
+			if moves := f.moved(); len(moves) > 0 {
+				t.Errorf("the lines of a board that leaks: %q", moves)
+			}
+		})
+	}
+}
+
+// leakScript is a dialect whose board prints a private key when leak is closed,
+// whatever else ends the wait.
+type leakScript struct {
+	*script
+	leak         chan struct{}
+	afterVerdict bool
+}
+
+func (d *leakScript) Detect(ctx context.Context, l *uart.Line) error {
+	if d.afterVerdict {
+		return d.script.Detect(ctx, l)
+	}
+	<-d.leak
+	return uart.ErrPrivateKey
+}
+
+func (d *leakScript) Gone(ctx context.Context, _ *uart.Line) error {
+	select {
+	case <-d.leak:
+		<-ctx.Done()
+		return context.Cause(ctx)
+	default:
+	}
+	<-d.leak
+	return uart.ErrPrivateKey
+}
+
+// Whoever plugs an adapter in anew sees that within 2 s, however long its port
+// was in trouble, and whatever the trouble was.
+func TestReplugEndsTrouble(t *testing.T) {
+	dead := fmt.Errorf("%w (%w: %w)", uart.ErrDead, uart.ErrAbsent, syscall.ENODEV)
+	for name, open := range map[string]func(conn uart.Conn) (uart.Conn, error){
+		"dead at the open":      func(conn uart.Conn) (uart.Conn, error) { conn.Close(); return nil, dead },
+		"lost after the open":   func(conn uart.Conn) (uart.Conn, error) { conn.Close(); return conn, nil },
+		"stuck after the open":  func(conn uart.Conn) (uart.Conn, error) { return stuckConn{conn}, nil },
+		"not there for an hour": nil,
+		"held by another program": func(conn uart.Conn) (uart.Conn, error) {
+			conn.Close()
+			return nil, &uart.OpenError{Kind: uart.ErrBusy, Cause: uart.ErrBusy}
+		},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			var mu sync.Mutex
+			node, works := "first", false
+			b := newBench(t, 1, func(c *Config) {
+				wait := c.Slots[0].Open
+				c.Slots[0].Node = func() string { mu.Lock(); defer mu.Unlock(); return node }
+				c.Slots[0].Open = func(ctx context.Context) (uart.Conn, error) {
+					conn, err := wait(ctx)
+					mu.Lock()
+					defer mu.Unlock()
+					if err != nil || works {
+						return conn, err
+					}
+					return open(conn)
+				}
+			})
+			replug := func() {
+				mu.Lock()
+				defer mu.Unlock()
+				node, works = "second", true
+			}
+			if open == nil {
+				node = ""
+				b.cables[0].set(false, nil)
+				replug = func() { b.cables[0].set(true, nil) }
+				works = true
+			}
+			b.run()
+			for range 20 { // wherever the pause is
+				time.Sleep(3*time.Minute + 1700*time.Millisecond)
+				synctest.Wait()
+				if s := b.Status().Slots[0]; s.State != Absent && s.State != Empty {
+					t.Fatalf("a port in trouble: %+v", s)
+				}
+			}
+			replug()
+			time.Sleep(retryReplug + lookForNode)
+			if s := b.Status().Slots[0]; s.State != Empty {
+				t.Errorf("%v after it was plugged in anew: %+v", retryReplug+lookForNode, s)
+			}
+			b.cables[0].plug(newBoard())
+			b.await(0, Passed)
+		})
+	}
+}
+
+type stuckConn struct{ uart.Conn }
+
+func (stuckConn) Write([]byte) (int, error) { return 0, uart.ErrStuck }
+
 // A port that answers EIO or ENODEV for an hour, at the open or right after it,
 // neither floods the log nor uses the processor; and when it works again the
 // station needs no restart.
 func TestPortInTrouble(t *testing.T) {
 	dead := fmt.Errorf("%w (%w: %w)", uart.ErrDead, uart.ErrAbsent, syscall.EIO)
-	for name, open := range map[string]func(conn uart.Conn) (uart.Conn, error){
-		"at the open":    func(conn uart.Conn) (uart.Conn, error) { conn.Close(); return nil, dead },
-		"after the open": func(conn uart.Conn) (uart.Conn, error) { conn.Close(); return conn, nil },
+	for name, c := range map[string]struct {
+		open   func(conn uart.Conn) (uart.Conn, error)
+		comes  bool // each open meets another node: the adapter comes and goes
+		opens  int
+		lines  int
+		passes time.Duration // when it works again
+	}{
+		"at the open":                 {func(conn uart.Conn) (uart.Conn, error) { conn.Close(); return nil, dead }, false, 1801, 4, retryPort},
+		"after the open":              {func(conn uart.Conn) (uart.Conn, error) { conn.Close(); return conn, nil }, false, 150, 300, maxLost},
+		"after the open, and it goes": {func(conn uart.Conn) (uart.Conn, error) { conn.Close(); return conn, nil }, true, 1810, 3620, retryReplug},
 	} {
 		bubble(t, name, func(t *testing.T) {
+			open := c.open
+			var nodes atomic.Int64
+			comes := c.comes
 			opens, works := 0, time.Now().Add(time.Hour)
 			b := newBench(t, 1, func(c *Config) {
 				wait := c.Slots[0].Open
+				c.Slots[0].Node = func() string {
+					if comes {
+						nodes.Add(1)
+					}
+					return fmt.Sprint(nodes.Load())
+				}
 				c.Slots[0].Open = func(ctx context.Context) (uart.Conn, error) {
 					conn, err := wait(ctx)
 					if err != nil || !time.Now().Before(works) {
@@ -341,13 +481,12 @@ func TestPortInTrouble(t *testing.T) {
 			b.cables[0].plug(newBoard())
 			time.Sleep(time.Hour)
 			synctest.Wait()
-			const many = 300
-			if lines := strings.Count(b.logged(), "\n"); opens > many/2 || lines > many || opens < 60 {
+			if lines := strings.Count(b.logged(), "\n"); opens > c.opens || lines > c.lines || opens < 60 {
 				t.Errorf("%d opens and %d lines of log in an hour", opens, lines)
 			}
 			start := time.Now()
 			b.await(0, Passed)
-			if took := time.Since(start); took > maxLost+time.Minute/2 {
+			if took := time.Since(start); took > c.passes+15*time.Second {
 				t.Errorf("the port works again, and the board passed %v later", took)
 			}
 		})

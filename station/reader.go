@@ -16,12 +16,16 @@ const (
 	lookForPort = 5 * time.Second        // then a port that is not there is shown to be absent, whatever was wrong before
 	retryPort   = 2 * time.Second        // after a port could not be opened
 	retryLost   = 250 * time.Millisecond // after a port was lost, or was not there
-	retryStuck  = 10 * time.Second       // after a port took nothing; so long the slot says so
-	retryGone   = time.Second            // after a dialect failed to watch a board; doubles
-	maxRetry    = time.Minute
-	quickLoss   = 2 * time.Second        // a port that is lost sooner after it was opened is in trouble
-	maxLost     = 30 * time.Second       // between tries at a port in trouble; the pause doubles until then
-	holdStep    = 250 * time.Millisecond // between looks at whether a leak was acknowledged
+	retryReplug = 2 * time.Second        // after a port was lost, if its node is another one since
+	// replugLosses is what a port counts as after that: one that comes and goes is tried every retryReplug.
+	replugLosses = 4
+	lookForNode  = 250 * time.Millisecond // between looks at the node of a port that is not tried
+	retryStuck   = 10 * time.Second       // after a port took nothing; so long the slot says so
+	retryGone    = time.Second            // after a dialect failed to watch a board; doubles
+	maxRetry     = time.Minute
+	quickLoss    = 2 * time.Second        // a port that is lost sooner after it was opened is in trouble
+	maxLost      = 30 * time.Second       // between tries at a port that is lost at each open; the pause doubles until then
+	holdStep     = 250 * time.Millisecond // between looks at whether a leak was acknowledged
 )
 
 // errPanic says that a dialect panicked. The value of the panic is not told: it may quote the board.
@@ -29,7 +33,7 @@ var errPanic = errors.New("a bug in the dialect")
 
 // serve owns the port of slot i until ctx ends.
 func (s *Station) serve(ctx context.Context, i int) {
-	trouble := 0 // tries in a row at which no device answered, or the port was lost at once
+	losses := 0 // quick ones in a row
 	for ctx.Err() == nil {
 		opening, cancel := context.WithTimeoutCause(ctx, lookForPort, uart.ErrAbsent)
 		conn, err := s.slots[i].Open(opening)
@@ -41,11 +45,10 @@ func (s *Station) serve(ctx context.Context, i int) {
 			return
 		}
 		if err != nil {
-			trouble++
-			if !errors.Is(err, uart.ErrDead) {
-				trouble = 0
+			e, pause := event{kind: portLost}, retryLost
+			if errors.Is(err, uart.ErrDead) {
+				pause = retryPort
 			}
-			e, pause := event{kind: portLost}, lostPause(trouble)
 			if advice, detail := portAdvice(err); advice != "" {
 				e, pause = event{kind: portTrouble, advice: advice, detail: detail}, retryPort
 			}
@@ -54,7 +57,7 @@ func (s *Station) serve(ctx context.Context, i int) {
 			continue
 		}
 		s.apply(i, event{kind: portOpened}, nil)
-		opened := time.Now()
+		opened, node := time.Now(), s.node(i)
 		lost := s.servePort(ctx, i, conn)
 		conn.Close()
 		if ctx.Err() != nil {
@@ -63,25 +66,56 @@ func (s *Station) serve(ctx context.Context, i int) {
 		s.apply(i, event{kind: portLost}, lost)
 		if errors.Is(lost, uart.ErrStuck) {
 			s.apply(i, event{kind: portTrouble, advice: adviceStuck}, lost)
-			sleep(ctx, retryStuck)
+			s.sleepUntilReplug(ctx, i, node, retryStuck)
 			continue
 		}
-		trouble++
+		losses++
 		if time.Since(opened) >= quickLoss {
-			trouble = 0
+			losses = 0
 		}
-		sleep(ctx, lostPause(trouble))
+		if s.sleepUntilReplug(ctx, i, node, lostPause(losses)) {
+			losses = replugLosses
+		}
 	}
 }
 
-// lostPause is the time until the next try at a port, so that one in trouble
-// neither floods the log nor uses the processor.
-func lostPause(trouble int) time.Duration {
+// lostPause is the time until the next try at a port, so that one that is lost
+// at each open neither floods the log nor uses the processor.
+func lostPause(losses int) time.Duration {
 	pause := retryLost
-	for range trouble - 1 {
+	for range losses - 1 {
 		pause = min(2*pause, maxLost)
 	}
 	return pause
+}
+
+// sleepUntilReplug waits for so long, or for retryReplug if the port is not
+// there any more or was plugged in anew since node was behind it. It reports
+// whether the pause was cut short.
+func (s *Station) sleepUntilReplug(ctx context.Context, i int, node string, pause time.Duration) bool {
+	if s.slots[i].Node == nil || pause <= retryReplug {
+		sleep(ctx, pause)
+		return false
+	}
+	start := time.Now()
+	for ctx.Err() == nil {
+		waited := time.Since(start)
+		switch {
+		case waited >= pause:
+			return false
+		case waited >= retryReplug && s.node(i) != node:
+			return true
+		}
+		sleep(ctx, min(lookForNode, pause-waited))
+	}
+	return false
+}
+
+func (s *Station) node(i int) string {
+	if s.slots[i].Node == nil {
+		return ""
+	}
+	return s.slots[i].Node()
 }
 
 // servePort reads one board after the other until the port is lost, and returns how; or until ctx ends.
@@ -102,7 +136,7 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 		if errors.Is(err, uart.ErrRemoved) {
 			err = nil
 		}
-		if errors.Is(err, errResetAsked) && ctx.Err() == nil {
+		for errors.Is(err, errResetAsked) && ctx.Err() == nil {
 			err = s.reset(ctx, i, conn, line, "on demand")
 			s.answerReset(i, err)
 			if reason, ok := boardReason(err); ok { // it printed a key at the last moment
@@ -285,7 +319,9 @@ func (s *Station) awaitGone(ctx context.Context, i int, line *uart.Line) error {
 			s.tell(i)
 			s.keepLater(i, line, e, err)
 		}
-		sleep(ctx, pause)
+		if err := s.interruptible(ctx, i, func(ctx context.Context) error { sleep(ctx, pause); return context.Cause(ctx) }); err != nil {
+			return err
+		}
 	}
 }
 

@@ -55,7 +55,7 @@ type slotState struct {
 	gone bool
 	// heard is what a port said that is no board, of Failed.
 	heard uart.Heard
-	// searching: Reading, but no board was recognised so far.
+	// searching: Reading, but no board was recognised so far: something talks, or the presence line says that the fixture is closed.
 	searching bool
 	// held: Failed with a leak that nobody has acknowledged. Until then no other board is read here, and whatever happens to the board
 	// and the port, this is shown. lost: the port is not there meanwhile.
@@ -146,13 +146,15 @@ func (s slotState) next(e event) slotState {
 		}
 	case fixtureClosed:
 		if s.state == Empty || s.gone {
-			closed := empty
-			closed.advice = adviceClosed
-			return closed
+			searching.advice = adviceClosed
+			return searching
 		}
 	case boardHeard:
-		if s.state == Empty || s.gone {
+		switch {
+		case s.state == Empty, s.gone:
 			return searching
+		case s.searching:
+			s.advice = adviceSearching
 		}
 	case boardFound:
 		if s.state == Empty || s.searching || s.gone {

@@ -20,23 +20,24 @@ var (
 // slotTable is the whole of next: a row for each state that a slot can be in, a column for each event, and
 // in the cell the state that follows; a dot where nothing changes.
 const slotTable = `
-	               opened  lost          trouble  heard     found    passed  repeat  failed   leaked  gone          next      seen
-	absent         empty   .             busy     .         .        .       .       .        .       .             .         .
-	busy           empty   absent        .        .         .        .       .       .        .       .             .         .
-	empty          .       absent        .        searching reading  .       .       unproven leak    .             .         .
-	searching      .       absent        .        .         reading  .       .       unproven leak    empty         empty     .
-	reading        .       unplugged     .        .         .        passed  repeat  unproven leak    unplugged     unplugged .
-	passed         .       absent        .        .         .        .       .       .        leak-1  empty         searching .
-	repeat         .       absent        .        .         .        .       .       .        leak-1  empty         searching .
-	unproven       .       absent        .        .         .        .       .       .        leak-2  empty         searching .
-	unknown        .       absent        .        .         .        .       .       .        leak    empty         searching .
-	leak           .       leak-lost     .        .         .        .       .       .        .       leak-gone     leak-gone seen
-	leak-gone      .       leak-lost     .        .         .        .       .       .        .       .             .         empty
-	leak-lost      leak-gone .           .        .         .        .       .       .        .       .             .         absent
-	seen           .       absent        .        .         .        .       .       .        .       empty         searching .
-	timeout        .       timeout-gone  .        .         .        .       .       .        leak    timeout-gone  searching .
-	timeout-gone   empty   .             busy     searching reading  .       .       unproven leak    .             searching .
-	unplugged      empty   .             busy     searching reading  .       .       unproven leak    .             searching .
+	               opened    lost         trouble closed heard     found   passed repeat failed   leaked gone         next      seen
+	absent         empty     .            busy    .      .         .       .      .      .        .      .            .         .
+	busy           empty     absent       .       .      .         .       .      .      .        .      .            .         .
+	empty          .         absent       .       closed searching reading .      .      unproven leak   .            .         .
+	searching      .         absent       .       .      .         reading .      .      unproven leak   empty        empty     .
+	closed         .         absent       .       .      searching reading .      .      unproven leak   empty        empty     .
+	reading        .         unplugged    .       .      .         .       passed repeat unproven leak   unplugged    unplugged .
+	passed         .         absent       .       .      .         .       .      .      .        leak-1 empty        searching .
+	repeat         .         absent       .       .      .         .       .      .      .        leak-1 empty        searching .
+	unproven       .         absent       .       .      .         .       .      .      .        leak-2 empty        searching .
+	unknown        .         absent       .       .      .         .       .      .      .        leak   empty        searching .
+	leak           .         leak-lost    .       .      .         .       .      .      .        .      leak-gone    leak-gone seen
+	leak-gone      .         leak-lost    .       .      .         .       .      .      .        .      .            .         empty
+	leak-lost      leak-gone .            .       .      .         .       .      .      .        .      .            .         absent
+	seen           .         absent       .       .      .         .       .      .      .        .      empty        searching .
+	timeout        .         timeout-gone .       .      .         .       .      .      .        leak   timeout-gone searching .
+	timeout-gone   empty     .            busy    closed searching reading .      .      unproven leak   .            searching .
+	unplugged      empty     .            busy    closed searching reading .      .      unproven leak   .            searching .
 `
 
 var slotStates = map[string]slotState{
@@ -48,6 +49,7 @@ var slotStates = map[string]slotState{
 	"repeat":       {state: Passed, advice: adviceRepeat, device: deviceOne},
 	"unproven":     {state: Failed, reason: ReasonNoProof, advice: "no-proof", device: deviceTwo},
 	"searching":    {state: Reading, advice: adviceSearching, searching: true},
+	"closed":       {state: Reading, advice: adviceClosed, searching: true},
 	"unknown":      {state: Failed, reason: ReasonNoDialect, advice: adviceLogin, heard: uart.HeardLogin},
 	"leak":         {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", held: true},
 	"leak-1":       {state: Failed, reason: ReasonPrivateKeyLeak, advice: "private-key-leak", device: deviceOne, held: true},
@@ -64,6 +66,7 @@ var slotEvents = map[string]event{
 	"opened":  {kind: portOpened},
 	"lost":    {kind: portLost},
 	"trouble": {kind: portTrouble, advice: adviceBusy},
+	"closed":  {kind: fixtureClosed},
 	"heard":   {kind: boardHeard},
 	"found":   {kind: boardFound},
 	"passed":  {kind: boardPassed, device: deviceOne},
@@ -121,7 +124,7 @@ func TestSlotTable(t *testing.T) {
 	}
 }
 
-var eventKinds = []eventKind{portOpened, portLost, portTrouble, boardHeard, boardFound, boardPassed, boardFailed, boardGone, leakSeen}
+var eventKinds = []eventKind{portOpened, portLost, portTrouble, fixtureClosed, boardHeard, boardFound, boardPassed, boardFailed, boardGone, leakSeen}
 
 // Whatever happens in whatever order, what a slot shows can be trusted.
 func TestSlotInvariants(t *testing.T) {
@@ -171,11 +174,11 @@ func brokenPromise(before slotState, e event, after slotState) string {
 		return "a leak waits for nobody"
 	case before.held:
 		return ""
-	case after.state == Reading && before.state != Reading && e.kind != boardFound && e.kind != boardHeard && !e.next:
+	case after.state == Reading && before.state != Reading && e.kind != boardFound && e.kind != boardHeard && e.kind != fixtureClosed && !e.next:
 		return "it reads a board that nobody found"
 	case removal && (e.kind == portLost || e.kind == boardGone) && (after.state != Failed || after.reason != before.reason || !after.gone):
 		return "the failure went with the board that caused it"
-	case before.gone && after.state != Failed && e.kind != portOpened && e.kind != portTrouble && e.kind != boardFound && e.kind != boardHeard && !e.next:
+	case before.gone && after.state != Failed && e.kind != portOpened && e.kind != portTrouble && e.kind != boardFound && e.kind != boardHeard && e.kind != fixtureClosed && !e.next:
 		return "the failure did not stay until another board or the port appeared"
 	case before.state == Reading && !before.searching && (e.kind == portLost || e.kind == boardGone) && after.reason != ReasonUnplugged:
 		return "a board was taken away while it was read, and nothing shows it"

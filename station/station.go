@@ -95,7 +95,10 @@ type SlotConfig struct {
 	Port string // for people
 	// Open waits until the port is there and opens it; see uart.Wait. The context bounds the waiting alone:
 	// Open is called again and again.
-	Open    func(ctx context.Context) (uart.Conn, error)
+	Open func(ctx context.Context) (uart.Conn, error)
+	// Node, if not nil, identifies what is behind the name of the port now: another text after the port was plugged in anew, empty while
+	// nothing is there. It is called often and must be quick.
+	Node    func() string
 	Dialect uart.Dialect
 	// Reset, if not zero, is how a board is reset: when it needs that, once more before a verdict of time-out, and by ResetSlot. The
 	// connection of Open must have the methods of uart.Outputs then.
@@ -308,6 +311,9 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		return false
 	}
 	s.states[i] = after
+	if after.held {
+		s.resets[i].answer(ErrLeakShown) // it was asked for while the leak was on its way
+	}
 	found := before.state == Reading && !before.searching
 	turned := after.state != before.state || after.reason != before.reason || !after.since.Equal(before.since)
 	switch {
@@ -357,9 +363,6 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	line.Msg(string(e.kind))
 	return true
 }
-
-// ErrNoSlot says that there is no slot of a name.
-var ErrNoSlot = errors.New("there is no such slot")
 
 // Acknowledge ends the private-key-leak that a slot shows: somebody has put the board aside and called quality. Until then the slot shows
 // it and reads no other board. A slot that has nothing to acknowledge is left as it is. An unknown name is ErrNoSlot.

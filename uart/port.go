@@ -166,6 +166,21 @@ func (c PortConfig) Wait(ctx context.Context) (Conn, error) {
 	}
 }
 
+// Node identifies what is behind the address now, without opening the port:
+// the text is another one after the port was plugged in anew, or its
+// permissions have changed. It is empty while nothing is there.
+func (c PortConfig) Node() string {
+	path, err := systemPlaces().resolve(c.Address)
+	if err != nil {
+		return ""
+	}
+	var node unix.Stat_t
+	if unix.Stat(path, &node) != nil {
+		return ""
+	}
+	return fmt.Sprint(node.Dev, node.Ino, node.Rdev, node.Ctim.Nano())
+}
+
 // untilTick is the time to the next beat of a clock that all ports share: waking together costs a small part of waking one by
 // one.
 func untilTick(period time.Duration) time.Duration {

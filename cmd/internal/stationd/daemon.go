@@ -171,7 +171,7 @@ func (d *Daemon) open(c Config) (err error) {
 			return err
 		}
 		slots = append(slots, station.SlotConfig{
-			Name: slot.Name, Port: slot.Port, Dialect: dialect, Open: port.Wait, Reset: port.Reset, Present: port.Present,
+			Name: slot.Name, Port: slot.Port, Dialect: dialect, Open: port.Wait, Node: port.Node, Reset: port.Reset, Present: port.Present,
 		})
 	}
 	counts := openCounted(c.StateDir)
