@@ -44,6 +44,10 @@ func (e *OpenError) Error() string {
 // Unwrap gives the cause, which wraps the kind.
 func (e *OpenError) Unwrap() error { return e.Cause }
 
+// filtered is what to change where a device filter keeps a port shut: systemd
+// looks the kinds of DeviceAllow= up in /proc/devices when it starts a unit.
+const filtered = "the device filter of the unit or of the container does not let it in; add its kind to DeviceAllow= of the unit, or restart the station if the driver of the port was loaded after its start"
+
 func explainOpen(path string, cause error) *OpenError {
 	e := &OpenError{Path: path, Kind: openKind(cause), Cause: cause}
 	if e.Kind != nil && !errors.Is(cause, e.Kind) {
@@ -57,6 +61,9 @@ func explainOpen(path string, cause error) *OpenError {
 		e.Holder = holder(path)
 	case ErrPermission:
 		e.Group, e.Change = mayOpen(path)
+		if errors.Is(cause, syscall.EPERM) { // of a mode it is EACCES
+			e.Group, e.Change = "", filtered
+		}
 	}
 	return e
 }

@@ -77,7 +77,7 @@ func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 			SKU     string `json:"sku"`
 			Slots   int    `json:"slots"`
 			Note    string `json:"note,omitempty"`
-			// Warnings are of ports that are named by number.
+			// Warnings are of the settings of ports.
 			Warnings []stationd.PortWarning `json:"warnings,omitempty"`
 		}{true, c.Station, c.SKU, len(c.Slots), note, warnings},
 			strings.TrimSpace(fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n%s%s", s.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind, told, note))+"\n")

@@ -31,7 +31,11 @@ func (e *exam) checkPorts(context.Context) (found []Result) {
 		found = append(found, warn("port", "", "%v", err))
 	}
 	for _, w := range e.station.PortWarnings(ports) {
-		found = append(found, warn("port.name", w.Remedy, "slot %s: %s", w.Slot, w.Text))
+		name := "port.name"
+		if w.Key == "present" {
+			name = "port.present"
+		}
+		found = append(found, warn(name, w.Remedy, "slot %s: %s", w.Slot, w.Text))
 	}
 	for _, slot := range e.station.Slots {
 		found = append(found, e.checkPort(slot)...)

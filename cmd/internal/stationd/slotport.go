@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 
 	"secretfree/cmd/internal/config"
 	"secretfree/uart"
@@ -51,10 +53,11 @@ func (s Slot) checkModem(f *config.File, prefix string) error {
 	return f.Errorf(prefix+key, remedy, "%s of slot %q: %v", key, s.Name, err)
 }
 
-// PortWarning says what may go wrong with the name of a slot's port, and what
-// to write in its place.
+// PortWarning says what may go wrong with the settings of a slot's port, and
+// what to write in their place.
 type PortWarning struct {
 	Slot   string `json:"slot"`
+	Key    string `json:"key"` // of the slot: "port" or "present"
 	Text   string `json:"text"`
 	Remedy string `json:"remedy"`
 }
@@ -63,15 +66,19 @@ type PortWarning struct {
 // adapters appear. The numbers of a machine's own ports (ttyAMA0, ttyS0) stay.
 var numberedPort = regexp.MustCompile(`^/dev/tty(USB|ACM)[0-9]+$`)
 
-// PortWarnings lists the slots whose ports are named by number. ports are those
-// of the machine, as uart.List has them.
+// PortWarnings lists the slots whose ports are named by number, and those whose
+// presence line the driver of the port makes up. ports are those of the machine,
+// as uart.List has them.
 func (c Config) PortWarnings(ports []uart.Listed) (all []PortWarning) {
 	for _, slot := range c.Slots {
+		if w, ok := slot.presenceWarning(ports); ok {
+			all = append(all, w)
+		}
 		if !numberedPort.MatchString(slot.Port) {
 			continue
 		}
 		w := PortWarning{
-			Slot: slot.Name, Text: slot.Port + " is a name that another adapter gets after a restart; slots may be mixed up",
+			Slot: slot.Name, Key: "port", Text: slot.Port + " is a name that another adapter gets after a restart; slots may be mixed up",
 			Remedy: "Plug in the adapter, and write its name under /dev/serial/by-path: ls -l /dev/serial/by-path",
 		}
 		i := slices.IndexFunc(ports, func(p uart.Listed) bool { return p.Device == slot.Port && p.Path != p.Device })
@@ -81,6 +88,33 @@ func (c Config) PortWarnings(ports []uart.Listed) (all []PortWarning) {
 		all = append(all, w)
 	}
 	return all
+}
+
+// presenceWarning warns of CTS on a port of cdc_acm: the class has no such line,
+// and the driver reports that it is on.
+func (s Slot) presenceWarning(ports []uart.Listed) (PortWarning, bool) {
+	never := map[string]string{"cts": "opens", "!cts": "closes"}[s.Present]
+	if never == "" || !strings.HasPrefix(s.device(ports), "/dev/ttyACM") {
+		return PortWarning{}, false
+	}
+	return PortWarning{
+		Slot: s.Name, Key: "present",
+		Text:   fmt.Sprintf("present = %q: the driver of %s (cdc_acm) always says that CTS is on, so the fixture never %s", s.Present, s.Port, never),
+		Remedy: `Wire the switch to DSR or DCD and write "dsr" or "dcd", or take an adapter that has CTS (/dev/ttyUSB*)`,
+	}, true
+}
+
+// device is the kernel's name of the port, as far as the machine knows it now.
+func (s Slot) device(ports []uart.Listed) string {
+	for _, p := range ports {
+		if p.Path == s.Port || s.Port == "auto:"+p.Vendor+":"+p.Product {
+			return p.Device
+		}
+	}
+	if device, err := filepath.EvalSymlinks(s.Port); err == nil {
+		return device
+	}
+	return s.Port
 }
 
 // ResetSlot has the station that runs reset the board in a slot; ErrNotRunning

@@ -1,9 +1,14 @@
 package stationd
 
 import (
+	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"secretfree/station"
 	"secretfree/uart"
@@ -48,7 +53,7 @@ func TestSlotModemSettings(t *testing.T) {
 func TestPortWarnings(t *testing.T) {
 	c := Config{Slots: []Slot{
 		{Name: "A", Port: "/dev/ttyUSB0"}, {Name: "B", Port: "/dev/ttyACM3"}, {Name: "C", Port: "/dev/ttyUSB1"},
-		{Name: "D", Port: "/dev/ttyAMA0"}, {Name: "E", Port: "/dev/serial/by-path/x"}, {Name: "F", Port: "auto:0451:bef3"},
+		{Name: "D", Port: "/dev/ttyAMA0", Present: "cts"}, {Name: "E", Port: "/dev/serial/by-path/x"}, {Name: "F", Port: "auto:0451:bef3"},
 	}}
 	got := c.PortWarnings([]uart.Listed{
 		{Path: "/dev/serial/by-path/pci-0", Device: "/dev/ttyUSB0"},
@@ -62,6 +67,90 @@ func TestPortWarnings(t *testing.T) {
 		if got[i].Slot != want.slot || !strings.Contains(got[i].Remedy, want.remedy) {
 			t.Errorf("%+v, want slot %s with %s", got[i], want.slot, want.remedy)
 		}
+	}
+}
+
+// CTS of a port of cdc_acm is no presence line, whatever the port is called.
+func TestPresenceWarnings(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "fixture-1")
+	if err := os.Symlink("/dev/ttyACM7", link); err != nil {
+		t.Fatal(err)
+	}
+	ports := []uart.Listed{
+		{Path: "/dev/serial/by-path/acm", Device: "/dev/ttyACM0", Vendor: "0451", Product: "bef3"},
+		{Path: "/dev/serial/by-path/usb", Device: "/dev/ttyUSB0", Vendor: "0403", Product: "6001"},
+	}
+	for _, c := range []struct {
+		port, present string
+		warns         bool
+	}{
+		{"/dev/serial/by-path/acm", "cts", true}, {"/dev/serial/by-path/acm", "!cts", true}, {"auto:0451:bef3", "cts", true}, {"/dev/ttyACM3", "cts", true},
+		{"/dev/serial/by-path/acm", "dsr", false}, {"/dev/serial/by-path/acm", "!dcd", false}, {"/dev/serial/by-path/acm", "", false},
+		{"/dev/serial/by-path/usb", "cts", false}, {"auto:0403:6001", "cts", false}, {"/dev/ttyUSB0", "cts", false}, {"/dev/ttyAMA0", "!cts", false},
+		{"/dev/serial/by-path/gone", "cts", false}, {link, "cts", false}, // a link that leads nowhere now
+	} {
+		got := Config{Slots: []Slot{{Name: "A", Port: c.port, Present: c.present}}}.PortWarnings(ports)
+		got = slices.DeleteFunc(got, func(w PortWarning) bool { return w.Key == "port" })
+		if (len(got) == 1) != c.warns || c.warns && (got[0].Key != "present" || got[0].Slot != "A" || got[0].Remedy == "") {
+			t.Errorf("%s with present %q: %+v, want a warning: %t", c.port, c.present, got, c.warns)
+		}
+	}
+}
+
+// The control socket acknowledges a leak, which outlives its board and its
+// port, and refuses a reset at once while the leak is shown.
+func TestAcknowledgeByControl(t *testing.T) {
+	f := newFactory(t)
+	f.slot = "reset = [\"break=1ms\"]\n"
+	r := f.start()
+	leaky := newBoard()
+	leaky.Print = map[string]string{"version": "-----BEGIN EC PRIVATE KEY-----\r\nMHcCAQEEIODH\r\n-----END EC PRIVATE KEY-----"}
+	unplug := f.plug(f.ports[0], leaky)
+	leak := func(s station.Status) bool {
+		return s.Slots[0].Reason == station.ReasonPrivateKeyLeak && s.Slots[0].Acknowledge
+	}
+	r.await("the leak", leak)
+	control, err := OpenControl(f.state, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	reset := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := control.ResetSlot(ctx, "A"); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), station.ErrLeakShown.Error()) {
+			t.Errorf("a reset while the leak is shown: %v, want %v", err, station.ErrLeakShown)
+		}
+	}
+	reset()
+	unplug()
+	reset()
+	for _, slot := range []string{"Z", "", "A/../B?x=1&y"} {
+		if err := control.Acknowledge(t.Context(), slot); err == nil || !strings.Contains(err.Error(), station.ErrNoSlot.Error()) {
+			t.Errorf("slot %q: %v, want %v", slot, err, station.ErrNoSlot)
+		}
+	}
+	r.await("the leak, after its board has gone", leak)
+	if err := control.Acknowledge(t.Context(), "A"); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.awaitSlot(0, station.Absent); s.Acknowledge {
+		t.Errorf("acknowledged: %+v", s)
+	}
+	if err := control.Acknowledge(t.Context(), "A"); err != nil {
+		t.Errorf("with nothing to acknowledge: %v", err)
+	}
+	f.plug(f.ports[0], newBoard())
+	r.awaitSlot(0, station.Passed)
+	r.stop()
+	stopped, err := OpenControl(f.state, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopped.Close()
+	if err := stopped.Acknowledge(t.Context(), "A"); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("of a station that is stopped: %v, want %v", err, ErrNotRunning)
 	}
 }
 
