@@ -379,3 +379,54 @@ func TestWaitReturnsForDeadPort(t *testing.T) {
 		t.Errorf("Wait for a dead port: %v, want %v", err, ErrDead)
 	}
 }
+
+// A device filter answers EPERM, and no group helps then; a mode answers EACCES.
+func TestDeviceFilterIsNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "port")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil { // whatever the umask is
+		t.Fatal(err)
+	}
+	for cause, want := range map[syscall.Errno]bool{syscall.EPERM: true, syscall.EACCES: false} {
+		err := explainOpen(path, os.NewSyscallError("open", cause))
+		if !errors.Is(err, ErrPermission) || (err.Change == filtered) != want || (err.Group == "") != want {
+			t.Errorf("%v: %+v", cause, err)
+		}
+	}
+}
+
+// The node behind a name is another one after the port was plugged in anew, also
+// behind a link, and none while the port is not there.
+func TestNode(t *testing.T) {
+	name, link := filepath.Join(t.TempDir(), "port"), filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(name, link); err != nil {
+		t.Fatal(err)
+	}
+	port := PortConfig{Address: link}
+	if node := port.Node(); node != "" {
+		t.Errorf("a port that is not there: %q", node)
+	}
+	seen := map[string]bool{"": true}
+	for range 3 {
+		old := name + ".old"
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		node := port.Node()
+		if seen[node] || port.Node() != node {
+			t.Errorf("plugged in anew: %q then %q, after %v", node, port.Node(), seen)
+		}
+		seen[node] = true
+		if err := os.Rename(name, old); err != nil {
+			t.Fatal(err)
+		}
+		if node := port.Node(); node != "" {
+			t.Errorf("unplugged: %q", node)
+		}
+	}
+	if node := (PortConfig{Address: "auto:ffff:ffff"}).Node(); node != "" {
+		t.Errorf("no such probe: %q", node)
+	}
+}
