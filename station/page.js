@@ -75,6 +75,8 @@
 
   function showSlot(tile, slot) {
     tile.className = "tile " + slot.state;
+    if (slot.acknowledge) tile.setAttribute("data-held", "");
+    else tile.removeAttribute("data-held");
     var verdict = tile.querySelector(".verdict"), device = tile.querySelector(".device");
     icon(verdict, slot.state);
     set(verdict.querySelector("span"), words["state-" + slot.state]);
@@ -431,9 +433,10 @@
     toast(text, bad);
     if (bad) beep("failed");
   }
-  function post(text, ok) {
-    fetch(form.getAttribute("action"), {
-      method: "POST", credentials: "same-origin", body: "text=" + encodeURIComponent(text),
+  // post sends a field of a form; lost is what to say if there is no answer.
+  function post(to, field, value, ok, lost) {
+    fetch(to.getAttribute("action"), {
+      method: "POST", credentials: "same-origin", body: field + "=" + encodeURIComponent(value),
       headers: { "Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json" }
     }).then(function (got) {
       if (got.ok) {
@@ -441,8 +444,8 @@
         return null;
       }
       if (got.status === 401 || got.status === 403) { reload(); return null; }
-      return got.json().then(function (said) { answered(said.text || words["page-scan-lost"], true); });
-    }).catch(function () { answered(words["page-scan-lost"], true); });
+      return got.json().then(function (said) { if (said.text || lost) answered(said.text || lost, true); });
+    }).catch(function () { if (lost) answered(lost, true); });
   }
   function scan(text) {
     if (!form) return;
@@ -454,9 +457,9 @@
       return;
     }
     byId("toast").hidden = true; // the answer to the scan before
-    post(text, say("page-scan-read", spaced(text)));
+    post(form, "text", text, say("page-scan-read", spaced(text)), words["page-scan-lost"]);
   }
-  function unscan() { if (form && !byId("waiting").hidden) post("", ""); }
+  function unscan() { if (form && !byId("waiting").hidden) post(form, "text", "", "", words["page-scan-lost"]); }
 
   if (form) {
     form.addEventListener("submit", function (event) {
@@ -515,7 +518,16 @@
     }, true);
   });
 
-  // The first leak that waits. Its form works without this script.
+  // Without this script the form loads the page anew. With it the page stays, and so does its sound.
+  list(".acknowledge").forEach(function (node) {
+    node.addEventListener("submit", function (event) {
+      event.preventDefault();
+      // If there is no answer, the tile still shows the leak, or the page is covered.
+      post(node, "slot", node.querySelector("button").value, "", "");
+    });
+  });
+
+  // The first leak that waits.
   function acknowledge() {
     var waiting = list(".acknowledge").filter(function (form) { return !form.hidden; })[0];
     if (waiting && !root.classList.contains("unsure")) waiting.querySelector("button").click();

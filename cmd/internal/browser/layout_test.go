@@ -25,10 +25,12 @@ func slot(name, state, advice string, more map[string]any) map[string]any {
 
 // scene is a status with so many slots in a language: each state in turn, the failures with the longest of all advices first.
 func scene(w map[string]string, slots int) map[string]any {
-	longest := "timeout"
-	for _, reason := range station.Reasons() {
-		if len([]rune(w[string(reason)])) > len([]rune(w[longest])) {
-			longest = string(reason)
+	longest, reason := "timeout", "timeout"
+	for _, r := range station.Reasons() {
+		for key := range w { // some reasons have a sentence for each cause, as garbled-firmware
+			if own := key == string(r) || strings.HasPrefix(key, string(r)+"-"); own && len([]rune(w[key])) > len([]rune(w[longest])) {
+				longest, reason = key, string(r)
+			}
 		}
 	}
 	var list []map[string]any
@@ -38,7 +40,7 @@ func scene(w map[string]string, slots int) map[string]any {
 		case 0:
 			list = append(list, slot(name, "passed", w["passed"], map[string]any{"device": device, "confirmed": i%2 == 0}))
 		case 1:
-			list = append(list, slot(name, "failed", w[longest], map[string]any{"device": device, "reason": longest}))
+			list = append(list, slot(name, "failed", w[longest], map[string]any{"device": device, "reason": reason}))
 		case 2:
 			list = append(list, slot(name, "reading", w["reading"], nil))
 		case 3:
