@@ -79,6 +79,40 @@ func mustHold(t *testing.T, b *bench, slot SlotStatus) {
 	b.await(0, Empty)
 }
 
+// A leak from before the start is shown, and no board is read, until somebody acknowledges it; whether its port is there or not.
+func TestLeakFromBeforeTheStart(t *testing.T) {
+	for name, there := range map[string]bool{"with its port": true, "without its port": false} {
+		bubble(t, name, func(t *testing.T) {
+			before := Verdict{Time: time.Now().Add(-48 * time.Hour), Slot: "A", State: Failed, Reason: ReasonPrivateKeyLeak, Device: deviceOne}
+			b := newBench(t, 2, func(c *Config) { c.Slots[0].Leak = &before })
+			b.cables[0].set(there, nil)
+			b.run()
+			other := newBoard()
+			b.cables[1].plug(other)
+			b.await(1, Passed) // the other slots go on
+			if there {
+				b.cables[0].plug(newBoard())
+			}
+			time.Sleep(time.Minute)
+			slot := b.Status().Slots[0]
+			if slot.State != Failed || slot.Reason != before.Reason || slot.Device != deviceOne.String() || !slot.Acknowledge || !slot.Since.Equal(before.Time.Truncate(time.Millisecond)) {
+				t.Errorf("after the start: %+v", slot)
+			}
+			if stats := b.Stats(); stats.Failed[ReasonPrivateKeyLeak] != 0 {
+				t.Errorf("it is counted once more: %+v", stats)
+			}
+			if err := b.Acknowledge("A"); err != nil {
+				t.Fatal(err)
+			}
+			if there {
+				b.await(0, Passed)
+			} else {
+				b.await(0, Absent)
+			}
+		})
+	}
+}
+
 // A leak in the text of a start, before anybody knows which board it is, stays as well: after the board has gone, and after the port has.
 func TestLeakBeforeTheDialectIsKnown(t *testing.T) {
 	for _, name := range []string{"auto", "ti-at", "ti-csr", "report"} {

@@ -196,6 +196,14 @@ func (s slotState) next(e event) slotState {
 	return s
 }
 
+// heldLeak is the state of a slot after a restart, with a leak from before it.
+func heldLeak(v Verdict) slotState {
+	return slotState{
+		state: Failed, reason: ReasonPrivateKeyLeak, advice: word(ReasonPrivateKeyLeak), device: v.Device,
+		held: true, gone: true, lost: true, since: v.Time,
+	}
+}
+
 // lingers: the failures that taking the board away causes, or may have caused.
 func (s slotState) lingers() bool {
 	return s.state == Failed && (s.reason == ReasonUnplugged || s.reason == ReasonTimeout)

@@ -106,6 +106,9 @@ type SlotConfig struct {
 	// Present, if not zero, is the modem input that says whether the fixture is closed: a closed one starts a reading, an open one ends
 	// it. The connection of Open must have the method Modem of an open port then.
 	Present uart.Presence
+	// Leak, if not nil, is the private-key-leak that this slot showed before the start. The slot shows it, and reads no board, until somebody
+	// acknowledges it.
+	Leak *Verdict
 	// Nonce, if not nil, draws the challenges; see uart.LineOptions. Only a replay may choose them.
 	Nonce func(n int) string
 }
@@ -268,7 +271,11 @@ func New(c Config) (*Station, error) {
 	}
 	for _, slot := range s.slots {
 		s.stats.Taken = append(s.stats.Taken, Taken{Slot: slot.Name})
-		s.states = append(s.states, slotState{state: Absent, advice: adviceAbsent, since: now})
+		state := slotState{state: Absent, advice: adviceAbsent, since: now}
+		if slot.Leak != nil {
+			state = heldLeak(*slot.Leak)
+		}
+		s.states = append(s.states, state)
 	}
 	return s, nil
 }

@@ -133,7 +133,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err := d.open(c); err != nil {
+	if err := d.open(ctx, c); err != nil {
 		return nil, errors.Join(err, d.spool.Close())
 	}
 	return d, nil
@@ -150,7 +150,7 @@ func openRegistry(ctx context.Context, c Config) (spool.Sink, spool.Archive, err
 	return registry, archive{registry}, nil
 }
 
-func (d *Daemon) open(c Config) (err error) {
+func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	d.transcripts, err = openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
 	if err != nil {
 		return err
@@ -160,6 +160,10 @@ func (d *Daemon) open(c Config) (err error) {
 		return err
 	}
 	past := history{spool: d.spool, dir: c.StateDir, days: days, shelf: d.transcripts}
+	leaks, err := past.leaks(ctx, c.Slots, time.Now())
+	if err != nil {
+		d.log.Warn().Err(err).Msg("leaks that nobody has acknowledged are not shown: the earlier verdicts cannot be read")
+	}
 	var slots []station.SlotConfig
 	for _, slot := range c.Slots {
 		dialect, err := uart.DialectByName(slot.Dialect)
@@ -170,9 +174,13 @@ func (d *Daemon) open(c Config) (err error) {
 		if err != nil {
 			return err
 		}
-		slots = append(slots, station.SlotConfig{
+		config := station.SlotConfig{
 			Name: slot.Name, Port: slot.Port, Dialect: dialect, Open: port.Wait, Node: port.Node, Reset: port.Reset, Present: port.Present,
-		})
+		}
+		if leak, ok := leaks[slot.Name]; ok {
+			config.Leak = &leak
+		}
+		slots = append(slots, config)
 	}
 	counts := openCounted(c.StateDir)
 	counted, earlier, err := counts.load()

@@ -154,6 +154,44 @@ func TestAcknowledgeByControl(t *testing.T) {
 	}
 }
 
+// A restart does not end a leak that nobody has acknowledged. Another verdict
+// of the slot does.
+func TestLeakOutlivesRestart(t *testing.T) {
+	f := newFactory(t)
+	r := f.start()
+	leaky := newBoard()
+	leaky.Print = map[string]string{"version": "-----BEGIN EC PRIVATE KEY-----\r\nMHcCAQEEIODH\r\n-----END EC PRIVATE KEY-----"}
+	unplug := f.plug(f.ports[0], leaky)
+	leak := func(s station.Status) bool {
+		return s.Slots[0].Reason == station.ReasonPrivateKeyLeak && s.Slots[0].Acknowledge
+	}
+	before := r.await("the leak", leak).Slots[0]
+	unplug()
+	for range 2 {
+		r.stop()
+		r = f.start()
+		if s := r.await("the leak, after a restart", leak); s.Slots[0].Device != before.Device || !s.Slots[0].Since.Equal(before.Since) || s.Slots[1].Acknowledge {
+			t.Errorf("after a restart %+v, before it %+v", s.Slots, before)
+		}
+	}
+	f.plug(f.ports[1], newBoard())
+	r.awaitSlot(1, station.Passed)
+	good := newBoard()
+	unplug = f.plug(f.ports[0], good)
+	if err := r.station.Acknowledge("A"); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.awaitSlot(0, station.Passed); s.Device != good.ID() {
+		t.Errorf("after the leak was acknowledged: %+v", s)
+	}
+	unplug()
+	r.stop()
+	r = f.start()
+	if s := r.awaitSlot(0, station.Absent); s.Acknowledge {
+		t.Errorf("after a board that passed, and a restart: %+v", s)
+	}
+}
+
 // The control socket resets a board. A pseudo-terminal takes a break, and no
 // more.
 func TestResetSlotByControl(t *testing.T) {
