@@ -152,6 +152,9 @@ func (a *Auto) known() (names []string) {
 func (a *Auto) round(ctx context.Context, l *Line, order []finder) (found finder, err error) {
 	for _, f := range order {
 		if found, err = a.look(ctx, l, f.probe()); found != nil || err != nil {
+			if found != nil {
+				l.explainFound(found.Name(), func(text string) bool { return a.recognise(text) == found })
+			}
 			return found, err
 		}
 	}

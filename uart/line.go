@@ -45,7 +45,10 @@ type Line struct {
 	stranger bool
 	onSpeech func()
 	// explain gets the meaning of what dialects read; nil: nobody asks.
-	explain func(text, meaning string)
+	explain func(Piece)
+	arrived int        // bytes since NewLine; the last of them are in
+	lineAt  int        // the place of the line that nextLine returned last
+	answer  answerText // the value of the last answer
 	// device is the serial number that Read has read, for Gone; nil from when the next board is looked for until it was read.
 	device *[16]byte
 }
@@ -174,6 +177,7 @@ func (l *Line) nextLine() (line string, ok bool, err error) {
 		return "", false, l.err
 	}
 	l.in = bytes.TrimLeft(l.in, "\r\n")
+	l.lineAt = l.Consumed()
 	if i := bytes.IndexAny(l.in, "\r\n"); i > 0 {
 		line, l.in = string(l.in[:i]), l.in[i:]
 		return line, true, nil
@@ -334,6 +338,7 @@ func (l *Line) take(b []byte) error {
 	l.tape.add(received, b)
 	l.in = append(l.in, b...)
 	l.total += len(b)
+	l.arrived += len(b)
 	if l.search != nil {
 		l.search.speaks(l)
 	}

@@ -105,7 +105,8 @@ func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (str
 			return "", err
 		}
 		text, err := openAnswer(line)
-		l.means(line, answerMeaning(text, err))
+		l.answer = answerText{l.lineAt + max(0, strings.Index(line, text)), text}
+		ReportLine{}.explainAnswer(l, line, text, err)
 		if !errors.Is(err, errNotMine) {
 			return text, err
 		}
@@ -115,6 +116,8 @@ func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (str
 
 var errNotMine = errors.New("not an answer")
 
+const meaningDamaged = "damaged answer"
+
 func answerMeaning(text string, err error) string {
 	switch {
 	case errors.Is(err, errNotMine):
@@ -122,7 +125,7 @@ func answerMeaning(text string, err error) string {
 	case errors.Is(err, errRefused):
 		return "answer: the board refuses the command"
 	case err != nil:
-		return "damaged answer"
+		return meaningDamaged
 	case reportReady.MatchString(text):
 		return "answer: serial number"
 	case reportFull.MatchString(text):
@@ -229,6 +232,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	}
 	report, err := parseReport(text, nonce)
 	if err != nil {
+		l.wrong(l.answer.at, text, 0, "report", "a serial number, its key, and a signature with it over the nonce")
 		return Report{}, err
 	}
 	// Boards get swapped: the same answer once more.
@@ -237,6 +241,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 		return Report{}, fmt.Errorf("asking for the serial number again: %w", err)
 	}
 	if again != report.Device && !weakened {
+		l.wrongAgain(report.Device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
 	l.device = &report.Device

@@ -207,6 +207,7 @@ func (TIAT) ready(ctx context.Context, l *Line) error {
 
 // Read implements Dialect.
 func (d TIAT) Read(ctx context.Context, l *Line) (Report, error) {
+	l.explainHeard(startMeaning)
 	report, err := d.read(ctx, l)
 	if err == nil || !(errors.Is(err, ErrTimeout) || errors.Is(err, ErrGarbled) || errors.Is(err, errNoCommonKey)) {
 		return report, err
@@ -245,16 +246,18 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		return Report{}, err
 	}
 	var answers []signed
+	var values []answerText
 	for range tiNonces {
 		answer, encoding, err := d.sign(ctx, l)
 		if err != nil {
 			return Report{}, err
 		}
-		answers = append(answers, answer)
+		answers, values = append(answers, answer), append(values, l.answer)
 		facts["signature"] = encoding
 	}
 	spki, proof, err := recoverKey(answers)
 	if err != nil {
+		l.wrongSignature(answers, values)
 		return Report{}, err
 	}
 	// Nothing on this link has a checksum, and boards get swapped: the same answer once more.
@@ -263,10 +266,12 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		return Report{}, err
 	}
 	if again != device && !weakened {
+		l.wrongAgain(device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
 	// Whatever signed, it must not be the key that a command can make and take away.
 	if print := sha256.Sum256(spki); facts["key-1"] == hex.EncodeToString(print[:]) {
+		l.wrong(values[0].at, values[0].text, 0, "signature over the nonce", "a signature with the key in index 0")
 		return Report{}, fmt.Errorf("%w: it signs with the key in index 1 instead of 0; its firmware is not TI's, use another route", ErrNoProof)
 	}
 	facts["hash"] = proof.Hash
@@ -280,7 +285,6 @@ func (TIAT) met(l *Line, facts map[string]string) {
 	heard := l.heard()
 	if m := tiBuild.FindAllStringSubmatch(heard, -1); m != nil {
 		facts["build"] = m[len(m)-1][1]
-		l.means(m[len(m)-1][0], "fact build")
 	}
 	start := 0
 	if all := tiStarts.FindAllStringIndex(heard, -1); all != nil {
@@ -316,8 +320,11 @@ func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
 	}
 	udid, ok := parseUDID(value)
 	if !ok {
+		at, want := udidStop(value)
+		l.wrong(l.answer.at, value, at, meaningSerial, want)
 		return udid, fmt.Errorf("reading the serial number: %w: not 16 bytes", ErrGarbled)
 	}
+	l.tells(l.answer, udid, meaningSerial)
 	return udid, checkDevice(udid)
 }
 
@@ -384,10 +391,13 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	}
 	raw, err := parseBase64(value)
 	if err != nil {
+		at, want := codedStop(value)
+		l.wrong(l.answer.at, value, at, "signature over the nonce", want)
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w", err)
 	}
 	r, s, encoding, err := parseSignature(raw)
 	if err != nil {
+		l.wrong(l.answer.at, value, 0, "signature over the nonce", "an ECDSA signature, DER or 64 bytes")
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w: %v", ErrGarbled, err)
 	}
 	return signed{message: []byte(nonce), r: r, s: s}, encoding, nil
@@ -439,6 +449,7 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 	}
 	have, echoed := false, false
 	other, silence := "", 2*limit // the last line in other words, and what ends the wait after it
+	otherAt := 0
 	for range tiLines {
 		line, heard, err := l.lineOrSilence(ctx, silence)
 		if weakened && have && errors.Is(err, ErrTimeout) {
@@ -448,18 +459,18 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 			return "", false, err
 		}
 		if !heard {
-			l.means(other, "refusal in other words")
+			l.means(otherAt, other, "refusal in other words")
 			return "", prompted, &refusal{fmt.Sprintf("%q", printable(other, tiQuote))}
 		}
-		raw := line
+		raw, at := line, l.lineAt
 		if tiFatal.MatchString(line) {
-			l.means(raw, "the network processor stopped")
+			l.wrong(at, raw, 0, "the network processor stopped", "an answer")
 			return "", false, errStopped
 		}
 		// After a cut echo an event stands on the same line. What it quotes, a network's name, is anybody's.
 		var event bool
 		if line, _, event = cutAt(line, tiEvent); event {
-			l.means(raw, "event, skipped")
+			l.means(at+len(line), raw[len(line):], meaningEvent)
 		}
 		if strings.Trim(line, tiBlank) == "" {
 			continue
@@ -470,7 +481,7 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 		echo, whole := echoes(line, command, l.prompt)
 		if echo = echo && !(whole && echoed); echo {
 			echoed = echoed || whole
-			l.means(raw, "echo of the command")
+			l.explainEcho(at, line, command)
 			continue
 		}
 		before, after, replied := line, "", false
@@ -481,30 +492,39 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 		prompted = prompted || promptIn(before, ok, l.prompt)
 		switch {
 		case ok:
-			l.means(raw, "end of the answer")
+			l.means(at, line, "end of the answer")
 			if reply != nil && !have {
+				if other == "" {
+					otherAt, other = at, line
+				}
+				l.wrong(otherAt, other, 0, "not an answer", commandMeaning(command)+" before the OK")
 				return "", false, fmt.Errorf("%w: OK without an answer", ErrGarbled)
 			}
 			return value, prompted, nil
 		case replied:
 			if have {
+				l.wrong(at, line, 0, "second answer", "OK")
 				return "", false, fmt.Errorf("%w: two answers to one question", ErrGarbled)
 			}
-			l.means(raw, commandMeaning(command))
+			l.means(at, line, commandMeaning(command))
+			l.answer = answerText{at + len(line) - len(after), after}
 			value, have = after, true
 			silence = 2 * limit // its OK is missing, and nothing else
 		case tiStarts.MatchString(line):
-			l.means(raw, "start of the board")
+			l.wrong(at, line, 0, "start of the board", "an answer")
 			return "", false, errAnew
 		default:
 			if m := tiError.FindStringSubmatch(line); m != nil {
-				l.means(raw, "refusal of the command")
+				l.means(at, line, "refusal of the command")
 				return "", prompted, &refusal{m[1]}
 			}
 			if have || isPrompt(line, l.prompt) {
+				if isPrompt(line, l.prompt) {
+					l.means(at, line, meaningPrompt)
+				}
 				continue
 			}
-			switch other = line; {
+			switch other, otherAt = line, at; {
 			case tiNo.MatchString(line), tiNo.MatchString(strings.TrimPrefix(line, l.prompt)):
 				silence = tiRefusedNo
 			case limit == tiSign:
@@ -521,7 +541,7 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 func commandMeaning(command string) string {
 	switch name, _, _ := strings.Cut(command, ","); {
 	case command == tiWho:
-		return "serial number"
+		return meaningSerial
 	case strings.HasSuffix(name, "=sign_msg"):
 		return "signature over the nonce"
 	default:

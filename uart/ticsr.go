@@ -129,6 +129,7 @@ func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 			return nil
 		}
 		if gaveUp(text) != nil {
+			l.explainHeard(lateMeaning)
 			l.keep(0)
 			return ErrNeedsReset
 		}
@@ -154,6 +155,7 @@ func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 		if len(lines) > 0 && asked >= probably {
 			return nil
 		}
+		l.explainHeard(lateMeaning)
 		l.keep(0)
 		switch {
 		case echo:
@@ -188,13 +190,17 @@ func (d TICSR) read(ctx context.Context, l *Line) (Report, error) {
 		if err != nil {
 			return Report{}, err
 		}
+		r.explain(turn)
 		if err := r.listen(turn); err != nil {
+			r.wrongDefault(turn)
 			return Report{}, err
 		}
 		if turn.request != nil {
 			report, err := r.finish(turn.request)
 			if err == nil {
 				l.device = &report.Device
+			} else {
+				r.wrongRequest(turn)
 			}
 			return report, err
 		}
@@ -238,6 +244,8 @@ type csrTurn struct {
 	subject string
 	rest    string // what follows the question: the echo of something that was typed before
 	request *pemRequest
+	raw     string // text with events
+	at      int    // place of raw
 }
 
 // serial reads the start of the board up to the serial number.
@@ -247,6 +255,7 @@ func (r *csrReading) serial(ctx context.Context) error {
 	for {
 		text, origin := withoutEvents(string(r.line.in))
 		if err := gaveUp(text[max(0, startOf(text)):]); err != nil {
+			r.wrongEnd(text, origin)
 			r.line.keep(0)
 			return fmt.Errorf("reading the serial number: %w", err)
 		}
@@ -254,9 +263,11 @@ func (r *csrReading) serial(ctx context.Context) error {
 		_, _, asked := csrPrompt(text, true)
 		line, err := chooseSerial(lines, len(lines) > 0 && asked >= probably)
 		if err != nil {
+			r.wrongSerial(text, origin, lines)
 			return err
 		}
 		if line != nil {
+			r.explainStart(text[:line.start], origin, line, text)
 			r.device, r.kind, r.doubted = line.device, line.kind, line.kind == csrVague
 			r.start(text[:line.start])
 			r.line.in = r.line.in[min(origin(line.end), len(r.line.in)):]
@@ -305,6 +316,7 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 		text, origin := withoutEvents(string(l.in))
 		fresh := text[min(seen, len(text)):]
 		if err := gaveUp(fresh); err != nil {
+			r.wrongEnd(text, origin)
 			l.keep(0)
 			return csrTurn{}, r.whyGivenUp(text, err)
 		}
@@ -318,8 +330,9 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 		}
 		if strings.Contains(fresh, "--") {
 			if request := findPEM(text); request != nil {
+				turn := csrTurn{text: text, request: request, raw: string(l.in), at: l.Consumed()}
 				l.keep(0)
-				return csrTurn{text: text, request: request}, nil
+				return turn, nil
 			}
 		}
 		seen = strings.LastIndexAny(text, "\r\n") + 1
@@ -347,6 +360,7 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 		case more:
 			continue
 		case asked == noQuestion:
+			r.wrongMarker(text, origin)
 			return csrTurn{}, fmt.Errorf("waiting for the next question: %w", ErrTimeout)
 		case subject == csrCertificate:
 			return csrTurn{}, fmt.Errorf("%w: the board asks for the certificate, but no request came; reset the board", ErrGarbled)
@@ -354,8 +368,9 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 			l.in = l.in[min(origin(restarts), len(l.in)):]
 			return csrTurn{}, errRestarted
 		}
+		turn := csrTurn{text: text, subject: subject, rest: rest, raw: string(l.in), at: l.Consumed()}
 		l.keep(0)
-		return csrTurn{text: text, subject: subject, rest: rest}, nil
+		return turn, nil
 	}
 }
 

@@ -268,7 +268,7 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	case result.Verdict != t.Header["expect"]:
 		return fmt.Errorf("the verdict is %q, expected is %q%s", result.Verdict, t.Header["expect"], seen.where(t))
 	case t.Header["device"] != "" && result.Device != t.Header["device"]:
-		return fmt.Errorf("the device is %s, expected is %s", result.Device, t.Header["device"])
+		return fmt.Errorf("the device is %s, expected is %s%s", result.Device, t.Header["device"], seen.where(t))
 	}
 	return nil
 }
