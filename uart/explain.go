@@ -64,6 +64,7 @@ func (l *Line) means(at int, text, meaning string) {
 // byte from.
 func (l *Line) wrong(at int, text string, from int, meaning, want string) {
 	from = max(0, min(from, len(text)))
+	l.means(at, text, meaning)
 	l.explains(Piece{At: at + from, Len: max(1, len(text)-from), Meaning: meaning, Want: want, text: text[from:]})
 }
 

@@ -264,7 +264,8 @@ func (o *observer) meaning(from int, line, sent string) string {
 	}
 	var pieces []uart.Piece
 	for _, p := range o.pieces {
-		if p.At < from+len(line) && p.At+p.Len > from {
+		// What is missing is expected at the end of a line.
+		if p.At < from+len(line) && p.At+p.Len > from || p.Want != "" && p.At >= from && p.At <= from+len(line)+1 {
 			pieces = append(pieces, p)
 		}
 	}
@@ -272,7 +273,7 @@ func (o *observer) meaning(from int, line, sent string) string {
 	for _, p := range pieces {
 		add(p.Meaning)
 		if p.Want != "" && p.At >= from {
-			add(fmt.Sprintf("WRONG at %.16q, expected %s", line[p.At-from:], p.Want))
+			add(fmt.Sprintf("WRONG at %.16q, expected %s", line[min(len(line), p.At-from):], p.Want))
 		}
 	}
 	switch {

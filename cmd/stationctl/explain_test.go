@@ -74,6 +74,8 @@ func TestLinesOfGoodBoards(t *testing.T) {
 			{77, "-----BEGIN", "request (PEM)"},
 			{95, "-----END", "request (PEM)"},
 		},
+		"ti-csr-serial-of-15.uart":    {{23, "Unique device ID = 4d 1f", "serial number; WRONG at \"\", expected 16 bytes in hex; there are 15"}},
+		"ti-at-serial-of-15.uart":     {{0, "+get:", "expected a comma after byte 15 of 16"}},
 		"ti-csr-event-in-prompt.uart": {{30, "-Enter validity per[NETAPP EVENT]", "question: validity; event, skipped"}, {33, "iod (days):x", "question: validity"}},
 		"ti-csr-more-questions.uart":  {{0, "", "question of no known subject: answered with Enter"}},
 		"auto-ti-csr.uart":            {{25, "Unique device ID", "auto recognises ti-csr; serial number"}},
