@@ -59,7 +59,10 @@ var (
 func csrSubject(question string) string {
 	question = strings.ReplaceAll(question, "_", " ")
 	plain := csrBrackets.ReplaceAllString(question, " ")
-	for _, text := range []string{plain, question} {
+	for i, text := range []string{plain, question} {
+		if i > 0 && text == plain {
+			break
+		}
 		for _, s := range csrSubjects {
 			if s.words.MatchString(text) {
 				return s.subject
@@ -103,7 +106,7 @@ func csrPrompt(text string, stale bool) (subject, rest string, c certainty) {
 		if csrShown.MatchString(question) { // a default, cut
 			c = perhaps
 		}
-	case hasLetter(question):
+	case hasLetter(question) && (len(question) <= csrWordLen || strings.ContainsAny(question, " -_")):
 		if subject = csrSubject(question); subject != "" {
 			c = perhaps
 		}
@@ -126,6 +129,10 @@ func csrPrompt(text string, stale bool) (subject, rest string, c certainty) {
 	}
 	return subject, rest, c
 }
+
+// csrWordLen is the length from which text without blanks is no question, but a
+// row of base64.
+const csrWordLen = 24
 
 // csrSigns are the characters of a prompt without words.
 const csrSigns = " \t:?>#$%"
@@ -239,7 +246,7 @@ func serialLines(text string) (found []serialLine) {
 
 // serialValue splits a line that names a serial number, and begins it at least; kind is negative if it does not.
 func serialValue(line string) (kind, start int, value string) {
-	if len(line) < 6 {
+	if len(line) < 6 || !strings.ContainsAny(line, "0123456789abcdefABCDEF") || strings.Trim(line, " \t=*-") == "" || !strings.ContainsAny(line, " \t:=,") {
 		return -1, 0, ""
 	}
 	for kind, label := range csrLabels {
