@@ -54,6 +54,21 @@ func goodOnes() []flaw {
 		{"wide-arc-extension", "approved", "An unknown extension whose name has a number over 31 bits.", func(m *making) {
 			m.csr.Raw = [][]byte{m.extensionRequest(wideExtension)}
 		}},
+		{"octet-stream", "approved", "The type that clients give to bytes of which they know no more.", func(m *making) {
+			m.inBody()
+			m.head = []string{"content-type: application/octet-stream"}
+		}},
+		{"body-with-bom", "approved", "PEM after the byte order mark of UTF-8.", func(m *making) {
+			m.inBodyPEM()
+			m.body = append([]byte("\ufeff"), m.body...)
+		}},
+		{"body-with-nul", "approved", "PEM with the NUL of a string in C.", func(m *making) { m.inBodyPEM(); m.body = append(m.body, 0) }},
+		{"body-of-wrapped-base64", "approved", "Base64 of DER in lines, as openssl and base64 write it.", func(m *making) {
+			m.inBodyPEM()
+			lines := strings.Split(strings.TrimSpace(string(m.body)), "\n")
+			m.body = []byte(strings.Join(lines[1:len(lines)-1], "\r\n") + "\r\n")
+		}},
+		{"est-pem", "approved", "PEM over EST, which some clients send.", func(m *making) { m.inBodyPEM(); m.path = "/.well-known/est/simpleenroll" }},
 		{"ignored-wishes", "approved", "It asks for an organization and extensions, which are ignored, and nests an attribute deeply.", func(m *making) {
 			m.csr.Subject = append(m.csr.Subject, issuertest.Name(oid(2, 5, 4, 10), asn1.TagUTF8String, "Smuggled"))
 			m.csr.Extensions = []issuertest.Extension{{ID: oid(1, 2, 3, 4), Critical: true, Value: []byte("Smuggled")}}
@@ -171,6 +186,16 @@ func flawsOfForm() []flaw {
 			m.pem = func(text []byte) []byte {
 				return append([]byte("-----BEGIN CERTIFICATE REQUEST-----\n!\n-----END CERTIFICATE REQUEST-----\n"), text...)
 			}
+		}},
+		{"body-with-text-before", "not-one-pem", "A body as openssl req -text writes it.", func(m *making) {
+			m.inBodyPEM()
+			m.body = append([]byte("Certificate Request:\n    Data:\n        Version: 1 (0x0)\n"), m.body...)
+		}},
+		{"body-with-two-nuls", "not-one-pem", "PEM and more than the one NUL of a string.", func(m *making) { m.inBodyPEM(); m.body = append(m.body, 0, 0) }},
+		{"folded-header", "not-base64", "A header that was folded, as GNU base64 wraps it.", func(m *making) {
+			_, text := m.bytes()
+			value := base64.StdEncoding.EncodeToString(text)
+			m.head = []string{server.HeaderCSR + ": " + value[:76] + " " + value[76:]}
 		}},
 		{"text-before-the-block", "not-one-pem", "Text before the block, which many readers step over.", func(m *making) {
 			m.pem = func(text []byte) []byte { return append([]byte("CN=admin\n"), text...) }

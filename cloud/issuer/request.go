@@ -45,6 +45,9 @@ func ParseHeader(value string) (Request, error) {
 	if strings.ContainsAny(value, "\r\n") { // which the decoder would skip
 		return Request{}, fmt.Errorf("%w: a line break in the header", NotBase64)
 	}
+	if strings.ContainsAny(value, " \t") { // a folded header arrives with blanks
+		return Request{}, fmt.Errorf("%w: a blank in the header: the base64 was wrapped; write it in one line (base64 -w 0)", NotBase64)
+	}
 	text, err := base64.StdEncoding.Strict().DecodeString(value)
 	if err != nil {
 		return Request{}, fmt.Errorf("%w: the header: %v", NotBase64, err)
@@ -56,8 +59,9 @@ func ParseHeader(value string) (Request, error) {
 	return parseDER(der)
 }
 
-// ParseRequest reads a body: PEM, DER, or the base64 of the DER with or without line breaks. Its errors wrap a
-// Refusal that is Malformed.
+// ParseRequest reads a body: PEM, DER, or the base64 of the DER with or without
+// line breaks. A text may begin with the byte order mark of UTF-8 and end with the
+// NUL of a string in C. Its errors wrap a Refusal that is Malformed.
 func ParseRequest(data []byte) (Request, error) {
 	if len(data) > MaxText {
 		return Request{}, fmt.Errorf("%w: %d bytes, at most %d are read", TooLarge, len(data), MaxText)
@@ -67,14 +71,19 @@ func ParseRequest(data []byte) (Request, error) {
 		return Request{}, NoRequest
 	case data[0] == 0x30: // a SEQUENCE; in base64 it would start with M
 		return parseDER(data)
-	case bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN ")):
-		der, err := decodePEM(data)
+	}
+	text := bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimPrefix(data, []byte("\ufeff")), []byte{0}))
+	switch begin := bytes.Index(text, []byte("-----BEGIN ")); {
+	case begin == 0:
+		der, err := decodePEM(text)
 		if err != nil {
 			return Request{}, err
 		}
 		return parseDER(der)
+	case begin > 0:
+		return Request{}, fmt.Errorf("%w: text before the block, as openssl req -text and certutil -a write it: send the block alone", NotOnePEM)
 	}
-	der, err := base64.StdEncoding.Strict().DecodeString(string(bytes.TrimSpace(data)))
+	der, err := base64.StdEncoding.Strict().DecodeString(string(text))
 	if err != nil {
 		return Request{}, fmt.Errorf("%w: neither PEM nor DER: %v", NotBase64, err)
 	}

@@ -93,7 +93,7 @@ type Stats struct {
 
 // Handler serves POST /new and POST /proto, which differ in their CA only, GET /challenge, GET /healthz, and EST.
 //
-// The request comes in the header device-csr (base64 of PEM), or as a body application/pkcs10 (PEM, DER, or base64
+// The request comes in the header device-csr (base64 of PEM), or as a body application/pkcs10 or application/octet-stream (PEM, DER, or base64
 // of DER); never both. The answer is JSON with the fields certificate, certificateChain (both PEM, the chain up to the
 // root) and endpoint. A client whose Accept header names text/plain or application/x-pem-file first gets the certificate
 // alone, application/pem-certificate-chain (RFC 8555) the certificate and the chain.
@@ -367,8 +367,8 @@ func RequestFrom(header http.Header, body []byte) (request issuer.Request, err e
 		if len(kinds) != 1 { // of two, another reader might take the other
 			return issuer.Request{}, fmt.Errorf("%w: %d of them, want one", issuer.ContentType, len(kinds))
 		}
-		if kind, _, typeErr := mime.ParseMediaType(kinds[0]); typeErr != nil || kind != "application/pkcs10" {
-			return issuer.Request{}, fmt.Errorf("%w: want application/pkcs10", issuer.ContentType)
+		if kind, _, typeErr := mime.ParseMediaType(kinds[0]); typeErr != nil || kind != "application/pkcs10" && kind != "application/octet-stream" {
+			return issuer.Request{}, fmt.Errorf("%w: want application/pkcs10 or application/octet-stream", issuer.ContentType)
 		}
 		request, err = issuer.ParseRequest(body)
 	}
