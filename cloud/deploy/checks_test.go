@@ -361,7 +361,7 @@ func functions(resources map[string]any) []string {
 		p.want(name+": handler", at(f, "Handler"), "bootstrap")
 		p.want(name+": architecture", at(f, "Architectures"), "[arm64]")
 		p.want(name+": role", at(f, "Environment", "Variables", "SECRETFREE_ROLE"), role)
-		p.want(name+": concurrency", at(f, "ReservedConcurrentExecutions"), "${Concurrency}")
+		p.want(name+": concurrency", fmt.Sprint(at(f, "ReservedConcurrentExecutions")), "map[Fn::If:[ReservesConcurrency map[Ref:Concurrency] map[Ref:AWS::NoValue]]]")
 		p.want(name+": log", at(f, "LoggingConfig", "LogGroup"), "${"+strings.TrimSuffix(name, "Function")+"Log}")
 		if timeout, _ := at(f, "Timeout").(float64); timeout <= 8 || timeout >= 29 { // what the program and API Gateway wait for
 			p.add("%s: its timeout is %v", name, timeout)

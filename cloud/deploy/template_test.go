@@ -169,7 +169,7 @@ func spoils() []spoil {
 		{"functions", `SECRETFREE_REQUIRE_AUTHORIZER: "1"`, `SECRETFREE_REQUIRE_AUTHORIZER: "0"`},
 		{"functions", "SECRETFREE_ROLE: authorizer", "SECRETFREE_ROLE: issuer"},
 		{"functions", "Timeout: 28", "Timeout: 60"},
-		{"functions", "      ReservedConcurrentExecutions: !Ref Concurrency\n", ""},
+		{"functions", "      ReservedConcurrentExecutions: !If [ReservesConcurrency, !Ref Concurrency, !Ref AWS::NoValue]\n", ""},
 		{"functions", "      LoggingConfig: {LogGroup: !Ref AuthorizerLog}\n", ""},
 		{"functions", "      RetentionInDays: !Ref LogDays\n", ""},
 		{"throttling", "          ThrottlingRateLimit: !Ref RequestsPerSecond\n", ""},

@@ -58,7 +58,8 @@ func TestTemplateConfiguration(t *testing.T) {
 					env[name] = fill(value, map[string]string{
 						"Sku": "widgiot", "Endpoint": "abc-ats.iot.us-east-1.amazonaws.com", "BucketName": "widgiot-pubkeys", "AWS::Region": "us-east-1", "ValidityDays": "365",
 						"ChallengeKey.Arn": "arn:aws:kms:us-east-1:123456789012:key/2",
-						"CaKeyArn":         "arn:aws:kms:us-east-1:123456789012:key/1", "CaArn": "arn:aws:acm-pca:us-east-1:123456789012:certificate-authority/1",
+						"CrlUrl":           "http://crl.example.com/local.crl", "OcspUrl": "",
+						"CaKeyArn": "arn:aws:kms:us-east-1:123456789012:key/1", "CaArn": "arn:aws:acm-pca:us-east-1:123456789012:certificate-authority/1",
 						"CaTemplateArn": "arn:aws:acm-pca:::template/EndEntityClientAuthCertificate_APIPassthrough/V1",
 					}, map[string]bool{"IsLocal": kind == "local", "IsPca": kind == "acmpca", "UsesIot": kind != "local"})
 				}
