@@ -240,7 +240,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("asking for the serial number again: %w", err)
 	}
-	if again != report.Device && !weakened {
+	if again != report.Device {
 		l.wrongAgain(report.Device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}

@@ -265,7 +265,7 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	if again != device && !weakened {
+	if again != device {
 		l.wrongAgain(device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
@@ -452,9 +452,6 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 	otherAt := 0
 	for range tiLines {
 		line, heard, err := l.lineOrSilence(ctx, silence)
-		if weakened && have && errors.Is(err, ErrTimeout) {
-			return value, prompted, nil
-		}
 		if err != nil {
 			return "", false, err
 		}

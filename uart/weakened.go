@@ -1,5 +1,0 @@
-//go:build weakened
-
-package uart
-
-const weakened = true
