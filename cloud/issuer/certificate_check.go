@@ -58,10 +58,8 @@ func (k *CertificateCheck) Check(c Certificate, claim Claim, now time.Time) erro
 	if len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth || len(leaf.UnknownExtKeyUsage) > 0 {
 		return errors.New("it is not for client authentication alone")
 	}
-	for _, extension := range leaf.Extensions {
-		if extension.Id.String() == oidSubjectAltName {
-			return errors.New("it has alternative names")
-		}
+	if !hasAltName(leaf, claim.AltName) {
+		return errors.New("it has other alternative names than its claim")
 	}
 	return k.trust.verify(leaf, c.Chain, now)
 }

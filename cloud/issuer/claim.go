@@ -29,6 +29,7 @@ type Claim struct {
 	NotBefore   time.Time // UTC, whole seconds
 	NotAfter    time.Time
 	Org         string    // beside the device id in the subject; may be empty
+	AltName     string    // the one alternative name: a URN or the name of a host; may be empty
 	Created     time.Time // UTC, whole seconds
 	Challenge   string    // that the request answered; empty if none was asked for
 }
@@ -68,7 +69,7 @@ func newClaim(a Approved, epoch int, ca string, now time.Time) (Claim, error) {
 	}
 	c := Claim{
 		Device: a.device, Fingerprint: a.key.Fingerprint(), Generation: a.generation, Epoch: epoch, CA: ca,
-		NotBefore: a.notBefore, NotAfter: a.notAfter, Org: a.org, Created: now.UTC().Truncate(time.Second), Challenge: a.challenge,
+		NotBefore: a.notBefore, NotAfter: a.notAfter, Org: a.org, AltName: a.altName, Created: now.UTC().Truncate(time.Second), Challenge: a.challenge,
 	}
 	_, _ = rand.Read(c.Serial[:]) // never fails (crypto/rand)
 	return c, nil
@@ -196,6 +197,8 @@ func (i Issuance) Check() error {
 		return errors.New("its generation, epoch or version is out of range")
 	case c.CA == "" || len(c.CA) > maxCA || len(c.Org) > maxOrg || len(c.Challenge) > maxChallenge || len(i.CAState) > MaxCAState:
 		return errors.New("its CA, challenge or memo is missing or too long")
+	case c.AltName != "" && checkAltName(c.AltName) != nil:
+		return checkAltName(c.AltName)
 	case !c.NotAfter.After(c.NotBefore) || c.NotBefore.IsZero() || c.Created.IsZero():
 		return errors.New("it is not valid at any time")
 	case i.State != Claimed && i.State != Signed && i.State != Live && !revoked:

@@ -59,6 +59,9 @@ type Policy struct {
 	Holds []LotHold
 	// Organization stands in each subject beside the common name, unless it is empty.
 	Organization string
+	// AlternativeName is what each certificate has as its one alternative name, with {device} for the device id: a URN, such as
+	// urn:dev:ops:widgiot-{device}, or the name of a host. Empty means none; of the request none is taken.
+	AlternativeName string
 }
 
 // LotHold keeps back the boards that a station read at a time.
@@ -102,6 +105,9 @@ func (p Policy) Check() error {
 			return errors.New("policy: a hold of a lot needs a reason, and must end after it begins")
 		}
 	}
+	if err := p.checkAlternativeName(); err != nil {
+		return err
+	}
 	if len(p.Organization) > maxOrg || strings.ContainsFunc(p.Organization, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return errors.New("policy: the organization is not at most 64 characters of printable ASCII")
 	}
@@ -139,6 +145,7 @@ type Approved struct {
 	notBefore  time.Time // UTC, whole seconds
 	notAfter   time.Time
 	org        string            // beside the device id in the subject; may be empty
+	altName    string            // the one alternative name; may be empty
 	csr        string            // DER
 	challenge  string            // that it answers; empty if none
 	peer       *x509.Certificate // as in Request
@@ -275,7 +282,7 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 	}
 	notBefore := now.UTC().Add(-backdate).Truncate(time.Second)
 	return Approved{
-		device: device, key: key, generation: record.Generation, epoch: item.Epoch, org: policy.Organization, csr: string(csr.Raw),
+		device: device, key: key, generation: record.Generation, epoch: item.Epoch, org: policy.Organization, altName: policy.alternativeName(device), csr: string(csr.Raw),
 		notBefore: notBefore, notAfter: notBefore.Add(policy.validity()).Truncate(time.Second),
 		challenge: challenge, peer: request.peer, renewal: request.renewal,
 	}, t

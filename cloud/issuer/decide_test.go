@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -483,6 +484,48 @@ func TestPolicyCheck(t *testing.T) {
 		if err := p.Check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q in it", err, want)
 		}
+	}
+}
+
+// An alternative name is one name for each device: a URN or the name of a host.
+func TestAlternativeName(t *testing.T) {
+	p := issuer.Policy{SKU: issuertest.SKU, Stations: []board.Verifier{issuertest.NewStation(t, issuertest.SKU, "a").Verifier}}
+	for setting, good := range map[string]bool{
+		"": true, "urn:dev:ops:widgiot-{device}": true, "{device}.devices.example.com": true, "{device}": true, "d-{device}.example": true,
+		"urn:dev:ops:widgiot": false, "example.com": false, "{device}.{device}": false, "{device} ": false, "{device}.Example.com": false,
+		"{device}..com": false, "-{device}.com": false, "{device}.com-": false, "*.{device}": false, "http://{device}": false, "urn:{device}": false,
+		"urn:dev:{device}#x y": false, "é{device}": false, "{device}." + strings.Repeat("a", 64): false, "{device}" + strings.Repeat(".aa", 80): false,
+	} {
+		p.AlternativeName = setting
+		if err := p.Check(); (err == nil) != good {
+			t.Errorf("%q: %v, want good %v", setting, err, good)
+		}
+	}
+}
+
+// What a CA returns must have just the name of its claim.
+func TestWrongAlternativeNameDoesNotLeave(t *testing.T) {
+	for name, lie := range map[string]func(c *x509.Certificate){
+		"none":            func(c *x509.Certificate) { c.URIs = nil },
+		"another":         func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "urn", Opaque: "dev:ops:other"}} },
+		"one more":        func(c *x509.Certificate) { c.DNSNames = []string{"x.example.com"} },
+		"the same twice":  func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) },
+		"as another kind": func(c *x509.Certificate) { c.DNSNames, c.URIs = []string{c.URIs[0].String()}, nil },
+		"nothing wrong":   func(*x509.Certificate) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := issuertest.NewEnv(t, catest.Local(t))
+			w.Policy.AlternativeName = "urn:dev:ops:widgiot-{device}"
+			w.CA.CA = &lyingCA{CA: catest.Local(t), lie: func(c *x509.Certificate) {
+				c.ExtraExtensions = nil
+				lie(c)
+			}}
+			w.Open(t, w.Claims)
+			_, err := w.Issuer.Issue(t.Context(), w.Board.CSR().Request(t), issuertest.CAName)
+			if good := name == "nothing wrong"; good != (err == nil) || !good && !errors.Is(err, issuer.ErrWrongCertificate) {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }
 

@@ -179,7 +179,7 @@ const staleClaim = time.Hour
 
 // outdated reports whether a claim for which nothing was asked of a CA says something else than one of today would.
 func (i *Issuer) outdated(c Claim, a Approved, now time.Time) bool {
-	return i.config.CAs[c.CA] == nil || now.Before(c.NotBefore) || now.Sub(c.Created) > staleClaim || c.Org != a.org ||
+	return i.config.CAs[c.CA] == nil || now.Before(c.NotBefore) || now.Sub(c.Created) > staleClaim || c.Org != a.org || c.AltName != a.altName ||
 		c.NotAfter.Sub(c.NotBefore) > a.notAfter.Sub(a.notBefore) || c.NotAfter.After(i.ends(c.CA, c.NotAfter))
 }
 

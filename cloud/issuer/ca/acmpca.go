@@ -237,6 +237,16 @@ func (ca *ACMPCA) request(ctx context.Context, approved issuer.Approved, claim i
 			ExtendedKeyUsage: []types.ExtendedKeyUsage{{ExtendedKeyUsageType: types.ExtendedKeyUsageTypeClientAuth}},
 		}
 	}
+	if claim.AltName != "" {
+		if pass.Extensions == nil {
+			pass.Extensions = &types.Extensions{}
+		}
+		name := types.GeneralName{DnsName: aws.String(claim.AltName)}
+		if strings.HasPrefix(claim.AltName, "urn:") {
+			name = types.GeneralName{UniformResourceIdentifier: aws.String(claim.AltName)}
+		}
+		pass.Extensions.SubjectAlternativeNames = []types.GeneralName{name}
+	}
 	out, err := ca.client.IssueCertificate(ctx, &acmpca.IssueCertificateInput{
 		CertificateAuthorityArn: aws.String(ca.arn),
 		Csr:                     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: approved.CSR()}),

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -110,6 +111,8 @@ type pcaRequest struct {
 		Extensions *struct {
 			KeyUsage         map[string]bool
 			ExtendedKeyUsage []struct{ ExtendedKeyUsageType string }
+
+			SubjectAlternativeNames []struct{ DnsName, UniformResourceIdentifier string }
 		}
 	}
 }
@@ -193,6 +196,20 @@ func (f *fakePCA) issue(in pcaRequest) any {
 		}
 	default:
 		return badRequest("InvalidArgsException", "The template is invalid")
+	}
+	if e := in.ApiPassthrough.Extensions; pass && e != nil {
+		for _, name := range e.SubjectAlternativeNames {
+			if name.DnsName != "" {
+				template.DNSNames = append(template.DNSNames, name.DnsName)
+			}
+			if name.UniformResourceIdentifier != "" {
+				parsed, err := url.Parse(name.UniformResourceIdentifier)
+				if err != nil {
+					return badRequest("ValidationException", err.Error())
+				}
+				template.URIs = append(template.URIs, parsed)
+			}
+		}
 	}
 	if subject := in.ApiPassthrough.Subject; pass && subject != nil {
 		if (subject.CommonName == "") == (len(subject.CustomAttributes) == 0) {

@@ -18,8 +18,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"secretfree/cloud/issuer"
@@ -281,6 +283,16 @@ func (ca *Local) Issue(ctx context.Context, approved issuer.Approved, claim issu
 	}
 	if ca.ocspURL != "" {
 		template.OCSPServer = []string{ca.ocspURL}
+	}
+	switch {
+	case strings.HasPrefix(claim.AltName, "urn:"):
+		name, err := url.Parse(claim.AltName)
+		if err != nil {
+			return issuer.Certificate{}, fmt.Errorf("the alternative name of the claim: %w", err)
+		}
+		template.URIs = []*url.URL{name}
+	case claim.AltName != "":
+		template.DNSNames = []string{claim.AltName}
 	}
 	leaf, err := x509.CreateCertificate(nil, template, ca.issuing, approved.Key().Public(), ca.Signer(ctx))
 	if err != nil {

@@ -262,6 +262,43 @@ func TestCAConcurrent(t *testing.T) {
 	})
 }
 
+// The alternative name is that of the claim, and of the request none, at every CA
+// that lets it be chosen.
+func TestCAAlternativeName(t *testing.T) {
+	for name, setting := range map[string]string{"URN": "urn:dev:ops:widgiot-{device}", "host": "{device}.devices.example.com", "none": ""} {
+		t.Run(name, func(t *testing.T) {
+			onEveryCA(t, func(t *testing.T, b caBackend) {
+				w := newCAWorld(t, b.ca, nil)
+				w.config.Policy.AlternativeName = setting
+				var err error
+				if w.issuer, err = issuer.New(w.config); err != nil {
+					t.Fatal(err)
+				}
+				c, err := w.issue(t)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if again, err := w.issue(t); err != nil || !issuertest.Equal(c, again) {
+					t.Errorf("a retry: %v", err)
+				}
+				if b.ca.Profile().CAControlled {
+					return
+				}
+				leaf := mustParse(t, c.Leaf)
+				var got []string
+				for _, u := range leaf.URIs {
+					got = append(got, u.String())
+				}
+				got = append(append(got, leaf.DNSNames...), leaf.EmailAddresses...)
+				want := strings.ReplaceAll(setting, "{device}", w.board.ID.String())
+				if strings.Join(got, ",") != want || len(leaf.IPAddresses) > 0 {
+					t.Errorf("it has the names %q, want %q", got, want)
+				}
+			})
+		})
+	}
+}
+
 // A renewal revokes the former certificate at every CA after the overlap, and not
 // before it.
 func TestCARenewal(t *testing.T) {

@@ -220,7 +220,7 @@ func textOf(item map[string]types.AttributeValue, name string) string {
 func (s *storedClaim) texts() map[string]*string {
 	return map[string]*string{
 		attrDevice: &s.Device, attrClaim: &s.Claim, "key-fingerprint": &s.Fingerprint, "ca": &s.CA, "serial": &s.Serial,
-		"not-before": &s.NotBefore, "not-after": &s.NotAfter, "organization": &s.Org, "created": &s.Created, "challenge": &s.Challenge,
+		"not-before": &s.NotBefore, "not-after": &s.NotAfter, "organization": &s.Org, "alternative-name": &s.AltName, "created": &s.Created, "challenge": &s.Challenge,
 		"state": &s.State, "memo": &s.Memo, "certificate": &s.Certificate, "certificate-chain": &s.Chain,
 		"activated": &s.Activated, "revoked": &s.Revoked, "reason": &s.Reason,
 	}

@@ -23,6 +23,7 @@ type storedClaim struct {
 	NotBefore   string `json:"not-before"` // RFC 3339, UTC, seconds
 	NotAfter    string `json:"not-after"`
 	Org         string `json:"organization,omitempty"`
+	AltName     string `json:"alternative-name,omitempty"`
 	Created     string `json:"created"`
 	Challenge   string `json:"challenge,omitempty"`
 	State       string `json:"state"`
@@ -47,7 +48,7 @@ func storeIssuance(i issuer.Issuance) storedClaim {
 	s := storedClaim{
 		Device: c.Device.String(), Claim: c.SortKey(), Version: i.Version, Fingerprint: c.Fingerprint.String(),
 		Generation: c.Generation, Epoch: c.Epoch, CA: c.CA, Serial: c.Serial.String(),
-		NotBefore: at(c.NotBefore), NotAfter: at(c.NotAfter), Org: c.Org, Created: at(c.Created), Challenge: c.Challenge,
+		NotBefore: at(c.NotBefore), NotAfter: at(c.NotAfter), Org: c.Org, AltName: c.AltName, Created: at(c.Created), Challenge: c.Challenge,
 		State: string(i.State), Memo: i.CAState, Activated: at(i.Activated), Revoked: at(i.Revoked),
 	}
 	if !i.Revoked.IsZero() {
@@ -99,7 +100,7 @@ func (s storedClaim) parse() (i issuer.Issuance, err error) {
 			return i, err
 		}
 	}
-	c.Generation, c.Epoch, c.CA, c.Challenge, c.Org = s.Generation, s.Epoch, s.CA, s.Challenge, s.Org
+	c.Generation, c.Epoch, c.CA, c.Challenge, c.Org, c.AltName = s.Generation, s.Epoch, s.CA, s.Challenge, s.Org, s.AltName
 	i.Version, i.State, i.CAState = s.Version, issuer.IssuanceState(s.State), s.Memo
 	if s.Reason != "" {
 		var ok bool

@@ -283,6 +283,7 @@ func TestClaims(t *testing.T) {
 				if first.Claim.Serial == second.Claim.Serial {
 					t.Fatal("two proposals have one serial")
 				}
+				first.Claim.AltName = "urn:dev:ops:widgiot-" + a.Device().String()
 				if got := create(first); !same(got, first) {
 					t.Fatalf("%+v", got)
 				}
@@ -435,7 +436,7 @@ func TestIssuancesEqual(t *testing.T) {
 		change(first, func(i *issuer.Issuance) { i.Claim.NotBefore = i.Claim.NotBefore.Add(time.Second) }),
 		change(first, func(i *issuer.Issuance) { i.Claim.NotAfter = i.Claim.NotAfter.Add(time.Second) }),
 		change(first, func(i *issuer.Issuance) { i.Claim.Created = i.Claim.Created.Add(time.Second) }),
-		change(first, func(i *issuer.Issuance) { i.Claim.Org = "x" }), change(first, func(i *issuer.Issuance) { i.Claim.Challenge = "x" }),
+		change(first, func(i *issuer.Issuance) { i.Claim.Org = "x" }), change(first, func(i *issuer.Issuance) { i.Claim.AltName = "urn:dev:x" }), change(first, func(i *issuer.Issuance) { i.Claim.Challenge = "x" }),
 		change(first, func(i *issuer.Issuance) {
 			i.State, i.Revoked, i.Reason = issuer.Revoking, i.Claim.Created, issuer.KeyCompromise
 		}),

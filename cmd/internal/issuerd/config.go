@@ -118,6 +118,7 @@ type Policy struct {
 	RequireChallenge bool   `toml:"require_challenge"`
 	MinGeneration    int    `toml:"min_generation"`
 	Organization     string `toml:"organization"`
+	AlternativeName  string `toml:"alternative_name"`
 	Holds            []Hold `toml:"hold"`
 }
 
@@ -422,7 +423,7 @@ func (c Config) IssuerPolicy(challenges *issuer.Challenges) (issuer.Policy, erro
 	p := issuer.Policy{
 		SKU: c.SKU, Algorithms: c.Policy.Algorithms, RefuseSHA1: c.Policy.RefuseSHA1, AllowNoProof: c.Policy.AllowNoProof,
 		Validity: days(c.Policy.Days), Renew: days(c.Policy.RenewDays), Overlap: time.Duration(c.Renewal.Overlap), RequireFresh: c.Policy.RequireChallenge,
-		MinGeneration: c.Policy.MinGeneration, Organization: c.Policy.Organization, Challenges: challenges,
+		MinGeneration: c.Policy.MinGeneration, Organization: c.Policy.Organization, AlternativeName: c.Policy.AlternativeName, Challenges: challenges,
 	}
 	for _, h := range c.Policy.Holds {
 		p.Holds = append(p.Holds, issuer.LotHold{Station: h.Station, From: h.From, To: h.To, Why: h.Why})
