@@ -224,8 +224,8 @@ func TestStationInBadWeather(t *testing.T) {
 // journal is a spool as a station takes it.
 type journal struct{ *spool.Spool }
 
-func (j journal) Append(ctx context.Context, r board.Record) (board.Receipt, error) {
-	return j.Spool.Append(ctx, spool.Reading{Record: &r})
+func (j journal) Append(ctx context.Context, o station.Outcome) (board.Receipt, error) {
+	return j.Spool.Append(ctx, spool.Reading{Record: o.Record})
 }
 
 // onPage makes sure that the technician's page says why nothing moves.
@@ -240,7 +240,7 @@ func onPage(t *testing.T, s *spool.Spool, says []string) {
 			stats := s.Stats()
 			return station.Backlog{Pending: stats.Pending, LastError: stats.LastError}
 		},
-		Confirmed: func(board.DeviceID) bool { return false },
+		Delivery: func(board.DeviceID) station.Delivery { return station.Waiting },
 	})
 	must(t, err)
 	out := httptest.NewRecorder()

@@ -136,7 +136,7 @@ func (s *Spool) append(q *request) (board.Receipt, error) {
 	case q.err != nil:
 		return board.Receipt{}, fmt.Errorf("appending a verdict: %w", q.err)
 	case q.conflict != nil:
-		return board.Receipt{Entry: q.receipt.Entry}, q.conflict
+		return board.Receipt{Entry: q.receipt.Entry, Resumed: q.receipt.Resumed}, q.conflict
 	}
 	return q.receipt, nil
 }
@@ -398,7 +398,7 @@ func (s *Spool) resumed(tx *bolt.Tx, q *request) (bool, error) {
 	if before.device != v.Device || before.reason != v.Reason || passes(before.result) != passes(v.Result) || v.Result == Passed {
 		return false, nil
 	}
-	q.receipt.Entry = seq
+	q.receipt.Entry, q.receipt.Resumed = seq, true
 	return true, nil
 }
 

@@ -24,18 +24,20 @@ import (
 // What is here looks back while the station runs. Like Stats it waits for nobody who writes, and nobody who writes waits for it: it reads the
 // index in short transactions, and files without the lock.
 
-// Seen is what the index knows of an enrolled device.
+// Seen is what the index knows of a device.
 type Seen struct {
 	Device      board.DeviceID
 	Fingerprint board.Fingerprint
 	Seq         uint64    // of its record
 	Time        time.Time // of its record's entry
+	Enrolled    bool      // false: it only ever failed, and the rest is empty
 	Delivered   bool
+	Delivery    Delivery
 	MAC         string // as the board said it, six bytes with colons; empty if it said none
 }
 
 func seenOf(device []byte, p *pointer) Seen {
-	s := Seen{Device: board.DeviceID(device), Fingerprint: p.Key, Seq: p.Seq, Time: time.UnixMilli(p.At).UTC(), Delivered: p.Delivered != 0}
+	s := Seen{Device: board.DeviceID(device), Fingerprint: p.Key, Seq: p.Seq, Time: time.UnixMilli(p.At).UTC(), Enrolled: true, Delivered: p.Delivered != 0}
 	if p.MAC != (mac{}) {
 		text := hex.EncodeToString(p.MAC[:])
 		s.MAC = text[:2]
@@ -88,16 +90,11 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 	}
 	if device, err := board.ParseDeviceID(digits); err == nil {
 		err := s.peek(func(tx *bolt.Tx) error {
-			data := tx.Bucket(bucketDevices).Get(device[:])
-			if data == nil {
-				return nil
+			s, have, err := seenIn(tx, device)
+			if have {
+				found = append(found, s)
 			}
-			var p pointer
-			if err := p.decode(data); err != nil {
-				return err
-			}
-			found = append(found, seenOf(device[:], &p))
-			return nil
+			return err
 		})
 		return found, false, err
 	}
@@ -125,7 +122,11 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 					if more = len(found) == limit; more {
 						break
 					}
-					found = append(found, seenOf(key, &p))
+					s, _, err := seenIn(tx, board.DeviceID(key))
+					if err != nil {
+						return err
+					}
+					found = append(found, s)
 				}
 				key, value = c.Next()
 			}
@@ -136,7 +137,58 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 			return nil, false, err
 		}
 	}
+	if more {
+		return found, more, nil
+	}
+	return s.findFailed(ctx, digits, limit, found)
+}
+
+// findFailed goes on with devices that only ever failed.
+func (s *Spool) findFailed(ctx context.Context, digits string, limit int, found []Seen) (_ []Seen, more bool, err error) {
+	after := []byte{}
+	var id [2 * len(board.DeviceID{})]byte
+	for done := false; !done; {
+		if err := ctx.Err(); err != nil {
+			return nil, false, err
+		}
+		if err := s.peek(func(tx *bolt.Tx) error {
+			devices, c := tx.Bucket(bucketDevices), tx.Bucket(bucketEvents).Cursor()
+			key, _ := c.Seek(after)
+			for n := 0; key != nil && n < findBatch; n++ {
+				device := board.DeviceID(key)
+				hex.Encode(id[:], device[:])
+				if strings.Contains(string(id[:]), digits) && devices.Get(device[:]) == nil {
+					if more = len(found) == limit; more {
+						break
+					}
+					found = append(found, Seen{Device: device})
+				}
+				key, _ = c.Seek(append(device[:], bytes.Repeat([]byte{0xff}, 9)...)) // the next device
+			}
+			done = key == nil || more
+			after = bytes.Clone(key)
+			return nil
+		}); err != nil {
+			return nil, false, err
+		}
+	}
 	return found, more, nil
+}
+
+// seenIn is what the index has of a device; false if nothing.
+func seenIn(tx *bolt.Tx, device board.DeviceID) (s Seen, have bool, err error) {
+	data := tx.Bucket(bucketDevices).Get(device[:])
+	if data == nil {
+		key, _ := tx.Bucket(bucketEvents).Cursor().Seek(device[:])
+		return Seen{Device: device}, bytes.HasPrefix(key, device[:]), nil
+	}
+	var p pointer
+	if err := p.decode(data); err != nil {
+		return s, false, err
+	}
+	s = seenOf(device[:], &p)
+	s.Delivery, _, err = deliveryOf(tx, p.Seq, &p)
+	return s, true, err
 }
 
 func (s *Spool) findKeys(digits string, limit int) (found []Seen, more bool, err error) {
@@ -189,10 +241,8 @@ type Item struct {
 type History struct {
 	// Seen is that of the record; without one, as of a board that only ever failed, Enrolled is false and Seen has the device alone.
 	Seen
-	Enrolled bool
-	Record   Entry // the record's entry; empty if it cannot be read
-	Delivery Delivery
-	Dead     *DeadLetter // of Rejected
+	Record Entry       // the record's entry; empty if it cannot be read
+	Dead   *DeadLetter // of Rejected
 	// Events are the newest of the other verdicts and of the rejections, the newest first, also those of others that named this device's id or
 	// key. Older says how many more there are.
 	Events []Entry
@@ -214,7 +264,7 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 			if err := p.decode(data); err != nil {
 				return err
 			}
-			h.Seen, h.Enrolled = seenOf(device[:], &p), true
+			h.Seen = seenOf(device[:], &p)
 			var row entryRow
 			if data := tx.Bucket(bucketEntries).Get(encodeSeq(p.Seq)); data != nil && row.decode(data) == nil {
 				record = row.at

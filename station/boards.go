@@ -96,6 +96,9 @@ func (v sight) Why(r Reason) string {
 	return v.Say("reason-" + word(r))
 }
 
+// Of is how far the cloud has a record.
+func (v sight) Of(d Delivery) string { return v.Say(word(d.Key())) }
+
 // Groups cuts an id for people.
 func (v sight) Groups(id fmt.Stringer) []string { return groups(id.String()) }
 

@@ -229,8 +229,8 @@ func playBoard(t *testing.T, dialect uart.Dialect, p *player, w *witness) (verdi
 	opened := false
 	s, err := New(Config{
 		SKU: "widgiot", Station: "line3-a", Journal: w, Log: zerolog.New(w).Level(zerolog.ErrorLevel),
-		Backlog: func() Backlog { return Backlog{} }, Confirmed: func(board.DeviceID) bool { return false },
-		Transcript: func(t *uart.Transcript) error { kept = t; return nil },
+		Backlog: func() Backlog { return Backlog{} }, Delivery: func(board.DeviceID) Delivery { return Waiting },
+		Transcript: func(_ string, t *uart.Transcript) error { kept = t; return nil },
 		Slots: []SlotConfig{{Name: "A", Dialect: dialect, Nonce: p.nonce, Open: func(ctx context.Context) (uart.Conn, error) {
 			if opened {
 				<-ctx.Done()
@@ -293,8 +293,12 @@ type witness struct {
 	faults  []string
 }
 
-func (w *witness) Append(ctx context.Context, r board.Record) (board.Receipt, error) {
-	receipt, err := w.scene.Append(ctx, r)
+func (w *witness) Append(ctx context.Context, o Outcome) (board.Receipt, error) {
+	if o.Record == nil {
+		return board.Receipt{}, nil
+	}
+	r := *o.Record
+	receipt, err := w.scene.Append(ctx, Outcome{Record: &r})
 	if err != nil {
 		return receipt, err
 	}

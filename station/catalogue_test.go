@@ -204,7 +204,7 @@ func TestContacts(t *testing.T) {
 				t.Errorf("%s: slot %d says %q", language, i, slot.Advice)
 			}
 		}
-		if n := status.Notices; len(n) != 2 || !strings.HasSuffix(n[0].Text, "Ana, ext. 4711") || strings.Contains(n[1].Text, "Ana") {
+		if n := status.Notices; len(n) != 2 || !strings.HasSuffix(n[0].Text, "Bo 12") || strings.Contains(n[1].Text, "Bo 12") {
 			t.Errorf("%s: the notices are %+v", language, n)
 		}
 	}
@@ -217,9 +217,9 @@ func TestProblemSentence(t *testing.T) {
 		language string
 		want     string // of an error, if it begins with "!"
 	}{
-		{Problem{Word: "dead", Args: []any{1}}, "en", "Call IT: the cloud refused 1 board for good."},
-		{Problem{Word: "dead", Args: []any{0}}, "en", "Call IT: the cloud refused 0 boards for good."},
-		{Problem{Word: "dead", Args: []any{2}}, "es", "Llame a TI: la nube rechazó 2 placas definitivamente."},
+		{Problem{Word: "dead", Args: []any{1}}, "en", "Call quality: the registry rejected 1 board for good."},
+		{Problem{Word: "dead", Args: []any{0}}, "en", "Call quality: the registry rejected 0 boards for good."},
+		{Problem{Word: "dead", Args: []any{2}}, "es", "Llame a Calidad: el repositorio rechazó 2 placas definitivamente."},
 		{Problem{Word: "dead"}, "en", `!en has no sentence for "dead" with 0 arguments`},
 		{Problem{Word: "dead", Args: []any{"2"}}, "en", `!no sentence for "dead"`},
 		{Problem{Word: "health-clock", Args: []any{2}}, "en", `!no sentence for "health-clock" with 1`},

@@ -141,7 +141,7 @@ func TestEvents(t *testing.T) {
 		confirmed := false
 		b := newBench(t, 2, func(c *Config) {
 			c.Backlog = func() Backlog { mu.Lock(); defer mu.Unlock(); return backlog }
-			c.Confirmed = func(board.DeviceID) bool { mu.Lock(); defer mu.Unlock(); return confirmed }
+			c.Delivery = func(board.DeviceID) Delivery { mu.Lock(); defer mu.Unlock(); return state(confirmed) }
 		}).run()
 		b.await(0, Empty)
 		b.await(1, Empty)

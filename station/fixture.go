@@ -177,9 +177,7 @@ func (s *Station) oneBoard(ctx context.Context, i int, conn uart.Conn, line *uar
 	// Nothing of this board stays on the line; it may be printing still.
 	_, err = line.Discard(ctx, 10*resetSilence, 10*resetDiscard)
 	if reason, ok := boardReason(err); ok && reason == ReasonPrivateKeyLeak {
-		if e := (event{kind: boardFailed, reason: reason}); s.apply(i, e, err) {
-			s.tell(i)
-		}
+		s.apply(i, event{kind: boardFailed, reason: reason}, err)
 	} else if err != nil && !errors.Is(err, uart.ErrTimeout) {
 		return err
 	}

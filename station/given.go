@@ -115,7 +115,11 @@ func NewScene(given string) (*Scene, error) {
 }
 
 // Append implements Journal.
-func (s *Scene) Append(_ context.Context, r board.Record) (board.Receipt, error) {
+func (s *Scene) Append(_ context.Context, o Outcome) (board.Receipt, error) {
+	if o.Record == nil {
+		return board.Receipt{}, nil
+	}
+	r := *o.Record
 	if s.err != nil {
 		return board.Receipt{}, fmt.Errorf("as it was given: %w", s.err)
 	}

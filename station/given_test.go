@@ -46,7 +46,7 @@ func TestGivenIsWhatAVerdictRestedOn(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		_, err = scene.Append(context.Background(), c.read)
+		_, err = scene.Append(context.Background(), Outcome{Record: &c.read})
 		if err == nil || journalReason(err) != c.reason {
 			t.Errorf("%s: the scene says %v", name, err)
 		}
@@ -92,19 +92,19 @@ func TestSceneKnowsWhatItSaw(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if receipt, err := scene.Append(context.Background(), r); err != nil || receipt.Repeat {
+	if receipt, err := scene.Append(context.Background(), Outcome{Record: &r}); err != nil || receipt.Repeat {
 		t.Errorf("a new board: %+v, %v", receipt, err)
 	}
-	if receipt, err := scene.Append(context.Background(), r); err != nil || !receipt.Repeat {
+	if receipt, err := scene.Append(context.Background(), Outcome{Record: &r}); err != nil || !receipt.Repeat {
 		t.Errorf("the same again: %+v, %v", receipt, err)
 	}
 	if scene, err = NewScene(GivenRepeat); err != nil {
 		t.Fatal(err)
 	}
-	if receipt, err := scene.Append(context.Background(), r); err != nil || !receipt.Repeat {
+	if receipt, err := scene.Append(context.Background(), Outcome{Record: &r}); err != nil || !receipt.Repeat {
 		t.Errorf("given as a repeat: %+v, %v", receipt, err)
 	}
-	if _, err := scene.Append(context.Background(), board.Record{}); !errors.Is(err, board.ErrRecord) {
+	if _, err := scene.Append(context.Background(), Outcome{Record: &board.Record{}}); !errors.Is(err, board.ErrRecord) {
 		t.Errorf("no record: %v", err)
 	}
 }

@@ -85,7 +85,7 @@ func TestVerdicts(t *testing.T) {
 					t.Errorf("%s: %s is %q, and the tile says %s", language, key, sentence, verdict)
 				}
 			}
-			if sentence := c.Say("board-refused"); begins(sentence, stem) {
+			if sentence := c.Say("cloud-rejected"); begins(sentence, stem) {
 				t.Errorf("%s: what the cloud refuses is called as a verdict is: %q", language, sentence)
 			}
 		}

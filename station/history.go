@@ -12,17 +12,55 @@ import (
 
 // Verdict is what came of one board in one slot at one time.
 type Verdict struct {
-	Time      time.Time      // UTC
-	Slot      string         // empty if it is not known
-	State     State          // Passed or Failed
-	Repeat    bool           // Passed: it was enrolled before
-	Reason    Reason         // of Failed; empty if it is not known any more
-	Device    board.DeviceID // zero if it is not known
-	Other     board.DeviceID // of a conflict: the board that is known; zero if it is this one, or not known
-	Confirmed bool           // Passed: the cloud has confirmed
+	Time     time.Time      // UTC
+	Slot     string         // empty if it is not known
+	State    State          // Passed or Failed
+	Repeat   bool           // Passed: it was enrolled before
+	Reason   Reason         // of Failed; empty if it is not known any more
+	Device   board.DeviceID // zero if it is not known
+	Other    board.DeviceID // of a conflict: the board that is known; zero if it is this one, or not known
+	Delivery Delivery       // Passed: how far the cloud has the record
 
-	// Transcript is the name of what was said, of a failure whose board is not known; empty if it is not kept. Only Between fills it in.
-	Transcript string
+	Entry      uint64  // in the journal
+	After      *uint64 // the entry of the verdict before this one in the same insertion
+	Lot        string
+	Transcript string // the name of what was said; empty if it is not kept
+}
+
+// Delivery is how far the cloud has a record.
+type Delivery string
+
+// How far the cloud has a record.
+const (
+	Confirmed Delivery = "confirmed"
+	Waiting   Delivery = "waiting"
+	Rejected  Delivery = "rejected" // for good: a case for quality
+)
+
+// Icon is the page's icon for it.
+func (d Delivery) Icon() string {
+	switch d {
+	case Confirmed:
+		return "confirmed"
+	case Rejected:
+		return "urgent"
+	}
+	return "waiting"
+}
+
+// Key is that of its sentence.
+func (d Delivery) Key() string {
+	switch d {
+	case Confirmed, Rejected:
+		return "cloud-" + string(d)
+	}
+	return "cloud-waiting"
+}
+
+// Counts are how many verdicts there are.
+type Counts struct {
+	Passed, Repeated uint64
+	Failed           map[Reason]uint64
 }
 
 // BoardHistory is what a station has of one board.
@@ -32,7 +70,7 @@ type BoardHistory struct {
 	Entry       uint64            // the place of the record in the journal
 	Fingerprint board.Fingerprint // of the key in the record
 	Record      *board.Record     // nil if there is none, or if it is not on this disk
-	Confirmed   bool              // the cloud has confirmed
+	Delivery    Delivery          // how far the cloud has the record
 	Refused     string            // why the cloud refused it for good; empty if it did not
 	Slot        string            // where it was enrolled; empty if it is not known
 	Verdicts    []Verdict         // that came after, the newest first, also on boards that were taken for this one
@@ -56,8 +94,13 @@ type History interface {
 	Find(ctx context.Context, text string) (found []Verdict, more bool, err error)
 	// Board gives what there is of a board, or ErrNoBoard.
 	Board(ctx context.Context, device board.DeviceID) (BoardHistory, error)
-	// Between gives the verdicts from a time up to another, in order. incomplete: some failures that no journal holds may be missing.
-	Between(ctx context.Context, from, to time.Time) (verdicts []Verdict, incomplete bool, err error)
+	// Between gives the verdicts from a time up to another, in the order in which they were journaled.
+	Between(ctx context.Context, from, to time.Time) ([]Verdict, error)
+	// Recent gives the newest verdicts, at most n, the newest first.
+	Recent(ctx context.Context, n int) ([]Verdict, error)
+	// Count counts all verdicts, CountLot those of a lot; of one without a name, those since a time.
+	Count(ctx context.Context) (Counts, error)
+	CountLot(ctx context.Context, name string, since time.Time) (Counts, error)
 }
 
 // Evidence hands out files about boards, likewise.
@@ -75,25 +118,6 @@ var (
 	ErrUnsigned     = errors.New("the record of this board is not signed yet")
 	ErrNoTranscript = errors.New("there is no such transcript")
 )
-
-// tell hands a verdict over that has just been shown.
-func (s *Station) tell(i int) {
-	if s.verdicts == nil {
-		return
-	}
-	s.mu.Lock()
-	state := s.states[i]
-	s.mu.Unlock()
-	if state.state != Passed && state.state != Failed {
-		return
-	}
-	v := Verdict{Time: state.since.UTC(), Slot: s.slots[i].Name, State: state.state, Repeat: state.advice == adviceRepeat, Reason: state.reason, Device: state.device}
-	var err error
-	s.toDisk(i, func() { err = s.verdicts(v) })
-	if err != nil {
-		s.log.Warn().Str("slot", v.Slot).Err(err).Msg("the verdict is missing in the report of the shift")
-	}
-}
 
 const maxSaid = 500 // characters of what others said
 

@@ -29,7 +29,7 @@ func BenchmarkIdle(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			c := Config{SKU: "widgiot", Station: "line3-a", Journal: scene, Backlog: func() Backlog { return Backlog{} }, Confirmed: func(board.DeviceID) bool { return false }}
+			c := Config{SKU: "widgiot", Station: "line3-a", Journal: scene, Backlog: func() Backlog { return Backlog{} }, Delivery: func(board.DeviceID) Delivery { return Waiting }}
 			for i := range 16 {
 				path := filepath.Join(b.TempDir(), fmt.Sprintf("slot-%d", i))
 				if i%2 == 0 {

@@ -52,7 +52,7 @@ func newBench(t *testing.T, slots int, change func(*Config)) *bench {
 	c := Config{
 		SKU: "widgiot", Station: "line3-a", Journal: b.ledger, Log: zerolog.New(b),
 		Backlog:    func() Backlog { return Backlog{} },
-		Confirmed:  func(board.DeviceID) bool { return false },
+		Delivery:   func(board.DeviceID) Delivery { return Waiting },
 		Transcript: b.keepTranscript,
 	}
 	for i := range slots {
@@ -178,7 +178,7 @@ func (b *bench) showed(i int) []string {
 	return slices.Clone(b.history[name])
 }
 
-func (b *bench) keepTranscript(t *uart.Transcript) error {
+func (b *bench) keepTranscript(_ string, t *uart.Transcript) error {
 	text, err := t.Encode()
 	if err != nil {
 		b.t.Errorf("a transcript does not encode: %v", err)
@@ -231,6 +231,17 @@ func (b *bench) awaitFailed(i int, reason Reason) SlotStatus {
 	return s
 }
 
+// fail takes the verdict against a board. Conflicts and what the disk does come with a record.
+func (l *ledger) fail(o Outcome) (board.Receipt, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if o.Reason == "" || o.Slot == "" {
+		l.t.Errorf("a verdict without reason or slot: %+v", o)
+	}
+	l.failed = append(l.failed, o)
+	return board.Receipt{Entry: uint64(1000 + len(l.failed)), Time: time.Now()}, nil
+}
+
 // ledger is a Journal that holds the station to the contract.
 type ledger struct {
 	t      *testing.T
@@ -244,9 +255,22 @@ type ledger struct {
 	refuse  error         // what Append returns
 	slow    chan struct{} // Append waits for it to close
 	asked   int
+	failed  []Outcome
 }
 
-func (l *ledger) Append(ctx context.Context, r board.Record) (board.Receipt, error) {
+// state is Confirmed or Waiting.
+func state(confirmed bool) Delivery {
+	if confirmed {
+		return Confirmed
+	}
+	return Waiting
+}
+
+func (l *ledger) Append(ctx context.Context, o Outcome) (board.Receipt, error) {
+	if o.Record == nil {
+		return l.fail(o)
+	}
+	r := *o.Record
 	l.mu.Lock()
 	l.asked++
 	slow := l.slow

@@ -54,6 +54,12 @@ func (l Lot) on(now time.Time) Lot {
 	return l
 }
 
+// begin is since when verdicts count for a lot without a name: the beginning of its day.
+func (l Lot) begin() time.Time {
+	y, m, d := l.Since.Local().Date()
+	return time.Date(y, m, d, 0, 0, 0, 0, time.Local)
+}
+
 // inFrontOf puts a lot in front of those that were made earlier, in a new list. One without a name is not remembered: its count is that of a day.
 func (l Lot) inFrontOf(earlier []Lot) []Lot {
 	if l.Name == "" {
@@ -76,6 +82,10 @@ func (s *Station) BeginLot(name string, planned int) error {
 	if err := next.Check(); err != nil {
 		return err
 	}
+	counted, err := s.counted(next)
+	if err != nil {
+		s.log.Error().Err(err).Msg("the count of the lot is not known")
+	}
 	s.mu.Lock()
 	before := s.lot.on(now)
 	for _, lot := range append([]Lot{before}, s.earlier...) {
@@ -88,6 +98,9 @@ func (s *Station) BeginLot(name string, planned int) error {
 		}
 	}
 	if before.Name != name {
+		if s.history != nil {
+			next.Passed, next.Repeated, next.Failed = counted.Passed, counted.Repeated, counted.Failed
+		}
 		again := func(l Lot) bool { return l.Name == name }
 		s.earlier = before.inFrontOf(slices.DeleteFunc(slices.Clone(s.earlier), again))
 	}
@@ -121,7 +134,7 @@ func (s *Station) keepLots(ctx context.Context) {
 			text = err.Error()
 		}
 		if text != "" && text != told {
-			s.log.Warn().Str("error", text).Msg("the count of the lot is not kept; a restart will forget it")
+			s.log.Warn().Str("error", text).Msg("the work order is not kept; a restart will forget its name")
 		}
 		told, again = text, nil
 		if text != "" {
@@ -152,18 +165,31 @@ func (s *Station) keepLots(ctx context.Context) {
 const maxRecent = 10
 
 // tally counts a verdict that slot i shows now. The caller holds mu.
-func (s *Station) tally(i int, shown slotState, repeat bool) {
+func (s *Station) tally(i int, shown slotState, e event) {
+	switch {
+	case e.old:
+		return
+	case e.unjournaled:
+		s.stats.Failed[shown.reason]++
+		return
+	}
 	s.lot = s.lot.on(shown.since)
 	switch {
 	case shown.state == Failed:
+		s.stats.Failed[shown.reason]++
 		s.lot.Failed++
-	case repeat:
+	case e.repeat:
+		s.stats.Passed++
+		s.stats.Repeated++
 		s.lot.Repeated++
 	default:
+		s.stats.Passed++
 		s.lot.Passed++
 	}
-	s.lotTurned()
-	v := Verdict{Time: shown.since.UTC().Truncate(time.Millisecond), Slot: s.slots[i].Name, State: shown.state, Reason: shown.reason, Device: shown.device}
+	if s.history != nil {
+		return // journaled has read them
+	}
+	v := Verdict{Time: shown.since.UTC().Truncate(time.Millisecond), Slot: s.slots[i].Name, State: shown.state, Repeat: e.repeat, Reason: shown.reason, Device: shown.device}
 	// A new list: snapshots hold the old one.
 	s.recent = append([]Verdict{v}, s.recent[:min(len(s.recent), maxRecent-1)]...)
 }

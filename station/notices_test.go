@@ -26,7 +26,7 @@ func TestNoticesOfOthers(t *testing.T) {
 		}
 	}, slotState{state: Empty, advice: adviceEmpty})
 	want := []Notice{
-		{Urgent: true, Word: "dead", Text: english.Say("dead-one"), Detail: "stationctl spool dead lists what the registry refused, and why", Call: CallIT},
+		{Urgent: true, Word: "dead", Text: english.Say("dead-one"), Detail: "stationctl spool dead lists what the registry refused, and why", Call: CallQuality},
 		{Urgent: true, Word: "disk-critical", Text: english.Say("disk-critical", 98, 7), Detail: "one"},
 		{Word: "backlog", Text: english.Say("backlog-one", 15*time.Second)}, {Word: "copies-stopped", Text: english.Say("copies-stopped"), Detail: "two"},
 	}

@@ -206,7 +206,7 @@ func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 		Setup: setup{Build: p.build(), Lang: c.language, Sound: settings.Sound, StaleAfter: staleAfter.Milliseconds(), Words: map[string]string{}},
 	}
 	for _, key := range []string{
-		"state-absent", "state-empty", "state-reading", "state-passed", "state-failed", "cloud-confirmed", "cloud-waiting",
+		"state-absent", "state-empty", "state-reading", "state-passed", "state-failed", "cloud-confirmed", "cloud-waiting", "cloud-rejected",
 		"page-again", "page-lot", "page-lot-name", "page-scan-waits", "page-scan-waits-slot", "page-scan-read", "page-scan-lost", "page-told-passed", "page-told-failed",
 		"page-sound-on", "page-sound-off", "page-sound-touch", "page-screen-full", "page-screen-leave",
 	} {

@@ -36,6 +36,14 @@
     var args = Array.prototype.slice.call(arguments, 1);
     return words[key].replace(/%[sd%]/g, function (verb) { return verb === "%%" ? "%" : args.shift(); });
   }
+  function deliveryIcon(delivery) {
+    return delivery === "confirmed" ? "confirmed" : delivery === "rejected" ? "urgent" : "waiting";
+  }
+
+  function deliveryKey(delivery) {
+    return delivery === "confirmed" || delivery === "rejected" ? "cloud-" + delivery : "cloud-waiting";
+  }
+
   function fours(node, id) {
     clear(node);
     (id.match(/.{1,4}/g) || []).forEach(function (four) { node.appendChild(make("span", "", four)); });
@@ -87,8 +95,8 @@
     if (acknowledge) acknowledge.hidden = !slot.acknowledge;
     var mark = tile.querySelector(".mark"), port = tile.querySelector(".port");
     mark.hidden = slot.state !== "passed";
-    icon(mark, slot.confirmed ? "confirmed" : "waiting");
-    set(mark.querySelector("span"), words[slot.confirmed ? "cloud-confirmed" : "cloud-waiting"]);
+    icon(mark, deliveryIcon(slot.delivery));
+    set(mark.querySelector("span"), words[deliveryKey(slot.delivery)]);
     port.hidden = slot.state !== "absent";
     set(port, slot.port);
   }
@@ -156,8 +164,8 @@
       line.appendChild(what);
       if (board.reason) line.appendChild(make("span", "why", words["reason-" + board.reason]));
       if (board.state === "passed") {
-        line.appendChild(draw(board.confirmed ? "confirmed" : "waiting"));
-        line.appendChild(make("span", "unseen", words[board.confirmed ? "cloud-confirmed" : "cloud-waiting"]));
+        line.appendChild(draw(deliveryIcon(board.delivery)));
+        line.appendChild(make("span", board.delivery === "rejected" ? "" : "unseen", words[deliveryKey(board.delivery)]));
       }
       if (board.device) {
         var id = make("code");

@@ -73,7 +73,7 @@ func TestPageShowsEveryState(t *testing.T) {
 	for _, w := range want {
 		states = append(states, w.state)
 	}
-	b := shown(t, func(c *Config) { c.Confirmed = func(id board.DeviceID) bool { return id == device } }, states...)
+	b := shown(t, func(c *Config) { c.Delivery = func(id board.DeviceID) Delivery { return state(id == device) } }, states...)
 	page := ask(b.Handler(), http.MethodGet, "/")
 	if page.Code != http.StatusOK || page.Header().Get("Content-Type") != "text/html; charset=utf-8" {
 		t.Fatalf("%d %v", page.Code, page.Header())
@@ -167,12 +167,12 @@ func TestPageNotices(t *testing.T) {
 		"many, long":     {Backlog{Pending: 12, OldestSeconds: 7200}, nil, []string{working + "12 boards wait, the oldest for 2 h."}, "Cloud: 12 boards waiting"},
 		"an error":       {Backlog{Pending: 2, LastError: "no route to host"}, nil, []string{working + "2 boards wait, the oldest for 0 s. [no route to host]"}, "Cloud: 2 boards waiting"},
 		"an error, over": {Backlog{LastError: "no route to host"}, nil, nil, "Cloud: all delivered"},
-		"one dead":       {Backlog{Dead: 1}, nil, []string{"!Call IT: the cloud refused 1 board for good." + dead}, "Cloud: all delivered"},
+		"one dead":       {Backlog{Dead: 1}, nil, []string{"!Call quality: the registry rejected 1 board for good." + dead}, "Cloud: 1 board rejected"},
 		"health":         {Backlog{}, []Problem{disk}, []string{"!Call IT: the clock of this station is wrong. [the clock: it is 1970]"}, "Cloud: all delivered"},
 		"health, twice":  {Backlog{}, []Problem{disk, bug}, []string{"!Call IT: the clock of this station is wrong. [the clock: it is 1970]", "!stuck [stuck]"}, "Cloud: all delivered"},
 		"all, worst first": {Backlog{Pending: 3, Dead: 2, OldestSeconds: 99, LastError: "%d"}, []Problem{bug}, []string{
-			"!Call IT: the cloud refused 2 boards for good." + dead, "!stuck [stuck]", working + "3 boards wait, the oldest for 99 s. [%d]",
-		}, "Cloud: 3 boards waiting"},
+			"!Call quality: the registry rejected 2 boards for good." + dead, "!stuck [stuck]", working + "3 boards wait, the oldest for 99 s. [%d]",
+		}, "Cloud: 2 boards rejected"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := shown(t, func(config *Config) {
@@ -319,7 +319,7 @@ func testStatusJSON(t *testing.T) {
 	time.Sleep(123456 * time.Microsecond)
 	device, _ := board.ParseDeviceID("0123456789abcdef00112233445566aa")
 	b := shown(t, func(c *Config) {
-		c.Confirmed = func(board.DeviceID) bool { return true }
+		c.Delivery = func(board.DeviceID) Delivery { return Confirmed }
 		c.Backlog = func() Backlog { return Backlog{Pending: 3, Dead: 1, OldestSeconds: 7, LastError: "no route"} }
 	},
 		slotState{state: Absent, advice: adviceAbsent}, slotState{state: Empty, advice: adviceEmpty}, slotState{state: Reading, advice: adviceReading},
@@ -330,8 +330,8 @@ func testStatusJSON(t *testing.T) {
 	}
 	slot := func(name, port, state, device, reason string, advice word, confirmed string) string {
 		call := map[State]string{Absent: "it", Failed: "quality"}[State(state)]
-		return fmt.Sprintf(`{"name":%q,"state":%q,"device":%q,"reason":%q,"advice":%q,"call":%q,"confirmed":%s,"since":"2000-01-01T00:00:00.123Z","port":%q,"heard":"","searching":false,"acknowledge":false}`,
-			name, state, device, reason, sentences[advice], call, confirmed, port)
+		return fmt.Sprintf(`{"name":%q,"state":%q,"device":%q,"reason":%q,"advice":%q,"call":%q,"confirmed":%s,"since":"2000-01-01T00:00:00.123Z","port":%q,"heard":"","searching":false,"acknowledge":false,"delivery":%q}`,
+			name, state, device, reason, sentences[advice], call, confirmed, port, map[string]string{"true": "confirmed"}[confirmed])
 	}
 	id := device.String()
 	want := `{"station":"line3-a","slots":[` + strings.Join([]string{
@@ -341,9 +341,9 @@ func testStatusJSON(t *testing.T) {
 		slot("D", "/dev/port-3", "passed", id, "", advicePassed, "true"),
 		slot("E", "/dev/port-4", "failed", id, "device-conflict", "device-conflict", "false"),
 	}, ",") + `],"backlog":{"pending":3,"dead":1,"oldest_seconds":7,"last_error":"no route"},"notices":[` +
-		`{"urgent":true,"word":"dead","text":"Call IT: the cloud refused 1 board for good.","detail":"stationctl spool dead lists what the registry refused, and why","call":"it"},` +
+		`{"urgent":true,"word":"dead","text":"Call quality: the registry rejected 1 board for good.","detail":"stationctl spool dead lists what the registry refused, and why","call":"quality"},` +
 		`{"urgent":false,"word":"backlog","text":"Go on working: every PASS is safe on this station. The cloud does not confirm: 3 boards wait, the oldest for 7 s.",` +
-		`"detail":"no route","call":""}],"cloud":"Cloud: 3 boards waiting",` +
+		`"detail":"no route","call":""}],"cloud":"Cloud: 1 board rejected",` +
 		`"lot":{"name":"","planned":0,"passed":0,"repeated":0,"failed":0,"since":"2000-01-01T00:00:00.123Z"},"recent":[],"scan":null}` + "\n"
 	if w.Body.String() != want {
 		t.Errorf("got  %swant %s", w.Body, want)
@@ -359,7 +359,7 @@ func testStatusJSON(t *testing.T) {
 	b.ledger.records[device] = board.Record{}
 	b.apply(2, event{kind: boardPassed, device: device}, nil)
 	want = `"lot":{"name":"WO 7","planned":20,"passed":1,"repeated":0,"failed":0,"since":"2000-01-01T00:00:00.123Z"},` +
-		`"recent":[{"time":"2000-01-01T00:00:00.123Z","slot":"C","device":"` + id + `","state":"passed","reason":"","confirmed":true}],` +
+		`"recent":[{"time":"2000-01-01T00:00:00.123Z","slot":"C","device":"` + id + `","state":"passed","reason":"","confirmed":true,"delivery":"confirmed"}],` +
 		`"scan":{"text":"` + id + `","kind":"device","slot":"B"}}` + "\n"
 	if got := ask(b.Handler(), http.MethodGet, "/status").Body.String(); !strings.HasSuffix(got, want) {
 		t.Errorf("got  %swant … %s", got, want)

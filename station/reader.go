@@ -140,9 +140,7 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 			err = s.reset(ctx, i, conn, line, "on demand")
 			s.answerReset(i, err)
 			if reason, ok := boardReason(err); ok { // it printed a key at the last moment
-				if e := (event{kind: boardFailed, reason: reason}); s.apply(i, e, err) {
-					s.tell(i)
-				}
+				s.apply(i, event{kind: boardFailed, reason: reason}, err)
 				err = s.awaitGone(ctx, i, line)
 			}
 		}
@@ -185,9 +183,7 @@ func (s *Station) readBoard(ctx, present context.Context, i int, conn uart.Conn,
 	if e.kind == "" {
 		return err // lost while there was no board
 	}
-	if s.apply(i, e, cause) {
-		s.tell(i)
-	}
+	s.apply(i, e, cause)
 	s.keep(i, line, e, cause)
 	return err
 }
@@ -267,16 +263,29 @@ func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, 
 		return boardFailure(reason, err), err, nil
 	}
 
+	s.mu.Lock()
+	o := s.outcome(i, s.states[i])
+	s.mu.Unlock()
+	o.Record = &record
 	var receipt board.Receipt
-	s.toDisk(i, func() { receipt, err = s.journal.Append(ctx, record) })
-	if err != nil {
-		if ctx.Err() == nil {
-			s.appended(diskReason(err))
-		}
-		return event{kind: boardFailed, reason: journalReason(err), device: record.Device}, err, nil
+	s.toDisk(i, func() { receipt, err = s.journal.Append(ctx, o) })
+	if err == nil {
+		s.appended("")
+		e = event{kind: boardPassed, device: record.Device, repeat: receipt.Repeat}
+		s.journaled(i, receipt, &e)
+		return e, nil, nil
 	}
-	s.appended("")
-	return event{kind: boardPassed, device: record.Device, repeat: receipt.Repeat}, nil, nil
+	if ctx.Err() == nil {
+		s.appended(diskReason(err))
+	}
+	e = event{kind: boardFailed, reason: journalReason(err), device: record.Device}
+	switch {
+	case (e.reason == ReasonDeviceConflict || e.reason == ReasonKeyConflict) && diskReason(err) == e.reason:
+		s.journaled(i, receipt, &e)
+	case e.reason != ReasonGarbled:
+		e.unjournaled = true
+	}
+	return e, err, nil
 }
 
 // lostBoard is the event of a reading that is cut off, by an opened fixture or a lost port.
@@ -316,7 +325,6 @@ func (s *Station) awaitGone(ctx context.Context, i int, line *uart.Line) error {
 			return err
 		}
 		if e := (event{kind: boardFailed, reason: reason}); s.apply(i, e, err) {
-			s.tell(i)
 			s.keepLater(i, line, e, err)
 		}
 		if err := s.interruptible(ctx, i, func(ctx context.Context) error { sleep(ctx, pause); return context.Cause(ctx) }); err != nil {
@@ -396,8 +404,11 @@ func (s *Station) hand(i int, t *uart.Transcript, e event, cause error) {
 	if e.device.Valid() {
 		t.Header["device"] = e.device.String()
 	}
+	s.mu.Lock()
+	name := s.runs[i].transcript
+	s.mu.Unlock()
 	var err error
-	s.toDisk(i, func() { err = s.transcript(t) })
+	s.toDisk(i, func() { err = s.transcript(name, t) })
 	if err != nil {
 		line := s.log.Warn().Str("slot", s.slots[i].Name)
 		if e.device.Valid() {

@@ -117,12 +117,12 @@ type reason struct {
 
 // report is what comes of the verdicts of a period.
 type report struct {
-	Total              tally
-	Reasons            []reason // the most frequent first
-	Slots, Hours       []tally
-	Boards, First      int // boards that were tried, and of these those that passed the first time
-	Delivered, Waiting int // boards that passed
-	Failures           []reportFailure
+	Total                        tally
+	Reasons                      []reason // the most frequent first
+	Slots, Hours                 []tally
+	Boards, First                int // boards that were tried, and of these those that passed the first time
+	Delivered, Waiting, Rejected int // boards that passed
+	Failures                     []reportFailure
 }
 
 // Yield is First of Boards in percent, with one digit.
@@ -133,8 +133,10 @@ func (r *report) Yield() string {
 	return fmt.Sprintf("%.1f %%", 100*float64(r.First)/float64(r.Boards))
 }
 
-// countVerdicts counts. A board is its id; a failure of which the id is not known counts for the next board in the same slot, as that is how
-// a technician tries again; a board that was enrolled before the period is not counted among the boards.
+// countVerdicts counts. A board is its id. A failure of which the id is not known
+// is of a board only if a later verdict of the same insertion names it: another
+// board that passes in the same slot says nothing about it. A board that was
+// enrolled before the period is not counted among the boards.
 func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 	type tried struct{ failed, passed, known bool }
 	r := &report{}
@@ -154,7 +156,7 @@ func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 		hours[hour].add(v)
 	}
 	boards := map[board.DeviceID]*tried{}
-	nameless := map[string][]int{} // by slot, places in Failures of what waits for the next board
+	nameless := map[uint64][]int{} // by the entry of the insertion's newest verdict, places in Failures of boards whose id is not known
 	settle := map[board.DeviceID][]int{}
 	for _, v := range verdicts {
 		count(v)
@@ -163,7 +165,7 @@ func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 		}
 		if !v.Device.Valid() {
 			r.Failures = append(r.Failures, reportFailure{Verdict: v})
-			nameless[v.Slot] = append(nameless[v.Slot], len(r.Failures)-1)
+			nameless[v.Entry] = append(v.before(nameless), len(r.Failures)-1)
 			continue
 		}
 		b := boards[v.Device]
@@ -171,10 +173,9 @@ func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 			b = &tried{known: v.State == Passed && v.Repeat}
 			boards[v.Device] = b
 		}
-		if waiting := nameless[v.Slot]; v.Slot != "" && len(waiting) > 0 {
+		if waiting := v.before(nameless); len(waiting) > 0 {
 			b.failed = b.failed || !b.passed
 			settle[v.Device] = append(settle[v.Device], waiting...)
-			delete(nameless, v.Slot)
 		}
 		if v.State == Failed {
 			r.Failures = append(r.Failures, reportFailure{Verdict: v})
@@ -188,9 +189,12 @@ func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 			continue
 		}
 		if !v.Repeat {
-			if v.Confirmed {
+			switch v.Delivery {
+			case Confirmed:
 				r.Delivered++
-			} else {
+			case Rejected:
+				r.Rejected++
+			default:
 				r.Waiting++
 			}
 		}
@@ -209,11 +213,13 @@ func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 			r.First++
 		}
 	}
-	for _, waiting := range nameless { // nobody knows how many boards these were; they count as one in each slot
-		if len(waiting) > 0 {
-			r.Boards++
+	unknown := map[string]bool{} // slots: nobody knows how many boards these were; they count as one in each slot
+	for _, waiting := range nameless {
+		for _, i := range waiting {
+			unknown[r.Failures[i].Slot] = true
 		}
 	}
+	r.Boards += len(unknown)
 	for word, n := range reasons {
 		r.Reasons = append(r.Reasons, reason{word, n})
 	}
@@ -233,11 +239,20 @@ func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 	return r
 }
 
+// before takes from the failures of unknown boards those of the same insertion.
+func (v Verdict) before(nameless map[uint64][]int) []int {
+	if v.After == nil {
+		return nil
+	}
+	waiting := nameless[*v.After]
+	delete(nameless, *v.After)
+	return waiting
+}
+
 type reportView struct {
 	sight
 	period
 	*report
-	Incomplete         bool
 	Before, After, CSV string // addresses
 	Hidden             int    // failures that are not listed
 }
@@ -252,8 +267,8 @@ func (v reportView) Yield() string {
 }
 
 func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
-	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict, incomplete bool) {
-		v := reportView{sight: s.sight(w, r, "report"), period: p, report: countVerdicts(verdicts, s.zone), Incomplete: incomplete,
+	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict) {
+		v := reportView{sight: s.sight(w, r, "report"), period: p, report: countVerdicts(verdicts, s.zone),
 			Before: "/report?" + p.query(-1), After: "/report?" + p.query(1), CSV: "/report.csv?" + p.query(0)}
 		if n := len(v.Failures); n > maxFailures {
 			v.Failures, v.Hidden = v.Failures[:maxFailures], n-maxFailures
@@ -270,36 +285,33 @@ func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *Station) report(w http.ResponseWriter, r *http.Request, show func(http.ResponseWriter, period, []Verdict, bool)) {
+func (s *Station) report(w http.ResponseWriter, r *http.Request, show func(http.ResponseWriter, period, []Verdict)) {
 	p, err := readPeriod(r.URL.Query(), time.Now(), s.zone)
 	if err != nil {
 		s.problem(w, r, http.StatusBadRequest, "report-period")
 		return
 	}
 	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
-		verdicts, incomplete, err := s.history.Between(ctx, p.from, p.to)
+		verdicts, err := s.history.Between(ctx, p.from, p.to)
 		if err != nil {
 			return err
 		}
-		show(w, p, verdicts, incomplete)
+		show(w, p, verdicts)
 		return nil
 	})
 }
 
 // serveReportCSV gives each verdict as a line of RFC 4180. Its keys are stable.
 func (s *Station) serveReportCSV(w http.ResponseWriter, r *http.Request) {
-	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict, incomplete bool) {
+	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict) {
 		var b bytes.Buffer
 		out := csv.NewWriter(&b)
 		out.UseCRLF = true
-		out.Write([]string{"time", "station", "slot", "result", "reason", "device", "other_device", "delivered"})
+		out.Write([]string{"time", "station", "slot", "result", "reason", "device", "other_device", "delivery", "work_order"})
 		for _, v := range verdicts {
-			result, reason, delivered := string(v.State), string(v.Reason), ""
-			if v.State == Passed {
-				delivered = fmt.Sprint(v.Confirmed)
-				if v.Repeat {
-					result = "repeated"
-				}
+			result, reason := string(v.State), string(v.Reason)
+			if v.Repeat {
+				result = "repeated"
 			}
 			device, other := "", ""
 			if v.Device.Valid() {
@@ -308,7 +320,7 @@ func (s *Station) serveReportCSV(w http.ResponseWriter, r *http.Request) {
 			if v.Other.Valid() {
 				other = v.Other.String()
 			}
-			cells := []string{v.Time.In(s.zone).Format("2006-01-02T15:04:05.000Z07:00"), s.name, v.Slot, result, reason, device, other, delivered}
+			cells := []string{v.Time.In(s.zone).Format("2006-01-02T15:04:05.000Z07:00"), s.name, v.Slot, result, reason, device, other, string(v.Delivery), v.Lot}
 			for i := range cells {
 				cells[i] = cell(cells[i])
 			}
@@ -321,9 +333,6 @@ func (s *Station) serveReportCSV(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("Content-Type", "text/csv; charset=utf-8; header=present")
 		w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", name+".csv"))
-		if incomplete {
-			w.Header().Set("Warning", `199 - "some failures that no journal holds may be missing"`)
-		}
 		w.Write(b.Bytes())
 	})
 }

@@ -428,7 +428,7 @@ func TestTranscriptHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := make(chan struct{})
 		b := newBench(t, 1, func(c *Config) {
-			c.Transcript = func(*uart.Transcript) error { <-slow; return nil }
+			c.Transcript = func(string, *uart.Transcript) error { <-slow; return nil }
 		}).run()
 		b.cables[0].plug(newBoard())
 		b.await(0, Passed)
@@ -444,7 +444,7 @@ func TestTranscriptHangs(t *testing.T) {
 func TestTranscriptNotKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1, func(c *Config) {
-			c.Transcript = func(*uart.Transcript) error { return errors.New("no room for transcripts") }
+			c.Transcript = func(string, *uart.Transcript) error { return errors.New("no room for transcripts") }
 		}).run()
 		b.cables[0].plug(newBoard())
 		b.await(0, Passed)
@@ -460,7 +460,7 @@ func TestNewRefusals(t *testing.T) {
 	}
 	good := Config{
 		SKU: "widgiot", Station: "line3-a", Journal: &ledger{}, Backlog: func() Backlog { return Backlog{} },
-		Confirmed: func(board.DeviceID) bool { return false }, Slots: []SlotConfig{slot("A"), slot("B")},
+		Delivery: func(board.DeviceID) Delivery { return Waiting }, Slots: []SlotConfig{slot("A"), slot("B")},
 	}
 	if _, err := New(good); err != nil {
 		t.Fatal(err)
@@ -472,8 +472,8 @@ func TestNewRefusals(t *testing.T) {
 		"a SKU that is no name":     {func(c *Config) { c.SKU = "Widgiot" }, `"Widgiot" is not a name`},
 		"a station that is no name": {func(c *Config) { c.Station = "" }, `"" is not a name`},
 		"no journal":                {func(c *Config) { c.Journal = nil }, "no Journal"},
-		"no backlog":                {func(c *Config) { c.Backlog = nil }, "Backlog and Confirmed"},
-		"no confirmation":           {func(c *Config) { c.Confirmed = nil }, "Backlog and Confirmed"},
+		"no backlog":                {func(c *Config) { c.Backlog = nil }, "Backlog and Delivery"},
+		"no confirmation":           {func(c *Config) { c.Delivery = nil }, "Backlog and Delivery"},
 		"no slots":                  {func(c *Config) { c.Slots = nil }, "0 slots, want 1 to 64"},
 		"too many slots":            {func(c *Config) { c.Slots = make([]SlotConfig, 65) }, "65 slots, want 1 to 64"},
 		"a limit below zero":        {func(c *Config) { c.ReadLimit = -1 }, "ReadLimit"},

@@ -461,7 +461,7 @@ func TestScanRefusals(t *testing.T) {
 		t.Errorf("what was refused is shown: %+v", status)
 	}
 	if _, err := New(func() Config {
-		c := Config{SKU: "widgiot", Station: "line3-a", Journal: b.ledger, Backlog: b.backlog, Confirmed: b.confirmed, Slots: b.slots}
+		c := Config{SKU: "widgiot", Station: "line3-a", Journal: b.ledger, Backlog: b.backlog, Delivery: b.delivery, Slots: b.slots}
 		c.Label = "WO-1"
 		return c
 	}()); err == nil || !strings.Contains(err.Error(), `"WO-1" is no label`) {

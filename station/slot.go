@@ -89,6 +89,8 @@ type event struct {
 	repeat bool           // of boardPassed: it was enrolled before
 	heard  uart.Heard     // of boardFailed, if it is no board
 	next   bool           // of boardGone: something else talks already
+	// journaled: the journal has the verdict. unjournaled: it cannot take it. old: it is none to be counted.
+	journaled, unjournaled, old bool
 }
 
 // next is the whole behaviour of a slot. An event that makes no sense in a state changes nothing.

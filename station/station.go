@@ -21,12 +21,28 @@ import (
 	"secretfree/uart"
 )
 
-// Journal keeps records. Many slots may append at once.
+// Journal keeps verdicts. Many slots may append at once.
 type Journal interface {
-	// Append returns when the record is on disk, synced and read back, or was there already: only then
-	// there is a Receipt. Errors: a *board.Conflict; board.ErrRecord; ENOSPC or EDQUOT, wrapped, if there
-	// is no room; anything else is a fault of the disk. After an error the board can be read again.
-	Append(ctx context.Context, r board.Record) (board.Receipt, error)
+	// Append returns when the verdict is on disk, synced and read back: only then
+	// there is a Receipt. Errors: a *board.Conflict, which is journaled, with the
+	// receipt of that entry; board.ErrRecord; ENOSPC or EDQUOT, wrapped, if there
+	// is no room; anything else is a fault of the disk. After an error the board
+	// can be read again.
+	Append(ctx context.Context, o Outcome) (board.Receipt, error)
+}
+
+// Outcome is how the reading of one board ended, for the journal.
+type Outcome struct {
+	Record     *board.Record  // nil: the board failed
+	Reason     Reason         // of a failure
+	Device     board.DeviceID // of a failure, if it is known
+	Slot       string
+	Lot        string // the name of what is made
+	Label      string // that was scanned for the board
+	Transcript string // the name under which the dialogue is kept
+	Took       time.Duration
+	After      *uint64 // the entry of the verdict before this one in the same insertion
+	Resumed    bool    // the board may be in its slot since before the start
 }
 
 // Config is what a station is made of. All of it is required, but for what says otherwise.
@@ -38,8 +54,8 @@ type Config struct {
 	Policy  Policy // optional: the zero value is the strictest
 	// Backlog tells how the delivery to the cloud is doing. It is called often and must be quick.
 	Backlog func() Backlog
-	// Confirmed reports whether the cloud has confirmed a device. Called as Backlog is.
-	Confirmed func(board.DeviceID) bool
+	// Delivery tells how far the cloud has the record of a device. Called as Backlog is.
+	Delivery func(board.DeviceID) Delivery
 	// Health, if not nil, reports work outside this package that is due and not moving; none if all is well. Called as Backlog is.
 	Health func() []Problem
 	// Notices, if not nil, gives what else people must know, the worst first. Called as Backlog is.
@@ -55,11 +71,9 @@ type Config struct {
 	KeepLot func(lot Lot, earlier []Lot) error
 	// Label, if not empty, was scanned before the start. Only a replay has one.
 	Label string
-	// Transcript, if not nil, gets the dialogue with each board after its verdict, with the header filled in. Called
-	// by the slot's goroutine; its error is logged and changes no verdict.
-	Transcript func(*uart.Transcript) error
-	// Verdicts, if not nil, gets each verdict when it is shown. Called by the slot's goroutine; its error is logged and changes nothing.
-	Verdicts func(Verdict) error
+	// Transcript, if not nil, gets the dialogue with each board after its verdict, with the header filled in, and the name that the
+	// journal has of it. Called by the slot's goroutine; its error is logged and changes no verdict.
+	Transcript func(name string, t *uart.Transcript) error
 	// History and Evidence, if not nil, are what the pages show that look back.
 	History  History
 	Evidence Evidence
@@ -149,17 +163,17 @@ type Station struct {
 	sku, name  string
 	journal    Journal
 	backlog    func() Backlog
-	confirmed  func(board.DeviceID) bool
+	delivery   func(board.DeviceID) Delivery
 	health     func() []Problem
 	notices    func() []Problem
 	languages  map[string]*catalogue
 	keepLot    func(Lot, []Lot) error
 	lotChanged chan struct{} // has room for one: the lot is to be kept
-	transcript func(*uart.Transcript) error
-	verdicts   func(Verdict) error
+	transcript func(name string, t *uart.Transcript) error
 	history    History
 	evidence   Evidence
 	looking    chan struct{} // a place for who looks back
+	began      time.Time
 	giving     chan struct{} // places for answers that are large
 	zone       *time.Location
 	readLimit  time.Duration
@@ -174,6 +188,7 @@ type Station struct {
 	mu      sync.Mutex
 	started bool
 	states  []slotState   // by index of slots
+	runs    []run         // likewise
 	changed chan struct{} // closed and replaced when states change
 	writing []time.Time   // by index of slots: since when a slot waits for the disk; zero: it does not
 	refused Reason        // disk-full or disk-error if the journal could not be written at last, else empty
@@ -185,7 +200,7 @@ type Station struct {
 	resets  []resetRequest // by index of slots
 }
 
-// Stats counts what the slots did since New.
+// Stats counts the journal's verdicts, and how long readings took since New. Failures of the disk itself, which no journal has, are those since New.
 type Stats struct {
 	Passed   uint64            // receipts, repeats included
 	Repeated uint64            // of those, boards that were enrolled before
@@ -203,8 +218,8 @@ func New(c Config) (*Station, error) {
 	switch {
 	case c.Journal == nil:
 		return nil, errors.New("making a station: there is no Journal")
-	case c.Backlog == nil || c.Confirmed == nil:
-		return nil, errors.New("making a station: Backlog and Confirmed are both needed")
+	case c.Backlog == nil || c.Delivery == nil:
+		return nil, errors.New("making a station: Backlog and Delivery are both needed")
 	case len(c.Slots) == 0 || len(c.Slots) > maxSlots:
 		return nil, fmt.Errorf("making a station: %d slots, want 1 to %d", len(c.Slots), maxSlots)
 	case c.ReadLimit < 0:
@@ -235,9 +250,9 @@ func New(c Config) (*Station, error) {
 		return nil, fmt.Errorf("making a station: %w", err)
 	}
 	s := &Station{
-		sku: c.SKU, name: c.Station, journal: c.Journal, backlog: c.Backlog, confirmed: c.Confirmed,
+		sku: c.SKU, name: c.Station, journal: c.Journal, backlog: c.Backlog, delivery: c.Delivery,
 		health: c.Health, notices: c.Notices, languages: languages, keepLot: c.KeepLot, lotChanged: make(chan struct{}, 1),
-		transcript: c.Transcript, verdicts: c.Verdicts, history: c.History, evidence: c.Evidence,
+		transcript: c.Transcript, history: c.History, evidence: c.Evidence,
 		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, door: newDoor(c.Access),
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
@@ -277,7 +292,8 @@ func New(c Config) (*Station, error) {
 		}
 		s.states = append(s.states, state)
 	}
-	return s, nil
+	s.runs = make([]run, len(s.slots))
+	return s, s.recall()
 }
 
 // Run serves all slots until ctx ends, then ends the event streams, closes the ports, waits for
@@ -311,8 +327,15 @@ func (s *Station) Run(ctx context.Context) error {
 func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	e.at = time.Now()
 	s.mu.Lock()
+	s.journalFailure(i, &e)
 	before := s.states[i]
 	after := before.next(e)
+	switch {
+	case e.kind == boardGone, e.kind == portLost:
+		s.runs[i].after = nil
+	case e.kind == portOpened && e.at.Sub(s.began) > resumePort:
+		s.runs[i].judged = true // what comes through a port that came later is another insertion
+	}
 	if after == before {
 		s.mu.Unlock()
 		return false
@@ -322,32 +345,24 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		s.resets[i].answer(ErrLeakShown) // it was asked for while the leak was on its way
 	}
 	found := before.state == Reading && !before.searching
-	turned := after.state != before.state || after.reason != before.reason || !after.since.Equal(before.since)
+	turned := after.turnedFrom(before)
 	switch {
 	case e.kind == boardFound:
 		s.labels.take(i)
 	case e.kind == boardPassed:
-		s.stats.Passed++
-		if e.repeat {
-			s.stats.Repeated++
-		}
 		s.stats.Taken[i].Passed.Add(e.at.Sub(before.since))
 		s.labels.settle(i, false)
 		s.labels.accept(e.device)
-		s.tally(i, after, e.repeat)
+		s.tally(i, after, e)
 	case after.state == Failed && turned:
-		s.stats.Failed[after.reason]++
 		if found {
 			s.stats.Taken[i].Failed.Add(e.at.Sub(before.since))
-		}
-		if before.state == Empty || before.searching || before.gone {
-			s.labels.take(i) // it failed before it was found
 		}
 		if after.reason == ReasonLabelMismatch {
 			s.labels.refuse(i, after.device)
 		}
 		s.labels.settle(i, triedAgain(after.reason))
-		s.tally(i, after, false)
+		s.tally(i, after, e)
 	}
 	s.turned()
 	s.mu.Unlock()

@@ -39,7 +39,8 @@ type SlotStatus struct {
 	// Searching: Reading, and something is connected of which it is not known yet what it is.
 	Searching bool `json:"searching"`
 	// Acknowledge: the failure stays until somebody acknowledges it; see Station.Acknowledge.
-	Acknowledge bool `json:"acknowledge"`
+	Acknowledge bool     `json:"acknowledge"`
+	Delivery    Delivery `json:"delivery"` // of Passed, else empty
 }
 
 // Recent is one of the last verdicts.
@@ -50,6 +51,7 @@ type Recent struct {
 	State     State     `json:"state"`  // Passed or Failed
 	Reason    Reason    `json:"reason"` // of Failed, else empty
 	Confirmed bool      `json:"confirmed"`
+	Delivery  Delivery  `json:"delivery"` // of Passed, else empty
 }
 
 // Backlog tells how the delivery to the cloud is doing.
@@ -145,7 +147,11 @@ func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 	}
 	status := Status{Station: s.name, Slots: make([]SlotStatus, len(states)), Backlog: s.backlog(), Notices: []Notice{}, Lot: &lot, Recent: []Recent{}}
 	for _, v := range recent {
-		r := Recent{Time: v.Time, Slot: v.Slot, State: v.State, Reason: v.Reason, Confirmed: v.State == Passed && s.confirmed(v.Device)}
+		r := Recent{Time: v.Time, Slot: v.Slot, State: v.State, Reason: v.Reason}
+		if v.State == Passed {
+			r.Delivery = s.delivery(v.Device)
+			r.Confirmed = r.Delivery == Confirmed
+		}
 		if v.Device.Valid() {
 			r.Device = v.Device.String()
 		}
@@ -163,11 +169,18 @@ func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 			Since: state.since.UTC().Truncate(time.Millisecond), Port: s.slots[i].Port,
 			Heard: state.heard, Searching: state.searching, Acknowledge: state.held,
 		}
-		slot.Advice = s.withContact(words, state.sentence(words), slot.Call)
+		sentence := state.sentence(words)
+		if state.state == Passed {
+			slot.Delivery = s.delivery(state.device)
+			slot.Confirmed = slot.Delivery == Confirmed
+			if slot.Delivery == Rejected {
+				sentence, slot.Call = words.Say(adviceRejected), adviceRejected.call()
+			}
+		}
+		slot.Advice = s.withContact(words, sentence, slot.Call)
 		if state.device.Valid() {
 			slot.Device = state.device.String()
 		}
-		slot.Confirmed = state.state == Passed && s.confirmed(state.device)
 		status.Slots[i] = slot
 	}
 	for _, p := range s.problems(status.Backlog) {
@@ -179,9 +192,13 @@ func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 			Urgent: p.Urgent, Word: p.Word, Text: s.withContact(words, text, p.Call), Detail: p.Detail, Call: p.Call,
 		})
 	}
-	status.Cloud = words.Say("cloud-clear")
-	if n := status.Backlog.Pending; n > 0 {
-		status.Cloud = words.Count(n, "cloud-one", "cloud-many")
+	switch b := status.Backlog; {
+	case b.Dead > 0:
+		status.Cloud = words.Count(b.Dead, "cloud-rejected-one", "cloud-rejected-many")
+	case b.Pending > 0:
+		status.Cloud = words.Count(b.Pending, "cloud-one", "cloud-many")
+	default:
+		status.Cloud = words.Say("cloud-clear")
 	}
 	return status, changed
 }
@@ -190,7 +207,7 @@ func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 func (s *Station) problems(b Backlog) []Problem {
 	var list []Problem
 	if b.Dead > 0 {
-		list = append(list, Problem{Word: "dead", Args: []any{b.Dead}, Urgent: true, Call: CallIT, Detail: "stationctl spool dead lists what the registry refused, and why"})
+		list = append(list, Problem{Word: "dead", Args: []any{b.Dead}, Urgent: true, Call: CallQuality, Detail: "stationctl spool dead lists what the registry refused, and why"})
 	}
 	list = append(list, s.red()...)
 	oldest := time.Duration(b.OldestSeconds) * time.Second
@@ -239,7 +256,7 @@ func (w word) call() Call {
 	switch w {
 	case word(ReasonDeviceConflict), word(ReasonKeyConflict), word(ReasonNoProof), word(ReasonPolicy), word(ReasonPrivateKeyLeak), word(ReasonLabelMismatch):
 		return CallQuality
-	case adviceFirmware, adviceLogin, adviceLoader, word(ReasonNoDialect), word(ReasonWrongSpeed):
+	case adviceFirmware, adviceLogin, adviceLoader, word(ReasonNoDialect), word(ReasonWrongSpeed), adviceRejected, word(Rejected.Key()):
 		return CallQuality
 	case word(ReasonLotUnreadable), word(ReasonDiskFull), word(ReasonDiskError), adviceAbsent, adviceBusy, adviceHeld, advicePermission,
 		adviceGroup, adviceMode, adviceNotAPort, adviceNoLines, adviceAmbiguous, adviceStuck, advicePortError:

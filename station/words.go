@@ -40,6 +40,7 @@ const (
 	adviceSilent     word = "no-dialect-silent"
 	advicePassed     word = "passed"
 	adviceRepeat     word = "repeat"
+	adviceRejected   word = "rejected" // the registry refused the record for good
 	adviceBusy       word = "port-busy"
 	adviceHeld       word = "port-held"
 	advicePermission word = "port-permission"

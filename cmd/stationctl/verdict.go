@@ -29,13 +29,13 @@ func (b bench) run(ctx context.Context, each func(*uart.Transcript) error) error
 	defer end(nil)
 	s, err := station.New(station.Config{
 		SKU: "bench", Station: "bench",
-		Slots:     []station.SlotConfig{{Name: "bench", Open: b.open, Dialect: b.dialect, Nonce: b.nonce}},
-		Journal:   b.scene,
-		Policy:    b.scene.Policy,
-		Label:     b.scene.Label,
-		Backlog:   func() station.Backlog { return station.Backlog{} },
-		Confirmed: func(board.DeviceID) bool { return false },
-		Transcript: func(t *uart.Transcript) error {
+		Slots:    []station.SlotConfig{{Name: "bench", Open: b.open, Dialect: b.dialect, Nonce: b.nonce}},
+		Journal:  b.scene,
+		Policy:   b.scene.Policy,
+		Label:    b.scene.Label,
+		Backlog:  func() station.Backlog { return station.Backlog{} },
+		Delivery: func(board.DeviceID) station.Delivery { return station.Waiting },
+		Transcript: func(_ string, t *uart.Transcript) error {
 			if ctx.Err() != nil {
 				return nil
 			}

@@ -48,6 +48,7 @@ type Receipt struct {
 	Repeat  bool      // the record was there already
 	Entry   uint64    // the entry of this verdict: Seq, or that of the repeat or the failure
 	LeftOut bool      // of a failure: it is one of too many, and was only counted
+	Resumed bool      // Entry is of before the start: it says the same of the same board, and nothing was added
 }
 
 // The two ways in which a record contradicts what is known. A *Conflict is one of them.

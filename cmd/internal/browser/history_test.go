@@ -22,7 +22,7 @@ var noon = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
 func boardID(n byte) board.DeviceID { return board.DeviceID{0x4d, 0x1f, 0x8e, 15: n} }
 
 func (past) verdicts() []station.Verdict {
-	list := []station.Verdict{{Time: noon, Slot: "A", State: station.Passed, Device: boardID(1), Confirmed: true}, {Time: noon, Slot: "A", State: station.Passed, Repeat: true, Device: boardID(1)}}
+	list := []station.Verdict{{Time: noon, Slot: "A", State: station.Passed, Device: boardID(1), Delivery: station.Confirmed}, {Time: noon, Slot: "A", State: station.Passed, Repeat: true, Device: boardID(1)}}
 	for i, reason := range station.Reasons() {
 		list = append(list, station.Verdict{Time: noon.Add(time.Duration(i) * time.Hour / 4), Slot: "A slot with a rather long name 01", State: station.Failed, Reason: reason, Device: boardID(byte(i))})
 	}
@@ -43,12 +43,20 @@ func (p past) Board(_ context.Context, d board.DeviceID) (station.BoardHistory, 
 	if d != boardID(1) {
 		return station.BoardHistory{}, station.ErrNoBoard
 	}
-	return station.BoardHistory{Device: d, Enrolled: noon, Refused: "device-conflict: the registry knows 4d1f8e0000000000000000000000000000000000000000000000", Slot: "A", Verdicts: p.verdicts(), Older: 3,
+	return station.BoardHistory{Device: d, Enrolled: noon, Delivery: station.Rejected, Refused: "device-conflict: the registry knows 4d1f8e0000000000000000000000000000000000000000000000", Slot: "A", Verdicts: p.verdicts(), Older: 3,
 		Transcripts: []station.TranscriptName{{Name: "20261129T120000.000000000Z-A-passed.uart", Time: noon, Slot: "A", Passed: true}}}, nil
 }
 
-func (p past) Between(context.Context, time.Time, time.Time) ([]station.Verdict, bool, error) {
-	return p.verdicts(), true, nil
+func (p past) Between(context.Context, time.Time, time.Time) ([]station.Verdict, error) {
+	return p.verdicts(), nil
+}
+
+func (p past) Recent(context.Context, int) ([]station.Verdict, error) { return p.verdicts()[:2], nil }
+
+func (past) Count(context.Context) (station.Counts, error) { return station.Counts{}, nil }
+
+func (past) CountLot(context.Context, string, time.Time) (station.Counts, error) {
+	return station.Counts{}, nil
 }
 
 func (past) Proof(context.Context, board.DeviceID) ([]byte, error) { return nil, station.ErrUnsigned }
@@ -59,7 +67,7 @@ func newPast(t *testing.T) *httptest.Server {
 	t.Helper()
 	s, err := station.New(station.Config{
 		SKU: "widgiot", Station: "line3-a", Journal: nothing{}, History: past{}, Evidence: past{},
-		Backlog: func() station.Backlog { return station.Backlog{} }, Confirmed: func(board.DeviceID) bool { return false },
+		Backlog: func() station.Backlog { return station.Backlog{} }, Delivery: func(board.DeviceID) station.Delivery { return station.Waiting },
 		Access: station.Access{Tokens: func() station.Tokens {
 			return station.Tokens{View: "view-token-0123456789", Technician: "tech-token-0123456789"}
 		}, Secret: make([]byte, 32)},

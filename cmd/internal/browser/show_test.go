@@ -40,7 +40,7 @@ type show struct {
 
 type nothing struct{}
 
-func (nothing) Append(context.Context, board.Record) (board.Receipt, error) {
+func (nothing) Append(context.Context, station.Outcome) (board.Receipt, error) {
 	panic("no board is read")
 }
 
@@ -49,7 +49,7 @@ func newShow(t *testing.T, slots int, settings station.Page) *show {
 	t.Helper()
 	c := station.Config{
 		SKU: "widgiot", Station: "line3-a", Journal: nothing{}, Page: settings,
-		Backlog: func() station.Backlog { return station.Backlog{} }, Confirmed: func(board.DeviceID) bool { return false },
+		Backlog: func() station.Backlog { return station.Backlog{} }, Delivery: func(board.DeviceID) station.Delivery { return station.Waiting },
 	}
 	for i := range slots {
 		c.Slots = append(c.Slots, station.SlotConfig{Name: slotName(i), Port: fmt.Sprintf("/dev/serial/by-path/pci-0000:00:14.0-usb-0:%d.%d:1.0-port0", i/4+1, i%4+1), Dialect: uart.TIAT{},

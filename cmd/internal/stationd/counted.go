@@ -8,22 +8,37 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"secretfree/station"
 )
 
 const (
-	countedName = "lot.json"
+	countedName = "work-order.json"
 	maxCounted  = 16 << 10 // bytes
 )
 
-// counted keeps the count of the lot in a file of the state directory. Losing it loses the numbers on the page, and no board.
+// counted keeps what is being made, in a file of the state directory. How many boards there are of it, the journal tells. Losing the file
+// loses the name on the page, and no board.
 type counted struct{ path string }
 
-// lots is what stands in the file. A program that does not know of the earlier ones reads the present one.
+// order is a lot without its count.
+type order struct {
+	Name    string    `json:"name"`
+	Planned int       `json:"planned"`
+	Since   time.Time `json:"since"`
+}
+
+func (o order) lot() station.Lot {
+	return station.Lot{Name: o.Name, Planned: o.Planned, Since: o.Since}
+}
+
+func orderOf(l station.Lot) order { return order{l.Name, l.Planned, l.Since} }
+
+// lots is what stands in the file.
 type lots struct {
-	station.Lot
-	Earlier []station.Lot `json:"earlier,omitempty"` // the newest first
+	order
+	Earlier []order `json:"earlier,omitempty"` // the newest first
 }
 
 func openCounted(dir string) counted { return counted{filepath.Join(dir, countedName)} }
@@ -49,27 +64,34 @@ func (c counted) load() (lot *station.Lot, earlier []station.Lot, err error) {
 	if err := json.Unmarshal(text, &kept); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", c.path, err)
 	}
-	for _, lot := range append([]station.Lot{kept.Lot}, kept.Earlier...) {
+	var read []station.Lot
+	for _, o := range append([]order{kept.order}, kept.Earlier...) {
+		lot := o.lot()
 		if lot.Since.IsZero() {
 			return nil, nil, fmt.Errorf("%s does not say since when it counts", c.path)
 		}
 		if err := lot.Check(); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", c.path, err)
 		}
+		read = append(read, lot)
 	}
-	return &kept.Lot, kept.Earlier, nil
+	return &read[0], read[1:], nil
 }
 
 // keep is station.Config.KeepLot: the file is whole at every moment, and synced when it returns.
 func (c counted) keep(lot station.Lot, earlier []station.Lot) error {
-	text, err := json.Marshal(lots{lot, earlier})
+	kept := lots{order: orderOf(lot)}
+	for _, l := range earlier {
+		kept.Earlier = append(kept.Earlier, orderOf(l))
+	}
+	text, err := json.Marshal(kept)
 	if err != nil {
 		return err
 	}
 	beside := c.path + ".new"
 	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return fmt.Errorf("keeping the count of the lot: %w", err)
+		return fmt.Errorf("keeping the work order: %w", err)
 	}
 	_, err = f.Write(append(text, '\n'))
 	if err == nil {
@@ -82,7 +104,7 @@ func (c counted) keep(lot station.Lot, earlier []station.Lot) error {
 		err = syncDir(filepath.Dir(c.path))
 	}
 	if err != nil {
-		return fmt.Errorf("keeping the count of the lot: %w", err)
+		return fmt.Errorf("keeping the work order: %w", err)
 	}
 	return nil
 }

@@ -155,11 +155,7 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	days, err := openDaybook(filepath.Join(c.StateDir, "verdicts"))
-	if err != nil {
-		return err
-	}
-	past := history{spool: d.spool, dir: c.StateDir, days: days, shelf: d.transcripts}
+	past := history{spool: d.spool, transcripts: d.transcripts}
 	leaks, err := past.leaks(ctx, c.Slots, time.Now())
 	if err != nil {
 		d.log.Warn().Err(err).Msg("leaks that nobody has acknowledged are not shown: the earlier verdicts cannot be read")
@@ -185,7 +181,7 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	counts := openCounted(c.StateDir)
 	counted, earlier, err := counts.load()
 	if err != nil {
-		d.log.Warn().Err(err).Msg("the count of the lot is lost; it begins anew")
+		d.log.Warn().Err(err).Msg("the name of the work order is lost")
 	}
 	if d.listener, err = listen(c); err != nil {
 		return err
@@ -204,8 +200,8 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: timedJournal{d.spool, &d.timings},
 		Policy: settings.Policy, Page: settings.Page, Hosts: settings.Hosts, Lot: counted, Earlier: earlier, KeepLot: counts.keep,
-		Backlog: d.backlog, Confirmed: d.confirmed, Health: d.health, Notices: d.notices,
-		Transcript: d.transcripts.keep, Verdicts: days.note, History: past, Evidence: past, Access: d.gate.access(), Log: d.log,
+		Backlog: d.backlog, Delivery: d.delivery, Health: d.health, Notices: d.notices,
+		Transcript: d.transcripts.keep, History: past, Evidence: past, Access: d.gate.access(), Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -374,9 +370,12 @@ func (d *Daemon) backlog() station.Backlog {
 	return b
 }
 
-func (d *Daemon) confirmed(device board.DeviceID) bool {
-	delivered, err := d.spool.Delivered(device)
-	return err == nil && delivered
+func (d *Daemon) delivery(device board.DeviceID) station.Delivery {
+	delivery, err := d.spool.DeliveryOf(device)
+	if err != nil {
+		return station.Waiting // if it cannot be read, it waits
+	}
+	return station.Delivery(delivery)
 }
 
 func (d *Daemon) health() []station.Problem { return d.red(d.stats()) }

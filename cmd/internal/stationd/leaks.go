@@ -26,7 +26,7 @@ func (h history) leaks(ctx context.Context, slots []Slot, now time.Time) (map[st
 			break
 		}
 		from := to.Add(-24 * time.Hour)
-		verdicts, _, err := h.Between(ctx, from, to)
+		verdicts, err := h.Between(ctx, from, to)
 		if err != nil {
 			return nil, err
 		}

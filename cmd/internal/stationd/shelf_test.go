@@ -19,6 +19,11 @@ func transcript(slot, expect string, size int) *uart.Transcript {
 	}
 }
 
+// keepNext keeps a transcript under a name behind the others.
+func keepNext(s *shelf, t *uart.Transcript) error {
+	return s.keep(fmt.Sprintf("%s-x.uart", time.Now().UTC().Format("20060102T150405.000000000Z")), t)
+}
+
 // onShelf lists the verdicts of what is there, oldest first, and checks that each is whole.
 func onShelf(t *testing.T, dir string) []string {
 	t.Helper()
@@ -53,7 +58,7 @@ func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, expect := range []string{"failed timeout", "failed garbled", "passed", "passed", "passed", "failed unplugged", "passed", "failed no-proof"} {
-		if err := s.keep(transcript(fmt.Sprintf("slot %d/", i), expect, 10)); err != nil {
+		if err := keepNext(s, transcript(fmt.Sprintf("slot %d/", i), expect, 10)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -81,7 +86,7 @@ func TestShelfHasABudgetOfBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 9 {
-		if err := s.keep(transcript("A", "failed timeout", 200<<10)); err != nil {
+		if err := keepNext(s, transcript("A", "failed timeout", 200<<10)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -96,7 +101,7 @@ func TestShelfWithoutPasses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.keep(transcript("A", "passed", 10)); err != nil {
+	if err := keepNext(s, transcript("A", "passed", 10)); err != nil {
 		t.Fatal(err)
 	}
 	if got := onShelf(t, dir); len(got) != 0 {

@@ -18,15 +18,18 @@ type timings struct {
 	delivered station.Durations          // from the reading of a board until the registry confirmed it
 }
 
-// timedJournal measures how long records take to the disk.
+// timedJournal hands verdicts to the spool, and measures how long they take to the disk.
 type timedJournal struct {
 	spool *spool.Spool
 	times *timings
 }
 
-func (j timedJournal) Append(ctx context.Context, r board.Record) (board.Receipt, error) {
+func (j timedJournal) Append(ctx context.Context, o station.Outcome) (board.Receipt, error) {
 	began := time.Now()
-	receipt, err := j.spool.Append(ctx, spool.Reading{Record: &r})
+	receipt, err := j.spool.Append(ctx, spool.Reading{
+		Record: o.Record, Reason: string(o.Reason), Device: o.Device, Slot: o.Slot, WorkOrder: o.Lot, Label: o.Label,
+		Transcript: o.Transcript, Took: o.Took, After: o.After, Resumed: o.Resumed,
+	})
 	if err == nil {
 		j.times.mu.Lock()
 		defer j.times.mu.Unlock()
