@@ -14,6 +14,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -441,7 +442,7 @@ func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error)
 	}
 	at := s.end.offset
 	if n, err := s.file.WriteAt(lines, at); err != nil || n != len(lines) {
-		err = fmt.Errorf("writing the journal: %w", shortWrite(err, n, len(lines)))
+		err = fmt.Errorf("writing the journal: %w", durable.ShortWrite(err, n, len(lines)))
 		// It need not be synced: were it back after a power failure, it would be a write that was cut short.
 		if undo := s.file.Truncate(at); undo != nil {
 			s.broken = err
@@ -467,7 +468,7 @@ func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error)
 func (s *Spool) readEntry(at position) (Entry, error) {
 	f := s.file
 	if at.segment != s.end.segment {
-		other, err := s.cfg.disk.open(segmentPath(s.cfg.Dir, at.segment), os.O_RDONLY, 0)
+		other, err := s.cfg.disk.Open(segmentPath(s.cfg.Dir, at.segment), os.O_RDONLY, 0)
 		if err != nil {
 			return Entry{}, err
 		}

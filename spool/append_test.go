@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -186,12 +187,12 @@ type gate struct {
 }
 
 type gatedFile struct {
-	file
+	durable.File
 	gate *gate
 }
 
-func (g *gate) open(path string, flag int, mode fs.FileMode) (file, error) {
-	f, err := g.osDisk.open(path, flag, mode)
+func (g *gate) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+	f, err := g.osDisk.Open(path, flag, mode)
 	return gatedFile{f, g}, err
 }
 
@@ -201,7 +202,7 @@ func (f gatedFile) Sync() error {
 		<-f.gate.leave
 	}
 	f.gate.syncs.Add(1)
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 // If the sync of a group fails, none of it has a receipt.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"secretfree/spool/durable"
+
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -106,7 +108,7 @@ func (s *Spool) checkpoint() error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(s.cfg.disk, checkpointPath(s.cfg.Dir), text, 0o600); err != nil {
+	if err := durable.WriteFile(s.cfg.disk, checkpointPath(s.cfg.Dir), text, 0o600); err != nil {
 		return fmt.Errorf("writing a checkpoint: %w", err)
 	}
 	s.signed, s.signedAt = s.tree.n, time.Now()

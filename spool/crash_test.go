@@ -22,6 +22,8 @@ import (
 	"sync"
 	"testing"
 
+	"secretfree/spool/durable"
+
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -140,23 +142,23 @@ func (r *recorder) promised(p func(*promises)) {
 }
 
 type recordedFile struct {
-	file
+	durable.File
 	r    *recorder
 	path string
 	node int
 }
 
-func (r *recorder) open(path string, flag int, mode fs.FileMode) (file, error) {
+func (r *recorder) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if flag == os.O_RDONLY {
-		return r.osDisk.open(path, flag, mode)
+		return r.osDisk.Open(path, flag, mode)
 	}
 	if err := r.before(opMake, path); err != nil {
 		return nil, err
 	}
 	_, missing := os.Lstat(path)
-	f, err := r.osDisk.open(path, flag, mode)
+	f, err := r.osDisk.Open(path, flag, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -246,11 +248,11 @@ func (f recordedFile) WriteAt(b []byte, at int64) (int, error) {
 	if err := f.r.before(opWrite, f.path); err != nil {
 		b = b[:len(b)/2]
 		f.r.note(op{kind: opWrite, node: f.node, at: at, data: bytes.Clone(b)})
-		n, _ := f.file.WriteAt(b, at)
+		n, _ := f.File.WriteAt(b, at)
 		return n, err
 	}
 	f.r.note(op{kind: opWrite, node: f.node, at: at, data: bytes.Clone(b)})
-	return f.file.WriteAt(b, at)
+	return f.File.WriteAt(b, at)
 }
 
 func (f recordedFile) Truncate(size int64) error {
@@ -260,7 +262,7 @@ func (f recordedFile) Truncate(size int64) error {
 		return err
 	}
 	f.r.note(op{kind: opTruncate, node: f.node, at: size})
-	return f.file.Truncate(size)
+	return f.File.Truncate(size)
 }
 
 func (f recordedFile) Sync() error {
@@ -279,7 +281,7 @@ func (r *recorder) rename(from, to string) error {
 	if err := r.before(opRename, to); err != nil {
 		return err
 	}
-	if err := r.osDisk.rename(from, to); err != nil {
+	if err := r.osDisk.Rename(from, to); err != nil {
 		return err
 	}
 	r.note(op{kind: opRename, node: r.nodes[filepath.Dir(from)], name: filepath.Base(from), to: filepath.Base(to), child: r.nodes[from]})

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"secretfree/spool/durable"
+
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +24,7 @@ type faulty struct {
 }
 
 type faultyFile struct {
-	file
+	durable.File
 	plan *faultPlan
 }
 
@@ -59,38 +61,38 @@ func (f faultyFile) WriteAt(b []byte, at int64) (int, error) {
 		return 0, f.plan.err
 	}
 	if f.plan.hit("short") {
-		n, _ := f.file.WriteAt(b[:len(b)/2], at)
+		n, _ := f.File.WriteAt(b[:len(b)/2], at)
 		return n, f.plan.err
 	}
-	return f.file.WriteAt(b, at)
+	return f.File.WriteAt(b, at)
 }
 
 func (f faultyFile) ReadAt(b []byte, at int64) (int, error) {
 	if f.plan.hit("read") {
 		return 0, f.plan.err
 	}
-	return f.file.ReadAt(b, at)
+	return f.File.ReadAt(b, at)
 }
 
 func (f faultyFile) Sync() error {
 	if f.plan.hit("sync") {
 		return f.plan.err
 	}
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 func (f faultyFile) Truncate(n int64) error {
 	if f.plan.hit("truncate") {
 		return f.plan.err
 	}
-	return f.file.Truncate(n)
+	return f.File.Truncate(n)
 }
 
-func (d faulty) open(path string, flag int, mode fs.FileMode) (file, error) {
+func (d faulty) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	if d.plan.hit("open") {
 		return nil, d.plan.err
 	}
-	f, err := d.osDisk.open(path, flag, mode)
+	f, err := d.osDisk.Open(path, flag, mode)
 	return faultyFile{f, d.plan}, err
 }
 
@@ -145,14 +147,14 @@ func (d faulty) rename(from, to string) error {
 	if d.plan.hit("rename") {
 		return d.plan.err
 	}
-	return d.osDisk.rename(from, to)
+	return d.osDisk.Rename(from, to)
 }
 
 func (d faulty) syncDir(dir string) error {
 	if d.plan.hit("syncdir") {
 		return d.plan.err
 	}
-	return d.osDisk.syncDir(dir)
+	return d.osDisk.SyncDir(dir)
 }
 
 // Each call on the journal and the index fails, once or from then on: no receipt is given, and when it works again, reading the board again settles it.
@@ -261,10 +263,10 @@ type badSector struct {
 	path string
 }
 
-type badFile struct{ file }
+type badFile struct{ durable.File }
 
-func (d badSector) open(path string, flag int, mode fs.FileMode) (file, error) {
-	f, err := d.osDisk.open(path, flag, mode)
+func (d badSector) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+	f, err := d.osDisk.Open(path, flag, mode)
 	if path == d.path {
 		return badFile{f}, err
 	}
@@ -275,7 +277,7 @@ func (f badFile) ReadAt(p []byte, at int64) (int, error) {
 	if at < sector {
 		return 0, syscall.EIO
 	}
-	return f.file.ReadAt(p, at)
+	return f.File.ReadAt(p, at)
 }
 
 // A kernel that could not write pages forgets that they are dirty, and may drop them or go on to show them: after a failed sync nothing is

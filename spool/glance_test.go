@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -32,8 +33,8 @@ func TestGlanceAt(t *testing.T) {
 		}
 	}
 	check("running")
-	if _, err := StoppedStats(k.dir); !errors.Is(err, ErrLocked) {
-		t.Errorf("running: %v, want %v", err, ErrLocked)
+	if _, err := StoppedStats(k.dir); !errors.Is(err, durable.ErrLocked) {
+		t.Errorf("running: %v, want %v", err, durable.ErrLocked)
 	}
 	k.sink.set(func(s board.Sealed, _ int) (bool, error) {
 		if s.Record.Device == last.Device {

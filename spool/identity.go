@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"secretfree/spool/durable"
+
 	"golang.org/x/mod/sumdb/note"
 )
 
@@ -86,10 +88,10 @@ func makeIdentity(d disk, dir, origin string) (Identity, error) {
 		return Identity{}, fmt.Errorf("making the station's key: %w", err)
 	}
 	// The public half first: a key file is there only when its public half is.
-	if err := writeDurably(d, filepath.Join(dir, "station.pub"), []byte(key+"\n"), 0o644); err != nil {
+	if err := durable.WriteFile(d, filepath.Join(dir, "station.pub"), []byte(key+"\n"), 0o644); err != nil {
 		return Identity{}, fmt.Errorf("writing the station's public key: %w", err)
 	}
-	if err := writeDurably(d, filepath.Join(dir, "station.key"), []byte(secret+"\n"), 0o600); err != nil {
+	if err := durable.WriteFile(d, filepath.Join(dir, "station.key"), []byte(secret+"\n"), 0o600); err != nil {
 		return Identity{}, fmt.Errorf("writing the station's key: %w", err)
 	}
 	return loadIdentity(d, dir, origin)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"secretfree/spool/durable"
 	"strings"
 	"testing"
 )
@@ -12,7 +13,7 @@ import (
 func TestLock(t *testing.T) {
 	k := newKit(t)
 	_, err := Open(k.config())
-	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
+	if !errors.Is(err, durable.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("a second Open: %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -249,7 +250,7 @@ func (im *importing) deliver(ctx context.Context, r run, records []*carried, out
 	if before == nil || !sameAnswers(before.answers, receipt.answers) {
 		data, err := receipt.encode(im.Identity.Signer)
 		if err == nil {
-			if err = writeDurably(im.disk, path, data, 0o644); err != nil {
+			if err = durable.WriteFile(im.disk, path, data, 0o644); err != nil {
 				err = fmt.Errorf("writing a receipt to the stick: %w", err)
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -299,7 +300,7 @@ func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) 
 		db, err = d.openIndex(indexPath(dir), &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
 		switch {
 		case errors.Is(err, bolterrors.ErrTimeout):
-			return fmt.Errorf("%w: it has %s open", ErrLocked, indexPath(dir))
+			return fmt.Errorf("%w: it has %s open", durable.ErrLocked, indexPath(dir))
 		case notNow(err):
 			return fmt.Errorf("opening the index: %w", err)
 		case err != nil:

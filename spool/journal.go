@@ -145,7 +145,7 @@ func farAway(dir string, first, next uint64) error {
 
 func (s *scan) segment(first, limit uint64) error {
 	path := segmentPath(s.dir, first)
-	f, err := s.disk.open(path, os.O_RDONLY, 0)
+	f, err := s.disk.Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return fmt.Errorf("reading the journal: %w", err)
 	}

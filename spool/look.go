@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"secretfree/spool/durable"
+
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
@@ -50,7 +52,7 @@ func lookAtIndex(dir string, f func(*bolt.Tx) error) error {
 		db, err = bolt.Open(path, 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})
 		switch {
 		case errors.Is(err, bolterrors.ErrTimeout):
-			return fmt.Errorf("%w: it has %s open", ErrLocked, path)
+			return fmt.Errorf("%w: it has %s open", durable.ErrLocked, path)
 		case errors.Is(err, os.ErrPermission):
 			return fmt.Errorf("opening the index: %w", err)
 		case err != nil:

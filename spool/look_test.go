@@ -9,6 +9,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -28,8 +29,8 @@ func TestLookLeavesNoTrace(t *testing.T) {
 	if err != nil || len(want) != 1 {
 		t.Fatal(want, err)
 	}
-	if _, err := ListDead(k.dir); !errors.Is(err, ErrLocked) {
-		t.Errorf("while the station runs: %v, want %v", err, ErrLocked)
+	if _, err := ListDead(k.dir); !errors.Is(err, durable.ErrLocked) {
+		t.Errorf("while the station runs: %v, want %v", err, durable.ErrLocked)
 	}
 	evidence, err := k.spool.Export(want[0].Seq)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"secretfree/spool/durable"
+
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
@@ -353,7 +355,7 @@ func (o *opening) openSegment(segments int) error {
 	if segments == 0 {
 		return o.begin()
 	}
-	f, err := o.cfg.disk.open(path, os.O_RDWR, 0)
+	f, err := o.cfg.disk.Open(path, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("opening the journal: %w", err)
 	}
@@ -385,7 +387,7 @@ func (o *opening) openSegment(segments int) error {
 	return nil
 }
 
-func (o *opening) keepTail(f file) (string, error) {
+func (o *opening) keepTail(f durable.File) (string, error) {
 	tail := make([]byte, o.scan.torn)
 	if _, err := f.ReadAt(tail, o.end.offset); err != nil {
 		return "", err
@@ -408,20 +410,20 @@ func keepAside(d disk, dir, name string, data []byte) (path string, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", err
 	}
-	return path, errors.Join(writeDurably(d, path, data, 0o400), d.syncDir(journalDir(dir)))
+	return path, errors.Join(durable.WriteFile(d, path, data, 0o400), d.SyncDir(journalDir(dir)))
 }
 
 // begin makes the segment that begins at the next entry.
 func (s *Spool) begin() error {
 	path := segmentPath(s.cfg.Dir, s.next)
-	f, err := s.cfg.disk.open(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := s.cfg.disk.Open(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("making a segment of the journal: %w", err)
 	}
 	s.file, s.end, s.leaves = f, position{segment: s.next}, nil
 	if err := errors.Join(
-		s.cfg.disk.syncDir(journalDir(s.cfg.Dir)),
-		s.cfg.disk.syncDir(s.cfg.Dir), // the journal's folder may be new too
+		s.cfg.disk.SyncDir(journalDir(s.cfg.Dir)),
+		s.cfg.disk.SyncDir(s.cfg.Dir), // the journal's folder may be new too
 	); err != nil {
 		return fmt.Errorf("making a segment of the journal: %w", err)
 	}
@@ -474,14 +476,14 @@ func (o *opening) bringUp() error {
 		return nil
 	}
 	if o.unusable != errNoIndex {
-		if err := o.cfg.disk.rename(indexPath(dir), indexPath(dir)+".unusable"); err != nil {
+		if err := o.cfg.disk.Rename(indexPath(dir), indexPath(dir)+".unusable"); err != nil {
 			return fmt.Errorf("moving the index aside: %w", err)
 		}
 	}
-	if err := o.cfg.disk.rename(fresh, indexPath(dir)); err != nil {
+	if err := o.cfg.disk.Rename(fresh, indexPath(dir)); err != nil {
 		return fmt.Errorf("putting the new index in place: %w", err)
 	}
-	if err := o.cfg.disk.syncDir(dir); err != nil {
+	if err := o.cfg.disk.SyncDir(dir); err != nil {
 		return fmt.Errorf("putting the new index in place: %w", err)
 	}
 	o.db, _, err = openIndex(o.cfg.disk, dir, o.origin)
@@ -544,7 +546,7 @@ func (s *Spool) settleFile(path string, data []byte) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
-	if err := writeDurably(s.cfg.disk, path, data, 0o400); err != nil {
+	if err := durable.WriteFile(s.cfg.disk, path, data, 0o400); err != nil {
 		return fmt.Errorf("sealing a segment: %w", err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -64,7 +65,7 @@ type RepairReport struct {
 // is delivered when the station starts. An entry that stays damaged stays quarantined, and Repair can be called again with other
 // sources.
 func Repair(dir string, v note.Verifier, sources Sources, dryRun bool) (RepairReport, error) {
-	lock, _, err := takeLock(dir)
+	lock, _, err := durable.Lock(dir)
 	if err != nil {
 		return RepairReport{}, err
 	}
@@ -526,5 +527,5 @@ func (r *repair) rewrite(first uint64, fixes []Fix) error {
 		}
 		r.report.Aside = append(r.report.Aside, aside)
 	}
-	return writeDurably(osDisk{}, path, data, mode)
+	return durable.WriteFile(osDisk{}, path, data, mode)
 }

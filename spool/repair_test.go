@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	"secretfree/spool/durable"
+
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -114,7 +116,7 @@ func TestRepairFromCopy(t *testing.T) {
 						t.Errorf("a board again: %+v, %v", receipt, err)
 					}
 				}
-				if again, err := Repair(k.dir, k.id.Verifier, Sources{}, true); !errors.Is(err, ErrLocked) {
+				if again, err := Repair(k.dir, k.id.Verifier, Sources{}, true); !errors.Is(err, durable.ErrLocked) {
 					t.Errorf("while the station runs: %+v, %v", again, err)
 				}
 			})

@@ -14,6 +14,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -54,8 +55,6 @@ const segmentSize = 16 << 20
 
 // Errors of opening a spool.
 var (
-	// ErrLocked: another process has the spool. The message names it.
-	ErrLocked = errors.New("another process uses this spool")
 	// ErrForeign: the journal is that of another station.
 	ErrForeign = errors.New("the journal is of another station")
 	// ErrClosed says that the spool was closed.
@@ -91,10 +90,10 @@ type Spool struct {
 	closed bool
 	// unusable is why the index cannot be gone on with although it could be opened; nil if it can.
 	unusable error
-	file     file        // the segment that is written
-	end      position    // where the next line goes
-	next     uint64      // the seq of the next entry
-	leaves   []tlog.Hash // of the segment that is written
+	file     durable.File // the segment that is written
+	end      position     // where the next line goes
+	next     uint64       // the seq of the next entry
+	leaves   []tlog.Hash  // of the segment that is written
 	tree     tree
 	signed   uint64 // size of the newest checkpoint
 	signedAt time.Time
@@ -133,11 +132,11 @@ func Open(cfg Config) (*Spool, error) {
 	if err := os.MkdirAll(journalDir(cfg.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("making the spool's folder: %w", err)
 	}
-	lock, before, err := takeLock(cfg.Dir)
+	lock, before, err := durable.Lock(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	if notice, moved := before.elsewhere(); moved {
+	if notice, moved := before.Elsewhere(); moved {
 		cfg.Notify(notice)
 	}
 	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, noise: map[string]noise{}, failing: map[uint64]bool{}}

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"secretfree/spool/durable"
+
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -127,9 +129,9 @@ type watched struct {
 	*stopwatch
 }
 
-func (d watched) open(path string, flag int, mode fs.FileMode) (file, error) {
+func (d watched) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	defer d.start()()
-	f, err := d.disk.open(path, flag, mode)
+	f, err := d.disk.Open(path, flag, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -148,40 +150,40 @@ func (d watched) syncIndex(db *bolt.DB) error {
 
 func (d watched) rename(from, to string) error {
 	defer d.start()()
-	return d.disk.rename(from, to)
+	return d.disk.Rename(from, to)
 }
 
 func (d watched) syncDir(dir string) error {
 	defer d.start()()
-	return d.disk.syncDir(dir)
+	return d.disk.SyncDir(dir)
 }
 
 type watchedFile struct {
-	file
+	durable.File
 	*stopwatch
 }
 
 func (f watchedFile) ReadAt(b []byte, at int64) (int, error) {
 	defer f.start()()
-	return f.file.ReadAt(b, at)
+	return f.File.ReadAt(b, at)
 }
 
 func (f watchedFile) WriteAt(b []byte, at int64) (int, error) {
 	defer f.start()()
-	return f.file.WriteAt(b, at)
+	return f.File.WriteAt(b, at)
 }
 
 func (f watchedFile) Sync() error {
 	defer f.start()()
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 func (f watchedFile) Truncate(size int64) error {
 	defer f.start()()
-	return f.file.Truncate(size)
+	return f.File.Truncate(size)
 }
 
 func (f watchedFile) Close() error {
 	defer f.start()()
-	return f.file.Close()
+	return f.File.Close()
 }

@@ -11,6 +11,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -22,12 +23,12 @@ type stuck struct {
 }
 
 type stuckFile struct {
-	file
+	durable.File
 	disk stuck
 }
 
-func (d stuck) open(path string, flag int, mode fs.FileMode) (file, error) {
-	f, err := d.osDisk.open(path, flag, mode)
+func (d stuck) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+	f, err := d.osDisk.Open(path, flag, mode)
 	return stuckFile{f, d}, err
 }
 
@@ -36,7 +37,7 @@ func (f stuckFile) Sync() error {
 		<-f.disk.stop
 		return syscall.EIO
 	}
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 // A disk that hangs in a sync keeps nobody waiting who only looks, and they see since when.

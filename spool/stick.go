@@ -17,6 +17,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -95,7 +96,7 @@ func claim(dir string) (release func() error, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %s is in use by another export or import", ErrLocked, dir)
+			return nil, fmt.Errorf("%w: %s is in use by another export or import", durable.ErrLocked, dir)
 		}
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
@@ -180,8 +181,8 @@ func makeFolder(d disk, stick, folder string) error {
 		return fmt.Errorf("making a folder on the stick: %w", err)
 	}
 	if err := errors.Join(
-		d.syncDir(filepath.Dir(folder)),
-		d.syncDir(stick),
+		d.SyncDir(filepath.Dir(folder)),
+		d.SyncDir(stick),
 	); err != nil {
 		return fmt.Errorf("making a folder on the stick: %w", err)
 	}
@@ -228,7 +229,7 @@ func (e *exporting) look() error {
 		e.Verified++
 	}
 	for _, path := range damaged {
-		if err := errors.Join(e.disk.rename(path, path+endDamaged), e.disk.syncDir(e.folder)); err != nil {
+		if err := errors.Join(e.disk.Rename(path, path+endDamaged), e.disk.SyncDir(e.folder)); err != nil {
 			return fmt.Errorf("setting a damaged bundle aside: %w", err)
 		}
 		e.Damaged++
@@ -330,7 +331,7 @@ func (e *exporting) flush() (err error) {
 	if e.bundle.beside, err = e.hashes.besideRun(0, e.size, r.first, r.next); err != nil {
 		return fmt.Errorf("proving entries %d to %d: %w", r.first, r.next-1, err)
 	}
-	if err := writeDurably(e.disk, filepath.Join(e.folder, r.name(endBundle)), e.bundle.encode(), 0o644); err != nil {
+	if err := durable.WriteFile(e.disk, filepath.Join(e.folder, r.name(endBundle)), e.bundle.encode(), 0o644); err != nil {
 		return fmt.Errorf("writing entries %d to %d to the stick: %w; what was written before them is good, and to export again goes on there", r.first, r.next-1, err)
 	}
 	e.Written++

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -220,7 +221,7 @@ type pulled struct {
 }
 
 type pulledFile struct {
-	file
+	durable.File
 	d pulled
 }
 
@@ -232,12 +233,12 @@ func (d pulled) step() error {
 	return nil
 }
 
-func (d pulled) open(path string, flag int, mode fs.FileMode) (file, error) {
+func (d pulled) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	if err := d.step(); err != nil {
 		return nil, err
 	}
 	*d.last, *d.torn = path, nil
-	f, err := d.osDisk.open(path, flag, mode)
+	f, err := d.osDisk.Open(path, flag, mode)
 	return pulledFile{f, d}, err
 }
 
@@ -247,17 +248,17 @@ func (f pulledFile) WriteAt(b []byte, at int64) (int, error) {
 	*f.d.torn = append(*f.d.torn, b[:n]...)
 	if n < len(b) {
 		*f.d.left = -1
-		f.file.WriteAt(b[:n], at)
+		f.File.WriteAt(b[:n], at)
 		return n, syscall.EIO
 	}
-	return f.file.WriteAt(b, at)
+	return f.File.WriteAt(b, at)
 }
 
 func (f pulledFile) Sync() error {
 	if err := f.d.step(); err != nil {
 		return err
 	}
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 func (d pulled) rename(from, to string) error {
@@ -265,14 +266,14 @@ func (d pulled) rename(from, to string) error {
 		return err
 	}
 	*d.last = ""
-	return d.osDisk.rename(from, to)
+	return d.osDisk.Rename(from, to)
 }
 
 func (d pulled) syncDir(dir string) error {
 	if err := d.step(); err != nil {
 		return err
 	}
-	return d.osDisk.syncDir(dir)
+	return d.osDisk.SyncDir(dir)
 }
 
 // leave puts back what a process that could still reach the stick has tidied up.
@@ -526,7 +527,7 @@ func TestExportRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused("two at once", ErrLocked, "in use")
+	refused("two at once", durable.ErrLocked, "in use")
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}

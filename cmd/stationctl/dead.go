@@ -13,6 +13,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -132,7 +133,7 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 		return err
 	}
 	report, err := spool.Repair(dir, verifier, sources, !s.Apply)
-	if errors.Is(err, spool.ErrLocked) {
+	if errors.Is(err, durable.ErrLocked) {
 		return fmt.Errorf("%w: a journal is repaired while its station is stopped", err)
 	}
 	if err != nil {

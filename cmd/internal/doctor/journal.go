@@ -16,6 +16,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
+	"secretfree/spool/durable"
 	"secretfree/station/board"
 )
 
@@ -142,7 +143,7 @@ func (e *exam) checkStats() []Result {
 
 func (e *exam) judgeStopped(stats spool.Stats, err error) []Result {
 	switch {
-	case errors.Is(err, spool.ErrLocked):
+	case errors.Is(err, durable.ErrLocked):
 		return []Result{warn("journal.queue", e.asOwner(), "a station runs, and what waits for the registry could not be asked: %v", e.controlErr)}
 	case errors.Is(err, spool.ErrNoIndex):
 		return []Result{good("journal.queue", "there is no index: the next start makes it anew from the journal, and delivers what may be missing again")}

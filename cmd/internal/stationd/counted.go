@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"secretfree/spool/durable"
 	"secretfree/station"
 )
 
@@ -88,22 +89,7 @@ func (c counted) keep(lot station.Lot, earlier []station.Lot) error {
 	if err != nil {
 		return err
 	}
-	beside := c.path + ".new"
-	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("keeping the work order: %w", err)
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(beside, c.path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(c.path))
-	}
-	if err != nil {
+	if err := durable.WriteFile(durable.OS{}, c.path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("keeping the work order: %w", err)
 	}
 	return nil

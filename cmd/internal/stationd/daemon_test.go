@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/spool"
+	"secretfree/spool/durable"
 	"secretfree/station"
 	"secretfree/station/board"
 )
@@ -214,7 +215,7 @@ func TestOpenRefusals(t *testing.T) {
 	t.Run("a second daemon", func(t *testing.T) {
 		f := newFactory(t)
 		f.start()
-		if _, err := Open(t.Context(), f.config(), zerolog.Nop()); !errors.Is(err, spool.ErrLocked) {
+		if _, err := Open(t.Context(), f.config(), zerolog.Nop()); !errors.Is(err, durable.ErrLocked) {
 			t.Errorf("got %v, want ErrLocked", err)
 		}
 	})

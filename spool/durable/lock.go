@@ -1,4 +1,4 @@
-package spool
+package durable
 
 import (
 	"encoding/json"
@@ -11,7 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holder is who has the spool, as the lock file says. The lock is the flock; what the file says is for people.
+// ErrLocked says that another process has the lock. The message names it.
+var ErrLocked = errors.New("another process uses this folder")
+
+// Holder is who has the spool, as the lock file says. The lock is the flock; what the file says is for people.
 type holder struct {
 	PID     int    `json:"pid"`
 	Program string `json:"program"`
@@ -26,8 +29,8 @@ func (h holder) String() string {
 	return fmt.Sprintf("process %d (%.64q on host %.64q, since %.40s)", h.PID, h.Program, h.Host, h.Since)
 }
 
-// takeLock returns the lock and who had it before, if that is known.
-func takeLock(dir string) (lock *os.File, before holder, err error) {
+// Lock takes the lock of a folder. It returns the lock and who had it before, if that is known.
+func Lock(dir string) (lock *os.File, before holder, err error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -59,9 +62,9 @@ func takeLock(dir string) (lock *os.File, before holder, err error) {
 	return f, before, nil
 }
 
-// elsewhere warns when the folder was last used by another machine. A copy of a station's folder is the way to two
+// Elsewhere warns when the folder was last used by another machine. A copy of a station's folder is the way to two
 // machines that sign as one.
-func (h holder) elsewhere() (notice string, moved bool) {
+func (h holder) Elsewhere() (notice string, moved bool) {
 	host, err := os.Hostname()
 	if err != nil || h.Host == "" || h.Host == host {
 		return "", false
