@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -83,7 +84,7 @@ func TestStationsRace(t *testing.T) {
 			if lost0 {
 				winner, letter = records[1][n], letters[0][records[0][n].Device]
 			}
-			want := spool.Known{Device: winner.Device.String(), Key: winner.Fingerprint().String(), By: winner.Origin()}
+			want := journal.Known{Device: winner.Device.String(), Key: winner.Fingerprint().String(), By: winner.Origin()}
 			if letter.Known == nil || *letter.Known != want || !strings.Contains(letter.Reason, winner.Origin()) {
 				t.Errorf("pair %d: %+v, known %+v, want %+v", n, letter, letter.Known, want)
 			}
@@ -111,7 +112,7 @@ func openStation(t *testing.T, dir, name string, b backend) *spool.Spool {
 	if !ok {
 		t.Fatal(errors.New("the registry takes no batches"))
 	}
-	s, err := spool.Open(spool.Config{Dir: dir, Identity: spool.Identity{Signer: signer, Verifier: verifier, Key: public}, Sink: sink})
+	s, err := spool.Open(spool.Config{Dir: dir, Identity: journal.Identity{Signer: signer, Verifier: verifier, Key: public}, Sink: sink})
 	must(t, err)
 	t.Cleanup(func() { s.Close() })
 	return s

@@ -221,10 +221,10 @@ func TestStationInBadWeather(t *testing.T) {
 	}
 }
 
-// journal is a spool as a station takes it.
-type journal struct{ *spool.Spool }
+// spoolJournal is a spool as a station takes it.
+type spoolJournal struct{ *spool.Spool }
 
-func (j journal) Append(ctx context.Context, o station.Outcome) (board.Receipt, error) {
+func (j spoolJournal) Append(ctx context.Context, o station.Outcome) (board.Receipt, error) {
 	return j.Spool.Append(ctx, spool.Reading{Record: o.Record})
 }
 
@@ -234,7 +234,7 @@ func onPage(t *testing.T, s *spool.Spool, says []string) {
 	dialect, err := uart.DialectByName("ti-at")
 	must(t, err)
 	b, err := station.New(station.Config{
-		SKU: "widgiot", Station: "line3-a", Journal: journal{s},
+		SKU: "widgiot", Station: "line3-a", Journal: spoolJournal{s},
 		Slots: []station.SlotConfig{{Name: "A", Port: "/dev/null", Dialect: dialect, Open: func(context.Context) (uart.Conn, error) { return nil, net.ErrClosed }}},
 		Backlog: func() station.Backlog {
 			stats := s.Stats()

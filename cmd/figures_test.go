@@ -24,6 +24,7 @@ import (
 	"secretfree/cloud"
 	"secretfree/fixtures"
 	"secretfree/spool"
+	spooljournal "secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -115,7 +116,7 @@ func journal(t *testing.T, dir string, records int) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	id, err := spool.LoadIdentity(dir, "widgiot/line3-a")
+	id, err := spooljournal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -27,7 +28,7 @@ type request struct {
 	turn    chan bool         // true: write the next group; false: it is written, see below
 	signed  chan error        // once: what is wrong with the envelope
 
-	entry    Entry
+	entry    journal.Entry
 	data     []byte // the entry's JSON
 	read     []byte // what was read back of its line
 	conflict *board.Conflict
@@ -45,7 +46,7 @@ type Reading struct {
 	Reason      string            // of a failure: lower-case words with dashes
 	Device      board.DeviceID    // of a failure, if it is known
 	Fingerprint board.Fingerprint // likewise
-	Known       *Known            // what a failure contradicts
+	Known       *journal.Known    // what a failure contradicts
 
 	Slot       string
 	WorkOrder  string
@@ -90,8 +91,8 @@ type noise struct {
 func (s *Spool) Append(ctx context.Context, r Reading) (board.Receipt, error) {
 	q := &request{ctx: ctx, reading: r, turn: make(chan bool, 1), signed: make(chan error, 1)}
 	if r.Record == nil {
-		if !reasonPattern(r.Reason) {
-			return board.Receipt{}, fmt.Errorf("appending a verdict: %w: the reason %.60q is not lower-case words with dashes", ErrEntry, r.Reason)
+		if !journal.ReasonPattern(r.Reason) {
+			return board.Receipt{}, fmt.Errorf("appending a verdict: %w: the reason %.60q is not lower-case words with dashes", journal.ErrEntry, r.Reason)
 		}
 		q.signed <- nil
 		return s.append(q)
@@ -144,7 +145,7 @@ func (s *Spool) append(q *request) (board.Receipt, error) {
 
 // check compares what was read back from the disk with what should be there: of a record the envelope, whose signature was looked at.
 func (q *request) check(signed error) error {
-	data, seq, err := readLine(q.read)
+	data, seq, err := journal.ReadLine(q.read)
 	if err != nil {
 		return err
 	}
@@ -154,7 +155,7 @@ func (q *request) check(signed error) error {
 	if q.entry.Record() == nil {
 		return nil
 	}
-	envelope, err := envelopeOf(data)
+	envelope, err := journal.EnvelopeOf(data)
 	if err != nil {
 		return err
 	}
@@ -168,7 +169,7 @@ func (q *request) check(signed error) error {
 func (s *Spool) lead() {
 	s.mu.Lock()
 	s.groupMu.Lock()
-	n := min(len(s.waiting), maxGroup)
+	n := min(len(s.waiting), journal.MaxGroup)
 	group := s.waiting[:n:n]
 	s.waiting = s.waiting[n:]
 	s.groupMu.Unlock()
@@ -199,7 +200,7 @@ func (s *Spool) commit(group []*request) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
-	if s.end.offset >= s.cfg.SegmentSize {
+	if s.end.Offset >= s.cfg.SegmentSize {
 		if err := s.rotate(); err != nil {
 			return err
 		}
@@ -239,14 +240,14 @@ func (s *Spool) commit(group []*request) error {
 		}
 		place := from
 		for i, q := range written {
-			e := indexedBy(&q.entry, place)
+			e := journal.SummaryOf(&q.entry, place)
 			if q.entry.Record() != nil {
-				e.mac = macOf(q.sealed.Record.Facts["mac"])
+				e.MAC = journal.ParseMAC(q.sealed.Record.Facts["mac"])
 			}
-			if err := e.put(tx, &change); err != nil {
+			if err := putEntry(tx, &e, &change); err != nil {
 				return err
 			}
-			place.offset += int64(lengths[i])
+			place.Offset += int64(lengths[i])
 		}
 		fresh := s.leaves[len(s.leaves)-len(written):]
 		return errors.Join(change.put(tx), putLeaves(tx, p.Next, fresh, false), putProgress(tx, progress{s.next, fresh[len(fresh)-1]}))
@@ -260,7 +261,7 @@ func (s *Spool) commit(group []*request) error {
 		s.wakeUp()
 	}
 	back := make([]byte, len(lines))
-	if n, err := s.file.ReadAt(back, from.offset); n < len(back) {
+	if n, err := s.file.ReadAt(back, from.Offset); n < len(back) {
 		s.broken = fmt.Errorf("reading the journal back: %w", err)
 		return s.broken
 	}
@@ -292,13 +293,13 @@ func (s *Spool) decide(group []*request, at time.Time) error {
 				q.err = context.Cause(q.ctx)
 				continue
 			}
-			if q.entry.Kind == KindRejection {
+			if q.entry.Kind == journal.KindRejection {
 				q.entry.Seq, q.entry.Time = seq, at
 				seq++
 				continue
 			}
 			v := q.reading.verdict()
-			q.entry = Entry{Seq: seq, Time: at, Kind: KindVerdict, Verdict: v}
+			q.entry = journal.Entry{Seq: seq, Time: at, Kind: journal.KindVerdict, Verdict: v}
 			if q.reading.Record == nil {
 				q.receipt = board.Receipt{Entry: seq, Time: at}
 				if !v.Device.Valid() && s.noisy(v.Slot) {
@@ -362,18 +363,18 @@ func (s *Spool) decideRecord(tx *bolt.Tx, q *request, devices map[board.DeviceID
 	refuse := func(reason string, c *board.Conflict) {
 		c.Device, c.Key, c.KnownBy = device, q.key, s.origin
 		q.conflict, q.receipt = c, board.Receipt{Entry: q.entry.Seq}
-		v.Result, v.Reason, v.Known = Failed, reason, knownOf(c)
+		v.Result, v.Reason, v.Known = journal.Failed, reason, knownOf(c)
 	}
 	switch {
 	case haveDevice && known.Key != q.key:
-		refuse(ReasonDeviceConflict, &board.Conflict{Kind: board.ErrDeviceConflict, KnownDevice: device, KnownKey: known.Key})
+		refuse(journal.ReasonDeviceConflict, &board.Conflict{Kind: board.ErrDeviceConflict, KnownDevice: device, KnownKey: known.Key})
 	case haveKey && owner != device:
-		refuse(ReasonKeyConflict, &board.Conflict{Kind: board.ErrKeyConflict, KnownDevice: owner, KnownKey: q.key})
-	case haveDevice && !covers(s.damage, known.Seq):
-		v.Result, v.Of = Repeated, &known.Seq
+		refuse(journal.ReasonKeyConflict, &board.Conflict{Kind: board.ErrKeyConflict, KnownDevice: owner, KnownKey: q.key})
+	case haveDevice && !journal.Covers(s.damage, known.Seq):
+		v.Result, v.Of = journal.Repeated, &known.Seq
 		q.receipt = board.Receipt{Seq: known.Seq, Time: time.UnixMilli(known.At).UTC(), Repeat: true, Entry: q.entry.Seq}
 	default:
-		v.Result, v.Record = Passed, q.sealed.Envelope
+		v.Result, v.Record = journal.Passed, q.sealed.Envelope
 		q.receipt = board.Receipt{Seq: q.entry.Seq, Time: q.entry.Time, Entry: q.entry.Seq}
 	}
 	return nil
@@ -395,8 +396,8 @@ func (s *Spool) resumed(tx *bolt.Tx, q *request) (bool, error) {
 	if err := before.decode(tx.Bucket(bucketEntries).Get(last)); err != nil {
 		return false, err
 	}
-	passes := func(r Result) bool { return r == Passed || r == Repeated }
-	if before.device != v.Device || before.reason != v.Reason || passes(before.result) != passes(v.Result) || v.Result == Passed {
+	passes := func(r journal.Result) bool { return r == journal.Passed || r == journal.Repeated }
+	if before.device != v.Device || before.reason != v.Reason || passes(before.result) != passes(v.Result) || v.Result == journal.Passed {
 		return false, nil
 	}
 	q.receipt.Entry, q.receipt.Resumed = seq, true
@@ -404,13 +405,13 @@ func (s *Spool) resumed(tx *bolt.Tx, q *request) (bool, error) {
 }
 
 // verdict is the entry's body as far as the reading alone decides it.
-func (r *Reading) verdict() *Verdict {
-	v := &Verdict{
+func (r *Reading) verdict() *journal.Verdict {
+	v := &journal.Verdict{
 		Slot: plainText(r.Slot), After: r.After, WorkOrder: plainText(r.WorkOrder), Label: plainText(r.Label),
 		Operator: plainText(r.Operator), Transcript: plainText(r.Transcript), ReadMS: max(0, r.Took.Milliseconds()),
 	}
 	if r.Record == nil {
-		v.Result, v.Reason, v.Known = Failed, r.Reason, r.Known
+		v.Result, v.Reason, v.Known = journal.Failed, r.Reason, r.Known
 		if r.Device.Valid() {
 			v.Device, v.Fingerprint = r.Device, r.Fingerprint
 		}
@@ -426,7 +427,7 @@ func plainText(s string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(s, "\uFFFD"))
-	for len(s) > maxText {
+	for len(s) > journal.MaxText {
 		_, n := utf8.DecodeLastRuneInString(s)
 		s = s[:len(s)-n]
 	}
@@ -437,10 +438,10 @@ func plainText(s string) string {
 func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error) {
 	var hashes []tlog.Hash
 	for _, data := range entries {
-		line := encodeLine(data)
+		line := journal.EncodeLine(data)
 		lines, lengths, hashes = append(lines, line...), append(lengths, len(line)), append(hashes, tlog.RecordHash(data))
 	}
-	at := s.end.offset
+	at := s.end.Offset
 	if n, err := s.file.WriteAt(lines, at); err != nil || n != len(lines) {
 		err = fmt.Errorf("writing the journal: %w", durable.ShortWrite(err, n, len(lines)))
 		// It need not be synced: were it back after a power failure, it would be a write that was cut short.
@@ -455,35 +456,35 @@ func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error)
 		s.broken = fmt.Errorf("syncing the journal: %w", err)
 		return nil, nil, s.broken
 	}
-	s.end.offset += int64(len(lines))
+	s.end.Offset += int64(len(lines))
 	s.next += uint64(len(entries))
 	for _, h := range hashes {
-		s.tree.add(h)
+		s.tree.Add(h)
 	}
 	s.leaves = append(s.leaves, hashes...)
 	return lines, lengths, nil
 }
 
 // readEntry reads an entry from the file. The caller holds mu.
-func (s *Spool) readEntry(at position) (Entry, error) {
+func (s *Spool) readEntry(at journal.Position) (journal.Entry, error) {
 	f := s.file
-	if at.segment != s.end.segment {
-		other, err := s.cfg.disk.Open(segmentPath(s.cfg.Dir, at.segment), os.O_RDONLY, 0)
+	if at.Segment != s.end.Segment {
+		other, err := s.cfg.disk.Open(journal.SegmentPath(s.cfg.Dir, at.Segment), os.O_RDONLY, 0)
 		if err != nil {
-			return Entry{}, err
+			return journal.Entry{}, err
 		}
 		defer other.Close()
 		f = other
 	}
-	buf := make([]byte, maxEntryLine)
-	n, err := f.ReadAt(buf, at.offset)
+	buf := make([]byte, journal.MaxEntryLine)
+	n, err := f.ReadAt(buf, at.Offset)
 	end := bytes.IndexByte(buf[:n], '\n')
 	if end < 0 {
-		return Entry{}, fmt.Errorf("reading the journal at %d: no whole line (%v)", at.offset, err)
+		return journal.Entry{}, fmt.Errorf("reading the journal at %d: no whole line (%v)", at.Offset, err)
 	}
-	data, _, err := readLine(buf[:end+1])
+	data, _, err := journal.ReadLine(buf[:end+1])
 	if err != nil {
-		return Entry{}, err
+		return journal.Entry{}, err
 	}
-	return ParseEntry(data)
+	return journal.ParseEntry(data)
 }

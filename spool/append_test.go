@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -65,14 +66,14 @@ func TestAppend(t *testing.T) {
 		t.Errorf("an ended context: %v", err)
 	}
 
-	var kinds []Result
-	for e, err := range Walk(k.dir) {
+	var kinds []journal.Result
+	for e, err := range journal.Walk(k.dir) {
 		if err != nil {
 			t.Fatal(err)
 		}
 		kinds = append(kinds, resultOf(e))
 	}
-	want := []Result{"", Passed, Passed, Repeated, Repeated, Failed, Failed, Failed}
+	want := []journal.Result{"", journal.Passed, journal.Passed, journal.Repeated, journal.Repeated, journal.Failed, journal.Failed, journal.Failed}
 	if !slices.Equal(kinds, want) {
 		t.Errorf("the journal holds %v, want %v", kinds, want)
 	}

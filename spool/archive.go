@@ -10,8 +10,9 @@ import (
 	"os"
 	"time"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/mod/sumdb/tlog"
 )
 
 // Archive keeps copies of the journal elsewhere, so that a lost disk is not a lost journal.
@@ -95,7 +96,7 @@ func (s *Spool) runArchive(ctx context.Context) {
 // fork keeps the first ErrFork for good, over restarts too, and tells of it. That the archive takes other things later makes no
 // difference: there are two journals of one name. It ends with another state_dir.
 func (s *Spool) fork(err error) {
-	if !errors.Is(err, ErrFork) {
+	if !errors.Is(err, journal.ErrFork) {
 		return
 	}
 	s.mu.Lock()
@@ -138,7 +139,7 @@ func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
 	if err != nil || !have {
 		return false, err
 	}
-	c, err := parseCheckpoint(text, s.cfg.Identity.Verifier)
+	c, err := journal.ParseCheckpoint(text, s.cfg.Identity.Verifier)
 	if err != nil {
 		return false, err
 	}
@@ -149,9 +150,9 @@ func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
 		return false, fmt.Errorf("archiving a checkpoint: %w", err)
 	}
 	s.mu.Lock()
-	s.archive.offered = c.size
+	s.archive.offered = c.Size
 	s.unlock()
-	return true, s.archived(keyOffered, encodeSeq(c.size))
+	return true, s.archived(keyOffered, encodeSeq(c.Size))
 }
 
 // unarchived finds the oldest sealed segment that the archive does not have. One that is damaged is not offered before it is repaired.
@@ -191,7 +192,7 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 		}
 		return nil
 	})
-	if info, err := os.Stat(leavesPath(s.cfg.Dir, oldest)); err == nil {
+	if info, err := os.Stat(journal.LeavesPath(s.cfg.Dir, oldest)); err == nil {
 		s.archive.since = info.ModTime()
 	}
 	return first, sealed, ok, err
@@ -210,46 +211,23 @@ func (s *Spool) damagedIn(first, next uint64) bool {
 func (s *Spool) readSegment(first uint64, sealed sealedSegment) (ArchivedSegment, error) {
 	dir := s.cfg.Dir
 	a := ArchivedSegment{Origin: s.origin, First: first, Last: sealed.Next - 1}
-	l, err := readLeaves(dir, first)
+	l, err := journal.ReadLeaves(dir, first)
 	if err == nil {
-		a.Lines, err = os.ReadFile(segmentPath(dir, first))
+		a.Lines, err = os.ReadFile(journal.SegmentPath(dir, first))
 	}
 	if err == nil {
-		err = sameLeaves(a.Lines, l)
+		err = journal.CheckLeaves(a.Lines, l)
 	}
 	if err != nil {
 		s.mu.Lock()
 		s.suspect(first, err)
 		s.unlock()
-		return a, fmt.Errorf("reading %s: %w", segmentPath(dir, first), err)
+		return a, fmt.Errorf("reading %s: %w", journal.SegmentPath(dir, first), err)
 	}
-	if a.Checkpoint, err = os.ReadFile(sealPath(dir, first)); err != nil {
+	if a.Checkpoint, err = os.ReadFile(journal.SealPath(dir, first)); err != nil {
 		return a, fmt.Errorf("reading a checkpoint: %w", err)
 	}
 	return a, nil
-}
-
-func sameLeaves(lines []byte, l leaves) error {
-	seq := l.First
-	for len(lines) > 0 {
-		end := bytes.IndexByte(lines, '\n') + 1
-		if end == 0 {
-			end = len(lines)
-		}
-		data, got, err := readLine(lines[:end])
-		if err != nil {
-			return err
-		}
-		if got != seq || seq >= l.next() || tlog.RecordHash(data) != l.Hashes[seq-l.First] {
-			return fmt.Errorf("%w: entry %d is not the one that was sealed", ErrEntry, seq)
-		}
-		lines = lines[end:]
-		seq++
-	}
-	if seq != l.next() {
-		return fmt.Errorf("%w: it ends at entry %d", ErrEntry, seq)
-	}
-	return nil
 }
 
 // newCheckpoint returns the newest checkpoint if the archive does not have it.
@@ -259,7 +237,7 @@ func (s *Spool) newCheckpoint() ([]byte, bool, error) {
 	if s.signed <= s.archive.offered {
 		return nil, false, nil
 	}
-	text, err := os.ReadFile(checkpointPath(s.cfg.Dir))
+	text, err := os.ReadFile(journal.CheckpointPath(s.cfg.Dir))
 	if err != nil {
 		return nil, false, fmt.Errorf("reading the checkpoint: %w", err)
 	}

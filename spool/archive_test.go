@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"secretfree/spool/journal"
 	"strings"
 	"sync"
 	"testing"
@@ -27,8 +28,8 @@ type memoryArchive struct {
 func (m *memoryArchive) PutSegment(_ context.Context, s ArchivedSegment) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	c, err := parseCheckpoint(s.Checkpoint, m.kit.id.Verifier)
-	if err != nil || c.size != s.Last+1 || s.Origin != "widgiot/line3-a" || !strings.HasPrefix(string(s.Lines), fmt.Sprintf(`{"seq":%d,`, s.First)) {
+	c, err := journal.ParseCheckpoint(s.Checkpoint, m.kit.id.Verifier)
+	if err != nil || c.Size != s.Last+1 || s.Origin != "widgiot/line3-a" || !strings.HasPrefix(string(s.Lines), fmt.Sprintf(`{"seq":%d,`, s.First)) {
 		m.t.Errorf("segment %d to %d: checkpoint %+v, %v", s.First, s.Last, c, err)
 	}
 	if m.puts++; m.fault != nil {
@@ -37,7 +38,7 @@ func (m *memoryArchive) PutSegment(_ context.Context, s ArchivedSegment) error {
 		}
 	}
 	if have, ok := m.segments[s.First]; ok && !bytes.Equal(have.Lines, s.Lines) {
-		return ErrFork
+		return journal.ErrFork
 	}
 	m.segments[s.First] = s
 	return nil
@@ -85,7 +86,7 @@ func TestArchive(t *testing.T) {
 		if s := k.spool.Stats(); s.Pending != 0 || s.Unarchived == 0 || !strings.Contains(s.ArchiveError, errAway.Error()) {
 			t.Errorf("while it is away: %+v", s)
 		}
-		if info, err := os.Stat(leavesPath(k.dir, 0)); err != nil || !k.spool.Stats().UnarchivedSince.Equal(info.ModTime()) {
+		if info, err := os.Stat(journal.LeavesPath(k.dir, 0)); err != nil || !k.spool.Stats().UnarchivedSince.Equal(info.ModTime()) {
 			t.Errorf("it waits since %v, want the time of %+v (%v)", k.spool.Stats().UnarchivedSince, info, err)
 		}
 		archive.set(func(put int) error { // stored, and the answer lost
@@ -103,7 +104,7 @@ func TestArchive(t *testing.T) {
 		if len(archive.checkpoints) == 0 {
 			t.Fatal("no checkpoint was archived")
 		}
-		newest, err := os.ReadFile(checkpointPath(k.dir))
+		newest, err := os.ReadFile(journal.CheckpointPath(k.dir))
 		if err != nil || !bytes.Equal(archive.checkpoints[len(archive.checkpoints)-1], newest) {
 			t.Errorf("the newest checkpoint is not archived (%v)", err)
 		}
@@ -135,7 +136,7 @@ func TestArchiveTakesNoDamage(t *testing.T) {
 			k.mustAppend()
 		}
 		segments := k.segments()
-		victim := segments[1].first
+		victim := segments[1].First
 		spoilEntry(t, k, victim, 1) // nobody has noticed yet
 		stop := k.run()
 		time.Sleep(time.Hour)
@@ -153,7 +154,7 @@ func TestArchiveTakesNoDamage(t *testing.T) {
 func TestArchiveFork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, archive := archiveKit(t)
-		archive.set(func(int) error { return fmt.Errorf("s3: %w", ErrFork) })
+		archive.set(func(int) error { return fmt.Errorf("s3: %w", journal.ErrFork) })
 		for range 10 {
 			k.mustAppend()
 		}
@@ -164,7 +165,7 @@ func TestArchiveFork(t *testing.T) {
 		stop()
 		told := 0
 		for _, n := range k.notices {
-			if strings.Contains(n, ErrFork.Error()) {
+			if strings.Contains(n, journal.ErrFork.Error()) {
 				told++
 			}
 		}
@@ -176,7 +177,7 @@ func TestArchiveFork(t *testing.T) {
 
 // A fork stays, whatever the archive says before and after it, and over a restart.
 func TestForkStays(t *testing.T) {
-	fork := fmt.Errorf("s3: %w", ErrFork)
+	fork := fmt.Errorf("s3: %w", journal.ErrFork)
 	for name, answers := range map[string][]error{"at once": {fork}, "after another error": {errAway, fork}, "of a segment, then of a checkpoint": {fork, nil, nil, fork}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -197,7 +198,7 @@ func TestForkStays(t *testing.T) {
 				stop := k.run()
 				time.Sleep(time.Hour)
 				stop()
-				if told := strings.Count(strings.Join(k.notices, "\n"), ErrFork.Error()); told != 1 {
+				if told := strings.Count(strings.Join(k.notices, "\n"), journal.ErrFork.Error()); told != 1 {
 					t.Errorf("told %d times: %q", told, k.notices)
 				}
 				if archive.puts < len(answers)+1 {
@@ -222,15 +223,15 @@ func TestForkStays(t *testing.T) {
 
 func TestSameLeaves(t *testing.T) {
 	k, _ := smallKit(t, 10)
-	lines, err := os.ReadFile(segmentPath(k.dir, 0))
+	lines, err := os.ReadFile(journal.SegmentPath(k.dir, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := readLeaves(k.dir, 0)
+	l, err := journal.ReadLeaves(k.dir, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sameLeaves(lines, l); err != nil {
+	if err := journal.CheckLeaves(lines, l); err != nil {
 		t.Fatal(err)
 	}
 	fewer, other := l, l
@@ -238,7 +239,7 @@ func TestSameLeaves(t *testing.T) {
 	other.First++
 	for name, c := range map[string]struct {
 		lines []byte
-		l     leaves
+		l     journal.Leaves
 	}{
 		"a line less":   {dropLine(lines, 2), l},
 		"the last less": {dropLine(lines, bytes.Count(lines, []byte("\n"))-1), l},
@@ -246,8 +247,8 @@ func TestSameLeaves(t *testing.T) {
 		"other hashes":  {lines, fewer},
 		"another place": {lines, other},
 	} {
-		if err := sameLeaves(c.lines, c.l); !errors.Is(err, ErrEntry) {
-			t.Errorf("%s: %v, want %v", name, err, ErrEntry)
+		if err := journal.CheckLeaves(c.lines, c.l); !errors.Is(err, journal.ErrEntry) {
+			t.Errorf("%s: %v, want %v", name, err, journal.ErrEntry)
 		}
 	}
 }

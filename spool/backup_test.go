@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -94,7 +95,7 @@ func TestBackupWhileRunning(t *testing.T) {
 	}
 	for range 2 {
 		to, before := backup(everything, isSegment)
-		id, err := LoadIdentity(to, "widgiot/line3-a")
+		id, err := journal.LoadIdentity(to, "widgiot/line3-a")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +112,7 @@ func TestBackupWhileRunning(t *testing.T) {
 		checkInvariants(t, to, id, before)
 	}
 	to, _ := backup(isSegment, rest)
-	id, err := LoadIdentity(to, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(to, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
@@ -21,10 +23,10 @@ var (
 )
 
 // filled is a station with a journal and an index of so many records.
-func filled(b *testing.B, records int) (string, Identity) {
+func filled(b *testing.B, records int) (string, journal.Identity) {
 	b.Helper()
 	dir := b.TempDir()
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -82,10 +84,10 @@ func BenchmarkAppendLate(b *testing.B) {
 				b.Fatal(err)
 			}
 			ours = append(ours, time.Since(start))
-			if s.end.segment != at.segment {
-				at = position{segment: s.end.segment}
+			if s.end.Segment != at.Segment {
+				at = journal.Position{Segment: s.end.Segment}
 			}
-			line := make([]byte, s.end.offset-at.offset)
+			line := make([]byte, s.end.Offset-at.Offset)
 			key, seq := r.Fingerprint(), s.next-1
 			start = time.Now()
 			if _, err := f.Write(line); err != nil {
@@ -97,7 +99,7 @@ func BenchmarkAppendLate(b *testing.B) {
 			middle := time.Now()
 			if err := db.Update(func(tx *bolt.Tx) error {
 				return errors.Join(
-					(&indexed{device: r.Device, key: key, seq: seq, at: at, time: int64(n), result: Passed, tags: &tags{slot: "A"}}).put(tx, &counted{}),
+					putEntry(tx, &journal.Summary{Device: r.Device, Key: key, Seq: seq, At: at, Time: int64(n), Result: journal.Passed, Tags: &journal.Tags{Slot: "A"}}, &counted{}),
 					tx.Bucket(bucketLeaves).Put(encodeSeq(seq), key[:]),
 					putProgress(tx, progress{Next: seq + 1}))
 			}); err != nil {

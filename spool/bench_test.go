@@ -17,6 +17,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -31,7 +32,7 @@ func BenchmarkAppend(b *testing.B) {
 
 func benchmarkAppend(b *testing.B, appenders int) {
 	dir := b.TempDir()
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -82,7 +83,7 @@ func benchmarkAppend(b *testing.B, appenders int) {
 			records[i] = newRecord(b)
 		}
 		b.StartTimer()
-		before := s.end.offset
+		before := s.end.Offset
 		start := time.Now()
 		var wg sync.WaitGroup
 		for i := range appenders {
@@ -96,7 +97,7 @@ func benchmarkAppend(b *testing.B, appenders int) {
 		}
 		wg.Wait()
 		ours += time.Since(start)
-		line := make([]byte, (s.end.offset-before)/int64(len(records)))
+		line := make([]byte, (s.end.Offset-before)/int64(len(records)))
 		start = time.Now()
 		for _, r := range records {
 			bare(r, line)
@@ -108,9 +109,9 @@ func benchmarkAppend(b *testing.B, appenders int) {
 }
 
 // fillJournal writes a journal of so many records as fast as the disk takes them. Its signatures are none, which only VerifyDir sees.
-func fillJournal(tb testing.TB, dir string, id Identity, records int) {
+func fillJournal(tb testing.TB, dir string, id journal.Identity, records int) {
 	tb.Helper()
-	if err := os.MkdirAll(journalDir(dir), 0o700); err != nil {
+	if err := os.MkdirAll(journal.JournalDir(dir), 0o700); err != nil {
 		tb.Fatal(err)
 	}
 	const format = `{"version":1,"sku":"widgiot","station":"line3-a","device":"%x","key":"%s","fingerprint":"%x","read_at":"2026-01-02T03:04:05.006Z","generation":1,"facts":{"dialect":"ti-at"},"proof":{"method":"ecdsa-sha256","nonce":"%s"}}`
@@ -120,7 +121,7 @@ func fillJournal(tb testing.TB, dir string, id Identity, records int) {
 	seq := uint64(0)
 	line := func(w *bufio.Writer, body string) int {
 		data := fmt.Appendf(nil, `{"seq":%d,"time":"2026-01-02T03:04:05.006Z",%s}`, seq, body)
-		n, err := w.Write(encodeLine(data))
+		n, err := w.Write(journal.EncodeLine(data))
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -128,7 +129,7 @@ func fillJournal(tb testing.TB, dir string, id Identity, records int) {
 		return n
 	}
 	for done := 0; done < records; {
-		f, err := os.Create(segmentPath(dir, seq))
+		f, err := os.Create(journal.SegmentPath(dir, seq))
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -150,7 +151,7 @@ func fillJournal(tb testing.TB, dir string, id Identity, records int) {
 func BenchmarkRebuild(b *testing.B) {
 	const records = 200_000
 	dir := b.TempDir()
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -185,7 +186,7 @@ func BenchmarkOpen(b *testing.B) {
 	}
 	const records = 1_000_000
 	dir := b.TempDir()
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -199,12 +200,12 @@ func BenchmarkOpen(b *testing.B) {
 	s.Checkpoint()
 	s.Close()
 	start = time.Now()
-	segments, err := listSegments(dir)
+	segments, err := journal.ListSegments(dir)
 	if err != nil {
 		b.Fatal(err)
 	}
 	for _, segment := range segments {
-		if _, err := os.ReadFile(segmentPath(dir, segment.first)); err != nil {
+		if _, err := os.ReadFile(journal.SegmentPath(dir, segment.First)); err != nil {
 			b.Fatal(err)
 		}
 	}

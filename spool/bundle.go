@@ -5,13 +5,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"math/bits"
 	"strconv"
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -22,7 +22,7 @@ const (
 	bundleEntries = 1000    // that one bundle holds at the most
 	bundleSize    = 8 << 20 // of their JSON, in bytes
 	// maxBundle caps the file: its entries, 126 hashes, a checkpoint with many witnesses.
-	maxBundle = bundleSize + maxEntryLine + 126*45 + 64<<10 + 512
+	maxBundle = bundleSize + journal.MaxEntryLine + 126*45 + 64<<10 + 512
 
 	bundleHeader  = "secretfree bundle 1"
 	bundleVersion = "secretfree bundle "
@@ -98,88 +98,25 @@ func isNewer(data []byte, header, version string) bool {
 }
 
 // check makes sure that the entries are in the journal which the station signed. It returns the checkpoint and the hashes of their leaves.
-func (b *bundle) check(v note.Verifier) (checkpoint, []tlog.Hash, error) {
-	signed, err := parseCheckpoint(b.checkpoint, v)
+func (b *bundle) check(v note.Verifier) (journal.Checkpoint, []tlog.Hash, error) {
+	signed, err := journal.ParseCheckpoint(b.checkpoint, v)
 	if err != nil {
 		return signed, nil, err
 	}
-	if b.origin != v.Name() || b.next() > signed.size {
-		return signed, nil, fmt.Errorf("%w: it says that it is of %.130q, entries %d to %d; signed are %d entries of %s", ErrBundle, b.origin, b.first, b.next()-1, signed.size, v.Name())
+	if b.origin != v.Name() || b.next() > signed.Size {
+		return signed, nil, fmt.Errorf("%w: it says that it is of %.130q, entries %d to %d; signed are %d entries of %s", ErrBundle, b.origin, b.first, b.next()-1, signed.Size, v.Name())
 	}
 	leaves := make([]tlog.Hash, len(b.entries))
 	for i, data := range b.entries {
-		if seq, err := seqOf(data); err != nil || seq != b.first+uint64(i) {
+		if seq, err := journal.SeqOf(data); err != nil || seq != b.first+uint64(i) {
 			return signed, nil, fmt.Errorf("%w: entry %d is not in its place", ErrBundle, b.first+uint64(i))
 		}
 		leaves[i] = tlog.RecordHash(data)
 	}
 	beside := b.beside
-	root, ok := runRoot(0, signed.size, b.first, leaves, &beside)
-	if !ok || len(beside) > 0 || root != signed.root {
+	root, ok := journal.RangeRoot(0, signed.Size, b.first, leaves, &beside)
+	if !ok || len(beside) > 0 || root != signed.Root {
 		return signed, nil, fmt.Errorf("%w: its entries are not in the journal that was signed", ErrBundle)
 	}
 	return signed, leaves, nil
-}
-
-// split is the size of the left half of a tree (RFC 6962, 2.1): the largest power of two below n, which is at least 2.
-func split(n uint64) uint64 { return 1 << (bits.Len64(n-1) - 1) }
-
-// runRoot computes the root of the leaves from lo up to hi, from those of a run of them and the roots of the subtrees that have none of
-// the run, which it takes from the front of beside.
-func runRoot(lo, hi, first uint64, run []tlog.Hash, beside *[]tlog.Hash) (tlog.Hash, bool) {
-	if hi <= first || first+uint64(len(run)) <= lo {
-		if len(*beside) == 0 {
-			return tlog.Hash{}, false
-		}
-		h := (*beside)[0]
-		*beside = (*beside)[1:]
-		return h, true
-	}
-	if hi-lo == 1 {
-		return run[lo-first], true
-	}
-	middle := lo + split(hi-lo)
-	left, ok := runRoot(lo, middle, first, run, beside)
-	if !ok {
-		return left, false
-	}
-	right, ok := runRoot(middle, hi, first, run, beside)
-	return tlog.NodeHash(left, right), ok
-}
-
-// besideRun lists what runRoot takes for the run from first up to next.
-func (h *hashes) besideRun(lo, hi, first, next uint64) ([]tlog.Hash, error) {
-	if hi <= first || next <= lo {
-		root, err := h.subtree(lo, hi)
-		return []tlog.Hash{root}, err
-	}
-	if hi-lo == 1 {
-		return nil, nil
-	}
-	middle := lo + split(hi-lo)
-	left, err := h.besideRun(lo, middle, first, next)
-	if err != nil {
-		return nil, err
-	}
-	right, err := h.besideRun(middle, hi, first, next)
-	return append(left, right...), err
-}
-
-// subtree is the root of the leaves from lo up to hi, which are a subtree.
-func (h *hashes) subtree(lo, hi uint64) (tlog.Hash, error) {
-	if n := hi - lo; n&(n-1) == 0 {
-		level := bits.TrailingZeros64(n)
-		stored, err := h.ReadHashes([]int64{tlog.StoredHashIndex(level, int64(lo>>level))})
-		if err != nil {
-			return tlog.Hash{}, err
-		}
-		return stored[0], nil
-	}
-	middle := lo + split(hi-lo)
-	left, err := h.subtree(lo, middle)
-	if err != nil {
-		return left, err
-	}
-	right, err := h.subtree(middle, hi)
-	return tlog.NodeHash(left, right), err
 }

@@ -10,17 +10,18 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
 // Every run of every tree proves itself, and nothing else.
 func TestRunRoot(t *testing.T) {
-	h := &hashes{}
+	h := &journal.Hashes{}
 	var leaves []tlog.Hash
 	for n := uint64(1); n <= 34; n++ {
 		leaf := tlog.RecordHash(fmt.Append(nil, n))
 		leaves = append(leaves, leaf)
-		if err := h.add(leaf); err != nil {
+		if err := h.Add(leaf); err != nil {
 			t.Fatal(err)
 		}
 		want, err := tlog.TreeHash(int64(n), h)
@@ -29,12 +30,12 @@ func TestRunRoot(t *testing.T) {
 		}
 		for first := range n {
 			for next := first + 1; next <= n; next++ {
-				beside, err := h.besideRun(0, n, first, next)
+				beside, err := h.RangeProof(0, n, first, next)
 				if err != nil {
 					t.Fatal(err)
 				}
 				root := func(run []tlog.Hash, beside []tlog.Hash) (tlog.Hash, bool) {
-					got, ok := runRoot(0, n, first, run, &beside)
+					got, ok := journal.RangeRoot(0, n, first, run, &beside)
 					return got, ok && len(beside) == 0
 				}
 				if got, ok := root(leaves[first:next], beside); !ok || got != want {
@@ -95,15 +96,15 @@ func TestBundleRefusals(t *testing.T) {
 	stick := tempDir(t)
 	k.export(stick, 2)
 	b := k.bundle(stick, run{2, 6})
-	stranger, err := LoadIdentity(tempDir(t), "widgiot/line3-a")
+	stranger, err := journal.LoadIdentity(tempDir(t), "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged, err := checkpoint{6, k.spool.tree.root()}.encode(stranger.Signer)
+	forged, err := journal.Checkpoint{Size: 6, Root: k.spool.tree.Root()}.Encode(stranger.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	small, err := checkpoint{4, k.spool.tree.root()}.encode(k.id.Signer)
+	small, err := journal.Checkpoint{Size: 4, Root: k.spool.tree.Root()}.Encode(k.id.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,10 +123,10 @@ func TestBundleRefusals(t *testing.T) {
 		"a hash less":                {func(b *bundle) { b.beside = nil }, ErrBundle},
 		"a hash more":                {func(b *bundle) { b.beside = append(b.beside, tlog.Hash{}) }, ErrBundle},
 		"another hash":               {func(b *bundle) { b.beside[0][0]++ }, ErrBundle},
-		"another key's checkpoint":   {func(b *bundle) { b.checkpoint = forged }, ErrTampered},
+		"another key's checkpoint":   {func(b *bundle) { b.checkpoint = forged }, journal.ErrTampered},
 		"a checkpoint before it":     {func(b *bundle) { b.checkpoint = small }, ErrBundle},
-		"something as a checkpoint":  {func(b *bundle) { b.checkpoint = []byte("x") }, ErrTampered},
-		"a checkpoint of many bytes": {func(b *bundle) { b.checkpoint = bytes.Repeat([]byte("x"), 1<<20) }, ErrTampered},
+		"something as a checkpoint":  {func(b *bundle) { b.checkpoint = []byte("x") }, journal.ErrTampered},
+		"a checkpoint of many bytes": {func(b *bundle) { b.checkpoint = bytes.Repeat([]byte("x"), 1<<20) }, journal.ErrTampered},
 	} {
 		bad := b
 		bad.entries, bad.beside = slices.Clone(b.entries), slices.Clone(b.beside)

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"fmt"
+	"secretfree/spool/journal"
 	"time"
 )
 
@@ -21,7 +22,7 @@ const (
 func (c *clock) look(notify func(string)) time.Time {
 	now := time.Now()
 	c.judge(now, now.Sub(c.last), notify)
-	return milliseconds(now)
+	return journal.Milliseconds(now)
 }
 
 // judge compares what the clock says with how much time has passed since the last look, as far as that is known: of two times of one process,
@@ -46,5 +47,3 @@ func (c *clock) judge(now time.Time, passed time.Duration, notify func(string)) 
 	}
 	c.last, c.fault = now, fault
 }
-
-func milliseconds(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -30,9 +31,9 @@ func smallKit(t *testing.T, records int) (*kit, []board.Record) {
 	return k, all
 }
 
-func (k *kit) segments() []segmentFile {
+func (k *kit) segments() []journal.SegmentFile {
 	k.t.Helper()
-	segments, err := listSegments(k.dir)
+	segments, err := journal.ListSegments(k.dir)
 	if err != nil {
 		k.t.Fatal(err)
 	}
@@ -57,29 +58,29 @@ func TestRotation(t *testing.T) {
 		t.Fatalf("%d segments, want more", len(segments))
 	}
 	for _, s := range segments[:len(segments)-1] {
-		info, err := os.Stat(segmentPath(k.dir, s.first))
+		info, err := os.Stat(journal.SegmentPath(k.dir, s.First))
 		if err != nil || info.Mode().Perm() != 0o400 {
-			t.Errorf("sealed segment %d: %v, %v", s.first, info.Mode(), err)
+			t.Errorf("sealed segment %d: %v, %v", s.First, info.Mode(), err)
 		}
-		l, err := readLeaves(k.dir, s.first)
+		l, err := journal.ReadLeaves(k.dir, s.First)
 		if err != nil || l.Origin != "widgiot/line3-a" {
-			t.Errorf("leaves of %d: %+v, %v", s.first, l, err)
+			t.Errorf("leaves of %d: %+v, %v", s.First, l, err)
 		}
-		if c, have, err := readCheckpointFile(sealPath(k.dir, s.first), k.id.Verifier); err != nil || !have || c.size != l.next() {
-			t.Errorf("checkpoint of %d: %+v, %v, %v", s.first, c, have, err)
+		if c, have, err := journal.ReadCheckpointFile(journal.SealPath(k.dir, s.First), k.id.Verifier); err != nil || !have || c.Size != l.Next() {
+			t.Errorf("checkpoint of %d: %+v, %v, %v", s.First, c, have, err)
 		}
 	}
-	before := k.spool.tree.clone()
+	before := k.spool.tree.Clone()
 	k.reopen()
 	if len(k.notices) > 0 {
 		t.Errorf("a clean start says %q", k.notices)
 	}
-	if k.spool.tree.root() != before.root() || k.spool.tree.n != before.n {
+	if k.spool.tree.Root() != before.Root() || k.spool.tree.N != before.N {
 		t.Error("the tree is another after a start that reads the last segment only")
 	}
 	os.Remove(indexPath(k.dir))
 	k.reopen()
-	if k.spool.tree.root() != before.root() {
+	if k.spool.tree.Root() != before.Root() {
 		t.Error("the tree is another after a start that reads all")
 	}
 }
@@ -87,9 +88,9 @@ func TestRotation(t *testing.T) {
 // What a crash can leave out of sealing is made good, and the seal says the same.
 func TestSealingIsRepeated(t *testing.T) {
 	k, _ := smallKit(t, 12)
-	first := k.segments()[0].first
+	first := k.segments()[0].First
 	want := map[string][]byte{}
-	for _, path := range []string{leavesPath(k.dir, first), sealPath(k.dir, first)} {
+	for _, path := range []string{journal.LeavesPath(k.dir, first), journal.SealPath(k.dir, first)} {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -135,7 +136,7 @@ func dropLine(b []byte, n int) []byte {
 
 func spoilSegment(t *testing.T, dir string, first uint64, spoil func([]byte) []byte) {
 	t.Helper()
-	path := segmentPath(dir, first)
+	path := journal.SegmentPath(dir, first)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -162,7 +163,7 @@ func TestQuarantine(t *testing.T) {
 				t.Run(name+", "+where+", index "+index, func(t *testing.T) {
 					k, all := smallKit(t, 14)
 					k.damaged = true
-					for i := 0; k.spool.end.offset < 3<<10; i++ {
+					for i := 0; k.spool.end.Offset < 3<<10; i++ {
 						all = append(all, k.mustAppend())
 					}
 					if err := k.spool.Checkpoint(); err != nil {
@@ -171,9 +172,9 @@ func TestQuarantine(t *testing.T) {
 					entries := k.spool.next
 					k.spool.Close()
 					segments := k.segments()
-					victim := segments[1].first
+					victim := segments[1].First
 					if where == "written" {
-						victim = segments[len(segments)-1].first
+						victim = segments[len(segments)-1].First
 					}
 					spoilSegment(t, k.dir, victim, way.spoil)
 					if index == "lost" {
@@ -192,8 +193,8 @@ func TestQuarantine(t *testing.T) {
 					if k.spool.Stats().Unsigned != "" || k.spool.Stats().Signed != k.spool.next {
 						t.Errorf("stats %+v, %d entries", k.spool.Stats(), k.spool.next)
 					}
-					report, err := VerifyDir(k.dir, k.id.Verifier)
-					var damage *DamageError
+					report, err := journal.VerifyDir(k.dir, k.id.Verifier)
+					var damage *journal.DamageError
 					if !errors.As(err, &damage) || report.Signed != report.Entries || report.Entries <= entries {
 						t.Errorf("VerifyDir: %+v, %v", report, err)
 					}
@@ -207,7 +208,7 @@ func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries 
 	t.Helper()
 	lost := map[board.DeviceID]bool{}
 	have := map[board.DeviceID]bool{}
-	for e, err := range Walk(k.dir) {
+	for e, err := range journal.Walk(k.dir) {
 		if err == nil && e.Record() != nil {
 			sealed, err := board.ParseEnvelope(e.Record())
 			if err != nil {
@@ -258,7 +259,7 @@ func TestQuarantineWithoutLeaves(t *testing.T) {
 	k.damaged = true
 	k.spool.Close()
 	spoilSegment(t, k.dir, 0, func(b []byte) []byte { return b[:len(b)/2] })
-	os.Remove(leavesPath(k.dir, 0))
+	os.Remove(journal.LeavesPath(k.dir, 0))
 	k.mustOpen()
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
@@ -282,7 +283,7 @@ func TestQuarantineWithoutLeaves(t *testing.T) {
 // The hashes beside a segment may be all that is left to repair it by: they are not replaced by fewer of them.
 func TestSealKeepsHashes(t *testing.T) {
 	k, _ := smallKit(t, 14)
-	whole, err := readLeaves(k.dir, 0)
+	whole, err := journal.ReadLeaves(k.dir, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,17 +291,17 @@ func TestSealKeepsHashes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	with := func(i int, h tlog.Hash) leaves {
-		l := leaves{whole.Origin, 0, slices.Clone(whole.Hashes)}
+	with := func(i int, h tlog.Hash) journal.Leaves {
+		l := journal.Leaves{Origin: whole.Origin, First: 0, Hashes: slices.Clone(whole.Hashes)}
 		l.Hashes[i] = h
 		return l
 	}
 	fewer := with(1, tlog.Hash{})
-	short := leaves{whole.Origin, 0, whole.Hashes[:2]}
+	short := journal.Leaves{Origin: whole.Origin, First: 0, Hashes: whole.Hashes[:2]}
 	other := with(1, tlog.Hash{1})
-	otherShort := leaves{whole.Origin, 0, other.Hashes[:2]}
-	foreign := leaves{"widgiot/line4-b", 0, whole.Hashes}
-	for name, c := range map[string]struct{ have, hashes, want leaves }{
+	otherShort := journal.Leaves{Origin: whole.Origin, First: 0, Hashes: other.Hashes[:2]}
+	foreign := journal.Leaves{Origin: "widgiot/line4-b", First: 0, Hashes: whole.Hashes}
+	for name, c := range map[string]struct{ have, hashes, want journal.Leaves }{
 		"one that was not known":    {whole, fewer, whole},
 		"an end that was not known": {whole, short, whole},
 		"one that is known now":     {fewer, whole, whole},
@@ -309,14 +310,14 @@ func TestSealKeepsHashes(t *testing.T) {
 		"of others, and an end":     {other, short, short},
 		"of another station":        {foreign, fewer, fewer},
 	} {
-		path := leavesPath(k.dir, 0)
-		if err := errors.Join(os.Remove(path), os.WriteFile(path, c.have.encode(), 0o400)); err != nil {
+		path := journal.LeavesPath(k.dir, 0)
+		if err := errors.Join(os.Remove(path), os.WriteFile(path, c.have.Encode(), 0o400)); err != nil {
 			t.Fatal(err)
 		}
 		if err := k.spool.seal(seal{0, sealed[0], c.hashes.Hashes}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if got, err := readLeaves(k.dir, 0); err != nil || string(got.encode()) != string(c.want.encode()) {
+		if got, err := journal.ReadLeaves(k.dir, 0); err != nil || string(got.Encode()) != string(c.want.Encode()) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
@@ -328,14 +329,14 @@ func TestStraySegment(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()
 	k.spool.Close()
-	stray := segmentPath(k.dir, 1<<62)
+	stray := journal.SegmentPath(k.dir, 1<<62)
 	if err := os.WriteFile(stray, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if s, err := Open(k.config()); !isDamage(err) || !strings.Contains(err.Error(), stray) {
 		t.Errorf("Open: %v, %v", s, err)
 	}
-	if report, err := VerifyDir(k.dir, k.id.Verifier); !isDamage(err) {
+	if report, err := journal.VerifyDir(k.dir, k.id.Verifier); !isDamage(err) {
 		t.Errorf("VerifyDir: %+v, %v", report, err)
 	}
 	if err := os.Remove(stray); err != nil {
@@ -349,19 +350,19 @@ func tearGroup(t *testing.T, k *kit) (clean []byte) {
 	t.Helper()
 	next := k.spool.next
 	k.spool.Close()
-	path := segmentPath(k.dir, 0)
+	path := journal.SegmentPath(k.dir, 0)
 	clean, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	torn := bytes.Clone(clean)
 	for i := range uint64(3) {
-		e := Entry{Seq: next + i, Time: now(), Kind: KindVerdict, Verdict: repeatOf(1)}
+		e := journal.Entry{Seq: next + i, Time: now(), Kind: journal.KindVerdict, Verdict: repeatOf(1)}
 		data, err := e.Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		line := encodeLine(data)
+		line := journal.EncodeLine(data)
 		if i == 0 {
 			clear(line[:50])
 		}
@@ -386,7 +387,7 @@ func TestTornGroup(t *testing.T) {
 	if after, _ := os.ReadFile(segment(k)); !bytes.Equal(after, clean) {
 		t.Error("the torn group was not cut off")
 	}
-	kept, err := filepath.Glob(asidePath(k.dir, "*.torn"))
+	kept, err := filepath.Glob(journal.QuarantinePath(k.dir, "*.torn"))
 	if err != nil || len(kept) != 1 {
 		t.Fatalf("kept %v, %v", kept, err)
 	}
@@ -404,7 +405,7 @@ func TestTornGroup(t *testing.T) {
 		}
 		k.mustOpen()
 	}
-	if kept, err = filepath.Glob(asidePath(k.dir, "*.torn")); err != nil || len(kept) != 2 {
+	if kept, err = filepath.Glob(journal.QuarantinePath(k.dir, "*.torn")); err != nil || len(kept) != 2 {
 		t.Fatalf("kept %v, %v", kept, err)
 	}
 	for i, want := range [][]byte{first, second} {
@@ -458,7 +459,7 @@ func TestBadSector(t *testing.T) {
 	k.damaged = true
 	k.spool.Close()
 	os.Remove(indexPath(k.dir))
-	k.disk = badSector{path: segmentPath(k.dir, 0)}
+	k.disk = badSector{path: journal.SegmentPath(k.dir, 0)}
 	k.mustOpen()
 	if stats := k.spool.Stats(); stats.Damaged == 0 || stats.Damaged > 8 || stats.Unsigned != "" {
 		t.Errorf("stats %+v", stats)

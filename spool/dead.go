@@ -9,6 +9,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -21,7 +22,7 @@ type DeadLetter struct {
 	Cause  string         `json:"cause"`  // as in Rejection: device-conflict, key-conflict, invalid, untrusted
 	Reason string         `json:"reason"` // for people
 	// Known is what the registry has, if the verdict is a conflict.
-	Known *Known `json:"known,omitempty"`
+	Known *journal.Known `json:"known,omitempty"`
 	// Position of the record in the journal when it was refused; the journal stays the evidence.
 	Segment uint64 `json:"segment"`
 	Offset  int64  `json:"offset"`
@@ -35,32 +36,32 @@ func putDead(tx *bolt.Tx, d DeadLetter) error {
 }
 
 // rejection makes an entry of what was refused.
-func (it *item) rejection() *Rejection {
+func (it *item) rejection() *journal.Rejection {
 	r := rejectionOf(it.dead)
 	r.Of, r.Device, r.Fingerprint = it.seq, it.dev, it.key
 	return r
 }
 
 // rejectionOf says what the registry answered.
-func rejectionOf(verdict error) *Rejection {
-	r := &Rejection{Reason: ReasonInvalid, Text: strings.ToValidUTF8(verdict.Error(), "?")}
-	if len(r.Text) > maxRejectionText {
-		r.Text = strings.ToValidUTF8(r.Text[:maxRejectionText], "")
+func rejectionOf(verdict error) *journal.Rejection {
+	r := &journal.Rejection{Reason: journal.ReasonInvalid, Text: strings.ToValidUTF8(verdict.Error(), "?")}
+	if len(r.Text) > journal.MaxRejectionText {
+		r.Text = strings.ToValidUTF8(r.Text[:journal.MaxRejectionText], "")
 	}
 	if errors.Is(verdict, board.ErrUntrusted) {
-		r.Reason = ReasonUntrusted
+		r.Reason = journal.ReasonUntrusted
 	}
 	if conflict, ok := errors.AsType[*board.Conflict](verdict); ok {
-		r.Reason, r.Known = ReasonDeviceConflict, knownOf(conflict)
+		r.Reason, r.Known = journal.ReasonDeviceConflict, knownOf(conflict)
 		if conflict.Kind == board.ErrKeyConflict {
-			r.Reason = ReasonKeyConflict
+			r.Reason = journal.ReasonKeyConflict
 		}
 	}
 	return r
 }
 
-func knownOf(c *board.Conflict) *Known {
-	known := &Known{By: c.KnownBy}
+func knownOf(c *board.Conflict) *journal.Known {
+	known := &journal.Known{By: c.KnownBy}
 	if c.KnownDevice.Valid() {
 		known.Device = c.KnownDevice.String()
 	}
@@ -108,7 +109,7 @@ func (s *Spool) Requeue(seq uint64) error {
 	if err != nil {
 		return err
 	}
-	if covers(s.damage, seq) {
+	if journal.Covers(s.damage, seq) {
 		return fmt.Errorf("requeueing entry %d: it is damaged; repair the journal first", seq)
 	}
 	e, at, err := s.find(d)
@@ -116,7 +117,7 @@ func (s *Spool) Requeue(seq uint64) error {
 		return fmt.Errorf("requeueing entry %d: %w", seq, err)
 	}
 	if err := s.update(func(tx *bolt.Tx) error {
-		q := queued{at.segment, at.offset, e.Time.UnixMilli()}
+		q := queued{at.Segment, at.Offset, e.Time.UnixMilli()}
 		return errors.Join(tx.Bucket(bucketDead).Delete(encodeSeq(seq)), tx.Bucket(bucketQueue).Put(encodeSeq(seq), q.encode()))
 	}); err != nil {
 		s.broken = fmt.Errorf("writing the index: %w", err)
@@ -148,7 +149,7 @@ func (s *Spool) Export(seq uint64) (Evidence, error) {
 	return evidence(s.cfg.Dir, d, s.readEntry)
 }
 
-func evidence(dir string, d DeadLetter, read func(position) (Entry, error)) (Evidence, error) {
+func evidence(dir string, d DeadLetter, read func(journal.Position) (journal.Entry, error)) (Evidence, error) {
 	e, _, err := findEntry(dir, d, read)
 	if err != nil {
 		return Evidence{}, fmt.Errorf("exporting entry %d: %w", d.Seq, err)
@@ -175,39 +176,39 @@ func getDead(tx *bolt.Tx, seq uint64) (d DeadLetter, err error) {
 }
 
 // find reads the entry of a dead letter. The caller holds mu.
-func (s *Spool) find(d DeadLetter) (Entry, position, error) {
+func (s *Spool) find(d DeadLetter) (journal.Entry, journal.Position, error) {
 	return findEntry(s.cfg.Dir, d, s.readEntry)
 }
 
 // findEntry reads the entry of a dead letter, which may have moved if its file was damaged or repaired since.
-func findEntry(dir string, d DeadLetter, read func(position) (Entry, error)) (Entry, position, error) {
-	at := position{d.Segment, d.Offset}
+func findEntry(dir string, d DeadLetter, read func(journal.Position) (journal.Entry, error)) (journal.Entry, journal.Position, error) {
+	at := journal.Position{Segment: d.Segment, Offset: d.Offset}
 	if e, err := read(at); err == nil && e.Seq == d.Seq {
 		return e, at, nil
 	}
-	segments, err := listSegments(dir)
+	segments, err := journal.ListSegments(dir)
 	if err != nil {
-		return Entry{}, at, err
+		return journal.Entry{}, at, err
 	}
 	found := errors.New("found")
-	var entry Entry
-	scan := newScan(dir)
-	scan.next = d.Segment
-	scan.visit = func(place position, seq uint64, data []byte) (err error) {
+	var entry journal.Entry
+	scan := journal.NewScan(dir)
+	scan.Next = d.Segment
+	scan.Visit = func(place journal.Position, seq uint64, data []byte) (err error) {
 		if seq != d.Seq {
 			return nil
 		}
-		if entry, err = ParseEntry(data); err != nil {
+		if entry, err = journal.ParseEntry(data); err != nil {
 			return err
 		}
 		at = place
 		return found
 	}
-	for len(segments) > 0 && segments[0].first < d.Segment {
+	for len(segments) > 0 && segments[0].First < d.Segment {
 		segments = segments[1:]
 	}
-	if err := scan.run(segments); err != found {
-		return Entry{}, at, errors.Join(fmt.Errorf("%w: entry %d cannot be found", ErrEntry, d.Seq), err)
+	if err := scan.Run(segments); err != found {
+		return journal.Entry{}, at, errors.Join(fmt.Errorf("%w: entry %d cannot be found", journal.ErrEntry, d.Seq), err)
 	}
 	return entry, at, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -48,7 +49,7 @@ type deliveryStats struct {
 }
 
 // Damage lists the places of the journal that are quarantined.
-func (s *Spool) Damage() []Damage {
+func (s *Spool) Damage() []journal.Damage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.damage)
@@ -350,7 +351,7 @@ func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
 		return nil, 0, fmt.Errorf("reading the queue: %w", err)
 	}
 	for _, it := range items {
-		if it.sealed, err = s.readRecord(it.seq, position{it.at.Segment, it.at.Offset}); err != nil {
+		if it.sealed, err = s.readRecord(it.seq, journal.Position{Segment: it.at.Segment, Offset: it.at.Offset}); err != nil {
 			// The record was good when its receipt was given. What became of it, a new look at its segment tells, which
 			// quarantines what is damaged and takes it from the queue.
 			s.suspect(it.at.Segment, err)
@@ -363,13 +364,13 @@ func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
 }
 
 // readRecord reads a record from the journal. The caller holds mu.
-func (s *Spool) readRecord(seq uint64, at position) (board.Sealed, error) {
+func (s *Spool) readRecord(seq uint64, at journal.Position) (board.Sealed, error) {
 	e, err := s.readEntry(at)
 	if err != nil {
 		return board.Sealed{}, err
 	}
 	if e.Seq != seq || e.Record() == nil {
-		return board.Sealed{}, fmt.Errorf("%w: another entry is there", ErrEntry)
+		return board.Sealed{}, fmt.Errorf("%w: another entry is there", journal.ErrEntry)
 	}
 	return board.ParseEnvelope(e.Record())
 }
@@ -465,7 +466,7 @@ func (s *Spool) journalAnswers(settled []*item) error {
 		rejected, queue := tx.Bucket(bucketRejected), tx.Bucket(bucketQueue)
 		for _, it := range settled {
 			key := encodeSeq(it.seq)
-			r := &Rejection{Of: it.seq, Device: it.dev, Fingerprint: it.key, Reason: Resolved}
+			r := &journal.Rejection{Of: it.seq, Device: it.dev, Fingerprint: it.key, Reason: journal.Resolved}
 			switch {
 			case queue.Get(key) == nil:
 				continue // it was quarantined meanwhile
@@ -474,13 +475,13 @@ func (s *Spool) journalAnswers(settled []*item) error {
 			case rejected.Get(key) == nil:
 				continue
 			}
-			answers = append(answers, &request{ctx: context.Background(), entry: Entry{Kind: KindRejection, Rejection: r}})
+			answers = append(answers, &request{ctx: context.Background(), entry: journal.Entry{Kind: journal.KindRejection, Rejection: r}})
 		}
 		return nil
 	}); err != nil {
 		return fmt.Errorf("reading the queue: %w", err)
 	}
-	for group := range slices.Chunk(answers, maxGroup) {
+	for group := range slices.Chunk(answers, journal.MaxGroup) {
 		if err := s.commit(group); err != nil {
 			return fmt.Errorf("journaling what the registry answered: %w", err)
 		}

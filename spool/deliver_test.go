@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -102,10 +103,10 @@ func TestDelivery(t *testing.T) {
 		if k.sink.tries != tries {
 			t.Errorf("%d tries after a restart with nothing due", k.sink.tries-tries)
 		}
-		if _, err := VerifyDir(k.dir, k.id.Verifier); err != nil {
+		if _, err := journal.VerifyDir(k.dir, k.id.Verifier); err != nil {
 			t.Error(err)
 		}
-		if report, err := VerifyDir(k.dir, k.id.Verifier); err != nil || report.Signed != report.Entries {
+		if report, err := journal.VerifyDir(k.dir, k.id.Verifier); err != nil || report.Signed != report.Entries {
 			t.Errorf("Run left %d of %d entries unsigned (%v)", report.Entries-report.Signed, report.Entries, err)
 		}
 	})
@@ -404,7 +405,7 @@ func TestRequeue(t *testing.T) {
 		if err != nil || len(letters) != 1 {
 			t.Fatalf("%v, %v", letters, err)
 		}
-		known := Known{other.Device.String(), r.Fingerprint().String(), "widgiot/line9"}
+		known := journal.Known{Device: other.Device.String(), Key: r.Fingerprint().String(), By: "widgiot/line9"}
 		if letters[0].Known == nil || *letters[0].Known != known {
 			t.Errorf("known %+v, want %+v", letters[0].Known, known)
 		}
@@ -412,7 +413,7 @@ func TestRequeue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := ParseEntry(evidence.Entry)
+		e, err := journal.ParseEntry(evidence.Entry)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 	"strings"
 	"testing"
@@ -14,13 +15,13 @@ import (
 
 func FuzzEntry(f *testing.F) {
 	t := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
-	for _, e := range []Entry{
-		{Seq: 0, Time: t, Kind: KindSegment, Segment: &Segment{1, "a/b", "k"}},
-		{Seq: 7, Time: t, Kind: KindVerdict, Verdict: &Verdict{Result: Passed, Slot: "A", Device: board.DeviceID{1}, Fingerprint: board.Fingerprint{1}, Record: []byte(`{"payload":"<&>"}`)}},
-		{Seq: 8, Time: t, Kind: KindVerdict, Verdict: &Verdict{Result: Failed, Reason: ReasonKeyConflict, Device: board.DeviceID{1}, Known: &Known{Device: "02"}, WorkOrder: "W 7", Label: "a \"label\"", Operator: "é", LeftOut: 3}},
-		{Seq: 9, Time: t, Kind: KindVerdict, Verdict: repeatOf(7)},
-		{Seq: 10, Time: t, Kind: KindRejection, Rejection: &Rejection{Of: 7, Device: board.DeviceID{1}, Reason: ReasonUntrusted, Text: "no such station"}},
-		{Seq: 11, Time: t, Kind: KindLost, Lost: &Lost{Reason: "noise"}},
+	for _, e := range []journal.Entry{
+		{Seq: 0, Time: t, Kind: journal.KindSegment, Segment: &journal.Segment{Format: 1, Origin: "a/b", Key: "k"}},
+		{Seq: 7, Time: t, Kind: journal.KindVerdict, Verdict: &journal.Verdict{Result: journal.Passed, Slot: "A", Device: board.DeviceID{1}, Fingerprint: board.Fingerprint{1}, Record: []byte(`{"payload":"<&>"}`)}},
+		{Seq: 8, Time: t, Kind: journal.KindVerdict, Verdict: &journal.Verdict{Result: journal.Failed, Reason: journal.ReasonKeyConflict, Device: board.DeviceID{1}, Known: &journal.Known{Device: "02"}, WorkOrder: "W 7", Label: "a \"label\"", Operator: "é", LeftOut: 3}},
+		{Seq: 9, Time: t, Kind: journal.KindVerdict, Verdict: repeatOf(7)},
+		{Seq: 10, Time: t, Kind: journal.KindRejection, Rejection: &journal.Rejection{Of: 7, Device: board.DeviceID{1}, Reason: journal.ReasonUntrusted, Text: "no such station"}},
+		{Seq: 11, Time: t, Kind: journal.KindLost, Lost: &journal.Lost{Reason: "noise"}},
 	} {
 		data, err := e.Encode()
 		if err != nil {
@@ -29,15 +30,15 @@ func FuzzEntry(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e, err := ParseEntry(data)
+		e, err := journal.ParseEntry(data)
 		if err != nil {
 			return
 		}
 		if again, err := e.Encode(); err != nil || !bytes.Equal(again, data) {
 			t.Errorf("%q encodes to %q (%v)", data, again, err)
 		}
-		line := encodeLine(data)
-		if got, err := checkLine(line[:len(line)-1]); err != nil || !bytes.Equal(got, data) {
+		line := journal.EncodeLine(data)
+		if got, err := journal.CheckLine(line[:len(line)-1]); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("its line reads as %q (%v)", got, err)
 		}
 	})
@@ -45,7 +46,7 @@ func FuzzEntry(f *testing.F) {
 
 func TestEntryRefusals(t *testing.T) {
 	good := `{"seq":9,"time":"2026-01-02T03:04:05.006Z","kind":"verdict","verdict":{"result":"repeated","slot":"A","device":"01000000000000000000000000000000","fingerprint":"01` + strings.Repeat("0", 62) + `","of":7}}`
-	if _, err := ParseEntry([]byte(good)); err != nil {
+	if _, err := journal.ParseEntry([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string][2]string{
@@ -77,29 +78,29 @@ func TestEntryRefusals(t *testing.T) {
 		if text == good {
 			t.Fatalf("%s changes nothing", name)
 		}
-		if _, err := ParseEntry([]byte(text)); !errors.Is(err, ErrEntry) {
-			t.Errorf("%s: %v, want %v", name, err, ErrEntry)
+		if _, err := journal.ParseEntry([]byte(text)); !errors.Is(err, journal.ErrEntry) {
+			t.Errorf("%s: %v, want %v", name, err, journal.ErrEntry)
 		}
 	}
-	if _, err := ParseEntry(make([]byte, maxEntryLine+1)); !errors.Is(err, ErrEntry) {
+	if _, err := journal.ParseEntry(make([]byte, journal.MaxEntryLine+1)); !errors.Is(err, journal.ErrEntry) {
 		t.Errorf("too long: %v", err)
 	}
 }
 
 // A line reads as it was written, and nothing else does.
 func FuzzLine(f *testing.F) {
-	f.Add(encodeLine([]byte(`{"seq":7,"time":"2026-01-02T03:04:05.006Z"}`)))
-	f.Add(encodeLine([]byte(`{"seq":07,`)))
+	f.Add(journal.EncodeLine([]byte(`{"seq":7,"time":"2026-01-02T03:04:05.006Z"}`)))
+	f.Add(journal.EncodeLine([]byte(`{"seq":07,`)))
 	f.Add([]byte("x 00000000\n"))
 	f.Fuzz(func(t *testing.T, line []byte) {
-		data, seq, err := readLine(line)
+		data, seq, err := journal.ReadLine(line)
 		if err != nil {
 			return
 		}
-		if !bytes.Equal(encodeLine(data), line) {
+		if !bytes.Equal(journal.EncodeLine(data), line) {
 			t.Errorf("%q reads as %q", line, data)
 		}
-		if got, err := seqOf(fmt.Appendf(nil, `{"seq":%d,`, seq)); err != nil || got != seq {
+		if got, err := journal.SeqOf(fmt.Appendf(nil, `{"seq":%d,`, seq)); err != nil || got != seq {
 			t.Errorf("seq %d reads as %d (%v)", seq, got, err)
 		}
 	})
@@ -107,7 +108,7 @@ func FuzzLine(f *testing.F) {
 
 // What the index needs of an entry is the same, however it is read.
 func FuzzIndexedOf(f *testing.F) {
-	id, err := LoadIdentity(f.TempDir(), "widgiot/line3-a")
+	id, err := journal.LoadIdentity(f.TempDir(), "widgiot/line3-a")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -118,14 +119,14 @@ func FuzzIndexedOf(f *testing.F) {
 	t0 := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
 	full := enrolmentOf(sealed)
 	full.WorkOrder, full.Label, full.Operator, full.Transcript, full.ReadMS, full.LeftOut = "WO-7", "x,\"record\":{", "me", "t.uart", 7, 2
-	for _, e := range []Entry{
-		{Seq: 7, Time: t0, Kind: KindVerdict, Verdict: enrolmentOf(sealed)},
-		{Seq: 7, Time: t0, Kind: KindVerdict, Verdict: full},
-		{Seq: 9, Time: t0, Kind: KindVerdict, Verdict: repeatOf(7)},
-		{Seq: 9, Time: t0, Kind: KindVerdict, Verdict: &Verdict{Result: Failed, Reason: "timeout", Slot: "B", WorkOrder: "WO-7", After: new(uint64)}},
-		{Seq: 9, Time: t0, Kind: KindVerdict, Verdict: &Verdict{Result: Failed, Reason: ReasonKeyConflict, Device: board.DeviceID{1}, Known: &Known{Device: board.DeviceID{2}.String()}}},
-		{Seq: 9, Time: t0, Kind: KindRejection, Rejection: &Rejection{Of: 7, Device: board.DeviceID{1}, Reason: ReasonInvalid}},
-		{Seq: 9, Time: t0, Kind: KindLost, Lost: &Lost{Reason: `a "reason"`}},
+	for _, e := range []journal.Entry{
+		{Seq: 7, Time: t0, Kind: journal.KindVerdict, Verdict: enrolmentOf(sealed)},
+		{Seq: 7, Time: t0, Kind: journal.KindVerdict, Verdict: full},
+		{Seq: 9, Time: t0, Kind: journal.KindVerdict, Verdict: repeatOf(7)},
+		{Seq: 9, Time: t0, Kind: journal.KindVerdict, Verdict: &journal.Verdict{Result: journal.Failed, Reason: "timeout", Slot: "B", WorkOrder: "WO-7", After: new(uint64)}},
+		{Seq: 9, Time: t0, Kind: journal.KindVerdict, Verdict: &journal.Verdict{Result: journal.Failed, Reason: journal.ReasonKeyConflict, Device: board.DeviceID{1}, Known: &journal.Known{Device: board.DeviceID{2}.String()}}},
+		{Seq: 9, Time: t0, Kind: journal.KindRejection, Rejection: &journal.Rejection{Of: 7, Device: board.DeviceID{1}, Reason: journal.ReasonInvalid}},
+		{Seq: 9, Time: t0, Kind: journal.KindLost, Lost: &journal.Lost{Reason: `a "reason"`}},
 	} {
 		data, err := e.Encode()
 		if err != nil {
@@ -134,26 +135,26 @@ func FuzzIndexedOf(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e, err := ParseEntry(data)
+		e, err := journal.ParseEntry(data)
 		if err != nil {
 			return
 		}
-		want := indexedBy(&e, position{})
+		want := journal.SummaryOf(&e, journal.Position{})
 		if e.Record() != nil {
 			sealed, err := board.ParseEnvelope(e.Record())
 			if err != nil {
 				return
 			}
-			want.mac = macOf(sealed.Record.Facts["mac"])
+			want.MAC = journal.ParseMAC(sealed.Record.Facts["mac"])
 		}
-		got, err := indexedOf(position{}, e.Seq, data, tagTable{})
+		got, err := journal.Summarize(journal.Position{}, e.Seq, data, journal.TagTable{})
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v, %v, want %+v", data, got, err, want)
 		}
-		if at, err := timeOf(data); err != nil || !at.Equal(e.Time) {
+		if at, err := journal.TimeOf(data); err != nil || !at.Equal(e.Time) {
 			t.Errorf("%q: time %v, %v", data, at, err)
 		}
-		front, err := parseFront(data)
+		front, err := journal.ParseFront(data)
 		if e.Verdict != nil {
 			e.Verdict.Record = nil
 		}
@@ -171,12 +172,12 @@ func TestScanVerdict(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, _, err := readLine(bytes.SplitAfter(text, []byte("\n"))[1])
+	data, _, err := journal.ReadLine(bytes.SplitAfter(text, []byte("\n"))[1])
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, ok := scanVerdict(data, nil)
-	if !ok || !got.isRecord() || got.device != r.Device || got.key != r.Fingerprint() || got.time == 0 || got.tags.slot != "A" {
+	got, ok := journal.ScanVerdict(data, nil)
+	if !ok || !got.IsRecord() || got.Device != r.Device || got.Key != r.Fingerprint() || got.Time == 0 || got.Tags.Slot != "A" {
 		t.Errorf("%+v, %v", got, ok)
 	}
 }

@@ -13,6 +13,8 @@ import (
 
 	"secretfree/spool/durable"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
@@ -222,7 +224,7 @@ func TestFullDisk(t *testing.T) {
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 	k := &kit{t: t, dir: dir, sink: newMemorySink(), receipts: map[board.DeviceID]board.Receipt{}}
 	var err error
-	if k.id, err = LoadIdentity(dir, "widgiot/line3-a"); err != nil {
+	if k.id, err = journal.LoadIdentity(dir, "widgiot/line3-a"); err != nil {
 		t.Fatal(err)
 	}
 	k.mustOpen()
@@ -274,7 +276,7 @@ func (d badSector) open(path string, flag int, mode fs.FileMode) (durable.File, 
 }
 
 func (f badFile) ReadAt(p []byte, at int64) (int, error) {
-	if at < sector {
+	if at < journal.Sector {
 		return 0, syscall.EIO
 	}
 	return f.File.ReadAt(p, at)
@@ -301,7 +303,7 @@ func TestFailedSync(t *testing.T) {
 			k.disk = faulty{plan: &plan}
 			k.mustOpen()
 			k.mustAppend()
-			synced := k.spool.end.offset
+			synced := k.spool.end.Offset
 			plan = faultPlan{op: "sync", err: syscall.EIO}
 			r := newRecord(t)
 			if _, err := k.append(r); !errors.Is(err, syscall.EIO) {

@@ -15,13 +15,14 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
 var update = flag.Bool("update", false, "write testdata/format<N> of the newest format, if it is not there")
 
 // knownIdentity is that of what lies in testdata. Its key follows from a word, so that none has to lie there.
-func knownIdentity(t *testing.T, origin string) Identity {
+func knownIdentity(t *testing.T, origin string) journal.Identity {
 	t.Helper()
 	seed := sha256.Sum256([]byte("a station in testdata"))
 	public := ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey)
@@ -38,7 +39,7 @@ func knownIdentity(t *testing.T, origin string) Identity {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Identity{Signer: signer, Verifier: verifier, Key: key}
+	return journal.Identity{Signer: signer, Verifier: verifier, Key: key}
 }
 
 // A journal of the format opens, verifies, proves its records and goes on.
@@ -53,12 +54,12 @@ func TestFormats(t *testing.T) {
 			if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
 				t.Fatal(err)
 			}
-			report, err := VerifyDir(dir, id.Verifier)
+			report, err := journal.VerifyDir(dir, id.Verifier)
 			if err != nil || report.Records != 12 || report.Repeats != 1 || report.Failed != 2 || report.Rejections != 1 || report.Signed != report.Entries {
 				t.Fatalf("VerifyDir: %+v, %v", report, err)
 			}
 			var last board.Sealed
-			for e, err := range Walk(dir) {
+			for e, err := range journal.Walk(dir) {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -68,11 +69,11 @@ func TestFormats(t *testing.T) {
 					}
 				}
 			}
-			data, err := Prove(dir, last.Record.Device)
+			data, err := journal.Prove(dir, last.Record.Device)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := VerifyProof(data, id.Verifier); err != nil {
+			if _, err := journal.VerifyProof(data, id.Verifier); err != nil {
 				t.Error(err)
 			}
 			s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
@@ -89,16 +90,16 @@ func TestFormats(t *testing.T) {
 			if err := s.Checkpoint(); err != nil {
 				t.Error(err)
 			}
-			if _, err := VerifyDir(dir, id.Verifier); err != nil {
+			if _, err := journal.VerifyDir(dir, id.Verifier); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-func writeFormat(t *testing.T, id Identity) {
+func writeFormat(t *testing.T, id journal.Identity) {
 	t.Helper()
-	to := filepath.Join("testdata", "format"+string(rune('0'+Format)))
+	to := filepath.Join("testdata", "format"+string(rune('0'+journal.Format)))
 	if _, err := os.Stat(to); err == nil {
 		return
 	}
@@ -134,7 +135,7 @@ func writeFormat(t *testing.T, id Identity) {
 	if err := s.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.CopyFS(filepath.Join(to, "journal"), os.DirFS(journalDir(dir))); err != nil {
+	if err := os.CopyFS(filepath.Join(to, "journal"), os.DirFS(journal.JournalDir(dir))); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -151,7 +152,7 @@ func TestEvidenceFormats(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := VerifyProof(proof, id.Verifier); err != nil {
+			if _, err := journal.VerifyProof(proof, id.Verifier); err != nil {
 				t.Errorf("the proof: %v", err)
 			}
 			dir, stick := tempDir(t), tempDir(t)
@@ -185,14 +186,14 @@ func TestEvidenceFormats(t *testing.T) {
 }
 
 // writeEvidence makes it of the journal of the newest format.
-func writeEvidence(t *testing.T, id, hq Identity) {
+func writeEvidence(t *testing.T, id, hq journal.Identity) {
 	t.Helper()
-	to := filepath.Join("testdata", "evidence"+string(rune('0'+Format)))
+	to := filepath.Join("testdata", "evidence"+string(rune('0'+journal.Format)))
 	if _, err := os.Stat(to); err == nil {
 		return
 	}
 	dir, stick := tempDir(t), filepath.Join(to, "stick")
-	if err := errors.Join(os.CopyFS(dir, os.DirFS(filepath.Join("testdata", "format"+string(rune('0'+Format))))), os.MkdirAll(stick, 0o755)); err != nil {
+	if err := errors.Join(os.CopyFS(dir, os.DirFS(filepath.Join("testdata", "format"+string(rune('0'+journal.Format))))), os.MkdirAll(stick, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Export(dir, id.Verifier, stick, 0); err != nil {
@@ -201,7 +202,7 @@ func writeEvidence(t *testing.T, id, hq Identity) {
 	im := &importer{ImportConfig{Stick: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: newMemorySink(), Identity: hq}, t}
 	im.mustRun()
 	var device board.DeviceID
-	for e, err := range Walk(dir) {
+	for e, err := range journal.Walk(dir) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +214,7 @@ func writeEvidence(t *testing.T, id, hq Identity) {
 			device = sealed.Record.Device
 		}
 	}
-	proof, err := Prove(dir, device)
+	proof, err := journal.Prove(dir, device)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,11 +231,11 @@ func TestOlderFormat(t *testing.T) {
 	}
 	k := &kit{t: t, dir: dir}
 	before := k.files()
-	if _, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()}); !errors.Is(err, ErrFormat) {
-		t.Errorf("Open: %v, want %v", err, ErrFormat)
+	if _, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()}); !errors.Is(err, journal.ErrFormat) {
+		t.Errorf("Open: %v, want %v", err, journal.ErrFormat)
 	}
-	if _, err := VerifyDir(dir, id.Verifier); !errors.Is(err, ErrFormat) {
-		t.Errorf("VerifyDir: %v, want %v", err, ErrFormat)
+	if _, err := journal.VerifyDir(dir, id.Verifier); !errors.Is(err, journal.ErrFormat) {
+		t.Errorf("VerifyDir: %v, want %v", err, journal.ErrFormat)
 	}
 	if !sameFiles(before, k.files()) {
 		t.Error("a file was changed")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -23,9 +24,9 @@ func TestGlanceAt(t *testing.T) {
 	last := k.mustAppend()
 	check := func(when string) {
 		t.Helper()
-		g, err := GlanceAt(k.dir, k.id.Verifier)
+		g, err := journal.Inspect(k.dir, k.id.Verifier)
 		stats := k.spool.Stats()
-		if err != nil || g.Entries != stats.Entries || g.Signed != stats.Signed || g.Format != Format || g.Segments != 1 || g.Torn != 0 || len(g.Damage) != 0 {
+		if err != nil || g.Entries != stats.Entries || g.Signed != stats.Signed || g.Format != journal.Format || g.Segments != 1 || g.Torn != 0 || len(g.Damage) != 0 {
 			t.Errorf("%s: %+v, %v; the station says %+v", when, g, err, stats)
 		}
 		if age := time.Since(g.Newest); age < 0 || age > time.Minute || g.Sample == nil || g.Sample.Record.Device == last.Device {
@@ -53,7 +54,7 @@ func TestGlanceAt(t *testing.T) {
 	}
 
 	// A line that is not whole, one that is damaged, and a journal that is shorter than what was signed.
-	path := segmentPath(k.dir, 0)
+	path := journal.SegmentPath(k.dir, 0)
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -65,28 +66,28 @@ func TestGlanceAt(t *testing.T) {
 		}
 	}
 	write(append(whole[:len(whole):len(whole)], `{"seq"`...))
-	if g, err := GlanceAt(k.dir, k.id.Verifier); err != nil || g.Torn != 6 {
+	if g, err := journal.Inspect(k.dir, k.id.Verifier); err != nil || g.Torn != 6 {
 		t.Errorf("torn: %+v, %v", g, err)
 	}
 	damaged := append([]byte(nil), whole...)
 	damaged[len(damaged)/2] ^= 1
 	write(damaged)
-	if g, err := GlanceAt(k.dir, k.id.Verifier); err != nil || len(g.Damage) != 1 {
+	if g, err := journal.Inspect(k.dir, k.id.Verifier); err != nil || len(g.Damage) != 1 {
 		t.Errorf("damaged: %+v, %v", g, err)
 	}
 	write(whole[:len(whole)/3])
-	if g, err := GlanceAt(k.dir, k.id.Verifier); !errors.Is(err, ErrTampered) {
-		t.Errorf("cut off: %+v, %v, want %v", g, err, ErrTampered)
+	if g, err := journal.Inspect(k.dir, k.id.Verifier); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("cut off: %+v, %v, want %v", g, err, journal.ErrTampered)
 	}
 	write(whole)
-	other, err := LoadIdentity(t.TempDir(), k.id.Verifier.Name())
+	other, err := journal.LoadIdentity(t.TempDir(), k.id.Verifier.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := GlanceAt(k.dir, other.Verifier); !errors.Is(err, ErrTampered) {
-		t.Errorf("another key: %v, want %v", err, ErrTampered)
+	if _, err := journal.Inspect(k.dir, other.Verifier); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("another key: %v, want %v", err, journal.ErrTampered)
 	}
-	if g, err := GlanceAt(filepath.Join(k.dir, "nothing"), k.id.Verifier); err != nil || g.Entries != 0 {
+	if g, err := journal.Inspect(filepath.Join(k.dir, "nothing"), k.id.Verifier); err != nil || g.Entries != 0 {
 		t.Errorf("no journal: %+v, %v", g, err)
 	}
 }

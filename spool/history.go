@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +17,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -38,7 +38,7 @@ type Seen struct {
 
 func seenOf(device []byte, p *pointer) Seen {
 	s := Seen{Device: board.DeviceID(device), Fingerprint: p.Key, Seq: p.Seq, Time: time.UnixMilli(p.At).UTC(), Enrolled: true, Delivered: p.Delivered != 0}
-	if p.MAC != (mac{}) {
+	if p.MAC != (journal.MAC{}) {
 		text := hex.EncodeToString(p.MAC[:])
 		s.MAC = text[:2]
 		for i := 2; i < len(text); i += 2 {
@@ -103,7 +103,7 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 	}
 	after := []byte{}
 	var id [2 * len(board.DeviceID{})]byte
-	var address [2 * len(mac{})]byte
+	var address [2 * len(journal.MAC{})]byte
 	for done := false; !done; {
 		if err := ctx.Err(); err != nil {
 			return nil, false, err
@@ -118,7 +118,7 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 				}
 				hex.Encode(id[:], key)
 				hex.Encode(address[:], p.MAC[:])
-				if strings.Contains(string(id[:]), digits) || p.MAC != (mac{}) && strings.Contains(string(address[:]), digits) {
+				if strings.Contains(string(id[:]), digits) || p.MAC != (journal.MAC{}) && strings.Contains(string(address[:]), digits) {
 					if more = len(found) == limit; more {
 						break
 					}
@@ -232,7 +232,7 @@ const (
 
 // Item is a verdict with what became of its record.
 type Item struct {
-	Entry
+	journal.Entry
 	Delivery Delivery    // of a passed or repeated verdict
 	Dead     *DeadLetter // of Rejected
 }
@@ -241,11 +241,11 @@ type Item struct {
 type History struct {
 	// Seen is that of the record; without one, as of a board that only ever failed, Enrolled is false and Seen has the device alone.
 	Seen
-	Record Entry       // the record's entry; empty if it cannot be read
-	Dead   *DeadLetter // of Rejected
+	Record journal.Entry // the record's entry; empty if it cannot be read
+	Dead   *DeadLetter   // of Rejected
 	// Events are the newest of the other verdicts and of the rejections, the newest first, also those of others that named this device's id or
 	// key. Older says how many more there are.
-	Events []Entry
+	Events []journal.Entry
 	Older  int
 }
 
@@ -254,10 +254,10 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 	h := History{Seen: Seen{Device: device}}
 	type place struct {
 		seq uint64
-		at  position
+		at  journal.Position
 	}
 	var places []place
-	record := position{offset: -1}
+	record := journal.Position{Offset: -1}
 	if err := s.peek(func(tx *bolt.Tx) error {
 		if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
 			var p pointer
@@ -280,8 +280,8 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 			if err != nil {
 				return err
 			}
-			var at position
-			if err := at.decode(value); err != nil {
+			var at journal.Position
+			if err := decodePosition(&at, value); err != nil {
 				return err
 			}
 			if len(places) == maxEvents { // the oldest goes
@@ -295,7 +295,7 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 		return History{}, err
 	}
 	if !h.Enrolled && len(places) == 0 {
-		return History{}, fmt.Errorf("device %s: %w", device, ErrNoRecord)
+		return History{}, fmt.Errorf("device %s: %w", device, journal.ErrNoRecord)
 	}
 	for _, at := range slices.Backward(places) {
 		if e, err := s.entry(at.at, at.seq); err == nil { // otherwise it is damaged
@@ -346,7 +346,7 @@ func (s *Spool) Recent(ctx context.Context, n int) ([]Item, error) {
 // found is a verdict as the index has it.
 type found struct {
 	seq      uint64
-	at       position
+	at       journal.Position
 	delivery Delivery
 	dead     *DeadLetter
 }
@@ -362,7 +362,7 @@ func find(tx *bolt.Tx, key, value []byte, to *[]found) error {
 		return err
 	}
 	f := found{seq: seq, at: row.at}
-	if row.result != Failed {
+	if row.result != journal.Failed {
 		of := seq
 		var p pointer
 		data := tx.Bucket(bucketDevices).Get(row.device[:])
@@ -371,7 +371,7 @@ func find(tx *bolt.Tx, key, value []byte, to *[]found) error {
 			if err := p.decode(data); err != nil {
 				return err
 			}
-			if row.result == Repeated {
+			if row.result == journal.Repeated {
 				of = p.Seq
 			}
 		}
@@ -385,13 +385,13 @@ func find(tx *bolt.Tx, key, value []byte, to *[]found) error {
 
 // items reads the entries of what was found.
 func (s *Spool) items(ctx context.Context, found []found) (out []Item, err error) {
-	read := lineReader{dir: s.cfg.Dir}
-	defer read.close()
+	read := journal.LineReader{Dir: s.cfg.Dir}
+	defer read.Close()
 	for _, f := range found {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		e, err := read.entry(f.at, f.seq)
+		e, err := read.Entry(f.at, f.seq)
 		if err != nil {
 			if e, err = s.entry(f.at, f.seq); err != nil {
 				continue // it is damaged
@@ -400,70 +400,6 @@ func (s *Spool) items(ctx context.Context, found []found) (out []Item, err error
 		out = append(out, Item{Entry: e, Delivery: f.delivery, Dead: f.dead})
 	}
 	return out, nil
-}
-
-// lineReader reads entries whose places are known, without their envelopes. It keeps the file of the last one open.
-type lineReader struct {
-	dir  string
-	of   uint64
-	file *os.File
-	buf  []byte
-}
-
-func (r *lineReader) close() {
-	if r.file != nil {
-		r.file.Close()
-		r.file = nil
-	}
-}
-
-func (r *lineReader) entry(at position, seq uint64) (Entry, error) {
-	if r.file == nil || r.of != at.segment {
-		r.close()
-		f, err := os.Open(segmentPath(r.dir, at.segment))
-		if err != nil {
-			return Entry{}, fmt.Errorf("reading the journal: %w", err)
-		}
-		r.file, r.of = f, at.segment
-	}
-	for size := 4096; ; size = maxEntryLine {
-		if len(r.buf) < size {
-			r.buf = make([]byte, size)
-		}
-		n, err := r.file.ReadAt(r.buf, at.offset)
-		end := bytes.IndexByte(r.buf[:n], '\n')
-		if end < 0 && err == nil && size < maxEntryLine {
-			continue
-		}
-		if end < 0 {
-			return Entry{}, fmt.Errorf("%w: no whole line", ErrEntry)
-		}
-		data, got, err := readLine(r.buf[:end+1])
-		if err != nil {
-			return Entry{}, err
-		}
-		if got != seq {
-			return Entry{}, fmt.Errorf("%w: another entry is there", ErrEntry)
-		}
-		return parseFront(data)
-	}
-}
-
-// parseFront reads an entry without the envelope of a record, whose checksum was looked at: most of an entry's bytes are in it.
-func parseFront(data []byte) (Entry, error) {
-	front, _, ok := bytes.Cut(data, []byte(`,"record":{`))
-	if !ok {
-		return ParseEntry(data)
-	}
-	var w wireEntry
-	if err := json.Unmarshal(append(bytes.Clone(front), "}}"...), &w); err != nil {
-		return Entry{}, fmt.Errorf("%w: %v", ErrEntry, err)
-	}
-	at, err := time.Parse(timeLayout, w.Time)
-	if err != nil || w.Verdict == nil {
-		return Entry{}, fmt.Errorf("%w: no time, or no verdict", ErrEntry)
-	}
-	return Entry{Seq: w.Seq, Time: at.UTC(), Kind: w.Kind, Verdict: w.Verdict}, nil
 }
 
 // Range gives the verdicts from one time up to, but not with, another, in the order in which they were journaled, without the envelopes of
@@ -529,12 +465,12 @@ func (c *Counts) AllFailed() (n uint64) {
 }
 
 func (c *Counts) add(key string, n uint64) {
-	switch fields := strings.Split(key, "\x00"); Result(fields[1]) {
-	case Passed:
+	switch fields := strings.Split(key, "\x00"); journal.Result(fields[1]) {
+	case journal.Passed:
 		c.Passed += n
-	case Repeated:
+	case journal.Repeated:
 		c.Repeated += n
-	case Failed:
+	case journal.Failed:
 		c.Failed[fields[2]] += n
 	}
 }
@@ -581,41 +517,41 @@ func (s *Spool) DeliveryOf(device board.DeviceID) (d Delivery, err error) {
 }
 
 // entry reads an entry from where it should stand, or finds it in its segment: it may have moved when its file was repaired.
-func (s *Spool) entry(at position, seq uint64) (Entry, error) {
-	if at.offset >= 0 {
-		if e, err := readEntryAt(s.cfg.Dir, at); err == nil && e.Seq == seq {
+func (s *Spool) entry(at journal.Position, seq uint64) (journal.Entry, error) {
+	if at.Offset >= 0 {
+		if e, err := journal.ReadEntryAt(s.cfg.Dir, at); err == nil && e.Seq == seq {
 			return e, nil
 		}
 	}
-	segments, err := listSegments(s.cfg.Dir)
+	segments, err := journal.ListSegments(s.cfg.Dir)
 	if err != nil {
-		return Entry{}, err
+		return journal.Entry{}, err
 	}
-	i := slices.IndexFunc(segments, func(f segmentFile) bool { return f.first > seq })
+	i := slices.IndexFunc(segments, func(f journal.SegmentFile) bool { return f.First > seq })
 	if i < 0 {
 		i = len(segments)
 	}
 	if i == 0 {
-		return Entry{}, fmt.Errorf("%w: entry %d cannot be found", ErrEntry, seq)
+		return journal.Entry{}, fmt.Errorf("%w: entry %d cannot be found", journal.ErrEntry, seq)
 	}
-	f, err := os.Open(segmentPath(s.cfg.Dir, segments[i-1].first))
+	f, err := os.Open(journal.SegmentPath(s.cfg.Dir, segments[i-1].First))
 	if err != nil {
-		return Entry{}, fmt.Errorf("reading the journal: %w", err)
+		return journal.Entry{}, fmt.Errorf("reading the journal: %w", err)
 	}
 	defer f.Close()
 	front := fmt.Appendf(nil, `{"seq":%d,`, seq)
-	in := bufio.NewReaderSize(f, maxEntryLine)
+	in := bufio.NewReaderSize(f, journal.MaxEntryLine)
 	for {
 		line, err := in.ReadSlice('\n')
 		if bytes.HasPrefix(line, front) && err == nil {
-			data, _, err := readLine(line)
+			data, _, err := journal.ReadLine(line)
 			if err != nil {
-				return Entry{}, err
+				return journal.Entry{}, err
 			}
-			return ParseEntry(data)
+			return journal.ParseEntry(data)
 		}
 		if err != nil && err != bufio.ErrBufferFull {
-			return Entry{}, fmt.Errorf("%w: entry %d cannot be found", ErrEntry, seq)
+			return journal.Entry{}, fmt.Errorf("%w: entry %d cannot be found", journal.ErrEntry, seq)
 		}
 	}
 }
@@ -635,122 +571,31 @@ func (s *Spool) Prove(ctx context.Context, device board.DeviceID) ([]byte, error
 		return nil, err
 	}
 	if !have {
-		return nil, fmt.Errorf("device %s: %w", device, ErrNoRecord)
+		return nil, fmt.Errorf("device %s: %w", device, journal.ErrNoRecord)
 	}
-	text, signed, err := newestCheckpoint(s.cfg.Dir)
+	text, signed, err := journal.NewestCheckpoint(s.cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	if known.Seq >= signed.size {
-		return nil, fmt.Errorf("device %s: %w", device, ErrUnsigned)
+	if known.Seq >= signed.Size {
+		return nil, fmt.Errorf("device %s: %w", device, journal.ErrUnsigned)
 	}
-	e, err := s.entry(position{offset: -1}, known.Seq)
+	e, err := s.entry(journal.Position{Offset: -1}, known.Seq)
 	if err != nil {
-		return prove(ctx, s.cfg.Dir, device) // which says what is wrong
+		return journal.ProveContext(ctx, s.cfg.Dir, device) // which says what is wrong
 	}
-	p := proof{checkpoint: text, index: known.Seq}
-	if p.entry, err = e.Encode(); err != nil {
+	p := journal.Proof{Checkpoint: text, Index: known.Seq}
+	if p.Entry, err = e.Encode(); err != nil {
 		return nil, err
 	}
-	if p.hashes, err = besides(ctx, s.cfg.Dir, signed.size, known.Seq); err == nil {
-		err = tlog.CheckRecord(p.hashes, int64(signed.size), signed.root, int64(known.Seq), tlog.RecordHash(p.entry))
+	if p.Hashes, err = journal.InclusionProof(ctx, s.cfg.Dir, signed.Size, known.Seq); err == nil {
+		err = tlog.CheckRecord(p.Hashes, int64(signed.Size), signed.Root, int64(known.Seq), tlog.RecordHash(p.Entry))
 	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return prove(ctx, s.cfg.Dir, device)
+		return journal.ProveContext(ctx, s.cfg.Dir, device)
 	}
-	return p.encode(), nil
-}
-
-var errNoLeaf = errors.New("the hash of a leaf is not known")
-
-// besides computes the proof of an entry from the hashes of all leaves, one after the other, in little memory.
-func besides(ctx context.Context, dir string, size, index uint64) (tlog.RecordProof, error) {
-	type part struct {
-		lo, hi uint64
-		tree   tree
-	}
-	var parts []*part // the subtrees beside the entry, the smallest first, as in the proof
-	var cut func(lo, hi uint64)
-	cut = func(lo, hi uint64) {
-		if hi-lo == 1 {
-			return
-		}
-		middle := lo + split(hi-lo)
-		if index < middle {
-			cut(lo, middle)
-			parts = append(parts, &part{lo: middle, hi: hi})
-		} else {
-			cut(middle, hi)
-			parts = append(parts, &part{lo: lo, hi: middle})
-		}
-	}
-	cut(0, size)
-	order := slices.Clone(parts)
-	slices.SortFunc(order, func(a, b *part) int { return cmp.Compare(a.lo, b.lo) })
-	next := uint64(0)
-	add := func(h tlog.Hash) error {
-		if next%4096 == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if h == (tlog.Hash{}) {
-			return errNoLeaf
-		}
-		if next != index {
-			for len(order) > 0 && next >= order[0].hi {
-				order = order[1:]
-			}
-			order[0].tree.add(h)
-		}
-		next++
-		return nil
-	}
-	segments, err := listSegments(dir)
-	if err != nil {
-		return nil, err
-	}
-	beside, err := openShelf(dir)
-	if err != nil {
-		return nil, err
-	}
-	for i, segment := range segments {
-		if next >= size {
-			break
-		}
-		if segment.first != next {
-			return nil, errNoLeaf
-		}
-		if i+1 < len(segments) {
-			for next < min(size, segments[i+1].first) {
-				if err := add(beside.hash(next)); err != nil {
-					return nil, err
-				}
-			}
-			continue
-		}
-		s := newScan(dir)
-		s.next = segment.first
-		s.visit = func(_ position, seq uint64, data []byte) error {
-			if seq >= size {
-				return nil
-			}
-			if seq != next {
-				return errNoLeaf
-			}
-			return add(tlog.RecordHash(data))
-		}
-		if err := s.run([]segmentFile{segment}); err != nil {
-			return nil, err
-		}
-	}
-	if next != size {
-		return nil, errNoLeaf
-	}
-	var out tlog.RecordProof
-	for _, p := range parts {
-		out = append(out, p.tree.root())
-	}
-	return out, nil
+	return p.Encode(), nil
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -61,7 +62,7 @@ func BenchmarkLookBack(b *testing.B) {
 			return err
 		},
 		"proof from the whole journal": func() error {
-			_, err := Prove(dir, device)
+			_, err := journal.Prove(dir, device)
 			return err
 		},
 	} {

@@ -12,6 +12,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -142,7 +143,7 @@ func TestHistory(t *testing.T) {
 	os.Remove(indexPath(k.dir))
 	k.mustOpen()
 	look("after a rebuild")
-	if _, err := k.spool.History(newRecord(t).Device); !errors.Is(err, ErrNoRecord) {
+	if _, err := k.spool.History(newRecord(t).Device); !errors.Is(err, journal.ErrNoRecord) {
 		t.Errorf("of nobody: %v", err)
 	}
 }
@@ -206,7 +207,7 @@ func TestRecentAndRange(t *testing.T) {
 				if want := all[len(all)-1-i]; e.Verdict.Device != want {
 					t.Fatalf("%s: %d of %d is %v, want %v", when, i, n, e.Verdict.Device, want)
 				}
-				if want := map[Result]Delivery{Passed: Waiting}[e.Verdict.Result]; e.Delivery != want {
+				if want := map[journal.Result]Delivery{journal.Passed: Waiting}[e.Verdict.Result]; e.Delivery != want {
 					t.Errorf("%s: %d of %d is %q, want %q", when, i, n, e.Delivery, want)
 				}
 			}
@@ -223,7 +224,7 @@ func TestRecentAndRange(t *testing.T) {
 			t.Fatalf("%s: %d between", when, len(got))
 		}
 		for i, item := range got {
-			if item.Verdict.Device != all[i] || (item.Verdict.Result == Failed) != (i%4 == 3) {
+			if item.Verdict.Device != all[i] || (item.Verdict.Result == journal.Failed) != (i%4 == 3) {
 				t.Errorf("%s: %d is %+v", when, i, item)
 			}
 		}
@@ -262,7 +263,7 @@ func TestProveWhileItRuns(t *testing.T) {
 		all = append(all, k.mustAppend())
 	}
 	fresh := newKit(t)
-	if _, err := fresh.spool.Prove(t.Context(), fresh.mustAppend().Device); !errors.Is(err, ErrUnsigned) {
+	if _, err := fresh.spool.Prove(t.Context(), fresh.mustAppend().Device); !errors.Is(err, journal.ErrUnsigned) {
 		t.Errorf("before a checkpoint: %v", err)
 	}
 	if err := k.spool.Checkpoint(); err != nil {
@@ -273,20 +274,20 @@ func TestProveWhileItRuns(t *testing.T) {
 		t.Helper()
 		for i, r := range all {
 			got, err := k.spool.Prove(t.Context(), r.Device)
-			want, wantErr := Prove(k.dir, r.Device)
+			want, wantErr := journal.Prove(k.dir, r.Device)
 			if err != nil || wantErr != nil || string(got) != string(want) {
 				t.Fatalf("%s: record %d: %v, %v; the same: %v", when, i, err, wantErr, string(got) == string(want))
 			}
-			if _, err := VerifyProof(got, k.id.Verifier); err != nil && i == 0 && !errors.Is(err, ErrProof) {
+			if _, err := journal.VerifyProof(got, k.id.Verifier); err != nil && i == 0 && !errors.Is(err, journal.ErrProof) {
 				t.Errorf("%s: %v", when, err)
 			}
 		}
 	}
 	same("whole")
-	if _, err := k.spool.Prove(t.Context(), late.Device); !errors.Is(err, ErrUnsigned) {
+	if _, err := k.spool.Prove(t.Context(), late.Device); !errors.Is(err, journal.ErrUnsigned) {
 		t.Errorf("of a record after the checkpoint: %v", err)
 	}
-	if _, err := k.spool.Prove(t.Context(), newRecord(t).Device); !errors.Is(err, ErrNoRecord) {
+	if _, err := k.spool.Prove(t.Context(), newRecord(t).Device); !errors.Is(err, journal.ErrNoRecord) {
 		t.Errorf("of nobody: %v", err)
 	}
 	stopped, cancel := context.WithCancel(t.Context())
@@ -294,11 +295,11 @@ func TestProveWhileItRuns(t *testing.T) {
 	if _, err := k.spool.Prove(stopped, all[0].Device); !errors.Is(err, context.Canceled) {
 		t.Errorf("for nobody: %v", err)
 	}
-	segments, err := listSegments(k.dir)
+	segments, err := journal.ListSegments(k.dir)
 	if err != nil || len(segments) < 3 {
 		t.Fatalf("%d segments, %v", len(segments), err)
 	}
-	if err := os.Remove(leavesPath(k.dir, segments[1].first)); err != nil {
+	if err := os.Remove(journal.LeavesPath(k.dir, segments[1].First)); err != nil {
 		t.Fatal(err)
 	}
 	same("without the hashes beside a segment")

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"strings"
 	"testing"
 )
@@ -20,11 +21,11 @@ func TestLock(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	dir := t.TempDir()
-	first, err := LoadIdentity(dir, "widgiot/line3-a")
+	first, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := LoadIdentity(dir, "widgiot/line3-a")
+	again, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil || again.Key != first.Key {
 		t.Fatalf("%v, %v", again.Key, err)
 	}
@@ -34,15 +35,15 @@ func TestIdentity(t *testing.T) {
 	}
 	refuse := func(name, words string) {
 		t.Helper()
-		_, err := LoadIdentity(dir, "widgiot/line3-a")
-		if !errors.Is(err, ErrIdentity) || !strings.Contains(err.Error(), words) {
+		_, err := journal.LoadIdentity(dir, "widgiot/line3-a")
+		if !errors.Is(err, journal.ErrIdentity) || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err != nil && strings.Contains(err.Error(), "PRIVATE") {
 			t.Errorf("%s: the error shows the key", name)
 		}
 	}
-	if _, err := LoadIdentity(dir, "widgiot/line4-a"); !errors.Is(err, ErrIdentity) {
+	if _, err := journal.LoadIdentity(dir, "widgiot/line4-a"); !errors.Is(err, journal.ErrIdentity) {
 		t.Errorf("another origin: %v", err)
 	}
 	os.Chmod(filepath.Join(dir, "station.key"), 0o640)
@@ -57,14 +58,14 @@ func TestIdentity(t *testing.T) {
 
 func TestOpenIdentity(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := OpenIdentity(dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := journal.OpenIdentity(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an empty folder: %v", err)
 	}
-	made, err := LoadIdentity(dir, "widgiot/line3-a")
+	made, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	opened, err := OpenIdentity(dir)
+	opened, err := journal.OpenIdentity(dir)
 	if err != nil || opened.Key != made.Key || opened.Signer.Name() != "widgiot/line3-a" {
 		t.Errorf("got %+v, %v", opened, err)
 	}
@@ -72,7 +73,7 @@ func TestOpenIdentity(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "station.key")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenIdentity(dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := journal.OpenIdentity(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without station.key: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "station.key")); !errors.Is(err, os.ErrNotExist) {
@@ -81,7 +82,7 @@ func TestOpenIdentity(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "station.pub"), []byte("nonsense\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenIdentity(dir); !errors.Is(err, ErrIdentity) {
+	if _, err := journal.OpenIdentity(dir); !errors.Is(err, journal.ErrIdentity) {
 		t.Errorf("a broken station.pub: %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -20,9 +21,9 @@ import (
 type ImportConfig struct {
 	Stick    string
 	SKU      string
-	Stations []note.Verifier // whose bundles are taken
-	Sink     Sink            // where their records go; many at once if it is a BatchSink
-	Identity Identity        // who signs the receipts
+	Stations []note.Verifier  // whose bundles are taken
+	Sink     Sink             // where their records go; many at once if it is a BatchSink
+	Identity journal.Identity // who signs the receipts
 	// Again delivers what has a receipt of this identity too. Without it, only what was refused is tried anew.
 	Again bool
 
@@ -163,13 +164,13 @@ func (im *importing) open(r run, path string) ([]*carried, error) {
 	if err != nil {
 		return nil, err
 	}
-	if root, ok := im.roots[signed.size]; ok && root != signed.root {
-		return nil, fmt.Errorf("%w: another bundle on the stick has another root over %d entries; find out which machine is %s", ErrFork, signed.size, im.origin)
+	if root, ok := im.roots[signed.Size]; ok && root != signed.Root {
+		return nil, fmt.Errorf("%w: another bundle on the stick has another root over %d entries; find out which machine is %s", journal.ErrFork, signed.Size, im.origin)
 	}
-	im.roots[signed.size] = signed.root
+	im.roots[signed.Size] = signed.Root
 	var records []*carried
 	for i, data := range b.entries {
-		e, err := ParseEntry(data)
+		e, err := journal.ParseEntry(data)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrBundle, err)
 		}
@@ -189,7 +190,7 @@ func (im *importing) open(r run, path string) ([]*carried, error) {
 }
 
 // station finds which of the stations signed a bundle.
-func (im *importing) station(b *bundle) (note.Verifier, checkpoint, error) {
+func (im *importing) station(b *bundle) (note.Verifier, journal.Checkpoint, error) {
 	err := fmt.Errorf("%w: no key of %s was named", board.ErrUntrusted, im.origin)
 	for _, v := range im.Stations {
 		if v.Name() != im.origin {
@@ -201,7 +202,7 @@ func (im *importing) station(b *bundle) (note.Verifier, checkpoint, error) {
 		}
 		err = wrong
 	}
-	return nil, checkpoint{}, err
+	return nil, journal.Checkpoint{}, err
 }
 
 // checkCarried checks what an issuer would: the station's signature, and the proof of possession if there is one.
@@ -232,7 +233,7 @@ func (im *importing) deliver(ctx context.Context, r run, records []*carried, out
 		}
 	}
 	failure := im.put(ctx, todo)
-	receipt := receipt{origin: im.origin, first: r.first, next: r.next, time: milliseconds(time.Now())}
+	receipt := receipt{origin: im.origin, first: r.first, next: r.next, time: journal.Milliseconds(time.Now())}
 	for _, it := range records {
 		a := it.answer()
 		if a == nil {
@@ -385,12 +386,12 @@ func putAll(ctx context.Context, sink Sink, records []board.Sealed) []error {
 
 // ImporterIdentity reads the key with which an importer signs receipts from dir, or makes it at first use, with the name
 // "import/<name>". Its public half, dir/station.pub, is what a station's configuration takes as a trusted key for receipts.
-func ImporterIdentity(dir, name string) (Identity, error) {
+func ImporterIdentity(dir, name string) (journal.Identity, error) {
 	if err := board.CheckName(name); err != nil {
-		return Identity{}, err
+		return journal.Identity{}, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return Identity{}, fmt.Errorf("making the importer's folder: %w", err)
+		return journal.Identity{}, fmt.Errorf("making the importer's folder: %w", err)
 	}
-	return LoadIdentity(dir, board.Origin("import", name))
+	return journal.LoadIdentity(dir, board.Origin("import", name))
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -73,11 +74,11 @@ func TestImportRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger, err := LoadIdentity(tempDir(t), "widgiot/line3-a")
+	stranger, err := journal.LoadIdentity(tempDir(t), "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := LoadIdentity(tempDir(t), "widgiot/line3-b")
+	other, err := journal.LoadIdentity(tempDir(t), "widgiot/line3-b")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestImportRefusals(t *testing.T) {
 	}{
 		"no key":           {nil, nil, board.ErrUntrusted},
 		"another's key":    {nil, []note.Verifier{other.Verifier}, board.ErrUntrusted},
-		"a stranger's key": {nil, []note.Verifier{stranger.Verifier}, ErrTampered},
+		"a stranger's key": {nil, []note.Verifier{stranger.Verifier}, journal.ErrTampered},
 		"a changed record": {func(s string) string { return strings.Replace(s, `"payload":"e`, `"payload":"f`, 1) }, []note.Verifier{k.id.Verifier}, ErrBundle},
 		"another origin":   {func(s string) string { return strings.Replace(s, "line3-a\n", "line3-b\n", 1) }, []note.Verifier{k.id.Verifier}, ErrBundle},
 		"a newer format":   {func(s string) string { return strings.Replace(s, "bundle 1", "bundle 2", 1) }, []note.Verifier{k.id.Verifier}, board.ErrNewer},
@@ -140,7 +141,7 @@ func TestImportRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	all, err := im.run()
-	if err != nil || len(all) != 3 || all[1].Err != nil || !errors.Is(all[2].Err, ErrFork) {
+	if err != nil || len(all) != 3 || all[1].Err != nil || !errors.Is(all[2].Err, journal.ErrFork) {
 		t.Errorf("a fork on the stick: %+v, %v", all, err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -69,41 +70,23 @@ type pointer struct {
 	Seq       uint64
 	At        int64 // of the entry, Unix milliseconds
 	Delivered byte
-	MAC       mac
-}
-
-// mac is what a board said of its MAC address; zero if it said nothing.
-type mac [6]byte
-
-// macOf reads the fact that the dialects write.
-func macOf(fact string) (m mac) {
-	if len(fact) != 17 {
-		return m
-	}
-	for i := range m {
-		if i > 0 && fact[3*i-1] != ':' || !lowerHex(m[i:i+1], []byte(fact[3*i:3*i+2])) {
-			return mac{}
-		}
-	}
-	return m
+	MAC       journal.MAC
 }
 
 // entryRow is what the index keeps of a verdict.
 type entryRow struct {
-	at     position
+	at     journal.Position
 	time   int64 // Unix milliseconds
-	result Result
+	result journal.Result
 	device board.DeviceID // zero if it is not known
 	slot   string
 	reason string
 }
 
-var results = []Result{Passed, Repeated, Failed}
-
 func (e *entryRow) encode() []byte {
-	b := append(make([]byte, 0, 64), byte(slices.Index(results, e.result)))
-	b = binary.BigEndian.AppendUint64(b, e.at.segment)
-	b = binary.BigEndian.AppendUint64(b, uint64(e.at.offset))
+	b := append(make([]byte, 0, 64), byte(slices.Index(journal.Results, e.result)))
+	b = binary.BigEndian.AppendUint64(b, e.at.Segment)
+	b = binary.BigEndian.AppendUint64(b, uint64(e.at.Offset))
 	b = binary.BigEndian.AppendUint64(b, uint64(e.time))
 	b = append(b, e.device[:]...)
 	b = append(append(b, byte(len(e.slot))), e.slot...)
@@ -113,11 +96,11 @@ func (e *entryRow) encode() []byte {
 const entryRowSize = 1 + 3*8 + len(board.DeviceID{}) + 1
 
 func (e *entryRow) decode(b []byte) error {
-	if len(b) < entryRowSize || int(b[0]) >= len(results) || len(b) < entryRowSize+int(b[entryRowSize-1]) {
+	if len(b) < entryRowSize || int(b[0]) >= len(journal.Results) || len(b) < entryRowSize+int(b[entryRowSize-1]) {
 		return errIndexEntry
 	}
-	e.result = results[b[0]]
-	e.at = position{binary.BigEndian.Uint64(b[1:]), int64(binary.BigEndian.Uint64(b[9:]))}
+	e.result = journal.Results[b[0]]
+	e.at = journal.Position{Segment: binary.BigEndian.Uint64(b[1:]), Offset: int64(binary.BigEndian.Uint64(b[9:]))}
 	e.time = int64(binary.BigEndian.Uint64(b[17:]))
 	copy(e.device[:], b[25:])
 	slot := b[entryRowSize:]
@@ -131,19 +114,19 @@ func timeKey(at int64, seq uint64) []byte {
 }
 
 // countKey names a counter. A work order has no zero byte.
-func countKey(order string, result Result, reason string) string {
+func countKey(order string, result journal.Result, reason string) string {
 	return order + "\x00" + string(result) + "\x00" + reason
 }
 
-func (p position) encode() []byte {
-	return binary.BigEndian.AppendUint64(encodeSeq(p.segment), uint64(p.offset))
+func encodePosition(p journal.Position) []byte {
+	return binary.BigEndian.AppendUint64(encodeSeq(p.Segment), uint64(p.Offset))
 }
 
-func (p *position) decode(b []byte) error {
+func decodePosition(p *journal.Position, b []byte) error {
 	if len(b) != 16 {
 		return errIndexEntry
 	}
-	p.segment, p.offset = binary.BigEndian.Uint64(b), int64(binary.BigEndian.Uint64(b[8:]))
+	p.Segment, p.Offset = binary.BigEndian.Uint64(b), int64(binary.BigEndian.Uint64(b[8:]))
 	return nil
 }
 
@@ -357,7 +340,7 @@ func walkIndex(tx *bolt.Tx) error {
 	// Keys and devices are one another's inverse: if so, these sums are equal. To look up each would take long.
 	var inDevices, inKeys uint32
 	pair := func(device, key []byte) uint32 {
-		return crc32.Update(crc32.Checksum(device, castagnoli), castagnoli, key)
+		return crc32.Update(crc32.Checksum(device, journal.Castagnoli), journal.Castagnoli, key)
 	}
 	err := devices.ForEach(func(device, value []byte) error {
 		var known pointer
@@ -391,11 +374,11 @@ func walkIndex(tx *bolt.Tx) error {
 	}
 	if err == nil {
 		err = tx.Bucket(bucketEvents).ForEach(func(key, value []byte) error {
-			var at position
+			var at journal.Position
 			if len(key) != len(board.DeviceID{})+8 {
 				return errIndexEntry
 			}
-			return at.decode(value)
+			return decodePosition(&at, value)
 		})
 	}
 	if err == nil {
@@ -420,26 +403,6 @@ func putProgress(tx *bolt.Tx, p progress) error {
 	return tx.Bucket(bucketMeta).Put(keyNext, p.encode())
 }
 
-// indexed is what the index needs of an entry.
-type indexed struct {
-	device    board.DeviceID
-	key       board.Fingerprint
-	seq       uint64
-	at        position
-	time      int64  // Unix milliseconds
-	result    Result // empty: no verdict
-	mac       mac
-	tags      *tags           // of a verdict
-	other     *board.DeviceID // of a conflict: the device that is known
-	rejection *Rejection
-}
-
-// tags are the texts of a verdict that the index needs. Many entries share them.
-type tags struct{ slot, reason, order string }
-
-// isRecord tells of an entry that enrols a board.
-func (e *indexed) isRecord() bool { return e.result == Passed }
-
 // counted is what a batch of entries changes: lengths of buckets, and counters.
 type counted struct {
 	pending, dead int
@@ -463,57 +426,57 @@ func (c *counted) put(tx *bolt.Tx) error {
 	return nil
 }
 
-// put brings an entry into the index. An entry that the index has already, as one
+// putEntry brings an entry into the index. An entry that the index has already, as one
 // that was damaged and is repaired, is not counted again.
-func (e *indexed) put(tx *bolt.Tx, c *counted) error {
-	if e.isRecord() {
+func putEntry(tx *bolt.Tx, e *journal.Summary, c *counted) error {
+	if e.IsRecord() {
 		if err := apply(tx, e); err != nil {
 			return err
 		}
 		c.pending++
 	}
-	return e.putRow(tx, c)
+	return putRow(tx, e, c)
 }
 
-// putRow is put without what only a record has.
-func (e *indexed) putRow(tx *bolt.Tx, c *counted) error {
+// putRow is putEntry without what only a record has.
+func putRow(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 	switch {
-	case e.rejection != nil:
-		return e.putRejection(tx, c)
-	case e.result == "":
+	case e.Rejection != nil:
+		return putRejection(tx, e, c)
+	case e.Result == "":
 		return nil
 	}
-	key := encodeSeq(e.seq)
+	key := encodeSeq(e.Seq)
 	entries, times := tx.Bucket(bucketEntries), tx.Bucket(bucketTimes)
 	if entries.Get(key) == nil {
 		if c.numbers == nil {
 			c.numbers = map[string]uint64{}
 		}
-		c.numbers[countKey(e.tags.order, e.result, e.tags.reason)]++
+		c.numbers[countKey(e.Tags.Order, e.Result, e.Tags.Reason)]++
 	}
 	entries.FillPercent, times.FillPercent = 1, 1 // they come in order
-	row := entryRow{e.at, e.time, e.result, e.device, e.tags.slot, e.tags.reason}
-	if err := errors.Join(entries.Put(key, row.encode()), times.Put(timeKey(e.time, e.seq), nil)); err != nil {
+	row := entryRow{e.At, e.Time, e.Result, e.Device, e.Tags.Slot, e.Tags.Reason}
+	if err := errors.Join(entries.Put(key, row.encode()), times.Put(timeKey(e.Time, e.Seq), nil)); err != nil {
 		return err
 	}
 	slots := tx.Bucket(bucketSlots)
-	if last := slots.Get([]byte(e.tags.slot)); e.tags.slot != "" && (last == nil || bytes.Compare(last, key) < 0) {
-		if err := slots.Put([]byte(e.tags.slot), key); err != nil {
+	if last := slots.Get([]byte(e.Tags.Slot)); e.Tags.Slot != "" && (last == nil || bytes.Compare(last, key) < 0) {
+		if err := slots.Put([]byte(e.Tags.Slot), key); err != nil {
 			return err
 		}
 	}
-	if e.isRecord() {
+	if e.IsRecord() {
 		return nil
 	}
-	devices := []board.DeviceID{e.device}
-	if e.other != nil && *e.other != e.device {
-		devices = append(devices, *e.other)
+	devices := []board.DeviceID{e.Device}
+	if e.Other != nil && *e.Other != e.Device {
+		devices = append(devices, *e.Other)
 	}
 	for _, device := range devices {
 		if !device.Valid() {
 			continue
 		}
-		if err := tx.Bucket(bucketEvents).Put(append(device[:], key...), e.at.encode()); err != nil {
+		if err := tx.Bucket(bucketEvents).Put(append(device[:], key...), encodePosition(e.At)); err != nil {
 			return err
 		}
 	}
@@ -522,22 +485,22 @@ func (e *indexed) putRow(tx *bolt.Tx, c *counted) error {
 
 // putRejection makes a dead letter of a record that the registry refused for good,
 // and takes it from the queue; a Resolved one ends that.
-func (e *indexed) putRejection(tx *bolt.Tx, c *counted) error {
-	r := e.rejection
+func putRejection(tx *bolt.Tx, e *journal.Summary, c *counted) error {
+	r := e.Rejection
 	events, of := tx.Bucket(bucketEvents), encodeSeq(r.Of)
-	at := append(r.Device[:], encodeSeq(e.seq)...)
+	at := append(r.Device[:], encodeSeq(e.Seq)...)
 	again := events.Get(at) != nil
-	if err := events.Put(at, e.at.encode()); err != nil || again {
+	if err := events.Put(at, encodePosition(e.At)); err != nil || again {
 		return err
 	}
 	queue, dead, rejected := tx.Bucket(bucketQueue), tx.Bucket(bucketDead), tx.Bucket(bucketRejected)
-	if r.Reason == Resolved {
+	if r.Reason == journal.Resolved {
 		if dead.Get(of) != nil { // in a rebuild: nobody requeued the record. It is delivered once more, as all are.
 			var row entryRow
 			if err := row.decode(tx.Bucket(bucketEntries).Get(of)); err != nil {
 				return err
 			}
-			place := queued{row.at.segment, row.at.offset, row.time}
+			place := queued{row.at.Segment, row.at.Offset, row.time}
 			if err := queue.Put(of, place.encode()); err != nil {
 				return err
 			}
@@ -557,44 +520,44 @@ func (e *indexed) putRejection(tx *bolt.Tx, c *counted) error {
 		if err := row.decode(data); err != nil {
 			return err
 		}
-		place = queued{row.at.segment, row.at.offset, row.time}
+		place = queued{row.at.Segment, row.at.Offset, row.time}
 	}
 	if dead.Get(of) == nil {
 		c.dead++
 	}
-	letter := DeadLetter{Seq: r.Of, Device: r.Device, Time: time.UnixMilli(e.time).UTC(), Cause: r.Reason, Reason: cmp.Or(r.Text, r.Reason), Known: r.Known, Segment: place.Segment, Offset: place.Offset}
-	return errors.Join(queue.Delete(of), putDead(tx, letter), rejected.Put(of, encodeSeq(e.seq)))
+	letter := DeadLetter{Seq: r.Of, Device: r.Device, Time: time.UnixMilli(e.Time).UTC(), Cause: r.Reason, Reason: cmp.Or(r.Text, r.Reason), Known: r.Known, Segment: place.Segment, Offset: place.Offset}
+	return errors.Join(queue.Delete(of), putDead(tx, letter), rejected.Put(of, encodeSeq(e.Seq)))
 }
 
 // apply brings a record into the index and the queue. Another key that this device had, or device that this key had, is
 // forgotten here: the journal has it, and VerifyDir says so.
-func apply(tx *bolt.Tx, r *indexed) error {
-	q := queued{r.at.segment, r.at.offset, r.time}
-	if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.seq), q.encode()); err != nil {
+func apply(tx *bolt.Tx, r *journal.Summary) error {
+	q := queued{r.At.Segment, r.At.Offset, r.Time}
+	if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.Seq), q.encode()); err != nil {
 		return err
 	}
 	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
 	var known pointer
-	if data := devices.Get(r.device[:]); data != nil {
+	if data := devices.Get(r.Device[:]); data != nil {
 		if err := known.decode(data); err != nil {
 			return err
 		}
-		if known.Seq > r.seq {
+		if known.Seq > r.Seq {
 			return nil
 		}
-		if known.Key != r.key {
+		if known.Key != r.Key {
 			if err := keys.Delete(known.Key[:]); err != nil {
 				return err
 			}
 		}
 	}
-	if owner := keys.Get(r.key[:]); owner != nil && !bytes.Equal(owner, r.device[:]) {
+	if owner := keys.Get(r.Key[:]); owner != nil && !bytes.Equal(owner, r.Device[:]) {
 		if err := devices.Delete(bytes.Clone(owner)); err != nil {
 			return err
 		}
 	}
-	p := pointer{Key: r.key, Seq: r.seq, At: r.time, MAC: r.mac}
-	return errors.Join(devices.Put(r.device[:], p.encode()), keys.Put(r.key[:], r.device[:]))
+	p := pointer{Key: r.Key, Seq: r.Seq, At: r.Time, MAC: r.MAC}
+	return errors.Join(devices.Put(r.Device[:], p.encode()), keys.Put(r.Key[:], r.Device[:]))
 }
 
 // lookup finds what is known of a device and of a key.
@@ -645,7 +608,7 @@ func readSealed(db *bolt.DB) (map[uint64]sealedSegment, error) {
 }
 
 // putDamage replaces what is known of damage from a segment on.
-func putDamage(tx *bolt.Tx, from uint64, found []Damage) error {
+func putDamage(tx *bolt.Tx, from uint64, found []journal.Damage) error {
 	b := tx.Bucket(bucketDamage)
 	var old [][]byte // a cursor must not delete under itself
 	c := b.Cursor()
@@ -665,11 +628,11 @@ func putDamage(tx *bolt.Tx, from uint64, found []Damage) error {
 	return nil
 }
 
-func readDamage(db *bolt.DB) ([]Damage, error) {
-	var out []Damage
+func readDamage(db *bolt.DB) ([]journal.Damage, error) {
+	var out []journal.Damage
 	err := db.View(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketDamage).ForEach(func(_, value []byte) error {
-			var d Damage
+			var d journal.Damage
 			if err := json.Unmarshal(value, &d); err != nil {
 				return err
 			}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -95,7 +96,7 @@ func child(dir string) {
 		say("error", err)
 		os.Exit(1)
 	}
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		fail(err)
 	}
@@ -131,7 +132,7 @@ func child(dir string) {
 func TestKill(t *testing.T) {
 	dir := tempDir(t)
 	sink := killRegistry(dir)
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +164,7 @@ func TestKill(t *testing.T) {
 	s.Close()
 	checkInvariants(t, dir, id, receipts)
 	have, records := sink.have(t), 0
-	for e, err := range Walk(dir) {
+	for e, err := range journal.Walk(dir) {
 		if err != nil {
 			t.Fatal(err)
 		}

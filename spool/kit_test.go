@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/note"
 )
@@ -22,7 +24,7 @@ import (
 type kit struct {
 	t       *testing.T
 	dir     string
-	id      Identity
+	id      journal.Identity
 	sink    *memorySink
 	spool   *Spool
 	disk    disk
@@ -39,7 +41,7 @@ type kit struct {
 func newKit(t *testing.T) *kit {
 	t.Helper()
 	k := &kit{t: t, dir: tempDir(t), sink: newMemorySink(), receipts: map[board.DeviceID]board.Receipt{}}
-	id, err := LoadIdentity(k.dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(k.dir, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +70,7 @@ func tempDir(t *testing.T) string {
 	return dir
 }
 
-func now() time.Time { return milliseconds(time.Now()) }
+func now() time.Time { return journal.Milliseconds(time.Now()) }
 
 func (k *kit) config() Config {
 	notify := func(n string) {
@@ -164,36 +166,36 @@ func (k *kit) checkRegistry() {
 // checkDamaged demands that a record for which there is a receipt is in the journal, or in a place that is known to be damaged.
 func (k *kit) checkDamaged() {
 	k.t.Helper()
-	segments, err := listSegments(k.dir)
+	segments, err := journal.ListSegments(k.dir)
 	if err != nil {
 		k.t.Errorf("invariant: %v", err)
 	}
-	var damage []Damage
+	var damage []journal.Damage
 	records := map[uint64]board.DeviceID{}
-	scan := newScan(k.dir)
-	scan.damaged = func(d Damage) error {
+	scan := journal.NewScan(k.dir)
+	scan.Damaged = func(d journal.Damage) error {
 		damage = append(damage, d)
 		return nil
 	}
-	scan.visit = func(at position, seq uint64, data []byte) error {
-		r, err := indexedOf(at, seq, data, nil)
-		if r.isRecord() {
-			records[seq] = r.device
+	scan.Visit = func(at journal.Position, seq uint64, data []byte) error {
+		r, err := journal.Summarize(at, seq, data, nil)
+		if r.IsRecord() {
+			records[seq] = r.Device
 		}
 		return err
 	}
-	if err := scan.run(segments); err != nil {
+	if err := scan.Run(segments); err != nil {
 		return // more is broken than the station would start with
 	}
 	for device, receipt := range k.receipts {
-		if records[receipt.Seq] != device && !covers(damage, receipt.Seq) && receipt.Seq < scan.next {
+		if records[receipt.Seq] != device && !journal.Covers(damage, receipt.Seq) && receipt.Seq < scan.Next {
 			k.t.Errorf("invariant: a receipt for %s says entry %d, which is of %s, and is not damaged", device, receipt.Seq, records[receipt.Seq])
 		}
 	}
 }
 
 // checkInvariants opens what a test left behind.
-func checkInvariants(t *testing.T, dir string, id Identity, receipts map[board.DeviceID]board.Receipt) {
+func checkInvariants(t *testing.T, dir string, id journal.Identity, receipts map[board.DeviceID]board.Receipt) {
 	t.Helper()
 	for _, err := range invariants(dir, id, receipts) {
 		t.Errorf("invariant: %v", err)
@@ -202,16 +204,16 @@ func checkInvariants(t *testing.T, dir string, id Identity, receipts map[board.D
 
 // invariants are that the journal verifies and holds every record for which a receipt was given, and that the
 // index says the same as the journal.
-func invariants(dir string, id Identity, receipts map[board.DeviceID]board.Receipt) (broken []error) {
+func invariants(dir string, id journal.Identity, receipts map[board.DeviceID]board.Receipt) (broken []error) {
 	fail := func(format string, args ...any) { broken = append(broken, fmt.Errorf(format, args...)) }
-	if _, err := VerifyDir(dir, id.Verifier); err != nil {
+	if _, err := journal.VerifyDir(dir, id.Verifier); err != nil {
 		fail("the journal does not verify: %v", err)
 		return broken
 	}
 	keys := map[board.DeviceID]board.Fingerprint{}
 	seqs := map[board.DeviceID]uint64{}
 	next := uint64(0)
-	for e, err := range Walk(dir) {
+	for e, err := range journal.Walk(dir) {
 		if err != nil {
 			fail("%v", err)
 			return broken
@@ -288,7 +290,7 @@ func skip(t *testing.T, why string) {
 }
 
 func isDamage(err error) bool {
-	_, ok := errors.AsType[*DamageError](err)
+	_, ok := errors.AsType[*journal.DamageError](err)
 	return ok
 }
 
@@ -348,7 +350,7 @@ func makeSigner(t *testing.T, name string) (note.Signer, note.Verifier) {
 }
 
 // resultOf is that of a verdict; empty for any other entry.
-func resultOf(e Entry) Result {
+func resultOf(e journal.Entry) journal.Result {
 	if e.Verdict == nil {
 		return ""
 	}
@@ -356,11 +358,11 @@ func resultOf(e Entry) Result {
 }
 
 // repeatOf is the body of a repeat of an entry.
-func repeatOf(of uint64) *Verdict {
-	return &Verdict{Result: Repeated, Slot: "A", Device: board.DeviceID{1}, Fingerprint: board.Fingerprint{1}, Of: &of, ReadMS: 1200}
+func repeatOf(of uint64) *journal.Verdict {
+	return &journal.Verdict{Result: journal.Repeated, Slot: "A", Device: board.DeviceID{1}, Fingerprint: board.Fingerprint{1}, Of: &of, ReadMS: 1200}
 }
 
 // enrolmentOf is the body of a passed verdict with an envelope.
-func enrolmentOf(s board.Sealed) *Verdict {
-	return &Verdict{Result: Passed, Slot: "A", Device: s.Record.Device, Fingerprint: s.Record.Fingerprint(), Record: s.Envelope}
+func enrolmentOf(s board.Sealed) *journal.Verdict {
+	return &journal.Verdict{Result: journal.Passed, Slot: "A", Device: s.Record.Device, Fingerprint: s.Record.Fingerprint(), Record: s.Envelope}
 }

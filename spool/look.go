@@ -10,6 +10,8 @@ import (
 
 	"secretfree/spool/durable"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
@@ -38,7 +40,7 @@ func ShowDead(dir string, seq uint64) (Evidence, error) {
 	}); err != nil {
 		return Evidence{}, err
 	}
-	return evidence(dir, d, func(at position) (Entry, error) { return readEntryAt(dir, at) })
+	return evidence(dir, d, func(at journal.Position) (journal.Entry, error) { return journal.ReadEntryAt(dir, at) })
 }
 
 // lookAtIndex opens the index for reading only. No other process can write it meanwhile.

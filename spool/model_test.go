@@ -11,6 +11,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -274,7 +275,7 @@ var modelSteps = []struct {
 	}},
 	{"tear", 1, func(r *modelRun) { // a write is cut short
 		r.spool.Close()
-		f, err := os.OpenFile(segmentPath(r.dir, r.spool.end.segment), os.O_WRONLY|os.O_APPEND, 0)
+		f, err := os.OpenFile(journal.SegmentPath(r.dir, r.spool.end.Segment), os.O_WRONLY|os.O_APPEND, 0)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -289,7 +290,7 @@ var modelSteps = []struct {
 		}
 		chosen := segments[r.random.IntN(len(segments)-1)]
 		copies := copiesOf(r.kit)
-		victim := segmentPath(r.dir, chosen.first)
+		victim := journal.SegmentPath(r.dir, chosen.First)
 		r.spool.Close()
 		data, err := os.ReadFile(victim)
 		if err != nil {

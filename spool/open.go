@@ -4,15 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"secretfree/spool/durable"
+
+	"secretfree/spool/journal"
 
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
@@ -22,21 +22,21 @@ import (
 // opening is what open finds out in its one pass over the journal.
 type opening struct {
 	*Spool
-	signed   checkpoint
+	signed   journal.Checkpoint
 	haveSign bool
 	signedAt time.Time
-	shelf    *shelf
+	shelf    *journal.LeafHashReader
 	unusable error                    // why the index is of no use; nil if it is
 	progress progress                 // of the index; zero if it is of no use
 	same     bool                     // the index is of this journal
 	sealed   map[uint64]sealedSegment // as the index has them
-	known    []Damage                 // which the index knows of; in what is read anew it may have been repaired
-	scan     *scan
-	from     uint64    // the first entry that was read
-	hashesOf uint64    // the entry whose hash is the first of leaves
-	found    []Damage  // in what was read
-	entries  []indexed // which the index does not have yet
-	tags     tagTable
+	known    []journal.Damage         // which the index knows of; in what is read anew it may have been repaired
+	scan     *journal.Scan
+	from     uint64            // the first entry that was read
+	hashesOf uint64            // the entry whose hash is the first of leaves
+	found    []journal.Damage  // in what was read
+	entries  []journal.Summary // which the index does not have yet
+	tags     journal.TagTable
 	places   []place // of what is in the queue and moved
 	seals    []seal  // segments that are not written any more, and that the index does not know as sealed
 	newest   []byte  // the front of the entry that was read last
@@ -75,21 +75,21 @@ func (s *Spool) openOver(unusable error) (err error) {
 		}
 	}()
 	dir := s.cfg.Dir
-	o := &opening{Spool: s, unusable: unusable, tags: tagTable{}}
-	if o.signed, o.haveSign, err = readCheckpoint(dir, s.cfg.Identity.Verifier); err != nil {
+	o := &opening{Spool: s, unusable: unusable, tags: journal.TagTable{}}
+	if o.signed, o.haveSign, err = journal.ReadCheckpoint(dir, s.cfg.Identity.Verifier); err != nil {
 		return err
 	}
-	if info, err := os.Stat(checkpointPath(dir)); err == nil {
+	if info, err := os.Stat(journal.CheckpointPath(dir)); err == nil {
 		o.signedAt = info.ModTime()
 	}
-	segments, err := listSegments(dir)
+	segments, err := journal.ListSegments(dir)
 	if err != nil {
 		return err
 	}
-	if o.shelf, err = openShelf(dir); err != nil {
+	if o.shelf, err = journal.OpenLeafHashes(dir); err != nil {
 		return err
 	}
-	s.tree, s.leaves, s.damage, s.signed, s.signedAt = tree{}, nil, nil, o.signed.size, o.signedAt
+	s.tree, s.leaves, s.damage, s.signed, s.signedAt = journal.Tree{}, nil, nil, o.signed.Size, o.signedAt
 	if err := o.useIndex(); err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 		return err
 	}
 	if s.clock.last.IsZero() {
-		s.clock.last, _ = timeOf(o.newest) // an entry without a time has been refused
+		s.clock.last, _ = journal.TimeOf(o.newest) // an entry without a time has been refused
 	}
 	// From here on files are changed.
 	if err := o.openSegment(len(segments)); err != nil {
@@ -109,19 +109,19 @@ func (s *Spool) openOver(unusable error) (err error) {
 	if err := o.bringUp(); err != nil {
 		return err
 	}
-	maps.DeleteFunc(s.retries, func(seq uint64, _ retry) bool { return covers(s.damage, seq) })
+	maps.DeleteFunc(s.retries, func(seq uint64, _ retry) bool { return journal.Covers(s.damage, seq) })
 	for _, d := range s.damage {
 		s.cfg.Notify("the journal is damaged, and the damage is quarantined: " + d.String() + "; repair it when the station is stopped")
 	}
-	if s.tree.blind {
-		s.cfg.Notify(unprovable)
+	if s.tree.Incomplete {
+		s.cfg.Notify(journal.Unprovable)
 	}
 	for _, seal := range o.seals {
 		if err := s.seal(seal); err != nil {
 			return err
 		}
 	}
-	if slices.ContainsFunc(o.found, func(d Damage) bool { return d.Segment == s.end.segment }) {
+	if slices.ContainsFunc(o.found, func(d journal.Damage) bool { return d.Segment == s.end.Segment }) {
 		// Nothing more is written to a damaged file.
 		if err := s.rotate(); err != nil {
 			return err
@@ -129,8 +129,6 @@ func (s *Spool) openOver(unusable error) (err error) {
 	}
 	return s.count()
 }
-
-const unprovable = "no checkpoint is signed until the journal is repaired: a damaged entry's hash is not known, so neither is the root"
 
 // useIndex opens the index and takes from it what need not be read.
 func (o *opening) useIndex() error {
@@ -156,20 +154,20 @@ func (o *opening) useIndex() error {
 }
 
 // read reads the journal from the first segment on that the index does not know to be sealed and as long as it was.
-func (o *opening) read(segments []segmentFile) error {
+func (o *opening) read(segments []journal.SegmentFile) error {
 	skip := 0
-	var before tree
+	var before journal.Tree
 	for ; skip+1 < len(segments); skip++ {
-		known, ok := o.sealed[segments[skip].first]
-		if !ok || segments[skip].first != before.n || known.Size != segments[skip].size || known.Next != segments[skip+1].first {
+		known, ok := o.sealed[segments[skip].First]
+		if !ok || segments[skip].First != before.N || known.Size != segments[skip].Size || known.Next != segments[skip+1].First {
 			break
 		}
-		before = tree{known.Next, known.Edge, known.Blind}
+		before = journal.Tree{N: known.Next, Frontier: known.Edge, Incomplete: known.Blind}
 	}
-	if o.haveSign && before.n > o.signed.size {
-		skip, before = 0, tree{} // the root that was signed must be met on the way
+	if o.haveSign && before.N > o.signed.Size {
+		skip, before = 0, journal.Tree{} // the root that was signed must be met on the way
 	}
-	o.tree, o.from, o.hashesOf = before.clone(), before.n, before.n
+	o.tree, o.from, o.hashesOf = before.Clone(), before.N, before.N
 	if err := o.meet(); err != nil {
 		return err
 	}
@@ -180,28 +178,28 @@ func (o *opening) read(segments []segmentFile) error {
 	if o.unusable != nil {
 		bytes := int64(0)
 		for _, segment := range segments {
-			bytes += segment.size
+			bytes += segment.Size
 		}
-		o.entries = make([]indexed, 0, bytes/1000) // about as many; growing would copy them all
+		o.entries = make([]journal.Summary, 0, bytes/1000) // about as many; growing would copy them all
 	}
 	o.same = o.progress.Next == 0
 	sure := uint64(math.MaxUint64)
 	if o.unusable == nil {
 		sure = o.progress.Next
 	}
-	o.scan = &scan{dir: o.cfg.Dir, disk: o.cfg.disk, sure: sure, next: o.from, visit: o.visit, damaged: o.damaged, done: o.done, sealed: sealedEnd(o.cfg.Dir)}
-	if err := o.scan.run(segments[skip:]); err != nil {
+	o.scan = &journal.Scan{Dir: o.cfg.Dir, Disk: o.cfg.disk, Sure: sure, Next: o.from, Visit: o.visit, Damaged: o.damaged, Done: o.done, Sealed: journal.SealedEnd(o.cfg.Dir)}
+	if err := o.scan.Run(segments[skip:]); err != nil {
 		return err
 	}
 	o.damage = append(o.damage, o.found...)
-	o.next, o.end = o.scan.next, o.scan.end
-	o.forget(o.end.segment)
+	o.next, o.end = o.scan.Next, o.scan.End
+	o.forget(o.end.Segment)
 	return nil
 }
 
-func (o *opening) visit(at position, seq uint64, data []byte) error {
-	if seq == at.segment {
-		if err := o.checkSegment(data, at.segment); err != nil {
+func (o *opening) visit(at journal.Position, seq uint64, data []byte) error {
+	if seq == at.Segment {
+		if err := o.checkSegment(data, at.Segment); err != nil {
 			return err
 		}
 	}
@@ -209,12 +207,12 @@ func (o *opening) visit(at position, seq uint64, data []byte) error {
 	if seq+1 == o.progress.Next && h == o.progress.Leaf {
 		o.same = true
 	}
-	if seq >= o.progress.Next || covers(o.known, seq) {
-		e, err := indexedOf(at, seq, data, o.tags)
+	if seq >= o.progress.Next || journal.Covers(o.known, seq) {
+		e, err := journal.Summarize(at, seq, data, o.tags)
 		if err != nil {
-			return broke(err)
+			return journal.AsDamage(err)
 		}
-		if e.result != "" || e.rejection != nil {
+		if e.Result != "" || e.Rejection != nil {
 			o.entries = append(o.entries, e)
 		}
 	}
@@ -228,7 +226,7 @@ func (o *opening) visit(at position, seq uint64, data []byte) error {
 }
 
 // moved finds what waits in the queue and does not stand where it did: there is damage before it in its file, or was.
-func (o *opening) moved(at position, seq uint64) error {
+func (o *opening) moved(at journal.Position, seq uint64) error {
 	return o.db.View(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketQueue).Get(encodeSeq(seq))
 		if data == nil {
@@ -238,18 +236,18 @@ func (o *opening) moved(at position, seq uint64) error {
 		if err := q.decode(data); err != nil {
 			return err
 		}
-		if q.Segment != at.segment || q.Offset != at.offset {
-			q.Segment, q.Offset = at.segment, at.offset
+		if q.Segment != at.Segment || q.Offset != at.Offset {
+			q.Segment, q.Offset = at.Segment, at.Offset
 			o.places = append(o.places, place{seq, q})
 		}
 		return nil
 	})
 }
 
-func (o *opening) damaged(d Damage) error {
+func (o *opening) damaged(d journal.Damage) error {
 	o.found = append(o.found, d)
 	for seq := d.First; seq < d.Next; seq++ {
-		h := o.shelf.hash(seq)
+		h := o.shelf.Hash(seq)
 		if h == (tlog.Hash{}) && seq+1 == o.progress.Next {
 			h = o.progress.Leaf
 		}
@@ -273,25 +271,25 @@ func (o *opening) damaged(d Damage) error {
 
 // grow adds a leaf to the tree, and compares its root with the one that was signed.
 func (o *opening) grow(h tlog.Hash) error {
-	o.tree.add(h)
+	o.tree.Add(h)
 	o.leaves = append(o.leaves, h)
 	return o.meet()
 }
 
 func (o *opening) meet() error {
-	if !o.haveSign || o.tree.n != o.signed.size || o.tree.blind || o.tree.root() == o.signed.root {
+	if !o.haveSign || o.tree.N != o.signed.Size || o.tree.Incomplete || o.tree.Root() == o.signed.Root {
 		return nil
 	}
-	return fmt.Errorf("%w: its first %d entries do not have the root of %s; restore the folder %s from a backup, and find out who changed it", ErrTampered, o.tree.n, checkpointPath(o.cfg.Dir), journalDir(o.cfg.Dir))
+	return fmt.Errorf("%w: its first %d entries do not have the root of %s; restore the folder %s from a backup, and find out who changed it", journal.ErrTampered, o.tree.N, journal.CheckpointPath(o.cfg.Dir), journal.JournalDir(o.cfg.Dir))
 }
 
 // done takes note of a segment that another follows.
-func (o *opening) done(f segmentFile, next uint64) error {
-	o.forget(f.first)
-	if known, ok := o.sealed[f.first]; ok && o.tree.blind && known.Next == next && !known.Blind {
-		o.tree = tree{n: next, edge: slices.Clone(known.Edge)} // the index knows what the leaves came to
+func (o *opening) done(f journal.SegmentFile, next uint64) error {
+	o.forget(f.First)
+	if known, ok := o.sealed[f.First]; ok && o.tree.Incomplete && known.Next == next && !known.Blind {
+		o.tree = journal.Tree{N: next, Frontier: slices.Clone(known.Edge)} // the index knows what the leaves came to
 	}
-	o.seals = append(o.seals, seal{f.first, sealedSegment{next, f.size, slices.Clone(o.tree.edge), o.tree.blind}, o.leaves})
+	o.seals = append(o.seals, seal{f.First, sealedSegment{next, f.Size, slices.Clone(o.tree.Frontier), o.tree.Incomplete}, o.leaves})
 	o.leaves, o.hashesOf = nil, next
 	return nil
 }
@@ -301,23 +299,19 @@ func (o *opening) forget(first uint64) {
 	o.leaves, o.hashesOf = o.leaves[first-o.hashesOf:], first
 }
 
-func covers(damage []Damage, seq uint64) bool {
-	return slices.ContainsFunc(damage, func(d Damage) bool { return d.First <= seq && seq < d.Next })
-}
-
 // check decides whether the journal can be gone on with.
-func (o *opening) check(segments []segmentFile) error {
+func (o *opening) check(segments []journal.SegmentFile) error {
 	dir, next := o.cfg.Dir, o.next
-	if o.haveSign && next < o.signed.size {
-		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d; restore the folder %s from a backup", ErrTampered, next, o.signed.size, journalDir(dir))
+	if o.haveSign && next < o.signed.Size {
+		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d; restore the folder %s from a backup", journal.ErrTampered, next, o.signed.Size, journal.JournalDir(dir))
 	}
 	if o.unusable == nil && o.progress.Next > next {
 		return fmt.Errorf("%w: the index has %d entries, the journal %d; restore the journal from a backup, or move %s away to go on without them", ErrIndexAhead, o.progress.Next, next, indexPath(dir))
 	}
 	if len(segments) > 0 {
-		first := segments[len(segments)-1].first
-		if l, err := readLeaves(dir, first); err == nil {
-			return &DamageError{Path: segmentPath(dir, l.next()), Reason: fmt.Errorf("%w: the segment before it is sealed, so there was one after it, and the file is missing", ErrEntry)}
+		first := segments[len(segments)-1].First
+		if l, err := journal.ReadLeaves(dir, first); err == nil {
+			return &journal.DamageError{Path: journal.SegmentPath(dir, l.Next()), Reason: fmt.Errorf("%w: the segment before it is sealed, so there was one after it, and the file is missing", journal.ErrEntry)}
 		}
 	}
 	if !o.same {
@@ -328,30 +322,30 @@ func (o *opening) check(segments []segmentFile) error {
 
 // checkSegment reads the first entry of a segment.
 func (s *Spool) checkSegment(data []byte, first uint64) error {
-	e, err := ParseEntry(data)
+	e, err := journal.ParseEntry(data)
 	if err != nil {
-		err = broke(err)
-		var damage *DamageError
+		err = journal.AsDamage(err)
+		var damage *journal.DamageError
 		if !errors.As(err, &damage) {
-			return fmt.Errorf("%s: %w", segmentPath(s.cfg.Dir, first), err)
+			return fmt.Errorf("%s: %w", journal.SegmentPath(s.cfg.Dir, first), err)
 		}
 		return err
 	}
-	if e.Kind == KindLost {
+	if e.Kind == journal.KindLost {
 		return nil
 	}
-	if e.Kind != KindSegment {
-		return &DamageError{Reason: fmt.Errorf("%w: a segment does not start with kind %s", ErrEntry, KindSegment)}
+	if e.Kind != journal.KindSegment {
+		return &journal.DamageError{Reason: fmt.Errorf("%w: a segment does not start with kind %s", journal.ErrEntry, journal.KindSegment)}
 	}
 	if e.Segment.Origin != s.origin || e.Segment.Key != s.cfg.Identity.Key {
-		return fmt.Errorf("%w: %s is of %s with the key %s, this is %s; set sku and station back, or use another state_dir", ErrForeign, segmentPath(s.cfg.Dir, first), e.Segment.Origin, e.Segment.Key, s.origin)
+		return fmt.Errorf("%w: %s is of %s with the key %s, this is %s; set sku and station back, or use another state_dir", journal.ErrForeign, journal.SegmentPath(s.cfg.Dir, first), e.Segment.Origin, e.Segment.Key, s.origin)
 	}
 	return nil
 }
 
 // openSegment opens the last segment for writing, without its torn tail, or makes the first one.
 func (o *opening) openSegment(segments int) error {
-	path := segmentPath(o.cfg.Dir, o.end.segment)
+	path := journal.SegmentPath(o.cfg.Dir, o.end.Segment)
 	if segments == 0 {
 		return o.begin()
 	}
@@ -360,12 +354,12 @@ func (o *opening) openSegment(segments int) error {
 		return fmt.Errorf("opening the journal: %w", err)
 	}
 	o.file = f
-	if o.scan.torn > 0 {
-		notice := fmt.Sprintf("%s: the last %d bytes were a write cut short, and are cut off; no receipt was given for them", path, o.scan.torn)
-		if o.scan.tornGood {
+	if o.scan.Torn > 0 {
+		notice := fmt.Sprintf("%s: the last %d bytes were a write cut short, and are cut off; no receipt was given for them", path, o.scan.Torn)
+		if o.scan.TornGood {
 			aside, err := o.keepTail(f)
 			if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-				return fmt.Errorf("keeping the torn tail of %s: %w; make %d bytes of room on the disk of %s and start again: nothing was cut off", path, err, o.scan.torn, o.cfg.Dir)
+				return fmt.Errorf("keeping the torn tail of %s: %w; make %d bytes of room on the disk of %s and start again: nothing was cut off", path, err, o.scan.Torn, o.cfg.Dir)
 			}
 			if err != nil {
 				return fmt.Errorf("keeping the torn tail of %s: %w", path, err)
@@ -373,7 +367,7 @@ func (o *opening) openSegment(segments int) error {
 			notice += "; as there are whole lines among them, they are kept as " + aside
 		}
 		o.cfg.Notify(notice)
-		if err := f.Truncate(o.end.offset); err != nil {
+		if err := f.Truncate(o.end.Offset); err != nil {
 			return fmt.Errorf("cutting the torn tail of %s: %w", path, err)
 		}
 	}
@@ -381,48 +375,30 @@ func (o *opening) openSegment(segments int) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("syncing %s: %w", path, err)
 	}
-	if o.end.offset == 0 { // its first entry was torn
+	if o.end.Offset == 0 { // its first entry was torn
 		return o.startSegment()
 	}
 	return nil
 }
 
 func (o *opening) keepTail(f durable.File) (string, error) {
-	tail := make([]byte, o.scan.torn)
-	if _, err := f.ReadAt(tail, o.end.offset); err != nil {
+	tail := make([]byte, o.scan.Torn)
+	if _, err := f.ReadAt(tail, o.end.Offset); err != nil {
 		return "", err
 	}
-	return keepAside(o.cfg.disk, o.cfg.Dir, fmt.Sprintf("%020d-%d-%%d.torn", o.end.segment, o.end.offset), tail)
-}
-
-// keepAside writes evidence of damage, durably, under a name with the first number under which there is no other.
-func keepAside(d disk, dir, name string, data []byte) (path string, err error) {
-	for n := 1; ; n++ {
-		path = asidePath(dir, fmt.Sprintf(name, n))
-		have, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && bytes.Equal(have, data) {
-			break
-		}
-		if err != nil {
-			return "", err
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", err
-	}
-	return path, errors.Join(durable.WriteFile(d, path, data, 0o400), d.SyncDir(journalDir(dir)))
+	return journal.Quarantine(o.cfg.disk, o.cfg.Dir, fmt.Sprintf("%020d-%d-%%d.torn", o.end.Segment, o.end.Offset), tail)
 }
 
 // begin makes the segment that begins at the next entry.
 func (s *Spool) begin() error {
-	path := segmentPath(s.cfg.Dir, s.next)
+	path := journal.SegmentPath(s.cfg.Dir, s.next)
 	f, err := s.cfg.disk.Open(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("making a segment of the journal: %w", err)
 	}
-	s.file, s.end, s.leaves = f, position{segment: s.next}, nil
+	s.file, s.end, s.leaves = f, journal.Position{Segment: s.next}, nil
 	if err := errors.Join(
-		s.cfg.disk.SyncDir(journalDir(s.cfg.Dir)),
+		s.cfg.disk.SyncDir(journal.JournalDir(s.cfg.Dir)),
 		s.cfg.disk.SyncDir(s.cfg.Dir), // the journal's folder may be new too
 	); err != nil {
 		return fmt.Errorf("making a segment of the journal: %w", err)
@@ -431,7 +407,7 @@ func (s *Spool) begin() error {
 }
 
 func (s *Spool) startSegment() error {
-	e := Entry{Seq: s.next, Time: milliseconds(time.Now()), Kind: KindSegment, Segment: &Segment{Format: Format, Origin: s.origin, Key: s.cfg.Identity.Key}}
+	e := journal.Entry{Seq: s.next, Time: journal.Milliseconds(time.Now()), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: s.origin, Key: s.cfg.Identity.Key}}
 	data, err := e.Encode()
 	if err != nil {
 		return err
@@ -450,7 +426,7 @@ func (o *opening) bringUp() error {
 		switch {
 		case o.unusable != errNoIndex:
 			o.cfg.Notify(fmt.Sprintf("the index is rebuilt from the journal (%v); the old one is kept as %s", o.unusable, indexPath(dir)+".unusable"))
-		case o.scan.next > 0:
+		case o.scan.Next > 0:
 			o.cfg.Notify("there is no index; it is built from the journal")
 		}
 		var err error
@@ -507,7 +483,7 @@ func (o *opening) fill(db *bolt.DB, empty bool) error {
 		}
 		return errors.Join(
 			putDamage(tx, o.from, o.found),
-			putLeaves(tx, o.end.segment, o.leaves, true),
+			putLeaves(tx, o.end.Segment, o.leaves, true),
 			putProgress(tx, progress{o.next, o.leaves[len(o.leaves)-1]}),
 		)
 	})
@@ -517,21 +493,21 @@ func (o *opening) fill(db *bolt.DB, empty bool) error {
 // not be read again. All of it can be done twice.
 func (s *Spool) seal(seal seal) error {
 	dir := s.cfg.Dir
-	l := leaves{Origin: s.origin, First: seal.first, Hashes: seal.hashes}
-	if have, err := readLeaves(dir, seal.first); err != nil || !have.knowsMore(l) {
-		if err := s.settleFile(leavesPath(dir, seal.first), l.encode()); err != nil {
+	l := journal.Leaves{Origin: s.origin, First: seal.first, Hashes: seal.hashes}
+	if have, err := journal.ReadLeaves(dir, seal.first); err != nil || !have.KnowsMore(l) {
+		if err := s.settleFile(journal.LeavesPath(dir, seal.first), l.Encode()); err != nil {
 			return err
 		}
 	}
-	if err := os.Chmod(segmentPath(dir, seal.first), 0o400); err != nil {
+	if err := os.Chmod(journal.SegmentPath(dir, seal.first), 0o400); err != nil {
 		return fmt.Errorf("sealing a segment: %w", err)
 	}
-	if t := (tree{seal.sealed.Next, seal.sealed.Edge, seal.sealed.Blind}); !t.blind {
-		text, err := s.sign(checkpoint{t.n, t.root()})
+	if t := (journal.Tree{N: seal.sealed.Next, Frontier: seal.sealed.Edge, Incomplete: seal.sealed.Blind}); !t.Incomplete {
+		text, err := s.sign(journal.Checkpoint{Size: t.N, Root: t.Root()})
 		if err != nil {
 			return err
 		}
-		if err := s.settleFile(sealPath(dir, seal.first), text); err != nil {
+		if err := s.settleFile(journal.SealPath(dir, seal.first), text); err != nil {
 			return err
 		}
 	}
@@ -560,7 +536,7 @@ func (s *Spool) rotate() (err error) {
 			s.broken = err
 		}
 	}()
-	old := seal{s.end.segment, sealedSegment{s.next, s.end.offset, slices.Clone(s.tree.edge), s.tree.blind}, s.leaves}
+	old := seal{s.end.Segment, sealedSegment{s.next, s.end.Offset, slices.Clone(s.tree.Frontier), s.tree.Incomplete}, s.leaves}
 	if err := s.file.Close(); err != nil {
 		return fmt.Errorf("closing a segment: %w", err)
 	}
@@ -570,7 +546,7 @@ func (s *Spool) rotate() (err error) {
 	}
 	if err := s.update(func(tx *bolt.Tx) error {
 		return errors.Join(
-			putLeaves(tx, s.end.segment, s.leaves, true),
+			putLeaves(tx, s.end.Segment, s.leaves, true),
 			putProgress(tx, progress{s.next, s.leaves[len(s.leaves)-1]}),
 		)
 	}); err != nil {

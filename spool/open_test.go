@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -183,7 +185,7 @@ func TestIndexBehind(t *testing.T) {
 	}
 }
 
-func segment(k *kit) string { return segmentPath(k.dir, 0) }
+func segment(k *kit) string { return journal.SegmentPath(k.dir, 0) }
 
 func TestTornTail(t *testing.T) {
 	for name, tear := range map[string]func([]byte) []byte{
@@ -204,7 +206,7 @@ func TestTornTail(t *testing.T) {
 			if err := os.WriteFile(segment(k), tear(bytes.Clone(b)), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if report, err := VerifyDir(k.dir, k.id.Verifier); err != nil || report.Torn == 0 || report.Records != 2 {
+			if report, err := journal.VerifyDir(k.dir, k.id.Verifier); err != nil || report.Torn == 0 || report.Records != 2 {
 				t.Errorf("VerifyDir: %+v, %v", report, err)
 			}
 			k.notices = nil
@@ -229,26 +231,26 @@ func TestJournalRefusals(t *testing.T) {
 	}{
 		"a line that is no entry": {func(k *kit, b []byte) []byte {
 			lines := bytes.SplitAfter(b, []byte("\n"))
-			lines[1] = encodeLine([]byte(`{"seq":1,"time":"2026-01-02T03:04:05.006Z","kind":"other"}`))
+			lines[1] = journal.EncodeLine([]byte(`{"seq":1,"time":"2026-01-02T03:04:05.006Z","kind":"other"}`))
 			os.Remove(indexPath(k.dir))
 			return bytes.Join(lines, nil)
-		}, ErrEntry, "unknown kind"},
+		}, journal.ErrEntry, "unknown kind"},
 		"a newer format": {func(k *kit, b []byte) []byte {
-			e := Entry{Seq: 0, Time: now(), Kind: KindSegment, Segment: &Segment{Format: Format + 1, Origin: "widgiot/line3-a", Key: k.id.Key}}
+			e := journal.Entry{Seq: 0, Time: now(), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format + 1, Origin: "widgiot/line3-a", Key: k.id.Key}}
 			data, err := e.Encode()
 			if err != nil {
 				k.t.Fatal(err)
 			}
-			return encodeLine(data)
+			return journal.EncodeLine(data)
 		}, board.ErrNewer, "install the newer version"},
 		"another station": {func(k *kit, b []byte) []byte {
-			e := Entry{Seq: 0, Time: now(), Kind: KindSegment, Segment: &Segment{Format: Format, Origin: "widgiot/line4-a", Key: k.id.Key}}
+			e := journal.Entry{Seq: 0, Time: now(), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: "widgiot/line4-a", Key: k.id.Key}}
 			data, err := e.Encode()
 			if err != nil {
 				k.t.Fatal(err)
 			}
-			return encodeLine(data)
-		}, ErrForeign, "state_dir"},
+			return journal.EncodeLine(data)
+		}, journal.ErrForeign, "state_dir"},
 		"the end is missing": {func(k *kit, b []byte) []byte {
 			lines := bytes.SplitAfter(b, []byte("\n"))
 			return bytes.Join(lines[:2], nil)
@@ -297,7 +299,7 @@ func TestTampering(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := bytes.SplitAfter(good, []byte("\n"))
-	e, err := ParseEntry(lines[1][:len(lines[1])-10])
+	e, err := journal.ParseEntry(lines[1][:len(lines[1])-10])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,41 +308,41 @@ func TestTampering(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines[1] = encodeLine(data)
+	lines[1] = journal.EncodeLine(data)
 	if err := os.WriteFile(segment(k), bytes.Join(lines, nil), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(k.config()); !errors.Is(err, ErrTampered) {
-		t.Errorf("Open: %v, want %v", err, ErrTampered)
+	if _, err := Open(k.config()); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("Open: %v, want %v", err, journal.ErrTampered)
 	}
-	if _, err := VerifyDir(k.dir, k.id.Verifier); !errors.Is(err, ErrTampered) {
-		t.Errorf("VerifyDir: %v, want %v", err, ErrTampered)
+	if _, err := journal.VerifyDir(k.dir, k.id.Verifier); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("VerifyDir: %v, want %v", err, journal.ErrTampered)
 	}
 	// So does one that ends before what was signed.
 	if err := os.WriteFile(segment(k), bytes.Join(bytes.SplitAfter(good, []byte("\n"))[:2], nil), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	os.Remove(indexPath(k.dir))
-	if _, err := Open(k.config()); !errors.Is(err, ErrTampered) {
-		t.Errorf("Open: %v, want %v", err, ErrTampered)
+	if _, err := Open(k.config()); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("Open: %v, want %v", err, journal.ErrTampered)
 	}
 	// And a checkpoint by another key.
 	if err := os.WriteFile(segment(k), good, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	text, _ := os.ReadFile(checkpointPath(k.dir))
-	other, err := LoadIdentity(t.TempDir(), "widgiot/line3-a")
+	text, _ := os.ReadFile(journal.CheckpointPath(k.dir))
+	other, err := journal.LoadIdentity(t.TempDir(), "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged, err := checkpoint{size: 1}.encode(other.Signer)
+	forged, err := journal.Checkpoint{Size: 1}.Encode(other.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	os.WriteFile(checkpointPath(k.dir), forged, 0o600)
-	if _, err := Open(k.config()); !errors.Is(err, ErrTampered) {
-		t.Errorf("Open: %v, want %v", err, ErrTampered)
+	os.WriteFile(journal.CheckpointPath(k.dir), forged, 0o600)
+	if _, err := Open(k.config()); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("Open: %v, want %v", err, journal.ErrTampered)
 	}
-	os.WriteFile(checkpointPath(k.dir), text, 0o600)
+	os.WriteFile(journal.CheckpointPath(k.dir), text, 0o600)
 	k.mustOpen()
 }

@@ -14,6 +14,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -47,7 +48,7 @@ func (p *promises) look(t testing.TB, dir string) (broken error) {
 	}()
 	sink := newMemorySink()
 	maps.Copy(sink.have, p.confirmed)
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		return fmt.Errorf("no start: %w", err)
 	}
@@ -111,7 +112,7 @@ func (p *promises) look(t testing.TB, dir string) (broken error) {
 		}
 	}
 	for _, c := range p.checkpoints {
-		if err := Consistent(dir, id.Verifier, c); err != nil {
+		if err := journal.Consistent(dir, id.Verifier, c); err != nil {
 			return fmt.Errorf("a checkpoint in the archive: %w", err)
 		}
 	}
@@ -125,10 +126,10 @@ func (p *promises) lookAtIndex(s *Spool) error {
 		return err
 	}
 	for first := range sealed {
-		if _, err := readLeaves(s.cfg.Dir, first); err != nil {
+		if _, err := journal.ReadLeaves(s.cfg.Dir, first); err != nil {
 			return fmt.Errorf("a sealed segment: %w", err)
 		}
-		if _, have, err := readCheckpointFile(sealPath(s.cfg.Dir, first), s.cfg.Identity.Verifier); err != nil || !have {
+		if _, have, err := journal.ReadCheckpointFile(journal.SealPath(s.cfg.Dir, first), s.cfg.Identity.Verifier); err != nil || !have {
 			return fmt.Errorf("a sealed segment has no checkpoint (%v)", err)
 		}
 	}
@@ -177,7 +178,7 @@ func (p *promises) lookForEvidence(dir string) error {
 		return nil
 	}
 	var all []byte
-	for _, pattern := range []string{segmentPath(dir, 0), asidePath(dir, "*.torn")} {
+	for _, pattern := range []string{journal.SegmentPath(dir, 0), journal.QuarantinePath(dir, "*.torn")} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -33,7 +34,7 @@ func TestProofWithAnotherImplementation(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, r := range []board.Record{all[0], all[len(all)/2], all[len(all)-1]} {
-			data, err := Prove(k.dir, r.Device)
+			data, err := journal.Prove(k.dir, r.Device)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -55,7 +56,7 @@ func TestProofWithAnotherImplementation(t *testing.T) {
 			if err := merkleproof.VerifyInclusion(rfc6962.DefaultHasher, p.Index, c.Size, rfc6962.DefaultHasher.HashLeaf(p.ExtraData), hashes, c.Hash); err != nil {
 				t.Fatalf("record %d in %d: %v", p.Index, c.Size, err)
 			}
-			proven, err := VerifyProof(data, k.id.Verifier)
+			proven, err := journal.VerifyProof(data, k.id.Verifier)
 			if err != nil || proven.Sealed.Record.Device != r.Device || proven.Size != c.Size || proven.Entry.Seq != p.Index {
 				t.Fatalf("VerifyProof: %+v, %v", proven, err)
 			}
@@ -66,20 +67,20 @@ func TestProofWithAnotherImplementation(t *testing.T) {
 func TestProveRefusals(t *testing.T) {
 	k := newKit(t)
 	r := k.mustAppend()
-	if _, err := Prove(k.dir, r.Device); !errors.Is(err, ErrUnsigned) {
+	if _, err := journal.Prove(k.dir, r.Device); !errors.Is(err, journal.ErrUnsigned) {
 		t.Errorf("without a checkpoint: %v", err)
 	}
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
 	late := k.mustAppend()
-	if _, err := Prove(k.dir, late.Device); !errors.Is(err, ErrUnsigned) {
+	if _, err := journal.Prove(k.dir, late.Device); !errors.Is(err, journal.ErrUnsigned) {
 		t.Errorf("after the checkpoint: %v", err)
 	}
-	if _, err := Prove(k.dir, newRecord(t).Device); !errors.Is(err, ErrNoRecord) {
+	if _, err := journal.Prove(k.dir, newRecord(t).Device); !errors.Is(err, journal.ErrNoRecord) {
 		t.Errorf("an unknown device: %v", err)
 	}
-	if _, err := Prove(k.dir, r.Device); err != nil {
+	if _, err := journal.Prove(k.dir, r.Device); err != nil {
 		t.Error(err)
 	}
 }
@@ -91,31 +92,31 @@ func TestVerifyProofRefusals(t *testing.T) {
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	good, err := Prove(k.dir, r.Device)
+	good, err := journal.Prove(k.dir, r.Device)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := parseProof(good)
+	p, err := journal.ParseProof(good)
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := Prove(k.dir, other.Device)
+	data, err := journal.Prove(k.dir, other.Device)
 	if err != nil {
 		t.Fatal(err)
 	}
-	q, err := parseProof(data)
+	q, err := journal.ParseProof(data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger, err := LoadIdentity(tempDir(t), "widgiot/line3-a")
+	stranger, err := journal.LoadIdentity(tempDir(t), "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged, err := checkpoint{3, k.spool.tree.root()}.encode(stranger.Signer)
+	forged, err := journal.Checkpoint{Size: 3, Root: k.spool.tree.Root()}.Encode(stranger.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	small, err := checkpoint{1, k.spool.leaves[0]}.encode(k.id.Signer)
+	small, err := journal.Checkpoint{Size: 1, Root: k.spool.leaves[0]}.Encode(k.id.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,31 +124,31 @@ func TestVerifyProofRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, _, err := readLine(bytes.SplitAfter(segmentEntry, []byte("\n"))[0])
+	first, _, err := journal.ReadLine(bytes.SplitAfter(segmentEntry, []byte("\n"))[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		edit func(p *proof)
+		edit func(p *journal.Proof)
 		want error
 	}{
-		"another entry":              {func(p *proof) { p.entry = q.entry }, ErrProof},
-		"another index":              {func(p *proof) { p.index = q.index }, ErrProof},
-		"another entry and index":    {func(p *proof) { p.entry, p.index = q.entry, q.index }, ErrProof},
-		"a hash less":                {func(p *proof) { p.hashes = p.hashes[1:] }, ErrProof},
-		"no entry":                   {func(p *proof) { p.entry = []byte("{}") }, ErrProof},
-		"an entry that is no record": {func(p *proof) { p.entry, p.index = first, 0 }, ErrProof},
-		"another key's checkpoint":   {func(p *proof) { p.checkpoint = forged }, ErrTampered},
-		"no checkpoint":              {func(p *proof) { p.checkpoint = nil }, ErrTampered},
-		"a checkpoint before it":     {func(p *proof) { p.checkpoint = small }, ErrProof},
+		"another entry":              {func(p *journal.Proof) { p.Entry = q.Entry }, journal.ErrProof},
+		"another index":              {func(p *journal.Proof) { p.Index = q.Index }, journal.ErrProof},
+		"another entry and index":    {func(p *journal.Proof) { p.Entry, p.Index = q.Entry, q.Index }, journal.ErrProof},
+		"a hash less":                {func(p *journal.Proof) { p.Hashes = p.Hashes[1:] }, journal.ErrProof},
+		"no entry":                   {func(p *journal.Proof) { p.Entry = []byte("{}") }, journal.ErrProof},
+		"an entry that is no record": {func(p *journal.Proof) { p.Entry, p.Index = first, 0 }, journal.ErrProof},
+		"another key's checkpoint":   {func(p *journal.Proof) { p.Checkpoint = forged }, journal.ErrTampered},
+		"no checkpoint":              {func(p *journal.Proof) { p.Checkpoint = nil }, journal.ErrTampered},
+		"a checkpoint before it":     {func(p *journal.Proof) { p.Checkpoint = small }, journal.ErrProof},
 	} {
 		bad := p
 		c.edit(&bad)
-		if _, err := VerifyProof(bad.encode(), k.id.Verifier); !errors.Is(err, c.want) {
+		if _, err := journal.VerifyProof(bad.Encode(), k.id.Verifier); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
-	if _, err := VerifyProof(good, stranger.Verifier); !errors.Is(err, ErrTampered) {
+	if _, err := journal.VerifyProof(good, stranger.Verifier); !errors.Is(err, journal.ErrTampered) {
 		t.Errorf("with another key: %v", err)
 	}
 	for name, edit := range map[string][2]string{
@@ -157,11 +158,11 @@ func TestVerifyProofRefusals(t *testing.T) {
 		"a leading zero":  {"index ", "index 0"},
 	} {
 		text := strings.Replace(string(good), edit[0], edit[1], 1)
-		if _, err := VerifyProof([]byte(text), k.id.Verifier); !errors.Is(err, ErrProof) {
-			t.Errorf("%s: %v, want %v", name, err, ErrProof)
+		if _, err := journal.VerifyProof([]byte(text), k.id.Verifier); !errors.Is(err, journal.ErrProof) {
+			t.Errorf("%s: %v, want %v", name, err, journal.ErrProof)
 		}
 	}
-	if _, err := VerifyProof(make([]byte, maxProof+1), k.id.Verifier); !errors.Is(err, ErrProof) {
+	if _, err := journal.VerifyProof(make([]byte, journal.MaxProof+1), k.id.Verifier); !errors.Is(err, journal.ErrProof) {
 		t.Errorf("too long: %v", err)
 	}
 }
@@ -191,12 +192,12 @@ func TestVerifyProofLooksAtPossession(t *testing.T) {
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	data, err := Prove(k.dir, r.Device)
+	data, err := journal.Prove(k.dir, r.Device)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := VerifyProof(data, k.id.Verifier); !errors.Is(err, ErrProof) {
-		t.Errorf("VerifyProof: %v, want %v", err, ErrProof)
+	if _, err := journal.VerifyProof(data, k.id.Verifier); !errors.Is(err, journal.ErrProof) {
+		t.Errorf("VerifyProof: %v, want %v", err, journal.ErrProof)
 	}
 }
 
@@ -208,16 +209,16 @@ func TestProveOverDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	spoilSegment(t, k.dir, 0, func(b []byte) []byte { b[len(b)/2]++; return b })
-	data, err := Prove(k.dir, all[13].Device)
+	data, err := journal.Prove(k.dir, all[13].Device)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := VerifyProof(data, k.id.Verifier); err != nil {
+	if _, err := journal.VerifyProof(data, k.id.Verifier); err != nil {
 		t.Error(err)
 	}
-	os.Remove(leavesPath(k.dir, 0))
-	if _, err := Prove(k.dir, all[13].Device); !errors.Is(err, ErrUnsigned) {
-		t.Errorf("without the hash: %v, want %v", err, ErrUnsigned)
+	os.Remove(journal.LeavesPath(k.dir, 0))
+	if _, err := journal.Prove(k.dir, all[13].Device); !errors.Is(err, journal.ErrUnsigned) {
+		t.Errorf("without the hash: %v, want %v", err, journal.ErrUnsigned)
 	}
 }
 
@@ -226,11 +227,11 @@ func TestConsistent(t *testing.T) {
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	older, err := os.ReadFile(checkpointPath(k.dir))
+	older, err := os.ReadFile(journal.CheckpointPath(k.dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := k.spool.tree.n
+	size := k.spool.tree.N
 	copyDir := tempDir(t)
 	if err := os.CopyFS(copyDir, os.DirFS(k.dir)); err != nil {
 		t.Fatal(err)
@@ -239,18 +240,18 @@ func TestConsistent(t *testing.T) {
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	newer, err := os.ReadFile(checkpointPath(k.dir))
+	newer, err := os.ReadFile(journal.CheckpointPath(k.dir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, text := range map[string][]byte{"an older one": older, "the newest": newer} {
-		if err := Consistent(k.dir, k.id.Verifier, text); err != nil {
+		if err := journal.Consistent(k.dir, k.id.Verifier, text); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	// A clone of this machine, which has gone another way.
-	if err := Consistent(copyDir, k.id.Verifier, newer); !errors.Is(err, ErrBehind) {
-		t.Errorf("a clone that stands still: %v, want %v", err, ErrBehind)
+	if err := journal.Consistent(copyDir, k.id.Verifier, newer); !errors.Is(err, journal.ErrBehind) {
+		t.Errorf("a clone that stands still: %v, want %v", err, journal.ErrBehind)
 	}
 	clone, err := Open(Config{Dir: copyDir, Identity: k.id, Sink: newMemorySink()})
 	if err != nil {
@@ -262,34 +263,34 @@ func TestConsistent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Consistent(copyDir, k.id.Verifier, newer); !errors.Is(err, ErrFork) {
-		t.Errorf("a clone that goes on: %v, want %v", err, ErrFork)
+	if err := journal.Consistent(copyDir, k.id.Verifier, newer); !errors.Is(err, journal.ErrFork) {
+		t.Errorf("a clone that goes on: %v, want %v", err, journal.ErrFork)
 	}
-	other, err := LoadIdentity(tempDir(t), "widgiot/line3-a")
+	other, err := journal.LoadIdentity(tempDir(t), "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := checkpoint{size, k.spool.tree.root()}.encode(other.Signer)
+	foreign, err := journal.Checkpoint{Size: size, Root: k.spool.tree.Root()}.Encode(other.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Consistent(k.dir, k.id.Verifier, foreign); !errors.Is(err, ErrTampered) {
-		t.Errorf("another key's: %v, want %v", err, ErrTampered)
+	if err := journal.Consistent(k.dir, k.id.Verifier, foreign); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("another key's: %v, want %v", err, journal.ErrTampered)
 	}
 }
 
 func FuzzProof(f *testing.F) {
-	p := proof{entry: []byte(`{"seq":1}`), index: 1, checkpoint: []byte("a/b\n2\nAA==\n\n— a/b AA==\n")}
-	f.Add(p.encode())
-	p.hashes = append(p.hashes, [32]byte{1}, [32]byte{2})
-	f.Add(p.encode())
+	p := journal.Proof{Entry: []byte(`{"seq":1}`), Index: 1, Checkpoint: []byte("a/b\n2\nAA==\n\n— a/b AA==\n")}
+	f.Add(p.Encode())
+	p.Hashes = append(p.Hashes, [32]byte{1}, [32]byte{2})
+	f.Add(p.Encode())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, err := parseProof(data)
+		p, err := journal.ParseProof(data)
 		if err != nil {
 			return
 		}
-		if !bytes.Equal(p.encode(), data) {
-			t.Errorf("%q encodes to %q", data, p.encode())
+		if !bytes.Equal(p.Encode(), data) {
+			t.Errorf("%q encodes to %q", data, p.Encode())
 		}
 	})
 }
@@ -314,31 +315,31 @@ func FuzzCheckpoint(f *testing.F) {
 		if err != nil {
 			return
 		}
-		c, err := parseCheckpoint(signed, verifier)
+		c, err := journal.ParseCheckpoint(signed, verifier)
 		if err != nil {
 			return
 		}
-		if again, err := c.encode(signer); err != nil || !bytes.Equal(again, signed) {
+		if again, err := c.Encode(signer); err != nil || !bytes.Equal(again, signed) {
 			t.Errorf("%q encodes to %q (%v)", signed, again, err)
 		}
-		if bare, err := checkpointOf(signed); err != nil || bare != c {
+		if bare, err := journal.CheckpointOf(signed); err != nil || bare != c {
 			t.Errorf("without its signature %q reads as %+v (%v)", signed, bare, err)
 		}
 	})
 }
 
 func FuzzLeaves(f *testing.F) {
-	l := leaves{Origin: "widgiot/line3-a", First: 7}
-	f.Add(l.encode())
+	l := journal.Leaves{Origin: "widgiot/line3-a", First: 7}
+	f.Add(l.Encode())
 	l.Hashes = append(l.Hashes, [32]byte{1}, [32]byte{})
-	f.Add(l.encode())
+	f.Add(l.Encode())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		l, err := parseLeaves(data)
+		l, err := journal.ParseLeaves(data)
 		if err != nil {
 			return
 		}
-		if !bytes.Equal(l.encode(), data) {
-			t.Errorf("%q encodes to %q", data, l.encode())
+		if !bytes.Equal(l.Encode(), data) {
+			t.Errorf("%q encodes to %q", data, l.Encode())
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -22,7 +23,7 @@ const (
 	receiptHeader  = "secretfree receipt 1"
 	receiptVersion = "secretfree receipt "
 	// maxReceipt caps a receipt, in bytes: each of a bundle's entries may be refused at length.
-	maxReceipt     = bundleEntries*(maxRejectionText+1024) + 64<<10
+	maxReceipt     = bundleEntries*(journal.MaxRejectionText+1024) + 64<<10
 	receiptOf      = "confirmed"
 	receiptRefused = "refused"
 )
@@ -45,9 +46,9 @@ type answer struct {
 
 // refused is a verdict that can never change.
 type refused struct {
-	Reason string `json:"reason"` // device-conflict, key-conflict, invalid, untrusted
-	Text   string `json:"text"`   // for people
-	Known  *Known `json:"known,omitempty"`
+	Reason string         `json:"reason"` // device-conflict, key-conflict, invalid, untrusted
+	Text   string         `json:"text"`   // for people
+	Known  *journal.Known `json:"known,omitempty"`
 }
 
 // refusal makes a line of a verdict.
@@ -58,7 +59,7 @@ func refusal(verdict error) *refused {
 
 // verdict is the error again that a refusal was made of.
 func (a *answer) verdict(by string) error {
-	kinds := map[string]error{ReasonDeviceConflict: board.ErrDeviceConflict, ReasonKeyConflict: board.ErrKeyConflict}
+	kinds := map[string]error{journal.ReasonDeviceConflict: board.ErrDeviceConflict, journal.ReasonKeyConflict: board.ErrKeyConflict}
 	kind, isConflict := kinds[a.refused.Reason]
 	if !isConflict {
 		return fmt.Errorf("%s: %s", by, a.refused.Text)
@@ -75,7 +76,7 @@ func (a *answer) verdict(by string) error {
 // text is what is signed.
 func (r *receipt) text() (string, error) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%s\n%d %d\n%s\n", receiptHeader, r.origin, r.first, r.next, r.time.Format(timeLayout))
+	fmt.Fprintf(&b, "%s\n%s\n%d %d\n%s\n", receiptHeader, r.origin, r.first, r.next, r.time.Format(journal.TimeLayout))
 	for _, a := range r.answers {
 		if a.refused == nil {
 			fmt.Fprintf(&b, "%d %s %s %s\n", a.seq, a.device, a.key, receiptOf)
@@ -146,7 +147,7 @@ func parseReceipt(text string) (receipt, error) {
 	if n, err := fmt.Sscanf(lines[2], "%d %d", &r.first, &r.next); n != 2 || err != nil || r.next <= r.first {
 		return r, fmt.Errorf("%w: it has no range", ErrReceipt)
 	}
-	at, err := time.Parse(timeLayout, lines[3])
+	at, err := time.Parse(journal.TimeLayout, lines[3])
 	if err != nil {
 		return r, fmt.Errorf("%w: it has no time", ErrReceipt)
 	}
@@ -196,7 +197,7 @@ func parseAnswer(line string) (answer, error) {
 		return a, fmt.Errorf("%w: entry %d: %v", ErrReceipt, a.seq, err)
 	}
 	switch a.refused.Reason {
-	case ReasonDeviceConflict, ReasonKeyConflict, ReasonInvalid, ReasonUntrusted:
+	case journal.ReasonDeviceConflict, journal.ReasonKeyConflict, journal.ReasonInvalid, journal.ReasonUntrusted:
 		return a, nil
 	}
 	return a, fmt.Errorf("%w: entry %d: unknown reason %.40q", ErrReceipt, a.seq, a.refused.Reason)
@@ -292,7 +293,7 @@ func (s *Spool) match(a *answer) (it *item, dead bool, err error) {
 		return nil, false, fmt.Errorf("reading the index: %w", err)
 	}
 	if !waits && !dead {
-		if covers(s.damage, a.seq) {
+		if journal.Covers(s.damage, a.seq) {
 			return nil, false, nil
 		}
 		if !have || known.Key != a.key || known.Seq < a.seq {
@@ -300,17 +301,17 @@ func (s *Spool) match(a *answer) (it *item, dead bool, err error) {
 		}
 		return nil, false, nil
 	}
-	at := position{it.at.Segment, it.at.Offset}
+	at := journal.Position{Segment: it.at.Segment, Offset: it.at.Offset}
 	if dead {
 		e, place, err := s.find(letter)
 		if err != nil {
 			return nil, dead, fmt.Errorf("reading entry %d back: %w", a.seq, err)
 		}
-		at, it.at = place, queued{place.segment, place.offset, e.Time.UnixMilli()}
+		at, it.at = place, queued{place.Segment, place.Offset, e.Time.UnixMilli()}
 	}
 	sealed, err := s.readRecord(a.seq, at)
 	if err != nil {
-		s.suspect(at.segment, err)
+		s.suspect(at.Segment, err)
 		return nil, dead, fmt.Errorf("reading entry %d back: %w", a.seq, err)
 	}
 	if sealed.Record.Device != a.device || sealed.Record.Fingerprint() != a.key {

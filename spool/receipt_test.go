@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -86,9 +87,9 @@ func TestReceiptKeepsVerdicts(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", name, got, verdict)
 		}
 	}
-	for reason, verdict := range map[string]error{ReasonInvalid: board.ErrEnvelope, ReasonUntrusted: board.ErrUntrusted} {
-		r := refusal(fmt.Errorf("%w %s", verdict, strings.Repeat("é", maxRejectionText)))
-		if r.Reason != reason || len(r.Text) > maxRejectionText || len(r.Text) < maxRejectionText-2 {
+	for reason, verdict := range map[string]error{journal.ReasonInvalid: board.ErrEnvelope, journal.ReasonUntrusted: board.ErrUntrusted} {
+		r := refusal(fmt.Errorf("%w %s", verdict, strings.Repeat("é", journal.MaxRejectionText)))
+		if r.Reason != reason || len(r.Text) > journal.MaxRejectionText || len(r.Text) < journal.MaxRejectionText-2 {
 			t.Errorf("%s: %q, %d bytes", reason, r.Reason, len(r.Text))
 		}
 	}
@@ -273,7 +274,7 @@ func TestApplyReceiptOverDamage(t *testing.T) {
 	im := newImporter(t, stick, newMemorySink(), k.id.Verifier)
 	im.mustRun()
 	k.spool.Close()
-	before, err := os.ReadFile(segmentPath(k.dir, 0))
+	before, err := os.ReadFile(journal.SegmentPath(k.dir, 0))
 	if err != nil {
 		t.Fatal(err)
 	}

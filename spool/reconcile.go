@@ -1,7 +1,6 @@
 package spool
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -9,13 +8,13 @@ import (
 	"fmt"
 	"iter"
 	"math"
-	"os"
 	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -96,9 +95,9 @@ type Reconciliation struct {
 	Total   DayCount
 	Found   map[DifferenceKind]int
 	Mended  int
-	Late    int      // records that were journaled since it began, and that are not looked for
-	Signed  uint64   // entries under the newest checkpoint, which are all that the journal proves
-	Damage  []Damage // of the journal: what it cannot say
+	Late    int              // records that were journaled since it began, and that are not looked for
+	Signed  uint64           // entries under the newest checkpoint, which are all that the journal proves
+	Damage  []journal.Damage // of the journal: what it cannot say
 }
 
 // Differences is how many there are, mended or not.
@@ -159,7 +158,7 @@ type reconciling struct {
 	out     Reconciliation
 	rows    sorter
 	late    uint64 // the first entry that need not be in the registry
-	signed  checkpoint
+	signed  journal.Checkpoint
 	proved  bool // the journal has the root that was signed
 	days    map[dayKey]*DayCount
 	names   []string // of stations, by number; 0 is nobody
@@ -172,7 +171,7 @@ type reconciling struct {
 // mend is a difference that the journal may mend.
 type mend struct {
 	diff *Difference
-	at   position
+	at   journal.Position
 }
 
 func (r *reconciling) number(name string) uint32 {
@@ -189,25 +188,25 @@ func (r *reconciling) number(name string) uint32 {
 
 // begin finds the end of the journal.
 func (r *reconciling) begin() error {
-	segments, err := listSegments(r.Dir)
+	segments, err := journal.ListSegments(r.Dir)
 	if err != nil {
 		return err
 	}
-	signed, have, err := readCheckpoint(r.Dir, r.Key)
+	signed, have, err := journal.ReadCheckpoint(r.Dir, r.Key)
 	if err != nil {
 		return err
 	}
 	r.proved = !have // nothing is to be proved
-	r.signed, r.out.Signed = signed, signed.size
+	r.signed, r.out.Signed = signed, signed.Size
 	if len(segments) == 0 {
 		return nil
 	}
 	last := segments[len(segments)-1:]
-	s := newScan(r.Dir)
-	s.next = last[0].first
-	s.visit = func(position, uint64, []byte) error { return nil }
-	err = s.run(last)
-	r.late = s.next
+	s := journal.NewScan(r.Dir)
+	s.Next = last[0].First
+	s.Visit = func(journal.Position, uint64, []byte) error { return nil }
+	err = s.Run(last)
+	r.late = s.Next
 	return err
 }
 
@@ -279,73 +278,63 @@ func (r *reconciling) readBindings(doing string, kind rowKind, list iter.Seq2[Bi
 
 // readJournal reads the records, and makes sure that they are what was signed.
 func (r *reconciling) readJournal() error {
-	segments, err := listSegments(r.Dir)
+	segments, err := journal.ListSegments(r.Dir)
 	if err != nil {
 		return err
 	}
-	beside, err := openShelf(r.Dir)
+	beside, err := journal.OpenLeafHashes(r.Dir)
 	if err != nil {
 		return err
 	}
-	var t tree
+	var t journal.Tree
 	grow := func(h tlog.Hash) error {
-		t.add(h)
-		if t.n != r.signed.size || t.blind {
+		t.Add(h)
+		if t.N != r.signed.Size || t.Incomplete {
 			return nil
 		}
-		if t.root() != r.signed.root {
-			return fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, t.n)
+		if t.Root() != r.signed.Root {
+			return fmt.Errorf("%w: its first %d entries have another root than was signed", journal.ErrTampered, t.N)
 		}
 		r.proved = true
 		return nil
 	}
-	s := newScan(r.Dir)
-	s.damaged = func(d Damage) error {
+	s := journal.NewScan(r.Dir)
+	s.Damaged = func(d journal.Damage) error {
 		r.out.Damage = append(r.out.Damage, d)
 		for seq := d.First; seq < d.Next; seq++ {
-			if err := grow(beside.hash(seq)); err != nil {
+			if err := grow(beside.Hash(seq)); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	s.visit = func(at position, seq uint64, data []byte) error {
+	s.Visit = func(at journal.Position, seq uint64, data []byte) error {
 		if err := r.ctx.Err(); err != nil {
 			return context.Cause(r.ctx)
 		}
-		known, err := indexedOf(at, seq, data, nil)
+		known, err := journal.Summarize(at, seq, data, nil)
 		if err != nil {
-			return broke(err)
+			return journal.AsDamage(err)
 		}
-		if known.isRecord() {
-			envelope, err := envelopeOf(data)
+		if known.IsRecord() {
+			envelope, err := journal.EnvelopeOf(data)
 			if err != nil {
-				return broke(err)
+				return journal.AsDamage(err)
 			}
-			w := row{device: known.device, kind: rowJournal, key: known.key, seq: seq, at: at, day: dayOf(time.UnixMilli(known.time)), digest: digestOf(envelope)}
+			w := row{device: known.Device, kind: rowJournal, key: known.Key, seq: seq, at: at, day: dayOf(time.UnixMilli(known.Time)), digest: digestOf(envelope)}
 			if err := r.rows.add(w); err != nil {
 				return err
 			}
 		}
 		return grow(tlog.RecordHash(data))
 	}
-	if err := s.run(segments); err != nil {
+	if err := s.Run(segments); err != nil {
 		return err
 	}
-	if s.next < r.signed.size {
-		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d", ErrTampered, s.next, r.signed.size)
+	if s.Next < r.signed.Size {
+		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d", journal.ErrTampered, s.Next, r.signed.Size)
 	}
 	return nil
-}
-
-// envelopeOf cuts the envelope out of the JSON of a record's entry, where it stands last.
-func envelopeOf(data []byte) ([]byte, error) {
-	_, rest, ok := bytes.Cut(data, []byte(`,"record":`))
-	envelope, ok2 := bytes.CutSuffix(rest, []byte("}}"))
-	if !ok || !ok2 {
-		return nil, fmt.Errorf("%w: a record without its envelope", ErrEntry)
-	}
-	return envelope, nil
 }
 
 // holding is all that there is of one device.
@@ -461,7 +450,7 @@ func (r *reconciling) device(h *holding) error {
 	count.Records++
 	add := func(kind DifferenceKind, mendable bool) {
 		d := Difference{Kind: kind, Device: h.device, Key: j.key, Entry: true, Seq: j.seq}
-		var at *position
+		var at *journal.Position
 		if mendable {
 			at = &j.at
 		}
@@ -496,7 +485,7 @@ func (r *reconciling) device(h *holding) error {
 }
 
 // found takes note of a difference; with its place in the journal if the record there may mend it.
-func (r *reconciling) found(d Difference, at *position) {
+func (r *reconciling) found(d Difference, at *journal.Position) {
 	r.out.Found[d.Kind]++
 	if r.Repair == nil {
 		r.each(d)
@@ -506,7 +495,7 @@ func (r *reconciling) found(d Difference, at *position) {
 	if at == nil {
 		return
 	}
-	if !r.proved || d.Seq >= r.signed.size {
+	if !r.proved || d.Seq >= r.signed.Size {
 		d.Detail = "no checkpoint covers this record yet"
 		return
 	}
@@ -552,9 +541,9 @@ func (r *reconciling) mend() error {
 
 // record reads a record and checks all of it: what goes to the registry is what the journal proves.
 func (r *reconciling) record(m mend) (board.Sealed, error) {
-	e, err := readEntryAt(r.Dir, m.at)
+	e, err := journal.ReadEntryAt(r.Dir, m.at)
 	if err == nil && (e.Seq != m.diff.Seq || e.Record() == nil) {
-		err = fmt.Errorf("%w: another entry is there", ErrEntry)
+		err = fmt.Errorf("%w: another entry is there", journal.ErrEntry)
 	}
 	if err != nil {
 		return board.Sealed{}, fmt.Errorf("reading entry %d: %w", m.diff.Seq, err)
@@ -564,25 +553,6 @@ func (r *reconciling) record(m mend) (board.Sealed, error) {
 		return sealed, err
 	}
 	return sealed, checkCarried(&sealed, r.Key)
-}
-
-func readEntryAt(dir string, at position) (Entry, error) {
-	f, err := os.Open(segmentPath(dir, at.segment))
-	if err != nil {
-		return Entry{}, err
-	}
-	defer f.Close()
-	buf := make([]byte, maxEntryLine)
-	n, err := f.ReadAt(buf, at.offset)
-	end := bytes.IndexByte(buf[:n], '\n')
-	if end < 0 {
-		return Entry{}, fmt.Errorf("no whole line (%v)", err)
-	}
-	data, _, err := readLine(buf[:end+1])
-	if err != nil {
-		return Entry{}, err
-	}
-	return ParseEntry(data)
 }
 
 func (r *reconciling) put(records []board.Sealed) []error { return putAll(r.ctx, r.Repair, records) }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -26,7 +27,7 @@ var reconcileRecords = flag.Int("reconcile.records", 20_000, "how many records B
 // made is a synthetic factory: as many records as are wanted, each made anew from its number whenever it is asked for, so that
 // nothing but Reconcile needs memory. Their signatures do not hold, and boards share a few keys.
 type made struct {
-	id      Identity
+	id      journal.Identity
 	n       int
 	payload string // of a record, in which the device and the key are to be replaced
 	first   board.Record
@@ -35,7 +36,7 @@ type made struct {
 	at      time.Time
 }
 
-func newMade(b *testing.B, id Identity, n int) *made {
+func newMade(b *testing.B, id journal.Identity, n int) *made {
 	m := &made{id: id, n: n, first: newRecord(b)}
 	m.at = m.first.ReadAt
 	for range 64 {
@@ -67,26 +68,26 @@ func (m *made) envelope(i int) []byte {
 	return fmt.Appendf(nil, `{"payloadType":%q,"payload":%q,"signatures"%s`, board.PayloadType, base64.StdEncoding.EncodeToString([]byte(payload)), m.sig)
 }
 
-func (m *made) verdict(i int) *Verdict {
-	return &Verdict{Result: Passed, Slot: "A", Device: m.device(i), Fingerprint: m.keys[i%len(m.keys)].Fingerprint(), Record: m.envelope(i)}
+func (m *made) verdict(i int) *journal.Verdict {
+	return &journal.Verdict{Result: journal.Passed, Slot: "A", Device: m.device(i), Fingerprint: m.keys[i%len(m.keys)].Fingerprint(), Record: m.envelope(i)}
 }
 
 // write makes the journal, in sealed segments, and its checkpoint.
 func (m *made) write(b *testing.B, dir string) {
-	if err := os.MkdirAll(journalDir(dir), 0o700); err != nil {
+	if err := os.MkdirAll(journal.JournalDir(dir), 0o700); err != nil {
 		b.Fatal(err)
 	}
-	var t tree
+	var t journal.Tree
 	var f *os.File
 	var w *bufio.Writer
 	size := 0
-	put := func(e Entry) {
+	put := func(e journal.Entry) {
 		data, err := e.Encode()
 		if err != nil {
 			b.Fatal(err)
 		}
-		t.add(tlog.RecordHash(data))
-		n, _ := w.Write(encodeLine(data))
+		t.Add(tlog.RecordHash(data))
+		n, _ := w.Write(journal.EncodeLine(data))
 		size += n
 	}
 	done := func() {
@@ -102,18 +103,18 @@ func (m *made) write(b *testing.B, dir string) {
 		if f == nil || size > segmentSize {
 			done()
 			var err error
-			if f, err = os.Create(segmentPath(dir, t.n)); err != nil {
+			if f, err = os.Create(journal.SegmentPath(dir, t.N)); err != nil {
 				b.Fatal(err)
 			}
 			w, size = bufio.NewWriterSize(f, 1<<20), 0
-			put(Entry{Seq: t.n, Time: m.at, Kind: KindSegment, Segment: &Segment{Format: Format, Origin: m.id.Signer.Name(), Key: m.id.Key}})
+			put(journal.Entry{Seq: t.N, Time: m.at, Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: m.id.Signer.Name(), Key: m.id.Key}})
 		}
-		put(Entry{Seq: t.n, Time: m.at.Add(time.Duration(i) * time.Second), Kind: KindVerdict, Verdict: m.verdict(i)})
+		put(journal.Entry{Seq: t.N, Time: m.at.Add(time.Duration(i) * time.Second), Kind: journal.KindVerdict, Verdict: m.verdict(i)})
 	}
 	done()
-	text, err := checkpoint{t.n, t.root()}.encode(m.id.Signer)
+	text, err := journal.Checkpoint{Size: t.N, Root: t.Root()}.Encode(m.id.Signer)
 	if err == nil {
-		err = os.WriteFile(checkpointPath(dir), text, 0o600)
+		err = os.WriteFile(journal.CheckpointPath(dir), text, 0o600)
 	}
 	if err != nil {
 		b.Fatal(err)
@@ -154,7 +155,7 @@ func (m *made) Guards(ctx context.Context) iter.Seq2[Binding, error] { return m.
 // registry's listings, which is the least that must be done; MiB is the most memory that the process had resident.
 func BenchmarkReconcile(b *testing.B) {
 	dir := b.TempDir()
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -186,22 +187,22 @@ func BenchmarkReconcile(b *testing.B) {
 }
 
 func (m *made) read(b *testing.B, dir string) {
-	segments, err := listSegments(dir)
+	segments, err := journal.ListSegments(dir)
 	if err != nil {
 		b.Fatal(err)
 	}
 	for _, segment := range segments {
-		f, err := os.Open(segmentPath(dir, segment.first))
+		f, err := os.Open(journal.SegmentPath(dir, segment.First))
 		if err != nil {
 			b.Fatal(err)
 		}
-		lines := bufio.NewReaderSize(f, maxEntryLine)
+		lines := bufio.NewReaderSize(f, journal.MaxEntryLine)
 		for {
 			line, err := lines.ReadSlice('\n')
 			if err != nil {
 				break
 			}
-			if data, _, err := readLine(line); err != nil || tlog.RecordHash(data) == (tlog.Hash{}) {
+			if data, _, err := journal.ReadLine(line); err != nil || tlog.RecordHash(data) == (tlog.Hash{}) {
 				b.Fatal(err)
 			}
 		}

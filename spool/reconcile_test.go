@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -113,7 +114,7 @@ func (m *memoryRegistry) Guards(context.Context) iter.Seq2[Binding, error] {
 // deliverTo puts all of a journal into a registry.
 func (k *kit) deliverTo(m *memoryRegistry) {
 	k.t.Helper()
-	for e, err := range Walk(k.dir) {
+	for e, err := range journal.Walk(k.dir) {
 		if err != nil {
 			k.t.Fatal(err)
 		}
@@ -330,7 +331,7 @@ func TestReconcileRefusals(t *testing.T) {
 	}
 	m := newMemoryRegistry()
 	k.deliverTo(m)
-	run := func(key Identity) error {
+	run := func(key journal.Identity) error {
 		_, err := Reconcile(t.Context(), ReconcileConfig{Dir: k.dir, Key: key.Verifier, Census: m, Repair: m}, func(Difference) {})
 		return err
 	}
@@ -344,12 +345,12 @@ func TestReconcileRefusals(t *testing.T) {
 		}
 		delete(m.ends, name)
 	}
-	stranger, err := LoadIdentity(tempDir(t), "widgiot/line3-a")
+	stranger, err := journal.LoadIdentity(tempDir(t), "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := run(stranger); !errors.Is(err, ErrTampered) {
-		t.Errorf("another's key: %v, want %v", err, ErrTampered)
+	if err := run(stranger); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("another's key: %v, want %v", err, journal.ErrTampered)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errAway)
@@ -365,14 +366,14 @@ func TestReconcileRefusals(t *testing.T) {
 
 	// Damage is told, and is a reason not to be content; what else there is is mended all the same.
 	seq := uint64(0)
-	for e, err := range Walk(k.dir) {
+	for e, err := range journal.Walk(k.dir) {
 		if err == nil && e.Record() != nil {
 			if sealed, err := board.ParseEnvelope(e.Record()); err == nil && sealed.Record.Device == all[13].Device {
 				seq = e.Seq
 			}
 		}
 	}
-	before, err := os.ReadFile(segmentPath(k.dir, 0))
+	before, err := os.ReadFile(journal.SegmentPath(k.dir, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +384,7 @@ func TestReconcileRefusals(t *testing.T) {
 		t.Errorf("damage: %+v, %+v", out, diffs)
 	}
 	// Without the hash of what is damaged nothing is proved any more.
-	os.Remove(leavesPath(k.dir, 0))
+	os.Remove(journal.LeavesPath(k.dir, 0))
 	delete(m.items, all[13].Device)
 	if out, diffs := k.reconcile(m, true); out.Mended != 0 || !slices.ContainsFunc(diffs, func(d Difference) bool { return d.Seq == seq && strings.Contains(d.Detail, "no checkpoint covers") }) {
 		t.Errorf("without a root: %+v, %+v", out, diffs)
@@ -391,21 +392,21 @@ func TestReconcileRefusals(t *testing.T) {
 	// A changed record has a good checksum and another root.
 	spoilSegment(t, k.dir, 0, func([]byte) []byte {
 		lines := bytes.SplitAfter(before, []byte("\n"))
-		data, _, err := readLine(lines[1])
+		data, _, err := journal.ReadLine(lines[1])
 		if err != nil {
 			t.Fatal(err)
 		}
-		lines[1] = encodeLine(bytes.Replace(data, []byte(`"time":"2`), []byte(`"time":"3`), 1))
+		lines[1] = journal.EncodeLine(bytes.Replace(data, []byte(`"time":"2`), []byte(`"time":"3`), 1))
 		return bytes.Join(lines, nil)
 	})
-	if err := run(k.id); !errors.Is(err, ErrTampered) {
-		t.Errorf("a changed record: %v, want %v", err, ErrTampered)
+	if err := run(k.id); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("a changed record: %v, want %v", err, journal.ErrTampered)
 	}
 	for _, segment := range k.segments()[1:] {
-		os.Remove(segmentPath(k.dir, segment.first))
+		os.Remove(journal.SegmentPath(k.dir, segment.First))
 	}
-	if err := run(k.id); !errors.Is(err, ErrTampered) {
-		t.Errorf("a journal without its end: %v, want %v", err, ErrTampered)
+	if err := run(k.id); !errors.Is(err, journal.ErrTampered) {
+		t.Errorf("a journal without its end: %v, want %v", err, journal.ErrTampered)
 	}
 }
 
@@ -433,7 +434,7 @@ func TestSorter(t *testing.T) {
 		s := sorter{limit: 8}
 		var want []rowBytes
 		for range n {
-			r := row{kind: rowKind(rand.IntN(4)), seq: rand.Uint64N(4), at: position{rand.Uint64(), rand.Int64()}, station: rand.Uint32(), day: rand.Int32() - 1<<30, flags: byte(rand.IntN(4))}
+			r := row{kind: rowKind(rand.IntN(4)), seq: rand.Uint64N(4), at: journal.Position{Segment: rand.Uint64(), Offset: rand.Int64()}, station: rand.Uint32(), day: rand.Int32() - 1<<30, flags: byte(rand.IntN(4))}
 			r.device[0], r.key[0] = byte(rand.IntN(4)), byte(rand.IntN(4))
 			r.digest[15] = byte(rand.IntN(256))
 			want = append(want, r.encode())

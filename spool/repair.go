@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -52,7 +53,7 @@ type Fix struct {
 
 // RepairReport is what Repair did, or would do.
 type RepairReport struct {
-	Damage []Damage // also what only the index has
+	Damage []journal.Damage // also what only the index has
 	Fixes  []Fix
 	Left   int      // entries that stay damaged
 	Aside  []string // where the damaged files were put
@@ -101,18 +102,18 @@ type repair struct {
 
 	db      *bolt.DB // nil if the index is of no use
 	devices map[uint64]board.DeviceID
-	signed  []checkpoint
+	signed  []journal.Checkpoint
 	newest  uint64 // entries under any checkpoint
 	key     string // the station's, from the first segment that can be read
 	holes   []hole
 	hashes  []tlog.Hash // of all entries; zero where it is not known
-	scan    *scan
+	scan    *journal.Scan
 	last    uint64 // the segment that was written last
 }
 
 // hole is a damaged place with the times of the entries around it.
 type hole struct {
-	Damage
+	journal.Damage
 	before, after time.Time // zero if there is none
 }
 
@@ -130,23 +131,23 @@ func (r *repair) examine() (err error) {
 			r.close()
 		}
 	}()
-	segments, err := listSegments(r.dir)
+	segments, err := journal.ListSegments(r.dir)
 	if err != nil || len(segments) == 0 {
 		return err
 	}
-	r.last = segments[len(segments)-1].first
-	paths := []string{checkpointPath(r.dir)}
+	r.last = segments[len(segments)-1].First
+	paths := []string{journal.CheckpointPath(r.dir)}
 	for _, s := range segments {
-		paths = append(paths, sealPath(r.dir, s.first))
+		paths = append(paths, journal.SealPath(r.dir, s.First))
 	}
 	for _, path := range paths {
-		c, have, err := readCheckpointFile(path, r.v)
+		c, have, err := journal.ReadCheckpointFile(path, r.v)
 		if err != nil {
 			return err
 		}
 		if have {
 			r.signed = append(r.signed, c)
-			r.newest = max(r.newest, c.size)
+			r.newest = max(r.newest, c.Size)
 		}
 	}
 	sure := uint64(math.MaxUint64)
@@ -156,21 +157,21 @@ func (r *repair) examine() (err error) {
 	} else if !errors.Is(err, errIndexUnusable) && err != errNoIndex {
 		return err
 	}
-	beside, err := openShelf(r.dir)
+	beside, err := journal.OpenLeafHashes(r.dir)
 	if err != nil {
 		return err
 	}
 	var newest time.Time
 	open := 0 // the first hole that waits for what comes after it
-	r.scan = newScan(r.dir)
-	r.scan.sure = sure
-	r.scan.visit = func(at position, seq uint64, data []byte) error {
-		t, err := timeOf(data)
+	r.scan = journal.NewScan(r.dir)
+	r.scan.Sure = sure
+	r.scan.Visit = func(at journal.Position, seq uint64, data []byte) error {
+		t, err := journal.TimeOf(data)
 		if err != nil {
-			return broke(err)
+			return journal.AsDamage(err)
 		}
-		if seq == at.segment && r.key == "" {
-			if e, err := ParseEntry(data); err == nil && e.Segment != nil {
+		if seq == at.Segment && r.key == "" {
+			if e, err := journal.ParseEntry(data); err == nil && e.Segment != nil {
 				r.key = e.Segment.Key
 			}
 		}
@@ -181,7 +182,7 @@ func (r *repair) examine() (err error) {
 		r.hashes = append(r.hashes, tlog.RecordHash(data))
 		return nil
 	}
-	r.scan.damaged = func(d Damage) error {
+	r.scan.Damaged = func(d journal.Damage) error {
 		r.report.Damage = append(r.report.Damage, d)
 		r.holes = append(r.holes, hole{Damage: d, before: newest})
 		for seq := d.First; seq < d.Next; seq++ {
@@ -189,14 +190,14 @@ func (r *repair) examine() (err error) {
 		}
 		return nil
 	}
-	if err := r.scan.run(segments); err != nil {
+	if err := r.scan.Run(segments); err != nil {
 		return err
 	}
 	return r.findDevices()
 }
 
-func (r *repair) hashOf(beside *shelf, p progress, seq uint64) tlog.Hash {
-	h := beside.hash(seq)
+func (r *repair) hashOf(beside *journal.LeafHashReader, p progress, seq uint64) tlog.Hash {
+	h := beside.Hash(seq)
 	if h != (tlog.Hash{}) || r.db == nil {
 		return h
 	}
@@ -223,7 +224,7 @@ func (r *repair) findDevices() error {
 			if err := known.decode(value); err != nil {
 				return err
 			}
-			if covers(r.report.Damage, known.Seq) {
+			if journal.Covers(r.report.Damage, known.Seq) {
 				r.devices[known.Seq] = board.DeviceID(device)
 			}
 			return nil
@@ -244,11 +245,11 @@ func (r *repair) findStale() error {
 	for _, d := range known {
 		var whole []Fix
 		for seq := d.First; seq < d.Next; seq++ {
-			if !covers(found, seq) {
+			if !journal.Covers(found, seq) {
 				whole = append(whole, Fix{Segment: d.Segment, Seq: seq, From: FromDisk, Device: r.devices[seq]})
 			}
 		}
-		if d.Entries() == 0 && !slices.ContainsFunc(found, func(f Damage) bool { return f.Segment == d.Segment && f.Offset == d.Offset }) {
+		if d.Entries() == 0 && !slices.ContainsFunc(found, func(f journal.Damage) bool { return f.Segment == d.Segment && f.Offset == d.Offset }) {
 			whole = append(whole, Fix{Segment: d.Segment, Seq: d.First, From: FromDisk})
 		}
 		if len(whole) > 0 {
@@ -279,7 +280,7 @@ func (r *repair) plan(h *hole) {
 			}
 		}
 		if f.data != nil {
-			if t, err := timeOf(f.data); err == nil {
+			if t, err := journal.TimeOf(f.data); err == nil {
 				before = t
 			}
 		}
@@ -301,7 +302,7 @@ func (r *repair) copies(first uint64) (map[uint64][]byte, string) {
 	}
 	lines := map[uint64][]byte{}
 	for _, line := range bytes.SplitAfter(text, []byte("\n")) {
-		if data, seq, err := readLine(line); err == nil {
+		if data, seq, err := journal.ReadLine(line); err == nil {
 			lines[seq] = data
 		}
 	}
@@ -317,7 +318,7 @@ func (r *repair) accept(f *Fix, from From, data []byte) bool {
 		f.From, f.data, f.proven = from, data, true
 		return true
 	}
-	e, err := ParseEntry(data)
+	e, err := journal.ParseEntry(data)
 	if err != nil || e.Seq != f.Seq {
 		return false
 	}
@@ -341,7 +342,7 @@ func (r *repair) fromCopy(f *Fix, copies map[uint64][]byte, why string) {
 const howLong = 10 * time.Minute
 
 // search finds the time with which an entry has the hash that is known.
-func (r *repair) search(f *Fix, from From, e Entry, after, before time.Time) bool {
+func (r *repair) search(f *Fix, from From, e journal.Entry, after, before time.Time) bool {
 	known := r.hashes[f.Seq]
 	if known == (tlog.Hash{}) {
 		return false
@@ -350,10 +351,10 @@ func (r *repair) search(f *Fix, from From, e Entry, after, before time.Time) boo
 	if err != nil {
 		return false
 	}
-	text := []byte(e.Time.Format(timeLayout))
+	text := []byte(e.Time.Format(journal.TimeLayout))
 	i := bytes.Index(data, text)
-	for t := milliseconds(after); !t.After(before); t = t.Add(time.Millisecond) {
-		text = t.AppendFormat(text[:0], timeLayout)
+	for t := journal.Milliseconds(after); !t.After(before); t = t.Add(time.Millisecond) {
+		text = t.AppendFormat(text[:0], journal.TimeLayout)
 		copy(data[i:], text)
 		if tlog.RecordHash(data) == known {
 			return r.accept(f, from, data)
@@ -367,7 +368,7 @@ func (r *repair) fromJournal(f *Fix, before, after time.Time) {
 	if f.Seq != f.Segment || r.key == "" {
 		return
 	}
-	e := Entry{Seq: f.Seq, Time: milliseconds(after), Kind: KindSegment, Segment: &Segment{Format: Format, Origin: r.v.Name(), Key: r.key}}
+	e := journal.Entry{Seq: f.Seq, Time: journal.Milliseconds(after), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: r.v.Name(), Key: r.key}}
 	if r.hashes[f.Seq] == (tlog.Hash{}) {
 		if f.Seq >= r.newest { // nothing was signed over it: the time may be another
 			if data, err := e.Encode(); err == nil {
@@ -399,11 +400,11 @@ func (r *repair) giveUp(f *Fix, h *hole, before time.Time) {
 		f.Reason += "; its hash is not known and a checkpoint was signed over it"
 		return
 	}
-	at := milliseconds(before)
+	at := journal.Milliseconds(before)
 	if at.IsZero() {
-		at = milliseconds(h.after)
+		at = journal.Milliseconds(h.after)
 	}
-	e := Entry{Seq: f.Seq, Time: at, Kind: KindLost, Lost: &Lost{Reason: h.Reason}}
+	e := journal.Entry{Seq: f.Seq, Time: at, Kind: journal.KindLost, Lost: &journal.Lost{Reason: h.Reason}}
 	if data, err := e.Encode(); err == nil {
 		f.From, f.data = FromLost, data
 	}
@@ -417,15 +418,15 @@ func (r *repair) confirm() {
 			with[f.Seq] = tlog.RecordHash(f.data)
 		}
 	}
-	var t tree
+	var t journal.Tree
 	for _, h := range with {
-		t.add(h)
+		t.Add(h)
 		for _, c := range r.signed {
-			if c.size != t.n || t.blind || t.root() == c.root {
+			if c.Size != t.N || t.Incomplete || t.Root() == c.Root {
 				continue
 			}
 			for i := range r.report.Fixes {
-				if f := &r.report.Fixes[i]; f.data != nil && !f.proven && f.Seq < c.size {
+				if f := &r.report.Fixes[i]; f.data != nil && !f.proven && f.Seq < c.Size {
 					f.From, f.data, f.Reason = FromNowhere, nil, "with what was found the journal would not have the root that was signed"
 				}
 			}
@@ -469,7 +470,7 @@ func (r *repair) apply() error {
 	}
 	for first, fix := range fixes {
 		if err := r.rewrite(first, fix); err != nil {
-			return fmt.Errorf("repairing %s: %w", segmentPath(r.dir, first), err)
+			return fmt.Errorf("repairing %s: %w", journal.SegmentPath(r.dir, first), err)
 		}
 	}
 	return nil
@@ -477,7 +478,7 @@ func (r *repair) apply() error {
 
 // rewrite puts a repaired file in the place of a damaged one, which is kept.
 func (r *repair) rewrite(first uint64, fixes []Fix) error {
-	path := segmentPath(r.dir, first)
+	path := journal.SegmentPath(r.dir, first)
 	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -485,7 +486,7 @@ func (r *repair) rewrite(first uint64, fixes []Fix) error {
 	lines := map[uint64][]byte{}
 	for _, f := range fixes {
 		if f.data != nil {
-			lines[f.Seq] = encodeLine(f.data)
+			lines[f.Seq] = journal.EncodeLine(f.data)
 		}
 	}
 	damaged := func(offset int64) bool {
@@ -498,9 +499,9 @@ func (r *repair) rewrite(first uint64, fixes []Fix) error {
 	for _, line := range bytes.SplitAfter(old, []byte("\n")) {
 		at := offset
 		offset += int64(len(line))
-		_, seq, wrong := readLine(line)
+		_, seq, wrong := journal.ReadLine(line)
 		switch {
-		case first == r.last && at >= r.scan.end.offset:
+		case first == r.last && at >= r.scan.End.Offset:
 			tail = append(tail, line...) // a write cut short is for the start to cut
 		case wrong == nil && !damaged(at):
 			lines[seq] = line
@@ -521,7 +522,7 @@ func (r *repair) rewrite(first uint64, fixes []Fix) error {
 		mode = 0o600
 	}
 	if old != nil {
-		aside, err := keepAside(osDisk{}, r.dir, fmt.Sprintf("%020d-%%d.jsonl", first), old)
+		aside, err := journal.Quarantine(osDisk{}, r.dir, fmt.Sprintf("%020d-%%d.jsonl", first), old)
 		if err != nil {
 			return err
 		}

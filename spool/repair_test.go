@@ -11,6 +11,8 @@ import (
 
 	"secretfree/spool/durable"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -19,11 +21,11 @@ func copiesOf(k *kit) func(first uint64) ([]byte, error) {
 	k.t.Helper()
 	kept := map[uint64][]byte{}
 	for _, s := range k.segments() {
-		b, err := os.ReadFile(segmentPath(k.dir, s.first))
+		b, err := os.ReadFile(journal.SegmentPath(k.dir, s.First))
 		if err != nil {
 			k.t.Fatal(err)
 		}
-		kept[s.first] = b
+		kept[s.First] = b
 	}
 	return func(first uint64) ([]byte, error) {
 		if b, ok := kept[first]; ok {
@@ -36,7 +38,7 @@ func copiesOf(k *kit) func(first uint64) ([]byte, error) {
 func (k *kit) files() map[string]string {
 	k.t.Helper()
 	out := map[string]string{}
-	err := filepath.WalkDir(journalDir(k.dir), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(journal.JournalDir(k.dir), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -69,7 +71,7 @@ func TestRepairFromCopy(t *testing.T) {
 					t.Fatal(err)
 				}
 				copies := copiesOf(k)
-				victim := k.segments()[1].first
+				victim := k.segments()[1].First
 				good, err := copies(victim)
 				if err != nil {
 					t.Fatal(err)
@@ -94,10 +96,10 @@ func TestRepairFromCopy(t *testing.T) {
 				if err != nil || len(done.Fixes) != len(plan.Fixes) || done.Left > 0 {
 					t.Fatalf("Repair: %+v, %v", done, err)
 				}
-				if b, err := os.ReadFile(segmentPath(k.dir, victim)); err != nil || !bytes.Equal(b, good) {
+				if b, err := os.ReadFile(journal.SegmentPath(k.dir, victim)); err != nil || !bytes.Equal(b, good) {
 					t.Errorf("the segment is not what it was (%v)", err)
 				}
-				if spoiled, had := before[segmentPath(k.dir, victim)]; had {
+				if spoiled, had := before[journal.SegmentPath(k.dir, victim)]; had {
 					if len(done.Aside) != 1 || k.files()[done.Aside[0]] != spoiled {
 						t.Errorf("the damaged file is not kept: %v", done.Aside)
 					}
@@ -153,7 +155,7 @@ func TestRepairFirstEntry(t *testing.T) {
 	if err != nil || done.Left > 0 || len(done.Fixes) != 2 || done.Fixes[0].From != FromJournal || done.Fixes[1].From != FromCopy {
 		t.Fatalf("Repair: %+v, %v", done, err)
 	}
-	if now := k.files(); now[segmentPath(k.dir, 0)] != good[segmentPath(k.dir, 0)] {
+	if now := k.files(); now[journal.SegmentPath(k.dir, 0)] != good[journal.SegmentPath(k.dir, 0)] {
 		t.Error("the segment is not what it was")
 	}
 	k.mustOpen()
@@ -208,10 +210,10 @@ func TestRepairRefusesAFalseCopy(t *testing.T) {
 			falsify := func(first uint64) ([]byte, error) {
 				b, err := copies(first)
 				lines := bytes.SplitAfter(b, []byte("\n"))
-				e, err2 := ParseEntry(lines[1][:len(lines[1])-10])
+				e, err2 := journal.ParseEntry(lines[1][:len(lines[1])-10])
 				e.Time = e.Time.Add(1e6)
 				data, err3 := e.Encode()
-				lines[1] = encodeLine(data)
+				lines[1] = journal.EncodeLine(data)
 				return bytes.Join(lines, nil), errors.Join(err, err2, err3)
 			}
 			plan, err := Repair(k.dir, k.id.Verifier, Sources{Segment: falsify}, false)
@@ -258,7 +260,7 @@ func TestRepairGivesUp(t *testing.T) {
 	if s := k.spool.Stats(); s.Unsigned != "" || s.Signed != s.Entries || s.Damaged > 0 {
 		t.Errorf("stats %+v", s)
 	}
-	if report, err := VerifyDir(k.dir, k.id.Verifier); err != nil || report.Lost != 1 {
+	if report, err := journal.VerifyDir(k.dir, k.id.Verifier); err != nil || report.Lost != 1 {
 		t.Errorf("VerifyDir: %+v, %v", report, err)
 	}
 	if receipt, err := k.append(lost); err != nil || receipt.Repeat {
@@ -276,7 +278,7 @@ func TestRepairAfterABadSector(t *testing.T) {
 	if err := edited(indexPath(k.dir), func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(0)) }); err != nil {
 		t.Fatal(err)
 	}
-	k.disk = badSector{path: segmentPath(k.dir, 0)}
+	k.disk = badSector{path: journal.SegmentPath(k.dir, 0)}
 	k.mustOpen()
 	damaged := int(k.spool.Stats().Damaged)
 	if damaged == 0 {
@@ -319,7 +321,7 @@ func TestRepairAfterABadSectorInPart(t *testing.T) {
 	k.spool.Close()
 	spoilEntry(t, k, 0, 2)
 	os.Remove(indexPath(k.dir))
-	k.disk = badSector{path: segmentPath(k.dir, 0)}
+	k.disk = badSector{path: journal.SegmentPath(k.dir, 0)}
 	k.mustOpen()
 	k.spool.Close()
 	k.disk = nil
@@ -328,7 +330,7 @@ func TestRepairAfterABadSectorInPart(t *testing.T) {
 		t.Fatalf("Repair: %+v, %v", report, err)
 	}
 	good, err := copies(0)
-	if b, err2 := os.ReadFile(segmentPath(k.dir, 0)); err != nil || err2 != nil || !bytes.Equal(b, good) {
+	if b, err2 := os.ReadFile(journal.SegmentPath(k.dir, 0)); err != nil || err2 != nil || !bytes.Equal(b, good) {
 		t.Errorf("the segment is not what it was (%v, %v)", err, err2)
 	}
 	k.mustOpen()

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -21,7 +22,7 @@ type row struct {
 	kind    rowKind
 	key     board.Fingerprint
 	seq     uint64 // of a journal's row
-	at      position
+	at      journal.Position
 	station uint32 // of an item: a number for its name
 	day     int32  // since 1970, UTC
 	flags   byte
@@ -51,8 +52,8 @@ func (r *row) encode() (out rowBytes) {
 	b := append(out[:0], r.device[:]...)
 	b = append(append(b, byte(r.kind)), r.key[:]...)
 	b = binary.BigEndian.AppendUint64(b, r.seq)
-	b = binary.BigEndian.AppendUint64(b, r.at.segment)
-	b = binary.BigEndian.AppendUint64(b, uint64(r.at.offset))
+	b = binary.BigEndian.AppendUint64(b, r.at.Segment)
+	b = binary.BigEndian.AppendUint64(b, uint64(r.at.Offset))
 	b = binary.BigEndian.AppendUint32(b, r.station)
 	b = binary.BigEndian.AppendUint32(b, uint32(r.day))
 	b = append(b, r.flags)
@@ -65,7 +66,7 @@ func (b *rowBytes) decode() (r row) {
 	r.kind = rowKind(b[16])
 	copy(r.key[:], b[17:])
 	r.seq = binary.BigEndian.Uint64(b[49:])
-	r.at = position{binary.BigEndian.Uint64(b[57:]), int64(binary.BigEndian.Uint64(b[65:]))}
+	r.at = journal.Position{Segment: binary.BigEndian.Uint64(b[57:]), Offset: int64(binary.BigEndian.Uint64(b[65:]))}
 	r.station = binary.BigEndian.Uint32(b[73:])
 	r.day = int32(binary.BigEndian.Uint32(b[77:]))
 	r.flags = b[81]

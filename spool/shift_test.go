@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -23,7 +24,7 @@ type shift struct {
 	t     testing.TB
 	dir   string
 	rec   *recorder
-	id    Identity
+	id    journal.Identity
 	spool *Spool
 	sink  *memorySink
 	all   []board.Record
@@ -75,7 +76,7 @@ func (s *shift) disk() disk {
 }
 
 func (s *shift) tryOpen() error {
-	id, err := loadIdentity(s.disk(), s.dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentityOn(s.disk(), s.dir, "widgiot/line3-a")
 	if err != nil {
 		return err
 	}
@@ -351,7 +352,7 @@ var shifts = map[string]func(t testing.TB) *shift{
 		var kept []byte
 		s := newShift(t, func(s *shift) {
 			s.boards(2)
-			path := segmentPath(s.dir, 0)
+			path := journal.SegmentPath(s.dir, 0)
 			before, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)

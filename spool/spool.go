@@ -15,15 +15,16 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
 // Config is what a spool needs.
 type Config struct {
-	Dir      string   // made if it is not there; nobody else may write in it
-	Identity Identity // whose journal this is
-	Sink     Sink     // where records go; many at once if it is a BatchSink
-	Archive  Archive  // where sealed segments and checkpoints go; nil if nowhere
+	Dir      string           // made if it is not there; nobody else may write in it
+	Identity journal.Identity // whose journal this is
+	Sink     Sink             // where records go; many at once if it is a BatchSink
+	Archive  Archive          // where sealed segments and checkpoints go; nil if nowhere
 	// Notify, if set, is told what an operator should know: a torn tail was cut, the index was rebuilt, the journal is
 	// damaged, the clock was set. It must not call the spool, and may be called by several goroutines at once.
 	Notify func(notice string)
@@ -55,8 +56,6 @@ const segmentSize = 16 << 20
 
 // Errors of opening a spool.
 var (
-	// ErrForeign: the journal is that of another station.
-	ErrForeign = errors.New("the journal is of another station")
 	// ErrClosed says that the spool was closed.
 	ErrClosed = errors.New("the spool is closed")
 )
@@ -90,14 +89,14 @@ type Spool struct {
 	closed bool
 	// unusable is why the index cannot be gone on with although it could be opened; nil if it can.
 	unusable error
-	file     durable.File // the segment that is written
-	end      position     // where the next line goes
-	next     uint64       // the seq of the next entry
-	leaves   []tlog.Hash  // of the segment that is written
-	tree     tree
+	file     durable.File     // the segment that is written
+	end      journal.Position // where the next line goes
+	next     uint64           // the seq of the next entry
+	leaves   []tlog.Hash      // of the segment that is written
+	tree     journal.Tree
 	signed   uint64 // size of the newest checkpoint
 	signedAt time.Time
-	damage   []Damage
+	damage   []journal.Damage
 	db       *bolt.DB
 	pending  int
 	dead     int
@@ -129,7 +128,7 @@ func Open(cfg Config) (*Spool, error) {
 	if cfg.room == nil {
 		cfg.room = roomOf
 	}
-	if err := os.MkdirAll(journalDir(cfg.Dir), 0o700); err != nil {
+	if err := os.MkdirAll(journal.JournalDir(cfg.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("making the spool's folder: %w", err)
 	}
 	lock, before, err := durable.Lock(cfg.Dir)

@@ -8,6 +8,8 @@ import (
 
 	"secretfree/spool/durable"
 
+	"secretfree/spool/journal"
+
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -74,8 +76,8 @@ func (s *Spool) publish() {
 	for _, d := range s.damage {
 		out.Damaged += d.Entries()
 	}
-	if s.tree.blind {
-		out.Unsigned = unprovable
+	if s.tree.Incomplete {
+		out.Unsigned = journal.Unprovable
 	}
 	if s.pending > 0 && s.db != nil {
 		s.view(func(tx *bolt.Tx) error {

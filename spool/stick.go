@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -125,19 +126,19 @@ func Export(dir string, v note.Verifier, stick string, from uint64) (Exported, e
 }
 
 func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (out Exported, err error) {
-	text, err := os.ReadFile(checkpointPath(dir))
+	text, err := os.ReadFile(journal.CheckpointPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return out, fmt.Errorf("%w: there is no checkpoint", ErrUnsigned)
+		return out, fmt.Errorf("%w: there is no checkpoint", journal.ErrUnsigned)
 	}
 	if err != nil {
 		return out, fmt.Errorf("reading the checkpoint: %w", err)
 	}
-	signed, err := parseCheckpoint(text, v)
+	signed, err := journal.ParseCheckpoint(text, v)
 	if err != nil {
-		return out, fmt.Errorf("%s: %w", checkpointPath(dir), err)
+		return out, fmt.Errorf("%s: %w", journal.CheckpointPath(dir), err)
 	}
-	h, err := readHashes(dir, signed.size, func(_ position, seq uint64, _ []byte) error {
-		if seq >= signed.size {
+	h, err := journal.ReadHashes(dir, signed.Size, func(_ journal.Position, seq uint64, _ []byte) error {
+		if seq >= signed.Size {
 			out.Unsigned++
 		}
 		return nil
@@ -145,11 +146,11 @@ func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (o
 	if err != nil {
 		return out, err
 	}
-	if h.blind {
-		return out, fmt.Errorf("%w: %s", ErrUnsigned, unprovable)
+	if h.Incomplete {
+		return out, fmt.Errorf("%w: %s", journal.ErrUnsigned, journal.Unprovable)
 	}
-	if root, err := tlog.TreeHash(int64(signed.size), h); err != nil || root != signed.root {
-		return out, fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.size)
+	if root, err := tlog.TreeHash(int64(signed.Size), h); err != nil || root != signed.Root {
+		return out, fmt.Errorf("%w: its first %d entries have another root than was signed", journal.ErrTampered, signed.Size)
 	}
 	folder, err := stationFolder(stick, v.Name())
 	if err != nil {
@@ -163,8 +164,8 @@ func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (o
 		return out, err
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	out.Signed = signed.size
-	e := &exporting{Exported: out, disk: d, folder: folder, v: v, hashes: h, from: from, size: signed.size, bundle: bundle{origin: v.Name(), checkpoint: text}}
+	out.Signed = signed.Size
+	e := &exporting{Exported: out, disk: d, folder: folder, v: v, hashes: h, from: from, size: signed.Size, bundle: bundle{origin: v.Name(), checkpoint: text}}
 	err = e.look()
 	if err == nil {
 		err = e.run(dir)
@@ -194,7 +195,7 @@ type exporting struct {
 	disk   disk
 	folder string
 	v      note.Verifier
-	hashes *hashes
+	hashes *journal.Hashes
 	from   uint64
 	size   uint64 // of the journal that is signed
 	there  []run  // on the stick, in order
@@ -245,7 +246,7 @@ func (e *exporting) compare(r run, data []byte) error {
 	}
 	if _, err := note.Open(b.checkpoint, note.VerifierList(e.v)); err != nil {
 		if unknown, ok := errors.AsType[*note.UnverifiedNoteError](err); ok {
-			return fmt.Errorf("%w: it is signed by %.200q, not by the key of this station", ErrForeign, signers(unknown.Note))
+			return fmt.Errorf("%w: it is signed by %.200q, not by the key of this station", journal.ErrForeign, signers(unknown.Note))
 		}
 		return fmt.Errorf("%w: %v", ErrBundle, err)
 	}
@@ -256,28 +257,28 @@ func (e *exporting) compare(r run, data []byte) error {
 	if b.first != r.first || b.next() != r.next {
 		return fmt.Errorf("%w: it holds entries %d to %d", ErrBundle, b.first, b.next()-1)
 	}
-	if signed.size > e.size {
-		return fmt.Errorf("%w: it is signed over %d entries, this journal over %d; if another machine runs as %s, stop one of them", ErrBehind, signed.size, e.size, e.v.Name())
+	if signed.Size > e.size {
+		return fmt.Errorf("%w: it is signed over %d entries, this journal over %d; if another machine runs as %s, stop one of them", journal.ErrBehind, signed.Size, e.size, e.v.Name())
 	}
-	root, err := tlog.TreeHash(int64(signed.size), e.hashes)
+	root, err := tlog.TreeHash(int64(signed.Size), e.hashes)
 	if err != nil {
 		return fmt.Errorf("comparing with the journal: %w", err)
 	}
-	if root != signed.root {
-		return fmt.Errorf("%w: it differs within the first %d entries; if another machine runs as %s, stop one of them", ErrFork, signed.size, e.v.Name())
+	if root != signed.Root {
+		return fmt.Errorf("%w: it differs within the first %d entries; if another machine runs as %s, stop one of them", journal.ErrFork, signed.Size, e.v.Name())
 	}
 	return nil
 }
 
 // run writes what is not there.
 func (e *exporting) run(dir string) error {
-	segments, err := listSegments(dir)
+	segments, err := journal.ListSegments(dir)
 	if err != nil {
 		return err
 	}
-	s := newScan(dir)
-	s.visit = e.visit
-	s.damaged = func(d Damage) error {
+	s := journal.NewScan(dir)
+	s.Visit = e.visit
+	s.Damaged = func(d journal.Damage) error {
 		for seq := max(d.First, e.from); seq < min(d.Next, e.size); seq++ {
 			if !e.have(seq) {
 				e.Unread++
@@ -285,7 +286,7 @@ func (e *exporting) run(dir string) error {
 		}
 		return e.flush()
 	}
-	if err := s.run(segments); err != nil {
+	if err := s.Run(segments); err != nil {
 		return err
 	}
 	return e.flush()
@@ -298,7 +299,7 @@ func (e *exporting) have(seq uint64) bool {
 	return len(e.there) > 0 && e.there[0].first <= seq
 }
 
-func (e *exporting) visit(at position, seq uint64, data []byte) error {
+func (e *exporting) visit(at journal.Position, seq uint64, data []byte) error {
 	if seq < e.from || seq >= e.size || e.have(seq) {
 		return e.flush()
 	}
@@ -307,11 +308,11 @@ func (e *exporting) visit(at position, seq uint64, data []byte) error {
 			return err
 		}
 	}
-	r, err := indexedOf(at, seq, data, nil)
+	r, err := journal.Summarize(at, seq, data, nil)
 	if err != nil {
-		return broke(err)
+		return journal.AsDamage(err)
 	}
-	if r.isRecord() {
+	if r.IsRecord() {
 		e.records++
 	}
 	if len(e.bundle.entries) == 0 {
@@ -328,7 +329,7 @@ func (e *exporting) flush() (err error) {
 		return nil
 	}
 	r := run{e.bundle.first, e.bundle.next()}
-	if e.bundle.beside, err = e.hashes.besideRun(0, e.size, r.first, r.next); err != nil {
+	if e.bundle.beside, err = e.hashes.RangeProof(0, e.size, r.first, r.next); err != nil {
 		return fmt.Errorf("proving entries %d to %d: %w", r.first, r.next-1, err)
 	}
 	if err := durable.WriteFile(e.disk, filepath.Join(e.folder, r.name(endBundle)), e.bundle.encode(), 0o644); err != nil {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -191,7 +192,7 @@ func TestStickIsLikeDelivery(t *testing.T) {
 		if a.Pending != 0 || b.Pending != 0 || a.Dead != b.Dead {
 			t.Errorf("seed %d: %+v, directly %+v", seed, a, b)
 		}
-		for e, err := range Walk(k.dir) {
+		for e, err := range journal.Walk(k.dir) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -366,7 +367,7 @@ func TestStickTears(t *testing.T) {
 		if err := os.WriteFile(path, whole[:n], 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if all, err := im.run(); err != nil || len(all) != 1 || !errors.Is(all[0].Err, ErrBundle) && !errors.Is(all[0].Err, ErrTampered) || all[0].Confirmed != 0 || sink.tries != 0 {
+		if all, err := im.run(); err != nil || len(all) != 1 || !errors.Is(all[0].Err, ErrBundle) && !errors.Is(all[0].Err, journal.ErrTampered) || all[0].Confirmed != 0 || sink.tries != 0 {
 			t.Fatalf("%d of %d bytes: %+v, %v", n, len(whole), all, err)
 		}
 		if n%100 == 0 || n > len(whole)-10 {
@@ -419,7 +420,7 @@ func TestExportSplits(t *testing.T) {
 func exportSmall(k *kit, stick string) (sum Exported, err error) {
 	segments := k.segments()
 	for i := len(segments) - 1; i >= 0; i-- {
-		out, err := Export(k.dir, k.id.Verifier, stick, segments[i].first)
+		out, err := Export(k.dir, k.id.Verifier, stick, segments[i].First)
 		if err != nil {
 			return out, err
 		}
@@ -436,7 +437,7 @@ func TestExportAroundDamage(t *testing.T) {
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadFile(segmentPath(k.dir, 0))
+	before, err := os.ReadFile(journal.SegmentPath(k.dir, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -456,10 +457,10 @@ func TestExportAroundDamage(t *testing.T) {
 	if confirmed, _ := im.mustRun(); confirmed != 14 || len(sink.have) != len(all) {
 		t.Errorf("after a repair: %d confirmed", confirmed)
 	}
-	os.Remove(leavesPath(k.dir, 0))
+	os.Remove(journal.LeavesPath(k.dir, 0))
 	spoilSegment(t, k.dir, 0, func(b []byte) []byte { b[len(b)/2]++; return b })
-	if _, err := Export(k.dir, k.id.Verifier, stick, 0); !errors.Is(err, ErrUnsigned) {
-		t.Errorf("without the hash: %v, want %v", err, ErrUnsigned)
+	if _, err := Export(k.dir, k.id.Verifier, stick, 0); !errors.Is(err, journal.ErrUnsigned) {
+		t.Errorf("without the hash: %v, want %v", err, journal.ErrUnsigned)
 	}
 }
 
@@ -480,7 +481,7 @@ func TestExportRefusals(t *testing.T) {
 			t.Errorf("%s: something was written", what)
 		}
 	}
-	refused("nothing signed", ErrUnsigned, "no checkpoint")
+	refused("nothing signed", journal.ErrUnsigned, "no checkpoint")
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
@@ -500,26 +501,26 @@ func TestExportRefusals(t *testing.T) {
 	clone.mustAppend()
 	clone.mustAppend()
 	clone.export(stick, 0)
-	refused("a journal that went on elsewhere", ErrBehind, "stop one of them")
+	refused("a journal that went on elsewhere", journal.ErrBehind, "stop one of them")
 	k.mustAppend()
 	k.mustAppend()
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	refused("a fork", ErrFork, "stop one of them")
+	refused("a fork", journal.ErrFork, "stop one of them")
 
 	// Another station of the same name.
 	stick = tempDir(t)
 	stranger := &kit{t: t, dir: tempDir(t), sink: newMemorySink(), receipts: map[board.DeviceID]board.Receipt{}}
 	var err error
-	if stranger.id, err = LoadIdentity(stranger.dir, "widgiot/line3-a"); err != nil {
+	if stranger.id, err = journal.LoadIdentity(stranger.dir, "widgiot/line3-a"); err != nil {
 		t.Fatal(err)
 	}
 	stranger.mustOpen()
 	defer stranger.spool.Close()
 	stranger.mustAppend()
 	stranger.export(stick, 0)
-	refused("another key", ErrForeign, "not by the key of this station")
+	refused("another key", journal.ErrForeign, "not by the key of this station")
 
 	stick = tempDir(t)
 	k.export(stick, 0)
@@ -546,16 +547,16 @@ func TestExportRefusals(t *testing.T) {
 	}
 	// A changed journal is not exported.
 	k.damaged = true
-	if err := os.WriteFile(checkpointPath(k.dir), []byte("x"), 0o600); err != nil {
+	if err := os.WriteFile(journal.CheckpointPath(k.dir), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused("a checkpoint that is none", ErrTampered, "")
-	wrong, err := checkpoint{2, k.spool.tree.root()}.encode(k.id.Signer)
+	refused("a checkpoint that is none", journal.ErrTampered, "")
+	wrong, err := journal.Checkpoint{Size: 2, Root: k.spool.tree.Root()}.Encode(k.id.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(checkpointPath(k.dir), wrong, 0o600); err != nil {
+	if err := os.WriteFile(journal.CheckpointPath(k.dir), wrong, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused("another root", ErrTampered, "another root")
+	refused("another root", journal.ErrTampered, "another root")
 }

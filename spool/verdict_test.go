@@ -12,6 +12,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -113,8 +114,8 @@ func TestCounts(t *testing.T) {
 	k := newKit(t)
 	k.readings()
 	for order, want := range map[string]Counts{
-		"WO-1": {4, 4, map[string]uint64{ReasonDeviceConflict: 4, "timeout": 4}},
-		"":     {4, 4, map[string]uint64{ReasonDeviceConflict: 4, "timeout": 4, "private-key-leak": 12, "garbled": 1}},
+		"WO-1": {4, 4, map[string]uint64{journal.ReasonDeviceConflict: 4, "timeout": 4}},
+		"":     {4, 4, map[string]uint64{journal.ReasonDeviceConflict: 4, "timeout": 4, "private-key-leak": 12, "garbled": 1}},
 		"WO-":  {0, 0, map[string]uint64{}},
 	} {
 		got, err := k.spool.CountOf(order)
@@ -242,7 +243,7 @@ func TestRejection(t *testing.T) {
 		if err != nil || h.Delivery != want || (h.Dead != nil) != (want == Rejected) {
 			t.Fatalf("%s: %+v, %v, want %q", when, h, err, want)
 		}
-		if want == Rejected && (h.Dead.Cause != ReasonDeviceConflict || h.Dead.Known.By != "widgiot/line9" || h.Dead.Known.Key != (board.Fingerprint{7}).String()) {
+		if want == Rejected && (h.Dead.Cause != journal.ReasonDeviceConflict || h.Dead.Known.By != "widgiot/line9" || h.Dead.Known.Key != (board.Fingerprint{7}).String()) {
 			t.Errorf("%s: %+v", when, h.Dead)
 		}
 		recent, err := k.spool.Recent(t.Context(), 1)
@@ -257,7 +258,7 @@ func TestRejection(t *testing.T) {
 	for range 3 { // it is told once
 		k.spool.pass(t.Context())
 	}
-	if report, err := VerifyDir(k.dir, k.id.Verifier); err != nil || report.Rejections != 1 {
+	if report, err := journal.VerifyDir(k.dir, k.id.Verifier); err != nil || report.Rejections != 1 {
 		t.Fatalf("the journal holds %+v, %v", report, err)
 	}
 	k.reopen()
@@ -274,7 +275,7 @@ func TestRejection(t *testing.T) {
 	check("requeued", Waiting)
 	k.deliver()
 	check("taken", Confirmed)
-	if report, err := VerifyDir(k.dir, k.id.Verifier); err != nil || report.Rejections != 2 {
+	if report, err := journal.VerifyDir(k.dir, k.id.Verifier); err != nil || report.Rejections != 2 {
 		t.Fatalf("the journal holds %+v, %v", report, err)
 	}
 	k.spool.Close()
@@ -284,7 +285,7 @@ func TestRejection(t *testing.T) {
 	k.deliver()
 	check("delivered again", Confirmed)
 	h, err := k.spool.History(r.Device)
-	if err != nil || len(h.Events) != 2 || h.Events[0].Rejection.Reason != Resolved || h.Events[1].Rejection.Reason != ReasonDeviceConflict {
+	if err != nil || len(h.Events) != 2 || h.Events[0].Rejection.Reason != journal.Resolved || h.Events[1].Rejection.Reason != journal.ReasonDeviceConflict {
 		t.Errorf("%+v, %v", h.Events, err)
 	}
 }
@@ -292,7 +293,7 @@ func TestRejection(t *testing.T) {
 // Whatever people scan or type, the verdict is journaled.
 func TestTextsOfVerdicts(t *testing.T) {
 	k := newKit(t)
-	long := strings.Repeat("é", maxText)
+	long := strings.Repeat("é", journal.MaxText)
 	for _, text := range []string{"plain", "a\x00b\x1b[31m", string([]byte{0xff, 0xfe}), long, `",“"record":{`, "\u2028"} {
 		r := Reading{Reason: "label-mismatch", Device: newRecord(t).Device, Slot: "A", WorkOrder: text, Label: text, Operator: text, Transcript: text}
 		if _, err := k.spool.Append(t.Context(), r); err != nil {
@@ -306,10 +307,10 @@ func TestTextsOfVerdicts(t *testing.T) {
 	if v := items[5].Verdict; v.Label != "plain" {
 		t.Errorf("%+v", v)
 	}
-	if v := items[2].Verdict; len(v.Label) > maxText || !strings.HasPrefix(long, v.Label) || v.Label == "" {
+	if v := items[2].Verdict; len(v.Label) > journal.MaxText || !strings.HasPrefix(long, v.Label) || v.Label == "" {
 		t.Errorf("%d bytes: %q", len(v.Label), v.Label)
 	}
-	if _, err := k.spool.Append(t.Context(), Reading{Reason: "Not A Reason", Slot: "A"}); !errors.Is(err, ErrEntry) {
+	if _, err := k.spool.Append(t.Context(), Reading{Reason: "Not A Reason", Slot: "A"}); !errors.Is(err, journal.ErrEntry) {
 		t.Errorf("a reason that is none: %v", err)
 	}
 	if !bytes.Contains([]byte(items[4].Verdict.Label), []byte("a\uFFFDb")) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"secretfree/spool/journal"
 	"testing"
 )
 
@@ -12,7 +13,7 @@ func TestWalkFrom(t *testing.T) {
 	k, _ := smallKit(t, 20)
 	k.damaged = true
 	var all []uint64
-	for e, err := range Walk(k.dir) {
+	for e, err := range journal.Walk(k.dir) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -20,7 +21,7 @@ func TestWalkFrom(t *testing.T) {
 	}
 	for from := range uint64(len(all) + 2) {
 		next := from
-		for e, err := range WalkFrom(k.dir, from) {
+		for e, err := range journal.WalkFrom(k.dir, from) {
 			if err != nil || e.Seq != next {
 				t.Fatalf("from %d: entry %d, %v, want %d", from, e.Seq, err, next)
 			}
@@ -32,17 +33,17 @@ func TestWalkFrom(t *testing.T) {
 	}
 	segments := k.segments()
 	k.spool.Close()
-	if err := os.Remove(segmentPath(k.dir, segments[1].first)); err != nil {
+	if err := os.Remove(journal.SegmentPath(k.dir, segments[1].First)); err != nil {
 		t.Fatal(err)
 	}
-	for _, err := range WalkFrom(k.dir, segments[2].first) {
+	for _, err := range journal.WalkFrom(k.dir, segments[2].First) {
 		if err != nil {
 			t.Fatalf("a missing file before it: %v", err)
 		}
 	}
 	damaged := 0
-	for _, err := range WalkFrom(k.dir, segments[2].first-1) {
-		if _, ok := errors.AsType[*DamageError](err); ok {
+	for _, err := range journal.WalkFrom(k.dir, segments[2].First-1) {
+		if _, ok := errors.AsType[*journal.DamageError](err); ok {
 			damaged++
 		}
 	}
@@ -55,7 +56,7 @@ func TestWalkFrom(t *testing.T) {
 func TestWalkInBoundedMemory(t *testing.T) {
 	const records = 3_000
 	dir := tempDir(t)
-	id, err := LoadIdentity(dir, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,7 @@ func TestWalkInBoundedMemory(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before, most, n := heap(), uint64(0), 0
-	for _, err := range Walk(dir) {
+	for _, err := range journal.Walk(dir) {
 		if err != nil {
 			t.Fatal(err)
 		}

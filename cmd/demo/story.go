@@ -20,7 +20,7 @@ import (
 	"secretfree/cloud/issuer"
 	"secretfree/cloud/issuer/server"
 	"secretfree/fixtures"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station"
 )
 
@@ -317,16 +317,16 @@ func splice(csr, in, out []byte) ([]byte, error) {
 }
 
 // journal checks the whole journal and counts what it holds.
-func (s *story) journal() (spool.VerifyReport, error) {
+func (s *story) journal() (journal.VerifyReport, error) {
 	text, err := os.ReadFile(s.path("state/station.pub"))
 	if err != nil {
-		return spool.VerifyReport{}, err
+		return journal.VerifyReport{}, err
 	}
 	verifier, err := note.NewVerifier(strings.TrimSpace(string(text)))
 	if err != nil {
-		return spool.VerifyReport{}, err
+		return journal.VerifyReport{}, err
 	}
-	return spool.VerifyDir(s.path("state"), verifier)
+	return journal.VerifyDir(s.path("state"), verifier)
 }
 
 // short is the begin of a device id, enough to tell boards apart.

@@ -13,7 +13,7 @@ import (
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/issuerd"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -88,7 +88,7 @@ func (i *importTable) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	var operator *spool.Identity
+	var operator *journal.Identity
 	if i.Apply {
 		if operator, err = loadOperator(i.Key, c.SKU); err != nil {
 			return err
@@ -175,7 +175,7 @@ func (i *importTable) summarise(out *cli.Output, s importSummary) error {
 }
 
 // needs says what the issuer's configuration lacks for what is imported to get certificates.
-func needs(c issuerd.Config, operator *spool.Identity, all []cloud.Loaded) []string {
+func needs(c issuerd.Config, operator *journal.Identity, all []cloud.Loaded) []string {
 	lacks := []string{}
 	lacking := map[board.Algorithm]bool{}
 	for _, l := range all {
@@ -197,7 +197,7 @@ func needs(c issuerd.Config, operator *spool.Identity, all []cloud.Loaded) []str
 	return lacks
 }
 
-func trust(o *spool.Identity) string {
+func trust(o *journal.Identity) string {
 	return fmt.Sprintf("[[trusted_station]]\nname = %q\nkey = %q", o.Verifier.Name(), o.Key)
 }
 
@@ -217,7 +217,7 @@ func isVerdict(err error) bool {
 // vouch signs an item in the operator's name.
 func vouch(ctx context.Context, registry interface {
 	Import(context.Context, cloud.Loaded, board.Sealed) error
-}, l cloud.Loaded, operator *spool.Identity) error {
+}, l cloud.Loaded, operator *journal.Identity) error {
 	sku, name, _ := strings.Cut(operator.Signer.Name(), "/")
 	sealed, err := board.Seal(board.Record{
 		SKU: sku, Station: name, Device: l.Device, Key: l.Key, Generation: 1, ReadAt: time.Now().UTC().Truncate(time.Millisecond),
@@ -229,8 +229,8 @@ func vouch(ctx context.Context, registry interface {
 	return registry.Import(ctx, l, sealed)
 }
 
-func loadOperator(dir, sku string) (*spool.Identity, error) {
-	operator, err := spool.OpenIdentity(dir)
+func loadOperator(dir, sku string) (*journal.Identity, error) {
+	operator, err := journal.OpenIdentity(dir)
 	if err != nil {
 		return nil, fmt.Errorf("opening the operator's key: %w", err)
 	}
@@ -255,7 +255,7 @@ func (i *importTable) initKey(out *cli.Output) error {
 	if err := os.Mkdir(i.InitKey, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the folder of the operator's key: %w", err)
 	}
-	operator, err := spool.LoadIdentity(i.InitKey, i.Name)
+	operator, err := journal.LoadIdentity(i.InitKey, i.Name)
 	if err != nil {
 		return err
 	}

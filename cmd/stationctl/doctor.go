@@ -12,7 +12,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/doctor"
 	"secretfree/cmd/internal/stationd"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 )
 
 type doctorCmd struct {
@@ -102,7 +102,7 @@ func (d *doctorCmd) get(ctx context.Context, listen, path string) ([]byte, int, 
 }
 
 // describe is an entry as spool list has it: no key, no proof.
-func describe(e spool.Entry) ([]byte, []string, error) {
+func describe(e journal.Entry) ([]byte, []string, error) {
 	l, err := list(e)
 	if err != nil {
 		return nil, nil, err

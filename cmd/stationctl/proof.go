@@ -8,7 +8,7 @@ import (
 	"os"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -30,8 +30,8 @@ func (p *proof) Run(out *cli.Output) error {
 	if err := present(dir); err != nil {
 		return err
 	}
-	text, err := spool.Prove(dir, device)
-	if errors.Is(err, spool.ErrUnsigned) {
+	text, err := journal.Prove(dir, device)
+	if errors.Is(err, journal.ErrUnsigned) {
 		return fmt.Errorf("%w; a station signs its journal every minute while boards arrive, and when it stops", err)
 	}
 	if err != nil {
@@ -81,7 +81,7 @@ func (v *verify) Run(out *cli.Output) error {
 	bad := 0
 	for _, file := range v.Files {
 		result := verified{File: file}
-		proven, err := verifyFile(file, func(text []byte) (spool.Proven, error) { return spool.VerifyProof(text, verifier) })
+		proven, err := verifyFile(file, func(text []byte) (journal.Proven, error) { return journal.VerifyProof(text, verifier) })
 		text := ""
 		if err != nil {
 			bad++
@@ -108,18 +108,18 @@ func (v *verify) Run(out *cli.Output) error {
 	return nil
 }
 
-func verifyFile(file string, check func([]byte) (spool.Proven, error)) (spool.Proven, error) {
+func verifyFile(file string, check func([]byte) (journal.Proven, error)) (journal.Proven, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return spool.Proven{}, err
+		return journal.Proven{}, err
 	}
 	defer f.Close()
 	var text bytes.Buffer
 	if _, err := text.ReadFrom(io.LimitReader(f, maxProof+1)); err != nil {
-		return spool.Proven{}, err
+		return journal.Proven{}, err
 	}
 	if text.Len() > maxProof {
-		return spool.Proven{}, fmt.Errorf("it is larger than %d bytes", maxProof)
+		return journal.Proven{}, fmt.Errorf("it is larger than %d bytes", maxProof)
 	}
 	return check(text.Bytes())
 }

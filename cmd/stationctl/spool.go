@@ -13,7 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -31,15 +31,15 @@ type spools struct {
 type listed struct {
 	Seq         uint64            `json:"seq"`
 	Time        time.Time         `json:"time"`
-	Kind        spool.Kind        `json:"kind"`
-	Result      spool.Result      `json:"result,omitempty"` // of a verdict
+	Kind        journal.Kind      `json:"kind"`
+	Result      journal.Result    `json:"result,omitempty"` // of a verdict
 	Slot        string            `json:"slot,omitempty"`   // likewise
 	Device      board.DeviceID    `json:"device,omitzero"`
 	Fingerprint board.Fingerprint `json:"fingerprint,omitzero"`
 	Note        string            `json:"note,omitempty"`
 }
 
-func list(e spool.Entry) (listed, error) {
+func list(e journal.Entry) (listed, error) {
 	l := listed{Seq: e.Seq, Time: e.Time, Kind: e.Kind}
 	switch {
 	case e.Segment != nil:
@@ -54,7 +54,7 @@ func list(e spool.Entry) (listed, error) {
 		if v.Of != nil {
 			l.Note = fmt.Sprintf("of entry %d", *v.Of)
 		}
-		if v.Result != spool.Passed {
+		if v.Result != journal.Passed {
 			break
 		}
 		sealed, err := board.ParseEnvelope(e.Record())
@@ -109,7 +109,7 @@ func (s *spoolList) Run(out *cli.Output) error {
 	if s.After != nil {
 		from = *s.After + 1
 	}
-	for e, err := range spool.WalkFrom(dir, from) {
+	for e, err := range journal.WalkFrom(dir, from) {
 		if err != nil {
 			return err
 		}
@@ -147,13 +147,13 @@ type spoolShow struct {
 // shown is an entry in full; a record is taken out of its envelope.
 type shown struct {
 	listed
-	Verdict   *spool.Verdict   `json:"verdict,omitempty"` // without the envelope, which stands below
-	Record    json.RawMessage  `json:"record,omitempty"`
-	SignedBy  string           `json:"signed_by,omitempty"`
-	Envelope  json.RawMessage  `json:"envelope,omitempty"`
-	Rejection *spool.Rejection `json:"rejection,omitempty"`
-	Segment   *spool.Segment   `json:"segment,omitempty"`
-	Lost      *spool.Lost      `json:"lost,omitempty"`
+	Verdict   *journal.Verdict   `json:"verdict,omitempty"` // without the envelope, which stands below
+	Record    json.RawMessage    `json:"record,omitempty"`
+	SignedBy  string             `json:"signed_by,omitempty"`
+	Envelope  json.RawMessage    `json:"envelope,omitempty"`
+	Rejection *journal.Rejection `json:"rejection,omitempty"`
+	Segment   *journal.Segment   `json:"segment,omitempty"`
+	Lost      *journal.Lost      `json:"lost,omitempty"`
 }
 
 func (s *spoolShow) Run(out *cli.Output) error {
@@ -169,7 +169,7 @@ func (s *spoolShow) Run(out *cli.Output) error {
 		return err
 	}
 	found := false
-	for e, err := range spool.Walk(dir) {
+	for e, err := range journal.Walk(dir) {
 		if err != nil {
 			return err
 		}
@@ -246,7 +246,7 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	report, err := spool.VerifyDir(dir, verifier)
+	report, err := journal.VerifyDir(dir, verifier)
 	if err != nil {
 		return fmt.Errorf("the journal under %s does not hold: %w", dir, err)
 	}

@@ -19,6 +19,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
+	"secretfree/spool/journal"
 )
 
 // BundleConfig says what goes into a bundle.
@@ -29,7 +30,7 @@ type BundleConfig struct {
 	Transcripts bool
 	Entries     int
 	// Describe says of an entry what may leave the factory, as JSON, with the ids and fingerprints in it.
-	Describe func(spool.Entry) (line []byte, ids []string, err error)
+	Describe func(journal.Entry) (line []byte, ids []string, err error)
 	Environ  []string // of this process: what is secret there must not be in the bundle either
 }
 
@@ -196,8 +197,8 @@ func (b *bundle) journal() []byte {
 	}
 	v, err := b.verifier()
 	if err == nil {
-		var g spool.Glance
-		if g, err = spool.GlanceAt(b.stateDir, v); err == nil {
+		var g journal.Info
+		if g, err = journal.Inspect(b.stateDir, v); err == nil {
 			g.Sample = nil
 			out.Glance = g
 		}
@@ -268,13 +269,13 @@ func (b *bundle) entries() []byte {
 	if err != nil {
 		return b.missing("entries.jsonl", err)
 	}
-	g, err := spool.GlanceAt(b.stateDir, v)
+	g, err := journal.Inspect(b.stateDir, v)
 	from := uint64(0)
 	if most := uint64(b.want.Entries); err == nil && g.Entries > most {
 		from = g.Entries - most
 	}
 	var out bytes.Buffer
-	for e, err := range spool.WalkFrom(b.stateDir, from) {
+	for e, err := range journal.WalkFrom(b.stateDir, from) {
 		if err != nil {
 			b.missing("an entry of the journal", err)
 			continue

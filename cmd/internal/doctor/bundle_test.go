@@ -19,7 +19,7 @@ import (
 	"testing"
 
 	"secretfree/cmd/internal/stationd"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 )
 
 // unpack reads all of a bundle.
@@ -113,7 +113,7 @@ a private key %s was printed
 		return []byte(`{"notices":[{"text":"the token: ` + secrets["the session token"] + `"}]}`), 200, nil
 	}
 	c := BundleConfig{Config: p.c, Results: []Result{fail("registry", "x", "http://u:%s@host and %s", secrets["a value"], secrets["the secret key of AWS"])}, Entries: 3, Transcripts: true,
-		Describe: func(e spool.Entry) ([]byte, []string, error) {
+		Describe: func(e journal.Entry) ([]byte, []string, error) {
 			if e.Record() == nil {
 				return fmt.Appendf(nil, `{"seq":%d}`, e.Seq), nil, nil
 			}

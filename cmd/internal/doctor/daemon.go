@@ -9,7 +9,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 )
 
 func (e *exam) checkVersions(ctx context.Context) []Result {
@@ -29,12 +29,12 @@ func (e *exam) checkVersions(ctx context.Context) []Result {
 	mine := cli.Version()
 	switch {
 	case e.running == nil:
-		return []Result{good("version", "stationctl %s, which writes journal format %d; %s", mine, spool.Format, rest)}
+		return []Result{good("version", "stationctl %s, which writes journal format %d; %s", mine, journal.Format, rest)}
 	case e.running.Version != mine:
 		return []Result{warn("version", "Restart the station, so that what is installed runs: systemctl restart stationd. If it stays, two versions are installed: which -a stationd stationctl.",
 			"stationd %s runs, and stationctl is %s; %s", e.running.Version, mine, rest)}
 	}
-	return []Result{good("version", "stationd and stationctl %s, journal format %d; %s", mine, spool.Format, rest)}
+	return []Result{good("version", "stationd and stationctl %s, journal format %d; %s", mine, journal.Format, rest)}
 }
 
 func (e *exam) checkUnit(context.Context) (found []Result) {

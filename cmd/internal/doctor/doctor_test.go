@@ -14,6 +14,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
+	"secretfree/spool/journal"
 )
 
 func TestGoodStation(t *testing.T) {
@@ -298,7 +299,7 @@ func TestStats(t *testing.T) {
 	want(t, e.judgeStats(spool.Stats{Pending: 9, Oldest: now.Add(-8 * 24 * time.Hour)}, true), "warn journal.queue", "9 records wait")
 	want(t, e.judgeStopped(spool.Stats{}, fs.ErrPermission), "warn journal.queue", "the index could not be read")
 	e.running = &stationd.Running{}
-	want(t, e.judgeGlance(spool.Glance{Entries: 9, Signed: 4, Newest: now.Add(-time.Hour)}), "warn journal.signed", "5 entries are under no signed checkpoint")
+	want(t, e.judgeGlance(journal.Info{Entries: 9, Signed: 4, Newest: now.Add(-time.Hour)}), "warn journal.signed", "5 entries are under no signed checkpoint")
 }
 
 func TestRealMachine(t *testing.T) {

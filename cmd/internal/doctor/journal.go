@@ -17,6 +17,7 @@ import (
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -68,11 +69,11 @@ func (e *exam) checkJournal(context.Context) (found []Result) {
 		return []Result{fail("journal.key", "Have it back from a backup, together with station.key.", "%s cannot be used: %v", filepath.Join(e.stateDir, "station.pub"), err)}
 	}
 	found = append(found, e.checkKey(v)...)
-	g, err := spool.GlanceAt(e.stateDir, v)
+	g, err := journal.Inspect(e.stateDir, v)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return append(found, warn("journal", e.asOwner(), "the journal could not be looked at: %v", err))
-	case errors.Is(err, spool.ErrTampered):
+	case errors.Is(err, journal.ErrTampered):
 		found = append(found, fail("journal", "Do not start it again before it is known why: a journal that was set back, or was changed. Save state_dir as it is, compare it with a backup (stationctl spool verify --state-dir), and see "+repair, "the journal does not fit what was signed: %v", err))
 	case errors.Is(err, board.ErrNewer):
 		found = append(found, fail("journal", "Install the newer version again; nothing was changed.", "%v", err))
@@ -105,7 +106,7 @@ func (e *exam) checkKey(v note.Verifier) (found []Result) {
 	return found
 }
 
-func (e *exam) judgeGlance(g spool.Glance) (found []Result) {
+func (e *exam) judgeGlance(g journal.Info) (found []Result) {
 	if r, bad := judgeNewest(e.Now(), g.Newest); bad {
 		found = append(found, r)
 	}
@@ -212,7 +213,7 @@ func (e *exam) checkDeep(context.Context) []Result {
 	if err != nil {
 		return []Result{warn("journal.deep", e.asOwner(), "the whole journal could not be checked: %v", err)}
 	}
-	report, err := spool.VerifyDir(e.stateDir, v)
+	report, err := journal.VerifyDir(e.stateDir, v)
 	if err != nil {
 		return []Result{fail("journal.deep", repair, "the journal does not hold: %v", err)}
 	}

@@ -24,6 +24,7 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -125,7 +126,7 @@ func (f sinkFunc) Put(ctx context.Context, s board.Sealed) error { return f(ctx,
 // journal opens a journal with some records; none is delivered.
 func (p *patient) journal(records int) *spool.Spool {
 	p.t.Helper()
-	id, err := spool.LoadIdentity(p.state, "widgiot/line3-a")
+	id, err := journal.LoadIdentity(p.state, "widgiot/line3-a")
 	must(p.t, err)
 	s, err := spool.Open(spool.Config{Dir: p.state, Identity: id, Sink: sinkFunc(func(context.Context, board.Sealed) error { return errors.New("away") })})
 	must(p.t, err)

@@ -14,7 +14,7 @@ import (
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -236,7 +236,7 @@ func (e *exam) sample() *board.Record {
 	if err != nil {
 		return nil
 	}
-	g, err := spool.GlanceAt(e.stateDir, v)
+	g, err := journal.Inspect(e.stateDir, v)
 	if err != nil || g.Sample == nil {
 		return nil
 	}

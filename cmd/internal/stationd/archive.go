@@ -12,6 +12,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
 	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station"
 )
 
@@ -53,7 +54,7 @@ func archiveNotices(s spool.Stats) []station.Problem {
 // forked says in the spool's words that another machine writes under this name.
 func forked(err error) error {
 	if errors.Is(err, cloud.ErrForked) {
-		return fmt.Errorf("%w: %w", spool.ErrFork, err)
+		return fmt.Errorf("%w: %w", journal.ErrFork, err)
 	}
 	return err
 }

@@ -21,6 +21,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
 
@@ -223,7 +224,7 @@ func (c *Control) open() (*spool.Spool, error) {
 	if err := CheckOwner(c.stateDir, os.Geteuid()); err != nil {
 		return nil, err
 	}
-	identity, err := spool.OpenIdentity(c.stateDir)
+	identity, err := journal.OpenIdentity(c.stateDir)
 	if err != nil {
 		return nil, err
 	}

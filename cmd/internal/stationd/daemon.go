@@ -21,6 +21,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/web"
 	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station"
 	"secretfree/station/board"
 	"secretfree/uart"
@@ -109,7 +110,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	identity, err := spool.LoadIdentity(c.StateDir, board.Origin(c.SKU, c.Station))
+	identity, err := journal.LoadIdentity(c.StateDir, board.Origin(c.SKU, c.Station))
 	if err != nil {
 		return nil, err
 	}

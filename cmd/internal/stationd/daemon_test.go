@@ -13,14 +13,14 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
 
-	"secretfree/spool"
 	"secretfree/spool/durable"
+	"secretfree/spool/journal"
 	"secretfree/station"
 	"secretfree/station/board"
 )
 
 // verify is the invariant of every state directory: its journal proves itself, with the public key alone.
-func (f *factory) verify() spool.VerifyReport {
+func (f *factory) verify() journal.VerifyReport {
 	f.t.Helper()
 	key, err := os.ReadFile(filepath.Join(f.state, "station.pub"))
 	if err != nil {
@@ -30,7 +30,7 @@ func (f *factory) verify() spool.VerifyReport {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	report, err := spool.VerifyDir(f.state, verifier)
+	report, err := journal.VerifyDir(f.state, verifier)
 	if err != nil {
 		f.t.Errorf("the journal does not verify: %v", err)
 	}
@@ -248,7 +248,7 @@ func TestOpenRefusals(t *testing.T) {
 		f.start().stop()
 		c := f.config()
 		c.Station = "line4-a"
-		if _, err := Open(t.Context(), c, zerolog.Nop()); !errors.Is(err, spool.ErrIdentity) && !errors.Is(err, spool.ErrForeign) {
+		if _, err := Open(t.Context(), c, zerolog.Nop()); !errors.Is(err, journal.ErrIdentity) && !errors.Is(err, journal.ErrForeign) {
 			t.Errorf("got %v", err)
 		}
 	})

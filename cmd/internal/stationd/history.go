@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station"
 	"secretfree/station/board"
 )
@@ -19,15 +20,15 @@ type history struct {
 }
 
 // verdictOf is what a verdict's entry says; ok is false for any other entry.
-func verdictOf(e spool.Entry) (v station.Verdict, ok bool) {
+func verdictOf(e journal.Entry) (v station.Verdict, ok bool) {
 	if e.Verdict == nil {
 		return v, false
 	}
 	v = station.Verdict{
-		Time: e.Time, State: station.Passed, Repeat: e.Verdict.Result == spool.Repeated, Device: e.Verdict.Device, Slot: e.Verdict.Slot,
+		Time: e.Time, State: station.Passed, Repeat: e.Verdict.Result == journal.Repeated, Device: e.Verdict.Device, Slot: e.Verdict.Slot,
 		Entry: e.Seq, After: e.Verdict.After, Lot: e.Verdict.WorkOrder, Transcript: e.Verdict.Transcript,
 	}
-	if e.Verdict.Result == spool.Failed {
+	if e.Verdict.Result == journal.Failed {
 		v.State, v.Reason = station.Failed, station.Reason(e.Verdict.Reason)
 		if e.Verdict.Known != nil {
 			if other, err := board.ParseDeviceID(e.Verdict.Known.Device); err == nil && other != v.Device {
@@ -92,7 +93,7 @@ func (h history) Find(ctx context.Context, text string) ([]station.Verdict, bool
 // Board implements station.History.
 func (h history) Board(_ context.Context, device board.DeviceID) (station.BoardHistory, error) {
 	past, err := h.spool.History(device)
-	if errors.Is(err, spool.ErrNoRecord) {
+	if errors.Is(err, journal.ErrNoRecord) {
 		return station.BoardHistory{}, station.ErrNoBoard
 	}
 	if err != nil {
@@ -171,9 +172,9 @@ func countsOf(c spool.Counts, err error) (station.Counts, error) {
 func (h history) Proof(ctx context.Context, device board.DeviceID) ([]byte, error) {
 	proof, err := h.spool.Prove(ctx, device)
 	switch {
-	case errors.Is(err, spool.ErrNoRecord):
+	case errors.Is(err, journal.ErrNoRecord):
 		return nil, station.ErrNoBoard
-	case errors.Is(err, spool.ErrUnsigned):
+	case errors.Is(err, journal.ErrUnsigned):
 		return nil, station.ErrUnsigned
 	}
 	return proof, err

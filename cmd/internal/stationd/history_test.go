@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"secretfree/fixtures"
-	"secretfree/spool"
+	"secretfree/spool/journal"
 	"secretfree/station"
 	"secretfree/station/board"
 	"secretfree/uart"
@@ -88,11 +88,11 @@ func TestLookingBack(t *testing.T) {
 			t.Errorf("%s: the transcript %s: %d %.100s", when, name, code, text)
 		}
 		_, proof := d.get("/boards/" + id + "/proof")
-		identity, err := spool.LoadIdentity(f.state, "widgiot/line3-a")
+		identity, err := journal.LoadIdentity(f.state, "widgiot/line3-a")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if proven, err := spool.VerifyProof([]byte(proof), identity.Verifier); err != nil || proven.Sealed.Record.Device != device {
+		if proven, err := journal.VerifyProof([]byte(proof), identity.Verifier); err != nil || proven.Sealed.Record.Device != device {
 			t.Errorf("%s: the proof: %v", when, err)
 		}
 		for _, q := range []string{id, id[3:9], strings.ToUpper(id[28:]), "08%3A00%3A28"} {

@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"crypto/rand"
@@ -27,10 +27,10 @@ var ErrIdentity = errors.New("the station's key cannot be used")
 // LoadIdentity reads dir/station.key, or makes it at the first start, and writes dir/station.pub beside it. The key's
 // name is the origin, "<sku>/<station>". When it returns nil both files are synced.
 func LoadIdentity(dir, origin string) (Identity, error) {
-	return loadIdentity(osDisk{}, dir, origin)
+	return LoadIdentityOn(durable.OS{}, dir, origin)
 }
 
-func loadIdentity(d disk, dir, origin string) (Identity, error) {
+func LoadIdentityOn(d durable.Disk, dir, origin string) (Identity, error) {
 	path := filepath.Join(dir, "station.key")
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -82,7 +82,7 @@ func OpenIdentity(dir string) (Identity, error) {
 	return LoadIdentity(dir, verifier.Name())
 }
 
-func makeIdentity(d disk, dir, origin string) (Identity, error) {
+func makeIdentity(d durable.Disk, dir, origin string) (Identity, error) {
 	secret, key, err := note.GenerateKey(rand.Reader, origin)
 	if err != nil {
 		return Identity{}, fmt.Errorf("making the station's key: %w", err)
@@ -94,5 +94,5 @@ func makeIdentity(d disk, dir, origin string) (Identity, error) {
 	if err := durable.WriteFile(d, filepath.Join(dir, "station.key"), []byte(secret+"\n"), 0o600); err != nil {
 		return Identity{}, fmt.Errorf("writing the station's key: %w", err)
 	}
-	return loadIdentity(d, dir, origin)
+	return LoadIdentityOn(d, dir, origin)
 }

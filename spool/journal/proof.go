@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"bytes"
@@ -27,34 +27,34 @@ var (
 )
 
 // maxProof caps a proof, in bytes: an entry in base64, 63 hashes, a checkpoint with many witnesses.
-const maxProof = 2*maxEntryLine + 63*45 + 64<<10
+const MaxProof = 2*MaxEntryLine + 63*45 + 64<<10
 
 const proofHeader = "c2sp.org/tlog-proof@v1"
 
 // proof is a C2SP tlog-proof. Its extra data is the entry's JSON: what it proves is in it.
-type proof struct {
-	entry      []byte
-	index      uint64
-	hashes     tlog.RecordProof
-	checkpoint []byte // a signed note, as it was signed
+type Proof struct {
+	Entry      []byte
+	Index      uint64
+	Hashes     tlog.RecordProof
+	Checkpoint []byte // a signed note, as it was signed
 }
 
-func (p *proof) encode() []byte {
+func (p *Proof) Encode() []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s\nextra %s\nindex %d\n", proofHeader, base64.StdEncoding.EncodeToString(p.entry), p.index)
-	for _, h := range p.hashes {
+	fmt.Fprintf(&b, "%s\nextra %s\nindex %d\n", proofHeader, base64.StdEncoding.EncodeToString(p.Entry), p.Index)
+	for _, h := range p.Hashes {
 		b.WriteString(base64.StdEncoding.EncodeToString(h[:]) + "\n")
 	}
 	b.WriteByte('\n')
-	b.Write(p.checkpoint)
+	b.Write(p.Checkpoint)
 	return b.Bytes()
 }
 
 // parseProof reads what encode writes: what parses encodes to the same bytes. It checks nothing but the form.
-func parseProof(data []byte) (proof, error) {
-	var p proof
-	if len(data) > maxProof {
-		return p, fmt.Errorf("%w: %d bytes, at most %d are read", ErrProof, len(data), maxProof)
+func ParseProof(data []byte) (Proof, error) {
+	var p Proof
+	if len(data) > MaxProof {
+		return p, fmt.Errorf("%w: %d bytes, at most %d are read", ErrProof, len(data), MaxProof)
 	}
 	head, checkpoint, ok := bytes.Cut(data, []byte("\n\n"))
 	lines := strings.Split(string(head), "\n")
@@ -71,15 +71,15 @@ func parseProof(data []byte) (proof, error) {
 	if !ok || err != nil {
 		return p, fmt.Errorf("%w: it has no index", ErrProof)
 	}
-	p.entry, p.index, p.checkpoint = entry, n, checkpoint
+	p.Entry, p.Index, p.Checkpoint = entry, n, checkpoint
 	for _, line := range lines[3:] {
 		sum, err := base64.StdEncoding.Strict().DecodeString(line)
-		if err != nil || len(sum) != tlog.HashSize || len(p.hashes) == 63 {
+		if err != nil || len(sum) != tlog.HashSize || len(p.Hashes) == 63 {
 			return p, fmt.Errorf("%w: a line is no hash", ErrProof)
 		}
-		p.hashes = append(p.hashes, tlog.Hash(sum))
+		p.Hashes = append(p.Hashes, tlog.Hash(sum))
 	}
-	if !bytes.Equal(p.encode(), data) {
+	if !bytes.Equal(p.Encode(), data) {
 		return p, fmt.Errorf("%w: not in its one encoding", ErrProof)
 	}
 	return p, nil
@@ -96,22 +96,22 @@ type Proven struct {
 // checkpoint, that the station signed the checkpoint and the record, and that the board had proved to have the key, if the record says
 // so (Record.Proof is nil if it does not). Otherwise the error is ErrProof, ErrTampered for a checkpoint of somebody else, or that of the record.
 func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
-	p, err := parseProof(data)
+	p, err := ParseProof(data)
 	if err != nil {
 		return Proven{}, err
 	}
-	signed, err := parseCheckpoint(p.checkpoint, v)
+	signed, err := ParseCheckpoint(p.Checkpoint, v)
 	if err != nil {
 		return Proven{}, err
 	}
-	e, err := ParseEntry(p.entry)
+	e, err := ParseEntry(p.Entry)
 	if err != nil {
 		return Proven{}, fmt.Errorf("%w: %w", ErrProof, err)
 	}
-	if e.Seq != p.index || e.Record() == nil {
+	if e.Seq != p.Index || e.Record() == nil {
 		return Proven{}, fmt.Errorf("%w: the entry is not the record that it says it is", ErrProof)
 	}
-	if p.index >= signed.size || tlog.CheckRecord(p.hashes, int64(signed.size), signed.root, int64(p.index), tlog.RecordHash(p.entry)) != nil {
+	if p.Index >= signed.Size || tlog.CheckRecord(p.Hashes, int64(signed.Size), signed.Root, int64(p.Index), tlog.RecordHash(p.Entry)) != nil {
 		return Proven{}, fmt.Errorf("%w: the entry is not in the journal that was signed", ErrProof)
 	}
 	sealed, err := board.OpenEnvelope(e.Record(), v)
@@ -123,7 +123,7 @@ func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
 			return Proven{}, fmt.Errorf("%w: %w", ErrProof, err)
 		}
 	}
-	return Proven{e, sealed, signed.size}, nil
+	return Proven{e, sealed, signed.Size}, nil
 }
 
 // Prove returns a proof that the newest record of a device is in the journal under dir: a C2SP tlog-proof with the entry in it, which
@@ -131,77 +131,77 @@ func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
 // ErrNoRecord, or ErrUnsigned up to a minute after the record was appended, or as long as the journal is damaged in a way that keeps checkpoints
 // from being signed.
 func Prove(dir string, device board.DeviceID) ([]byte, error) {
-	return prove(context.Background(), dir, device)
+	return ProveContext(context.Background(), dir, device)
 }
 
 // newestCheckpoint reads the one over the journal under dir. Without one it is ErrUnsigned.
-func newestCheckpoint(dir string) (text []byte, signed checkpoint, err error) {
-	text, err = os.ReadFile(checkpointPath(dir))
+func NewestCheckpoint(dir string) (text []byte, signed Checkpoint, err error) {
+	text, err = os.ReadFile(CheckpointPath(dir))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, signed, fmt.Errorf("%w: there is no checkpoint", ErrUnsigned)
 	}
 	if err != nil {
 		return nil, signed, fmt.Errorf("reading the checkpoint: %w", err)
 	}
-	if signed, err = checkpointOf(text); err != nil {
-		return nil, signed, fmt.Errorf("%s: %w", checkpointPath(dir), err)
+	if signed, err = CheckpointOf(text); err != nil {
+		return nil, signed, fmt.Errorf("%s: %w", CheckpointPath(dir), err)
 	}
 	return text, signed, nil
 }
 
-func prove(ctx context.Context, dir string, device board.DeviceID) ([]byte, error) {
-	text, signed, err := newestCheckpoint(dir)
+func ProveContext(ctx context.Context, dir string, device board.DeviceID) ([]byte, error) {
+	text, signed, err := NewestCheckpoint(dir)
 	if err != nil {
 		return nil, err
 	}
-	p := proof{checkpoint: text}
+	p := Proof{Checkpoint: text}
 	late := false
-	h, err := readHashes(dir, signed.size, func(at position, seq uint64, data []byte) error {
+	h, err := ReadHashes(dir, signed.Size, func(at Position, seq uint64, data []byte) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r, err := indexedOf(at, seq, data, nil)
+		r, err := Summarize(at, seq, data, nil)
 		if err != nil {
-			return broke(err)
+			return AsDamage(err)
 		}
-		if !r.isRecord() || r.device != device {
+		if !r.IsRecord() || r.Device != device {
 			return nil
 		}
-		if seq >= signed.size {
+		if seq >= signed.Size {
 			late = true
 			return nil
 		}
-		p.entry, p.index = bytes.Clone(data), seq
+		p.Entry, p.Index = bytes.Clone(data), seq
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	switch {
-	case p.entry == nil && late:
+	case p.Entry == nil && late:
 		return nil, fmt.Errorf("device %s: %w", device, ErrUnsigned)
-	case p.entry == nil:
+	case p.Entry == nil:
 		return nil, fmt.Errorf("device %s: %w", device, ErrNoRecord)
-	case h.blind:
-		return nil, fmt.Errorf("device %s: %w: %s", device, ErrUnsigned, unprovable)
+	case h.Incomplete:
+		return nil, fmt.Errorf("device %s: %w: %s", device, ErrUnsigned, Unprovable)
 	}
-	if root, err := tlog.TreeHash(int64(signed.size), h); err != nil || root != signed.root {
-		return nil, fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.size)
+	if root, err := tlog.TreeHash(int64(signed.Size), h); err != nil || root != signed.Root {
+		return nil, fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.Size)
 	}
-	if p.hashes, err = tlog.ProveRecord(int64(signed.size), int64(p.index), h); err != nil {
+	if p.Hashes, err = tlog.ProveRecord(int64(signed.Size), int64(p.Index), h); err != nil {
 		return nil, fmt.Errorf("proving a record: %w", err)
 	}
-	return p.encode(), nil
+	return p.Encode(), nil
 }
 
 // hashes are those of a whole tree, as tlog stores them.
-type hashes struct {
-	stored []tlog.Hash
-	leaves uint64
-	blind  bool // the hash of a damaged entry is not known: this has no more
+type Hashes struct {
+	stored     []tlog.Hash
+	leaves     uint64
+	Incomplete bool // the hash of a damaged entry is not known: this has no more
 }
 
-func (h *hashes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+func (h *Hashes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	out := make([]tlog.Hash, len(indexes))
 	for i, index := range indexes {
 		if index >= int64(len(h.stored)) {
@@ -212,11 +212,11 @@ func (h *hashes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, nil
 }
 
-func (h *hashes) add(leaf tlog.Hash) error {
+func (h *Hashes) Add(leaf tlog.Hash) error {
 	if leaf == (tlog.Hash{}) {
-		h.blind = true
+		h.Incomplete = true
 	}
-	if h.blind {
+	if h.Incomplete {
 		return nil
 	}
 	more, err := tlog.StoredHashesForRecordHash(int64(h.leaves), leaf, h)
@@ -229,36 +229,36 @@ func (h *hashes) add(leaf tlog.Hash) error {
 }
 
 // readHashes reads a journal and computes the hashes of the tree over its first entries. All entries are visited.
-func readHashes(dir string, size uint64, visit func(at position, seq uint64, data []byte) error) (*hashes, error) {
-	segments, err := listSegments(dir)
+func ReadHashes(dir string, size uint64, visit func(at Position, seq uint64, data []byte) error) (*Hashes, error) {
+	segments, err := ListSegments(dir)
 	if err != nil {
 		return nil, err
 	}
-	beside, err := openShelf(dir)
+	beside, err := OpenLeafHashes(dir)
 	if err != nil {
 		return nil, err
 	}
-	h := &hashes{}
-	s := newScan(dir)
-	s.visit = func(at position, seq uint64, data []byte) error {
+	h := &Hashes{}
+	s := NewScan(dir)
+	s.Visit = func(at Position, seq uint64, data []byte) error {
 		if err := visit(at, seq, data); err != nil || seq >= size {
 			return err
 		}
-		return h.add(tlog.RecordHash(data))
+		return h.Add(tlog.RecordHash(data))
 	}
-	s.damaged = func(d Damage) error {
+	s.Damaged = func(d Damage) error {
 		for seq := d.First; seq < min(d.Next, size); seq++ {
-			if err := h.add(beside.hash(seq)); err != nil {
+			if err := h.Add(beside.Hash(seq)); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	if err := s.run(segments); err != nil {
+	if err := s.Run(segments); err != nil {
 		return nil, err
 	}
-	if s.next < size {
-		return nil, fmt.Errorf("%w: it has %d entries, the checkpoint says %d", ErrTampered, s.next, size)
+	if s.Next < size {
+		return nil, fmt.Errorf("%w: it has %d entries, the checkpoint says %d", ErrTampered, s.Next, size)
 	}
 	return h, nil
 }
@@ -276,26 +276,26 @@ var (
 // is, ErrFork or ErrBehind if not, ErrTampered if the station did not sign the checkpoint, ErrUnsigned if damage hides it.
 // It takes no lock, and reads the whole journal.
 func Consistent(dir string, v note.Verifier, checkpoint []byte) error {
-	signed, err := parseCheckpoint(checkpoint, v)
+	signed, err := ParseCheckpoint(checkpoint, v)
 	if err != nil {
 		return err
 	}
-	h, err := readHashes(dir, signed.size, func(position, uint64, []byte) error { return nil })
+	h, err := ReadHashes(dir, signed.Size, func(Position, uint64, []byte) error { return nil })
 	if errors.Is(err, ErrTampered) {
 		return fmt.Errorf("%w: %v; if another machine runs as %s, stop one of them", ErrBehind, err, v.Name())
 	}
 	if err != nil {
 		return err
 	}
-	if h.blind {
-		return fmt.Errorf("%w: %s", ErrUnsigned, unprovable)
+	if h.Incomplete {
+		return fmt.Errorf("%w: %s", ErrUnsigned, Unprovable)
 	}
-	root, err := tlog.TreeHash(int64(signed.size), h)
+	root, err := tlog.TreeHash(int64(signed.Size), h)
 	if err != nil {
 		return fmt.Errorf("comparing with a checkpoint: %w", err)
 	}
-	if root != signed.root {
-		return fmt.Errorf("%w: it differs within the first %d entries; if another machine runs as %s, stop one of them", ErrFork, signed.size, v.Name())
+	if root != signed.Root {
+		return fmt.Errorf("%w: it differs within the first %d entries; if another machine runs as %s, stop one of them", ErrFork, signed.Size, v.Name())
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"bytes"
@@ -19,54 +19,54 @@ import (
 )
 
 // tree is the right edge of the Merkle tree (RFC 6962, 2.1): the roots of its full subtrees, the largest first.
-type tree struct {
-	n    uint64
-	edge []tlog.Hash
+type Tree struct {
+	N        uint64
+	Frontier []tlog.Hash
 	// blind is set when the hash of a leaf is not known, because its line is damaged. There is no root any more.
-	blind bool
+	Incomplete bool
 }
 
 // add takes the hash of the next leaf. The zero hash, which no leaf has, stands for one that is not known.
-func (t *tree) add(h tlog.Hash) {
-	if t.blind || h == (tlog.Hash{}) {
-		t.blind = true
-		t.n++
+func (t *Tree) Add(h tlog.Hash) {
+	if t.Incomplete || h == (tlog.Hash{}) {
+		t.Incomplete = true
+		t.N++
 		return
 	}
-	for n := t.n; n&1 == 1; n >>= 1 {
-		h = tlog.NodeHash(t.edge[len(t.edge)-1], h)
-		t.edge = t.edge[:len(t.edge)-1]
+	for n := t.N; n&1 == 1; n >>= 1 {
+		h = tlog.NodeHash(t.Frontier[len(t.Frontier)-1], h)
+		t.Frontier = t.Frontier[:len(t.Frontier)-1]
 	}
-	t.edge = append(t.edge, h)
-	t.n++
+	t.Frontier = append(t.Frontier, h)
+	t.N++
 }
 
 // root is that of a tree which is not blind.
-func (t *tree) root() tlog.Hash {
-	if t.n == 0 {
+func (t *Tree) Root() tlog.Hash {
+	if t.N == 0 {
 		return sha256.Sum256(nil)
 	}
-	h := t.edge[len(t.edge)-1]
-	for i := len(t.edge) - 2; i >= 0; i-- {
-		h = tlog.NodeHash(t.edge[i], h)
+	h := t.Frontier[len(t.Frontier)-1]
+	for i := len(t.Frontier) - 2; i >= 0; i-- {
+		h = tlog.NodeHash(t.Frontier[i], h)
 	}
 	return h
 }
 
-func (t *tree) clone() tree { return tree{t.n, slices.Clone(t.edge), t.blind} }
+func (t *Tree) Clone() Tree { return Tree{t.N, slices.Clone(t.Frontier), t.Incomplete} }
 
 // leaves are the hashes of a sealed segment's entries, kept beside it: with them the root can be computed although a line
 // cannot be read, and a line that is had back can be told from a wrong one.
-type leaves struct {
+type Leaves struct {
 	Origin string
 	First  uint64
 	Hashes []tlog.Hash // the zero hash is one that was not known
 }
 
-func (l *leaves) next() uint64 { return l.First + uint64(len(l.Hashes)) }
+func (l *Leaves) Next() uint64 { return l.First + uint64(len(l.Hashes)) }
 
 // knowsMore tells whether l knows every hash that other does, and some that it does not.
-func (l *leaves) knowsMore(other leaves) bool {
+func (l *Leaves) KnowsMore(other Leaves) bool {
 	if l.Origin != other.Origin || l.First != other.First || len(l.Hashes) < len(other.Hashes) {
 		return false
 	}
@@ -86,9 +86,9 @@ var ErrLeaves = errors.New("not a file of leaf hashes")
 
 const leavesHeader = "secretfree leaves 1"
 
-func (l *leaves) encode() []byte {
+func (l *Leaves) Encode() []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s\n%s\n%d %d\n", leavesHeader, l.Origin, l.First, l.next())
+	fmt.Fprintf(&b, "%s\n%s\n%d %d\n", leavesHeader, l.Origin, l.First, l.Next())
 	for _, h := range l.Hashes {
 		if h == (tlog.Hash{}) {
 			b.WriteString("-\n")
@@ -96,13 +96,13 @@ func (l *leaves) encode() []byte {
 			b.WriteString(base64.StdEncoding.EncodeToString(h[:]) + "\n")
 		}
 	}
-	fmt.Fprintf(&b, "%08x\n", crc32.Checksum(b.Bytes(), castagnoli))
+	fmt.Fprintf(&b, "%08x\n", crc32.Checksum(b.Bytes(), Castagnoli))
 	return b.Bytes()
 }
 
 // parseLeaves reads what encode writes: what parses encodes to the same bytes.
-func parseLeaves(data []byte) (leaves, error) {
-	var l leaves
+func ParseLeaves(data []byte) (Leaves, error) {
+	var l Leaves
 	lines := strings.Split(string(data), "\n")
 	if len(lines) < 5 || lines[0] != leavesHeader {
 		return l, fmt.Errorf("%w: no header", ErrLeaves)
@@ -123,23 +123,23 @@ func parseLeaves(data []byte) (leaves, error) {
 		}
 		l.Hashes = append(l.Hashes, h)
 	}
-	if next != l.next() || !bytes.Equal(l.encode(), data) {
+	if next != l.Next() || !bytes.Equal(l.Encode(), data) {
 		return l, fmt.Errorf("%w: the checksum or the number of hashes does not match", ErrLeaves)
 	}
 	return l, nil
 }
 
-func readLeaves(dir string, first uint64) (leaves, error) {
-	data, err := os.ReadFile(leavesPath(dir, first))
+func ReadLeaves(dir string, first uint64) (Leaves, error) {
+	data, err := os.ReadFile(LeavesPath(dir, first))
 	if err != nil {
-		return leaves{}, err
+		return Leaves{}, err
 	}
-	l, err := parseLeaves(data)
+	l, err := ParseLeaves(data)
 	if err == nil && l.First != first {
 		err = fmt.Errorf("%w: it is of another segment", ErrLeaves)
 	}
 	if err != nil {
-		return leaves{}, fmt.Errorf("%s: %w", leavesPath(dir, first), err)
+		return Leaves{}, fmt.Errorf("%s: %w", LeavesPath(dir, first), err)
 	}
 	return l, nil
 }
@@ -147,15 +147,15 @@ func readLeaves(dir string, first uint64) (leaves, error) {
 var leavesName = regexp.MustCompile(`^([0-9]{20})\.leaves$`)
 
 // shelf finds the hash of a leaf in the files beside the segments.
-type shelf struct {
+type LeafHashReader struct {
 	dir    string
 	firsts []uint64
-	now    leaves // the file that was read last
+	now    Leaves // the file that was read last
 }
 
-func openShelf(dir string) (*shelf, error) {
-	s := &shelf{dir: dir}
-	names, err := os.ReadDir(journalDir(dir))
+func OpenLeafHashes(dir string) (*LeafHashReader, error) {
+	s := &LeafHashReader{dir: dir}
+	names, err := os.ReadDir(JournalDir(dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the journal: %w", err)
 	}
@@ -172,8 +172,8 @@ func openShelf(dir string) (*shelf, error) {
 
 // hash returns the zero hash if it is not known. A file that cannot be read knows nothing: it is written anew when
 // its segment is read.
-func (s *shelf) hash(seq uint64) tlog.Hash {
-	if seq < s.now.First || seq >= s.now.next() {
+func (s *LeafHashReader) Hash(seq uint64) tlog.Hash {
+	if seq < s.now.First || seq >= s.now.Next() {
 		i, found := slices.BinarySearchFunc(s.firsts, seq, cmp.Compare)
 		if !found {
 			i--
@@ -181,12 +181,12 @@ func (s *shelf) hash(seq uint64) tlog.Hash {
 		if i < 0 {
 			return tlog.Hash{}
 		}
-		l, err := readLeaves(s.dir, s.firsts[i])
+		l, err := ReadLeaves(s.dir, s.firsts[i])
 		if err != nil {
 			s.firsts = slices.Delete(s.firsts, i, i+1)
 			return tlog.Hash{}
 		}
-		if s.now = l; seq >= l.next() {
+		if s.now = l; seq >= l.Next() {
 			return tlog.Hash{}
 		}
 	}

@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"bufio"
@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"secretfree/spool/durable"
 	"strconv"
 )
 
@@ -56,82 +57,82 @@ func (d Damage) String() string {
 }
 
 func (d Damage) fault(dir string) *DamageError {
-	return &DamageError{Path: segmentPath(dir, d.Segment), Line: d.Line, Reason: fmt.Errorf("%w: %s", ErrEntry, d)}
+	return &DamageError{Path: SegmentPath(dir, d.Segment), Line: d.Line, Reason: fmt.Errorf("%w: %s", ErrEntry, d)}
 }
 
 // position is where an entry stands.
-type position struct {
-	segment uint64 // its first seq, which is its file's name
-	offset  int64
+type Position struct {
+	Segment uint64 // its first seq, which is its file's name
+	Offset  int64
 }
 
 // maxGroup is how many entries one write holds at the most.
-const maxGroup = 64
+const MaxGroup = 64
 
 // maxHole is how many entries may be missing in one place. More than a few segments hold is no damage, but another file.
 const maxHole = 1 << 24
 
 // scan reads segments in order. Every line that has its checksum and its place in the sequence is visited; every
 // other place is damage, but for what was cut short at the end of the last segment.
-type scan struct {
-	dir  string
-	disk disk
+type Scan struct {
+	Dir  string
+	Disk durable.Disk
 	// sure is the entry from which on there was no receipt yet, as the index knows. One write may hold several lines,
 	// and a power failure may tear it anywhere: good lines behind a bad one are part of the same write if all of
 	// them are from sure on and fewer than maxGroup. Without an index it is as high as can be, and such lines are damage.
-	sure uint64
+	Sure uint64
 	// data is valid during the call.
-	visit   func(at position, seq uint64, data []byte) error
-	damaged func(d Damage) error
-	done    func(s segmentFile, next uint64) error // after each segment that another follows; may be nil
+	Visit   func(at Position, seq uint64, data []byte) error
+	Damaged func(d Damage) error
+	Done    func(s SegmentFile, next uint64) error // after each segment that another follows; may be nil
 	// sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
-	sealed func(first uint64) (next uint64, ok bool)
+	Sealed func(first uint64) (next uint64, ok bool)
 
-	next     uint64   // the seq of the next entry
-	end      position // where it goes
-	torn     int64    // bytes after end that are no entry: a write cut short
-	tornGood bool     // there are good lines among them
+	Next     uint64   // the seq of the next entry
+	End      Position // where it goes
+	Torn     int64    // bytes after end that are no entry: a write cut short
+	TornGood bool     // there are good lines among them
 }
 
 // newScan is one for reading, by whoever holds no lock and has no index.
-func newScan(dir string) *scan {
-	return &scan{dir: dir, disk: osDisk{}, sure: math.MaxUint64, damaged: func(Damage) error { return nil }, sealed: sealedEnd(dir)}
+func NewScan(dir string) *Scan {
+	return &Scan{Dir: dir, Disk: durable.OS{}, Sure: math.MaxUint64, Damaged: func(Damage) error { return nil }, Sealed: SealedEnd(dir)}
 }
 
-func sealedEnd(dir string) func(uint64) (uint64, bool) {
+func SealedEnd(dir string) func(uint64) (uint64, bool) {
 	return func(first uint64) (uint64, bool) {
-		l, err := readLeaves(dir, first)
-		return l.next(), err == nil
+		l, err := ReadLeaves(dir, first)
+		return l.Next(), err == nil
 	}
 }
 
-func (s *scan) run(segments []segmentFile) error {
+func (s *Scan) Run(segments []SegmentFile) error {
 	for i, segment := range segments {
 		limit := uint64(math.MaxUint64)
 		if i+1 < len(segments) {
-			limit = segments[i+1].first
+			limit = segments[i+1].First
 		}
-		if segment.first < s.next {
-			return &DamageError{Path: segmentPath(s.dir, segment.first), Line: 1, Reason: fmt.Errorf("%w: the segment before it has this entry too, up to %d", ErrEntry, s.next-1)}
+		if segment.First < s.Next {
+			return &DamageError{Path: SegmentPath(s.Dir, segment.First), Line: 1, Reason: fmt.Errorf("%w: the segment before it has this entry too, up to %d", ErrEntry, s.Next-1)}
 		}
-		if segment.first-s.next > maxHole {
-			return farAway(s.dir, segment.first, s.next)
+		if segment.First-s.Next > maxHole {
+			return farAway(s.Dir, segment.First, s.Next)
 		}
-		for segment.first > s.next {
-			next := segment.first
-			if sealed, ok := s.sealed(s.next); ok && sealed > s.next {
+		for segment.First > s.Next {
+			next := segment.First
+			if sealed, ok := s.Sealed(s.Next); ok && sealed > s.Next {
 				next = min(next, sealed)
 			}
-			if err := s.damaged(Damage{Segment: s.next, First: s.next, Next: next, Reason: "the file is missing"}); err != nil {
+			if err := s.Damaged(Damage{Segment: s.Next, First: s.Next, Next: next, Reason: "the file is missing"}); err != nil {
 				return err
 			}
-			s.next = next
+			s.Next = next
 		}
-		if err := s.segment(segment.first, limit); err != nil {
+		if err := s.segment(segment.First, limit); err != nil {
 			return err
 		}
-		if i+1 < len(segments) && s.done != nil {
-			if err := s.done(segment, s.next); err != nil {
+		if i+1 < len(segments) && s.Done != nil {
+			if err := s.Done(segment, s.Next); err != nil {
 				return err
 			}
 		}
@@ -140,21 +141,21 @@ func (s *scan) run(segments []segmentFile) error {
 }
 
 func farAway(dir string, first, next uint64) error {
-	return &DamageError{Path: segmentPath(dir, first), Reason: fmt.Errorf("%w: the entries before it, from %d on, are missing", ErrEntry, next)}
+	return &DamageError{Path: SegmentPath(dir, first), Reason: fmt.Errorf("%w: the entries before it, from %d on, are missing", ErrEntry, next)}
 }
 
-func (s *scan) segment(first, limit uint64) error {
-	path := segmentPath(s.dir, first)
-	f, err := s.disk.Open(path, os.O_RDONLY, 0)
+func (s *Scan) segment(first, limit uint64) error {
+	path := SegmentPath(s.Dir, first)
+	f, err := s.Disk.Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return fmt.Errorf("reading the journal: %w", err)
 	}
 	defer f.Close()
 	last := limit == math.MaxUint64
-	r := bufio.NewReaderSize(&tolerant{f: f}, maxEntryLine)
+	r := bufio.NewReaderSize(&tolerant{f: f}, MaxEntryLine)
 	var bad *Damage // the bad bytes before the offset
 	offset := int64(0)
-	s.end = position{segment: first}
+	s.End = Position{Segment: first}
 	lines := 0
 	for number := 1; ; number++ {
 		lines = number
@@ -165,15 +166,15 @@ func (s *scan) segment(first, limit uint64) error {
 		if err == io.EOF && len(line) == 0 {
 			break
 		}
-		at := position{first, offset}
+		at := Position{first, offset}
 		offset += int64(len(line))
-		data, seq, wrong := readLine(line)
-		if wrong == nil && (seq < s.next || seq >= limit || seq-s.next > maxHole) {
-			wrong = fmt.Errorf("%w: entry %d stands where %d should", ErrEntry, seq, s.next)
+		data, seq, wrong := ReadLine(line)
+		if wrong == nil && (seq < s.Next || seq >= limit || seq-s.Next > maxHole) {
+			wrong = fmt.Errorf("%w: entry %d stands where %d should", ErrEntry, seq, s.Next)
 		}
 		if wrong != nil {
 			if bad == nil {
-				bad = &Damage{Segment: first, First: s.next, Line: number, Offset: at.offset, Reason: wrong.Error()}
+				bad = &Damage{Segment: first, First: s.Next, Line: number, Offset: at.Offset, Reason: wrong.Error()}
 				if last {
 					torn, good, err := s.isTorn(f, offset)
 					if err != nil {
@@ -181,61 +182,61 @@ func (s *scan) segment(first, limit uint64) error {
 					}
 					if torn {
 						size, err := fileSize(f, offset)
-						s.torn, s.tornGood = size-at.offset, good
+						s.Torn, s.TornGood = size-at.Offset, good
 						return err
 					}
 				}
 			}
 			continue
 		}
-		if bad == nil && seq > s.next {
-			bad = &Damage{Segment: first, First: s.next, Line: number, Offset: at.offset, Reason: "the line is missing"}
+		if bad == nil && seq > s.Next {
+			bad = &Damage{Segment: first, First: s.Next, Line: number, Offset: at.Offset, Reason: "the line is missing"}
 		}
 		if bad != nil {
-			bad.Next, bad.Bytes = seq, at.offset-bad.Offset
-			if err := s.damaged(*bad); err != nil {
+			bad.Next, bad.Bytes = seq, at.Offset-bad.Offset
+			if err := s.Damaged(*bad); err != nil {
 				return err
 			}
-			bad, s.next = nil, seq
+			bad, s.Next = nil, seq
 		}
-		if err := s.visit(at, seq, data); err != nil {
+		if err := s.Visit(at, seq, data); err != nil {
 			var damage *DamageError
 			if errors.As(err, &damage) {
 				damage.Path, damage.Line = path, number
 			}
 			return err
 		}
-		s.next++
-		s.end.offset = offset
+		s.Next++
+		s.End.Offset = offset
 	}
 	if last {
 		return nil // its bad tail was torn, or followed by something good
 	}
-	if s.next < limit {
-		if sealed, ok := s.sealed(first); ok && sealed >= s.next {
+	if s.Next < limit {
+		if sealed, ok := s.Sealed(first); ok && sealed >= s.Next {
 			limit = min(limit, sealed)
 		}
 	}
-	if limit > s.next && limit-s.next > maxHole {
-		return farAway(s.dir, limit, s.next)
+	if limit > s.Next && limit-s.Next > maxHole {
+		return farAway(s.Dir, limit, s.Next)
 	}
-	if bad == nil && s.next < limit {
-		bad = &Damage{Segment: first, First: s.next, Offset: offset, Line: lines, Reason: "the end of the file is missing"}
+	if bad == nil && s.Next < limit {
+		bad = &Damage{Segment: first, First: s.Next, Offset: offset, Line: lines, Reason: "the end of the file is missing"}
 	}
 	if bad != nil {
 		bad.Next, bad.Bytes = limit, offset-bad.Offset
-		if err := s.damaged(*bad); err != nil {
+		if err := s.Damaged(*bad); err != nil {
 			return err
 		}
 	}
-	s.next = limit
+	s.Next = limit
 	return nil
 }
 
 // isTorn tells whether a bad line, which ends before an offset, begins a write that was cut short: nothing good follows it, or
 // only lines that were in the same write.
-func (s *scan) isTorn(f io.ReaderAt, offset int64) (torn, good bool, err error) {
-	r := bufio.NewReaderSize(&tolerant{f: f, offset: offset}, maxEntryLine)
+func (s *Scan) isTorn(f io.ReaderAt, offset int64) (torn, good bool, err error) {
+	r := bufio.NewReaderSize(&tolerant{f: f, offset: offset}, MaxEntryLine)
 	for {
 		line, err := r.ReadSlice('\n')
 		if err == io.EOF {
@@ -244,9 +245,9 @@ func (s *scan) isTorn(f io.ReaderAt, offset int64) (torn, good bool, err error) 
 		if err != nil && err != bufio.ErrBufferFull {
 			return false, good, err
 		}
-		if _, seq, wrong := readLine(line); wrong == nil && seq >= s.next && seq-s.next <= maxHole {
+		if _, seq, wrong := ReadLine(line); wrong == nil && seq >= s.Next && seq-s.Next <= maxHole {
 			good = true
-			if s.next < s.sure || seq-s.sure >= maxGroup {
+			if s.Next < s.Sure || seq-s.Sure >= MaxGroup {
 				return false, good, nil
 			}
 		}
@@ -260,22 +261,22 @@ func fileSize(f io.ReaderAt, from int64) (int64, error) {
 }
 
 // readLine takes a line apart: the entry's JSON and its seq.
-func readLine(line []byte) (data []byte, seq uint64, err error) {
+func ReadLine(line []byte) (data []byte, seq uint64, err error) {
 	line, whole := bytes.CutSuffix(line, []byte("\n"))
 	if !whole {
 		return nil, 0, fmt.Errorf("%w: no line end", ErrEntry)
 	}
-	if data, err = checkLine(line); err != nil {
+	if data, err = CheckLine(line); err != nil {
 		return nil, 0, err
 	}
-	if seq, err = seqOf(data); err != nil {
+	if seq, err = SeqOf(data); err != nil {
 		return nil, 0, err
 	}
 	return data, seq, nil
 }
 
 // seqOf reads the first field of an entry.
-func seqOf(data []byte) (uint64, error) {
+func SeqOf(data []byte) (uint64, error) {
 	rest, ok := bytes.CutPrefix(data, []byte(`{"seq":`))
 	end := bytes.IndexByte(rest, ',')
 	if !ok || end < 1 || end > 20 || rest[0] == '0' && end > 1 {

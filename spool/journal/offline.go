@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"errors"
@@ -20,33 +20,33 @@ func Walk(dir string) iter.Seq2[Entry, error] { return WalkFrom(dir, 0) }
 func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		stop := errors.New("stop")
-		s := newScan(dir)
-		s.damaged = func(d Damage) error {
+		s := NewScan(dir)
+		s.Damaged = func(d Damage) error {
 			if d.Next > from && !yield(Entry{}, d.fault(dir)) {
 				return stop
 			}
 			return nil
 		}
-		s.visit = func(_ position, seq uint64, data []byte) error {
+		s.Visit = func(_ Position, seq uint64, data []byte) error {
 			if seq < from {
 				return nil
 			}
 			e, err := ParseEntry(data)
 			if err != nil {
-				return broke(err)
+				return AsDamage(err)
 			}
 			if !yield(e, nil) {
 				return stop
 			}
 			return nil
 		}
-		segments, err := listSegments(dir)
-		for len(segments) > 1 && segments[1].first <= from {
+		segments, err := ListSegments(dir)
+		for len(segments) > 1 && segments[1].First <= from {
 			segments = segments[1:]
-			s.next = segments[0].first
+			s.Next = segments[0].First
 		}
 		if err == nil {
-			err = s.run(segments)
+			err = s.Run(segments)
 		}
 		if err != nil && err != stop {
 			yield(Entry{}, err)
@@ -81,23 +81,23 @@ type verification struct {
 	dir     string
 	v       note.Verifier
 	report  VerifyReport
-	tree    tree
-	signed  []checkpoint // in order of size
-	shelf   *shelf
+	tree    Tree
+	signed  []Checkpoint // in order of size
+	shelf   *LeafHashReader
 	devices map[board.DeviceID]board.Fingerprint
 	keys    map[board.Fingerprint]board.DeviceID
 }
 
 func (c *verification) run() error {
-	segments, err := listSegments(c.dir)
+	segments, err := ListSegments(c.dir)
 	if err != nil {
 		return err
 	}
-	if c.shelf, err = openShelf(c.dir); err != nil {
+	if c.shelf, err = OpenLeafHashes(c.dir); err != nil {
 		return err
 	}
 	for _, segment := range segments {
-		signed, have, err := readCheckpointFile(sealPath(c.dir, segment.first), c.v)
+		signed, have, err := ReadCheckpointFile(SealPath(c.dir, segment.First), c.v)
 		if err != nil {
 			return err
 		}
@@ -105,24 +105,24 @@ func (c *verification) run() error {
 			c.signed = append(c.signed, signed)
 		}
 	}
-	newest, have, err := readCheckpoint(c.dir, c.v)
+	newest, have, err := ReadCheckpoint(c.dir, c.v)
 	if err != nil {
 		return err
 	}
 	if have {
-		c.report.Signed = newest.size
+		c.report.Signed = newest.Size
 		c.signed = append(c.signed, newest)
 	}
-	s := newScan(c.dir)
-	s.visit, s.damaged = c.visit, c.damaged
-	err = s.run(segments)
-	c.report.Entries, c.report.Torn = s.next, s.torn
+	s := NewScan(c.dir)
+	s.Visit, s.Damaged = c.visit, c.damaged
+	err = s.Run(segments)
+	c.report.Entries, c.report.Torn = s.Next, s.Torn
 	if err != nil {
 		return err
 	}
 	for _, signed := range c.signed {
-		if s.next < signed.size {
-			return fmt.Errorf("%w: it has %d entries, a checkpoint says %d", ErrTampered, s.next, signed.size)
+		if s.Next < signed.Size {
+			return fmt.Errorf("%w: it has %d entries, a checkpoint says %d", ErrTampered, s.Next, signed.Size)
 		}
 	}
 	if len(c.report.Damage) > 0 {
@@ -134,7 +134,7 @@ func (c *verification) run() error {
 func (c *verification) damaged(d Damage) error {
 	c.report.Damage = append(c.report.Damage, d)
 	for seq := d.First; seq < d.Next; seq++ {
-		if err := c.grow(c.shelf.hash(seq)); err != nil {
+		if err := c.grow(c.shelf.Hash(seq)); err != nil {
 			return err
 		}
 	}
@@ -142,21 +142,21 @@ func (c *verification) damaged(d Damage) error {
 }
 
 func (c *verification) grow(h tlog.Hash) error {
-	c.tree.add(h)
+	c.tree.Add(h)
 	for _, signed := range c.signed {
-		if c.tree.n == signed.size && !c.tree.blind && c.tree.root() != signed.root {
-			return fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.size)
+		if c.tree.N == signed.Size && !c.tree.Incomplete && c.tree.Root() != signed.Root {
+			return fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.Size)
 		}
 	}
 	return nil
 }
 
-func (c *verification) visit(at position, seq uint64, data []byte) error {
+func (c *verification) visit(at Position, seq uint64, data []byte) error {
 	e, err := ParseEntry(data)
 	if err != nil {
-		return broke(err)
+		return AsDamage(err)
 	}
-	if (seq == at.segment) != (e.Kind == KindSegment) && e.Kind != KindLost {
+	if (seq == at.Segment) != (e.Kind == KindSegment) && e.Kind != KindLost {
 		return &DamageError{Reason: fmt.Errorf("%w: kind %s out of place", ErrEntry, e.Kind)}
 	}
 	c.count(&e)

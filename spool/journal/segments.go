@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"cmp"
@@ -22,12 +22,12 @@ type tolerant struct {
 	offset int64
 }
 
-const sector = 4096
+const Sector = 4096
 
 func (t *tolerant) Read(p []byte) (int, error) {
 	n, err := t.f.ReadAt(p, t.offset)
 	if errors.Is(err, unix.EIO) && len(p) > n {
-		bad := min(len(p)-n, sector-int((t.offset+int64(n))%sector))
+		bad := min(len(p)-n, Sector-int((t.offset+int64(n))%Sector))
 		clear(p[n : n+bad])
 		n, err = n+bad, nil
 	}
@@ -39,38 +39,40 @@ func (t *tolerant) Read(p []byte) (int, error) {
 }
 
 // segmentFile is a segment as the folder shows it.
-type segmentFile struct {
-	first uint64
-	size  int64
+type SegmentFile struct {
+	First uint64
+	Size  int64
 }
 
 var segmentName = regexp.MustCompile(`^([0-9]{20})\.jsonl$`)
 
-func journalDir(dir string) string { return filepath.Join(dir, "journal") }
+func JournalDir(dir string) string { return filepath.Join(dir, "journal") }
 
-func segmentPath(dir string, first uint64) string {
-	return filepath.Join(journalDir(dir), fmt.Sprintf("%020d.jsonl", first))
+func SegmentPath(dir string, first uint64) string {
+	return filepath.Join(JournalDir(dir), fmt.Sprintf("%020d.jsonl", first))
 }
 
-func leavesPath(dir string, first uint64) string {
-	return filepath.Join(journalDir(dir), fmt.Sprintf("%020d.leaves", first))
+func LeavesPath(dir string, first uint64) string {
+	return filepath.Join(JournalDir(dir), fmt.Sprintf("%020d.leaves", first))
 }
 
 // sealPath is the checkpoint over a sealed segment and all before it.
-func sealPath(dir string, first uint64) string {
-	return filepath.Join(journalDir(dir), fmt.Sprintf("%020d.checkpoint", first))
+func SealPath(dir string, first uint64) string {
+	return filepath.Join(JournalDir(dir), fmt.Sprintf("%020d.checkpoint", first))
 }
 
 // asidePath is where damaged bytes are kept as evidence.
-func asidePath(dir, name string) string { return filepath.Join(journalDir(dir), "quarantine", name) }
+func QuarantinePath(dir, name string) string {
+	return filepath.Join(JournalDir(dir), "quarantine", name)
+}
 
 // listSegments returns the journal's segments in order.
-func listSegments(dir string) ([]segmentFile, error) {
-	names, err := os.ReadDir(journalDir(dir))
+func ListSegments(dir string) ([]SegmentFile, error) {
+	names, err := os.ReadDir(JournalDir(dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the journal: %w", err)
 	}
-	var segments []segmentFile
+	var segments []SegmentFile
 	for _, name := range names {
 		m := segmentName.FindStringSubmatch(name.Name())
 		if m == nil {
@@ -84,8 +86,8 @@ func listSegments(dir string) ([]segmentFile, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the journal: %w", err)
 		}
-		segments = append(segments, segmentFile{first, info.Size()})
+		segments = append(segments, SegmentFile{first, info.Size()})
 	}
-	slices.SortFunc(segments, func(a, b segmentFile) int { return cmp.Compare(a.first, b.first) })
+	slices.SortFunc(segments, func(a, b SegmentFile) int { return cmp.Compare(a.First, b.First) })
 	return segments, nil
 }

@@ -1,4 +1,4 @@
-package spool
+package journal
 
 import (
 	"bytes"
@@ -120,15 +120,15 @@ type Lost struct {
 	Reason string `json:"reason"` // what was found in its place
 }
 
-const timeLayout = "2006-01-02T15:04:05.000Z"
+const TimeLayout = "2006-01-02T15:04:05.000Z"
 
 // maxEntryLine caps a line of the journal, with its checksum.
-const maxEntryLine = board.MaxEnvelope + 8192
+const MaxEntryLine = board.MaxEnvelope + 8192
 
 // maxText caps each text of a verdict or a rejection, in bytes.
 const (
-	maxText          = 256
-	maxRejectionText = 1024
+	MaxText          = 256
+	MaxRejectionText = 1024
 )
 
 // ErrEntry says that something is not an entry of a journal.
@@ -155,12 +155,12 @@ func (e *Entry) Encode() ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	w := wireEntry{e.Seq, e.Time.Format(timeLayout), e.Kind, e.Segment, e.Verdict, e.Rejection, e.Lost}
+	w := wireEntry{e.Seq, e.Time.Format(TimeLayout), e.Kind, e.Segment, e.Verdict, e.Rejection, e.Lost}
 	if err := enc.Encode(w); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrEntry, err)
 	}
 	data := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
-	if len(data)+10 > maxEntryLine {
+	if len(data)+10 > MaxEntryLine {
 		return nil, fmt.Errorf("%w: %d bytes", ErrEntry, len(data))
 	}
 	return data, nil
@@ -192,8 +192,8 @@ func (e *Entry) check() error {
 
 func (v *Verdict) check() error {
 	for _, text := range []string{v.Slot, v.WorkOrder, v.Label, v.Operator, v.Transcript} {
-		if len(text) > maxText || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
-			return fmt.Errorf("%w: %.80q is not up to %d bytes of plain text", ErrEntry, text, maxText)
+		if len(text) > MaxText || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+			return fmt.Errorf("%w: %.80q is not up to %d bytes of plain text", ErrEntry, text, MaxText)
 		}
 	}
 	known := v.Device.Valid() && v.Fingerprint != (board.Fingerprint{})
@@ -204,7 +204,7 @@ func (v *Verdict) check() error {
 	case Repeated:
 		fits = known && len(v.Record) == 0 && v.Reason == "" && v.Of != nil && v.Known == nil
 	case Failed:
-		fits = reasonPattern(v.Reason) && len(v.Record) == 0 && v.Of == nil
+		fits = ReasonPattern(v.Reason) && len(v.Record) == 0 && v.Of == nil
 	}
 	if !fits || v.ReadMS < 0 || v.Device != (board.DeviceID{}) && !v.Device.Valid() {
 		return fmt.Errorf("%w: a verdict %.20q whose fields do not fit", ErrEntry, v.Result)
@@ -213,7 +213,7 @@ func (v *Verdict) check() error {
 }
 
 // reasonPattern accepts lower-case words with dashes between them.
-func reasonPattern(s string) bool {
+func ReasonPattern(s string) bool {
 	return s != "" && len(s) <= 40 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz-") == "" && s[0] != '-' && s[len(s)-1] != '-'
 }
 
@@ -223,7 +223,7 @@ func (r *Rejection) check() error {
 	default:
 		return fmt.Errorf("%w: unknown reason %.40q", ErrEntry, r.Reason)
 	}
-	if !r.Device.Valid() || len(r.Text) > maxRejectionText || !utf8.ValidString(r.Text) {
+	if !r.Device.Valid() || len(r.Text) > MaxRejectionText || !utf8.ValidString(r.Text) {
 		return fmt.Errorf("%w: a rejection whose fields do not fit", ErrEntry)
 	}
 	return nil
@@ -233,8 +233,8 @@ func (r *Rejection) check() error {
 // record's envelope is looked at by board.OpenEnvelope, not here. The first entry
 // of a segment of a newer format is board.ErrNewer, that of an older one ErrFormat.
 func ParseEntry(data []byte) (Entry, error) {
-	if len(data) > maxEntryLine {
-		return Entry{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrEntry, len(data), maxEntryLine)
+	if len(data) > MaxEntryLine {
+		return Entry{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrEntry, len(data), MaxEntryLine)
 	}
 	var other struct {
 		Segment struct {
@@ -259,7 +259,7 @@ func ParseEntry(data []byte) (Entry, error) {
 	if _, err := d.Token(); err != io.EOF {
 		return Entry{}, fmt.Errorf("%w: something follows the JSON", ErrEntry)
 	}
-	at, err := time.Parse(timeLayout, w.Time)
+	at, err := time.Parse(TimeLayout, w.Time)
 	if err != nil {
 		return Entry{}, fmt.Errorf("%w: time: %v", ErrEntry, err)
 	}
@@ -274,21 +274,21 @@ func ParseEntry(data []byte) (Entry, error) {
 	return e, nil
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+var Castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // encodeLine is the JSON, a space, its CRC-32C in 8 hex digits, and a line feed.
-func encodeLine(data []byte) []byte {
-	return fmt.Appendf(bytes.Clone(data), " %08x\n", crc32.Checksum(data, castagnoli))
+func EncodeLine(data []byte) []byte {
+	return fmt.Appendf(bytes.Clone(data), " %08x\n", crc32.Checksum(data, Castagnoli))
 }
 
 // checkLine takes a line without its line feed apart and checks the sum.
-func checkLine(line []byte) (data []byte, err error) {
+func CheckLine(line []byte) (data []byte, err error) {
 	i := len(line) - 9
 	if i < 1 || line[i] != ' ' {
 		return nil, fmt.Errorf("%w: no checksum", ErrEntry)
 	}
 	var want [4]byte
-	if _, err := hex.Decode(want[:], line[i+1:]); err != nil || bytes.ContainsAny(line[i+1:], "ABCDEF") || binary.BigEndian.Uint32(want[:]) != crc32.Checksum(line[:i], castagnoli) {
+	if _, err := hex.Decode(want[:], line[i+1:]); err != nil || bytes.ContainsAny(line[i+1:], "ABCDEF") || binary.BigEndian.Uint32(want[:]) != crc32.Checksum(line[:i], Castagnoli) {
 		return nil, fmt.Errorf("%w: the checksum does not match", ErrEntry)
 	}
 	return line[:i], nil

@@ -1,0 +1,88 @@
+package journal
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// ErrTampered says that the journal is not the one that its station signed.
+var ErrTampered = errors.New("the journal was changed after it was signed")
+
+// checkpoint is what a station signs of its journal: its first size entries have this root.
+type Checkpoint struct {
+	Size uint64
+	Root tlog.Hash
+}
+
+func CheckpointPath(dir string) string { return filepath.Join(dir, "journal", "checkpoint") }
+
+// encode is the C2SP tlog-checkpoint: origin, size, root in base64, as a signed note.
+func (c Checkpoint) Encode(s note.Signer) ([]byte, error) {
+	text := fmt.Sprintf("%s\n%d\n%s\n", s.Name(), c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
+	return note.Sign(&note.Note{Text: text}, s)
+}
+
+// parseCheckpoint reads a checkpoint that one station signed. Witnesses may have signed it too.
+func ParseCheckpoint(text []byte, v note.Verifier) (Checkpoint, error) {
+	n, err := note.Open(text, note.VerifierList(v))
+	if err != nil {
+		return Checkpoint{}, fmt.Errorf("%w: the checkpoint is not signed by %s", ErrTampered, v.Name())
+	}
+	c, err := parseCheckpointText(n.Text, v.Name())
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	return c, nil
+}
+
+// checkpointOf reads a checkpoint without looking at its signature.
+func CheckpointOf(text []byte) (Checkpoint, error) {
+	body, _, _ := strings.Cut(string(text), "\n\n")
+	origin, _, _ := strings.Cut(body, "\n")
+	return parseCheckpointText(body+"\n", origin)
+}
+
+func parseCheckpointText(text, origin string) (Checkpoint, error) {
+	var c Checkpoint
+	lines := strings.Split(text, "\n")
+	if len(lines) != 4 || lines[0] != origin || lines[3] != "" {
+		return c, fmt.Errorf("%w: the checkpoint is not one of %s", ErrTampered, origin)
+	}
+	size, err := strconv.ParseUint(lines[1], 10, 63)
+	root, err2 := base64.StdEncoding.Strict().DecodeString(lines[2])
+	if err != nil || err2 != nil || len(root) != len(c.Root) || strconv.FormatUint(size, 10) != lines[1] {
+		return c, fmt.Errorf("%w: the checkpoint has no size and root", ErrTampered)
+	}
+	c.Size = size
+	copy(c.Root[:], root)
+	return c, nil
+}
+
+// readCheckpoint returns the newest checkpoint, and false if there is none yet.
+func ReadCheckpoint(dir string, v note.Verifier) (Checkpoint, bool, error) {
+	return ReadCheckpointFile(CheckpointPath(dir), v)
+}
+
+func ReadCheckpointFile(path string, v note.Verifier) (Checkpoint, bool, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Checkpoint{}, false, nil
+	}
+	if err != nil {
+		return Checkpoint{}, false, fmt.Errorf("reading the checkpoint: %w", err)
+	}
+	c, err := ParseCheckpoint(text, v)
+	if err != nil {
+		return c, false, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, true, nil
+}
