@@ -192,7 +192,7 @@ type gatedFile struct {
 	gate *gate
 }
 
-func (g *gate) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+func (g *gate) Open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	f, err := g.osDisk.Open(path, flag, mode)
 	return gatedFile{f, g}, err
 }

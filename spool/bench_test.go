@@ -111,7 +111,7 @@ func benchmarkAppend(b *testing.B, appenders int) {
 // fillJournal writes a journal of so many records as fast as the disk takes them. Its signatures are none, which only VerifyDir sees.
 func fillJournal(tb testing.TB, dir string, id journal.Identity, records int) {
 	tb.Helper()
-	if err := os.MkdirAll(journal.JournalDir(dir), 0o700); err != nil {
+	if err := os.MkdirAll(journal.Dir(dir), 0o700); err != nil {
 		tb.Fatal(err)
 	}
 	const format = `{"version":1,"sku":"widgiot","station":"line3-a","device":"%x","key":"%s","fingerprint":"%x","read_at":"2026-01-02T03:04:05.006Z","generation":1,"facts":{"dialect":"ti-at"},"proof":{"method":"ecdsa-sha256","nonce":"%s"}}`

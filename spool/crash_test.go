@@ -148,7 +148,7 @@ type recordedFile struct {
 	node int
 }
 
-func (r *recorder) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+func (r *recorder) Open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if flag == os.O_RDONLY {
@@ -275,7 +275,7 @@ func (f recordedFile) Sync() error {
 	return nil
 }
 
-func (r *recorder) rename(from, to string) error {
+func (r *recorder) Rename(from, to string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.before(opRename, to); err != nil {
@@ -290,7 +290,7 @@ func (r *recorder) rename(from, to string) error {
 	return nil
 }
 
-func (r *recorder) syncDir(dir string) error {
+func (r *recorder) SyncDir(dir string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.before(opSyncDir, dir); err != nil {
@@ -331,15 +331,19 @@ func (r *recorder) caller() string {
 }
 
 // syncing are the names of what syncs something.
-var syncing = []string{"Sync", "syncDir", "syncIndex", "Fdatasync", "Fsync"}
+var syncing = []string{"Sync", "SyncDir", "syncIndex", "Fdatasync", "Fsync"}
 
 // syncCalls finds every call in the package that syncs something, and its file and line.
 func syncCalls(t testing.TB) map[string]string {
 	t.Helper()
 	out, lines := map[string]string{}, map[string]bool{}
-	names, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
+	var names []string
+	for _, pattern := range []string{"*.go", "durable/*.go", "journal/*.go"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatal(pattern, err)
+		}
+		names = append(names, found...)
 	}
 	for _, name := range names {
 		if strings.HasSuffix(name, "_test.go") {
@@ -372,7 +376,7 @@ func syncCalls(t testing.TB) map[string]string {
 				if out[key] != "" {
 					t.Fatalf("%s: it is there twice, and cannot be told apart", key)
 				}
-				place := fmt.Sprintf("%s:%d", name, set.Position(call.Pos()).Line)
+				place := fmt.Sprintf("%s:%d", filepath.Base(name), set.Position(call.Pos()).Line)
 				if lines[place] {
 					t.Fatalf("%s: two syncs on one line cannot be told apart", place)
 				}

@@ -90,7 +90,7 @@ func (f faultyFile) Truncate(n int64) error {
 	return f.File.Truncate(n)
 }
 
-func (d faulty) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+func (d faulty) Open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	if d.plan.hit("open") {
 		return nil, d.plan.err
 	}
@@ -145,14 +145,14 @@ func (d faulty) syncIndex(db *bolt.DB) error {
 	return d.osDisk.syncIndex(db)
 }
 
-func (d faulty) rename(from, to string) error {
+func (d faulty) Rename(from, to string) error {
 	if d.plan.hit("rename") {
 		return d.plan.err
 	}
 	return d.osDisk.Rename(from, to)
 }
 
-func (d faulty) syncDir(dir string) error {
+func (d faulty) SyncDir(dir string) error {
 	if d.plan.hit("syncdir") {
 		return d.plan.err
 	}
@@ -267,7 +267,7 @@ type badSector struct {
 
 type badFile struct{ durable.File }
 
-func (d badSector) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+func (d badSector) Open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	f, err := d.osDisk.Open(path, flag, mode)
 	if path == d.path {
 		return badFile{f}, err

@@ -135,7 +135,7 @@ func writeFormat(t *testing.T, id journal.Identity) {
 	if err := s.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.CopyFS(filepath.Join(to, "journal"), os.DirFS(journal.JournalDir(dir))); err != nil {
+	if err := os.CopyFS(filepath.Join(to, "journal"), os.DirFS(journal.Dir(dir))); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -280,7 +280,7 @@ func (o *opening) meet() error {
 	if !o.haveSign || o.tree.N != o.signed.Size || o.tree.Incomplete || o.tree.Root() == o.signed.Root {
 		return nil
 	}
-	return fmt.Errorf("%w: its first %d entries do not have the root of %s; restore the folder %s from a backup, and find out who changed it", journal.ErrTampered, o.tree.N, journal.CheckpointPath(o.cfg.Dir), journal.JournalDir(o.cfg.Dir))
+	return fmt.Errorf("%w: its first %d entries do not have the root of %s; restore the folder %s from a backup, and find out who changed it", journal.ErrTampered, o.tree.N, journal.CheckpointPath(o.cfg.Dir), journal.Dir(o.cfg.Dir))
 }
 
 // done takes note of a segment that another follows.
@@ -303,7 +303,7 @@ func (o *opening) forget(first uint64) {
 func (o *opening) check(segments []journal.SegmentFile) error {
 	dir, next := o.cfg.Dir, o.next
 	if o.haveSign && next < o.signed.Size {
-		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d; restore the folder %s from a backup", journal.ErrTampered, next, o.signed.Size, journal.JournalDir(dir))
+		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d; restore the folder %s from a backup", journal.ErrTampered, next, o.signed.Size, journal.Dir(dir))
 	}
 	if o.unusable == nil && o.progress.Next > next {
 		return fmt.Errorf("%w: the index has %d entries, the journal %d; restore the journal from a backup, or move %s away to go on without them", ErrIndexAhead, o.progress.Next, next, indexPath(dir))
@@ -398,7 +398,7 @@ func (s *Spool) begin() error {
 	}
 	s.file, s.end, s.leaves = f, journal.Position{Segment: s.next}, nil
 	if err := errors.Join(
-		s.cfg.disk.SyncDir(journal.JournalDir(s.cfg.Dir)),
+		s.cfg.disk.SyncDir(journal.Dir(s.cfg.Dir)),
 		s.cfg.disk.SyncDir(s.cfg.Dir), // the journal's folder may be new too
 	); err != nil {
 		return fmt.Errorf("making a segment of the journal: %w", err)

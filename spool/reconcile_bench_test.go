@@ -74,7 +74,7 @@ func (m *made) verdict(i int) *journal.Verdict {
 
 // write makes the journal, in sealed segments, and its checkpoint.
 func (m *made) write(b *testing.B, dir string) {
-	if err := os.MkdirAll(journal.JournalDir(dir), 0o700); err != nil {
+	if err := os.MkdirAll(journal.Dir(dir), 0o700); err != nil {
 		b.Fatal(err)
 	}
 	var t journal.Tree

@@ -38,7 +38,7 @@ func copiesOf(k *kit) func(first uint64) ([]byte, error) {
 func (k *kit) files() map[string]string {
 	k.t.Helper()
 	out := map[string]string{}
-	err := filepath.WalkDir(journal.JournalDir(k.dir), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(journal.Dir(k.dir), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}

@@ -128,7 +128,7 @@ func Open(cfg Config) (*Spool, error) {
 	if cfg.room == nil {
 		cfg.room = roomOf
 	}
-	if err := os.MkdirAll(journal.JournalDir(cfg.Dir), 0o700); err != nil {
+	if err := os.MkdirAll(journal.Dir(cfg.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("making the spool's folder: %w", err)
 	}
 	lock, before, err := durable.Lock(cfg.Dir)

@@ -131,7 +131,7 @@ type watched struct {
 	*stopwatch
 }
 
-func (d watched) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+func (d watched) Open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	defer d.start()()
 	f, err := d.disk.Open(path, flag, mode)
 	if err != nil {
@@ -150,12 +150,12 @@ func (d watched) syncIndex(db *bolt.DB) error {
 	return d.disk.syncIndex(db)
 }
 
-func (d watched) rename(from, to string) error {
+func (d watched) Rename(from, to string) error {
 	defer d.start()()
 	return d.disk.Rename(from, to)
 }
 
-func (d watched) syncDir(dir string) error {
+func (d watched) SyncDir(dir string) error {
 	defer d.start()()
 	return d.disk.SyncDir(dir)
 }

@@ -27,7 +27,7 @@ type stuckFile struct {
 	disk stuck
 }
 
-func (d stuck) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+func (d stuck) Open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	f, err := d.osDisk.Open(path, flag, mode)
 	return stuckFile{f, d}, err
 }

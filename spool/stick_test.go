@@ -234,7 +234,7 @@ func (d pulled) step() error {
 	return nil
 }
 
-func (d pulled) open(path string, flag int, mode fs.FileMode) (durable.File, error) {
+func (d pulled) Open(path string, flag int, mode fs.FileMode) (durable.File, error) {
 	if err := d.step(); err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func (f pulledFile) Sync() error {
 	return f.File.Sync()
 }
 
-func (d pulled) rename(from, to string) error {
+func (d pulled) Rename(from, to string) error {
 	if err := d.step(); err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func (d pulled) rename(from, to string) error {
 	return d.osDisk.Rename(from, to)
 }
 
-func (d pulled) syncDir(dir string) error {
+func (d pulled) SyncDir(dir string) error {
 	if err := d.step(); err != nil {
 		return err
 	}

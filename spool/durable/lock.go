@@ -14,7 +14,7 @@ import (
 // ErrLocked says that another process has the lock. The message names it.
 var ErrLocked = errors.New("another process uses this folder")
 
-// Holder is who has the spool, as the lock file says. The lock is the flock; what the file says is for people.
+// holder is who has the spool, as the lock file says. The lock is the flock; what the file says is for people.
 type holder struct {
 	PID     int    `json:"pid"`
 	Program string `json:"program"`

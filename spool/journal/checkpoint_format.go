@@ -17,7 +17,7 @@ import (
 // ErrTampered says that the journal is not the one that its station signed.
 var ErrTampered = errors.New("the journal was changed after it was signed")
 
-// checkpoint is what a station signs of its journal: its first size entries have this root.
+// Checkpoint is what a station signs of its journal: its first size entries have this root.
 type Checkpoint struct {
 	Size uint64
 	Root tlog.Hash
@@ -25,13 +25,13 @@ type Checkpoint struct {
 
 func CheckpointPath(dir string) string { return filepath.Join(dir, "journal", "checkpoint") }
 
-// encode is the C2SP tlog-checkpoint: origin, size, root in base64, as a signed note.
+// Encode is the C2SP tlog-checkpoint: origin, size, root in base64, as a signed note.
 func (c Checkpoint) Encode(s note.Signer) ([]byte, error) {
 	text := fmt.Sprintf("%s\n%d\n%s\n", s.Name(), c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
 	return note.Sign(&note.Note{Text: text}, s)
 }
 
-// parseCheckpoint reads a checkpoint that one station signed. Witnesses may have signed it too.
+// ParseCheckpoint reads a checkpoint that one station signed. Witnesses may have signed it too.
 func ParseCheckpoint(text []byte, v note.Verifier) (Checkpoint, error) {
 	n, err := note.Open(text, note.VerifierList(v))
 	if err != nil {
@@ -44,7 +44,7 @@ func ParseCheckpoint(text []byte, v note.Verifier) (Checkpoint, error) {
 	return c, nil
 }
 
-// checkpointOf reads a checkpoint without looking at its signature.
+// CheckpointOf reads a checkpoint without looking at its signature.
 func CheckpointOf(text []byte) (Checkpoint, error) {
 	body, _, _ := strings.Cut(string(text), "\n\n")
 	origin, _, _ := strings.Cut(body, "\n")
@@ -67,7 +67,7 @@ func parseCheckpointText(text, origin string) (Checkpoint, error) {
 	return c, nil
 }
 
-// readCheckpoint returns the newest checkpoint, and false if there is none yet.
+// ReadCheckpoint returns the newest checkpoint, and false if there is none yet.
 func ReadCheckpoint(dir string, v note.Verifier) (Checkpoint, bool, error) {
 	return ReadCheckpointFile(CheckpointPath(dir), v)
 }

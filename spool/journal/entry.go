@@ -122,7 +122,7 @@ type Lost struct {
 
 const TimeLayout = "2006-01-02T15:04:05.000Z"
 
-// maxEntryLine caps a line of the journal, with its checksum.
+// MaxEntryLine caps a line of the journal, with its checksum.
 const MaxEntryLine = board.MaxEnvelope + 8192
 
 // maxText caps each text of a verdict or a rejection, in bytes.
@@ -212,7 +212,7 @@ func (v *Verdict) check() error {
 	return nil
 }
 
-// reasonPattern accepts lower-case words with dashes between them.
+// ReasonPattern accepts lower-case words with dashes between them.
 func ReasonPattern(s string) bool {
 	return s != "" && len(s) <= 40 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz-") == "" && s[0] != '-' && s[len(s)-1] != '-'
 }
@@ -276,12 +276,12 @@ func ParseEntry(data []byte) (Entry, error) {
 
 var Castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encodeLine is the JSON, a space, its CRC-32C in 8 hex digits, and a line feed.
+// EncodeLine is the JSON, a space, its CRC-32C in 8 hex digits, and a line feed.
 func EncodeLine(data []byte) []byte {
 	return fmt.Appendf(bytes.Clone(data), " %08x\n", crc32.Checksum(data, Castagnoli))
 }
 
-// checkLine takes a line without its line feed apart and checks the sum.
+// CheckLine takes a line without its line feed apart and checks the sum.
 func CheckLine(line []byte) (data []byte, err error) {
 	i := len(line) - 9
 	if i < 1 || line[i] != ' ' {

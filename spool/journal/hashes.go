@@ -13,7 +13,7 @@ import (
 // split is the size of the left half of a tree (RFC 6962, 2.1): the largest power of two below n, which is at least 2.
 func split(n uint64) uint64 { return 1 << (bits.Len64(n-1) - 1) }
 
-// runRoot computes the root of the leaves from lo up to hi, from those of a run of them and the roots of the subtrees that have none of
+// RangeRoot computes the root of the leaves from lo up to hi, from those of a run of them and the roots of the subtrees that have none of
 // the run, which it takes from the front of beside.
 func RangeRoot(lo, hi, first uint64, run []tlog.Hash, beside *[]tlog.Hash) (tlog.Hash, bool) {
 	if hi <= first || first+uint64(len(run)) <= lo {
@@ -36,7 +36,7 @@ func RangeRoot(lo, hi, first uint64, run []tlog.Hash, beside *[]tlog.Hash) (tlog
 	return tlog.NodeHash(left, right), ok
 }
 
-// besideRun lists what runRoot takes for the run from first up to next.
+// RangeProof lists what runRoot takes for the run from first up to next.
 func (h *Hashes) RangeProof(lo, hi, first, next uint64) ([]tlog.Hash, error) {
 	if hi <= first || next <= lo {
 		root, err := h.subtree(lo, hi)
@@ -75,7 +75,7 @@ func (h *Hashes) subtree(lo, hi uint64) (tlog.Hash, error) {
 
 var errNoLeaf = errors.New("the hash of a leaf is not known")
 
-// besides computes the proof of an entry from the hashes of all leaves, one after the other, in little memory.
+// InclusionProof computes the proof of an entry from the hashes of all leaves, one after the other, in little memory.
 func InclusionProof(ctx context.Context, dir string, size, index uint64) (tlog.RecordProof, error) {
 	type part struct {
 		lo, hi uint64

@@ -1,3 +1,5 @@
+// Package journal is the file format of a station's journal: entries, segments, the
+// Merkle tree over them, checkpoints, proofs, and verification without a network.
 package journal
 
 import (
@@ -60,24 +62,24 @@ func (d Damage) fault(dir string) *DamageError {
 	return &DamageError{Path: SegmentPath(dir, d.Segment), Line: d.Line, Reason: fmt.Errorf("%w: %s", ErrEntry, d)}
 }
 
-// position is where an entry stands.
+// Position is where an entry stands.
 type Position struct {
 	Segment uint64 // its first seq, which is its file's name
 	Offset  int64
 }
 
-// maxGroup is how many entries one write holds at the most.
+// MaxGroup is how many entries one write holds at the most.
 const MaxGroup = 64
 
 // maxHole is how many entries may be missing in one place. More than a few segments hold is no damage, but another file.
 const maxHole = 1 << 24
 
-// scan reads segments in order. Every line that has its checksum and its place in the sequence is visited; every
+// Scan reads segments in order. Every line that has its checksum and its place in the sequence is visited; every
 // other place is damage, but for what was cut short at the end of the last segment.
 type Scan struct {
 	Dir  string
 	Disk durable.Disk
-	// sure is the entry from which on there was no receipt yet, as the index knows. One write may hold several lines,
+	// Sure is the entry from which on there was no receipt yet, as the index knows. One write may hold several lines,
 	// and a power failure may tear it anywhere: good lines behind a bad one are part of the same write if all of
 	// them are from sure on and fewer than maxGroup. Without an index it is as high as can be, and such lines are damage.
 	Sure uint64
@@ -85,7 +87,7 @@ type Scan struct {
 	Visit   func(at Position, seq uint64, data []byte) error
 	Damaged func(d Damage) error
 	Done    func(s SegmentFile, next uint64) error // after each segment that another follows; may be nil
-	// sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
+	// Sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
 	Sealed func(first uint64) (next uint64, ok bool)
 
 	Next     uint64   // the seq of the next entry
@@ -94,7 +96,7 @@ type Scan struct {
 	TornGood bool     // there are good lines among them
 }
 
-// newScan is one for reading, by whoever holds no lock and has no index.
+// NewScan is one for reading, by whoever holds no lock and has no index.
 func NewScan(dir string) *Scan {
 	return &Scan{Dir: dir, Disk: durable.OS{}, Sure: math.MaxUint64, Damaged: func(Damage) error { return nil }, Sealed: SealedEnd(dir)}
 }
@@ -260,7 +262,7 @@ func fileSize(f io.ReaderAt, from int64) (int64, error) {
 	return from + n, err
 }
 
-// readLine takes a line apart: the entry's JSON and its seq.
+// ReadLine takes a line apart: the entry's JSON and its seq.
 func ReadLine(line []byte) (data []byte, seq uint64, err error) {
 	line, whole := bytes.CutSuffix(line, []byte("\n"))
 	if !whole {
@@ -275,7 +277,7 @@ func ReadLine(line []byte) (data []byte, seq uint64, err error) {
 	return data, seq, nil
 }
 
-// seqOf reads the first field of an entry.
+// SeqOf reads the first field of an entry.
 func SeqOf(data []byte) (uint64, error) {
 	rest, ok := bytes.CutPrefix(data, []byte(`{"seq":`))
 	end := bytes.IndexByte(rest, ',')

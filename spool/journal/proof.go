@@ -26,12 +26,12 @@ var (
 	ErrProof = errors.New("not a valid proof")
 )
 
-// maxProof caps a proof, in bytes: an entry in base64, 63 hashes, a checkpoint with many witnesses.
+// MaxProof caps a proof, in bytes: an entry in base64, 63 hashes, a checkpoint with many witnesses.
 const MaxProof = 2*MaxEntryLine + 63*45 + 64<<10
 
 const proofHeader = "c2sp.org/tlog-proof@v1"
 
-// proof is a C2SP tlog-proof. Its extra data is the entry's JSON: what it proves is in it.
+// Proof is a C2SP tlog-proof. Its extra data is the entry's JSON: what it proves is in it.
 type Proof struct {
 	Entry      []byte
 	Index      uint64
@@ -50,7 +50,7 @@ func (p *Proof) Encode() []byte {
 	return b.Bytes()
 }
 
-// parseProof reads what encode writes: what parses encodes to the same bytes. It checks nothing but the form.
+// ParseProof reads what encode writes: what parses encodes to the same bytes. It checks nothing but the form.
 func ParseProof(data []byte) (Proof, error) {
 	var p Proof
 	if len(data) > MaxProof {
@@ -134,7 +134,7 @@ func Prove(dir string, device board.DeviceID) ([]byte, error) {
 	return ProveContext(context.Background(), dir, device)
 }
 
-// newestCheckpoint reads the one over the journal under dir. Without one it is ErrUnsigned.
+// NewestCheckpoint reads the one over the journal under dir. Without one it is ErrUnsigned.
 func NewestCheckpoint(dir string) (text []byte, signed Checkpoint, err error) {
 	text, err = os.ReadFile(CheckpointPath(dir))
 	if errors.Is(err, os.ErrNotExist) {
@@ -194,7 +194,7 @@ func ProveContext(ctx context.Context, dir string, device board.DeviceID) ([]byt
 	return p.Encode(), nil
 }
 
-// hashes are those of a whole tree, as tlog stores them.
+// Hashes are those of a whole tree, as tlog stores them.
 type Hashes struct {
 	stored     []tlog.Hash
 	leaves     uint64
@@ -228,7 +228,7 @@ func (h *Hashes) Add(leaf tlog.Hash) error {
 	return nil
 }
 
-// readHashes reads a journal and computes the hashes of the tree over its first entries. All entries are visited.
+// ReadHashes reads a journal and computes the hashes of the tree over its first entries. All entries are visited.
 func ReadHashes(dir string, size uint64, visit func(at Position, seq uint64, data []byte) error) (*Hashes, error) {
 	segments, err := ListSegments(dir)
 	if err != nil {

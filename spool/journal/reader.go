@@ -15,7 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// lineReader reads entries whose places are known, without their envelopes. It keeps the file of the last one open.
+// LineReader reads entries whose places are known, without their envelopes. It keeps the file of the last one open.
 type LineReader struct {
 	Dir  string
 	of   uint64
@@ -62,7 +62,7 @@ func (r *LineReader) Entry(at Position, seq uint64) (Entry, error) {
 	}
 }
 
-// parseFront reads an entry without the envelope of a record, whose checksum was looked at: most of an entry's bytes are in it.
+// ParseFront reads an entry without the envelope of a record, whose checksum was looked at: most of an entry's bytes are in it.
 func ParseFront(data []byte) (Entry, error) {
 	front, _, ok := bytes.Cut(data, []byte(`,"record":{`))
 	if !ok {
@@ -79,7 +79,7 @@ func ParseFront(data []byte) (Entry, error) {
 	return Entry{Seq: w.Seq, Time: at.UTC(), Kind: w.Kind, Verdict: w.Verdict}, nil
 }
 
-// envelopeOf cuts the envelope out of the JSON of a record's entry, where it stands last.
+// EnvelopeOf cuts the envelope out of the JSON of a record's entry, where it stands last.
 func EnvelopeOf(data []byte) ([]byte, error) {
 	_, rest, ok := bytes.Cut(data, []byte(`,"record":`))
 	envelope, ok2 := bytes.CutSuffix(rest, []byte("}}"))
@@ -137,7 +137,7 @@ func Covers(damage []Damage, seq uint64) bool {
 
 const Unprovable = "no checkpoint is signed until the journal is repaired: a damaged entry's hash is not known, so neither is the root"
 
-// keepAside writes evidence of damage, durably, under a name with the first number under which there is no other.
+// Quarantine writes evidence of damage, durably, under a name with the first number under which there is no other.
 func Quarantine(d durable.Disk, dir, name string, data []byte) (path string, err error) {
 	for n := 1; ; n++ {
 		path = QuarantinePath(dir, fmt.Sprintf(name, n))
@@ -152,7 +152,7 @@ func Quarantine(d durable.Disk, dir, name string, data []byte) (path string, err
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", err
 	}
-	return path, errors.Join(durable.WriteFile(d, path, data, 0o400), d.SyncDir(JournalDir(dir)))
+	return path, errors.Join(durable.WriteFile(d, path, data, 0o400), d.SyncDir(Dir(dir)))
 }
 
 func Milliseconds(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

@@ -38,7 +38,7 @@ func (t *tolerant) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// segmentFile is a segment as the folder shows it.
+// SegmentFile is a segment as the folder shows it.
 type SegmentFile struct {
 	First uint64
 	Size  int64
@@ -46,29 +46,29 @@ type SegmentFile struct {
 
 var segmentName = regexp.MustCompile(`^([0-9]{20})\.jsonl$`)
 
-func JournalDir(dir string) string { return filepath.Join(dir, "journal") }
+func Dir(dir string) string { return filepath.Join(dir, "journal") }
 
 func SegmentPath(dir string, first uint64) string {
-	return filepath.Join(JournalDir(dir), fmt.Sprintf("%020d.jsonl", first))
+	return filepath.Join(Dir(dir), fmt.Sprintf("%020d.jsonl", first))
 }
 
 func LeavesPath(dir string, first uint64) string {
-	return filepath.Join(JournalDir(dir), fmt.Sprintf("%020d.leaves", first))
+	return filepath.Join(Dir(dir), fmt.Sprintf("%020d.leaves", first))
 }
 
-// sealPath is the checkpoint over a sealed segment and all before it.
+// SealPath is the checkpoint over a sealed segment and all before it.
 func SealPath(dir string, first uint64) string {
-	return filepath.Join(JournalDir(dir), fmt.Sprintf("%020d.checkpoint", first))
+	return filepath.Join(Dir(dir), fmt.Sprintf("%020d.checkpoint", first))
 }
 
-// asidePath is where damaged bytes are kept as evidence.
+// QuarantinePath is where damaged bytes are kept as evidence.
 func QuarantinePath(dir, name string) string {
-	return filepath.Join(JournalDir(dir), "quarantine", name)
+	return filepath.Join(Dir(dir), "quarantine", name)
 }
 
-// listSegments returns the journal's segments in order.
+// ListSegments returns the journal's segments in order.
 func ListSegments(dir string) ([]SegmentFile, error) {
-	names, err := os.ReadDir(JournalDir(dir))
+	names, err := os.ReadDir(Dir(dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the journal: %w", err)
 	}

@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// mac is what a board said of its MAC address; zero if it said nothing.
+// MAC is what a board said of its MAC address; zero if it said nothing.
 type MAC [6]byte
 
-// macOf reads the fact that the dialects write.
+// ParseMAC reads the fact that the dialects write.
 func ParseMAC(fact string) (m MAC) {
 	if len(fact) != 17 {
 		return m
@@ -29,7 +29,7 @@ func ParseMAC(fact string) (m MAC) {
 
 var Results = []Result{Passed, Repeated, Failed}
 
-// indexed is what the index needs of an entry.
+// Summary is what the index needs of an entry.
 type Summary struct {
 	Device    board.DeviceID
 	Key       board.Fingerprint
@@ -43,13 +43,13 @@ type Summary struct {
 	Rejection *Rejection
 }
 
-// tags are the texts of a verdict that the index needs. Many entries share them.
+// Tags are the texts of a verdict that the index needs. Many entries share them.
 type Tags struct{ Slot, Reason, Order string }
 
-// isRecord tells of an entry that enrols a board.
+// IsRecord tells of an entry that enrols a board.
 func (e *Summary) IsRecord() bool { return e.Result == Passed }
 
-// indexedOf decodes of an entry what the index needs. Signatures, proofs and the
+// Summarize decodes of an entry what the index needs. Signatures, proofs and the
 // one encoding are VerifyDir's to look at. known makes tags that are shared; nil: none are.
 func Summarize(at Position, seq uint64, data []byte, known TagTable) (Summary, error) {
 	if e, ok := ScanVerdict(data, known); ok {
@@ -71,7 +71,7 @@ func Summarize(at Position, seq uint64, data []byte, known TagTable) (Summary, e
 	return e, nil
 }
 
-// indexedBy is indexedOf for an entry that is parsed, without its MAC address.
+// SummaryOf is indexedOf for an entry that is parsed, without its MAC address.
 func SummaryOf(e *Entry, at Position) Summary {
 	out := Summary{Seq: e.Seq, At: at, Time: e.Time.UnixMilli(), Rejection: e.Rejection}
 	if r := e.Rejection; r != nil {
@@ -89,7 +89,7 @@ func SummaryOf(e *Entry, at Position) Summary {
 	return out
 }
 
-// tagTable has the tags that were met.
+// TagTable has the tags that were met.
 type TagTable map[Tags]*Tags
 
 // of returns shared tags; what scanVerdict gives it is a part of a line.
@@ -104,7 +104,7 @@ func (t TagTable) of(slot, reason, order []byte) *Tags {
 	return &fresh
 }
 
-// scanVerdict reads a verdict in the one encoding by its fixed order of fields, some
+// ScanVerdict reads a verdict in the one encoding by its fixed order of fields, some
 // ten times as fast as a decoder. If it is not sure it says so.
 func ScanVerdict(data []byte, known TagTable) (e Summary, ok bool) {
 	rest := data[bytes.IndexByte(data, ',')+1:]
@@ -204,7 +204,7 @@ func (e *Summary) scanMAC(envelope []byte) bool {
 	return whole
 }
 
-// timeOf reads an entry's second field.
+// TimeOf reads an entry's second field.
 func TimeOf(data []byte) (time.Time, error) {
 	text, _, ok := field(data[bytes.IndexByte(data, ',')+1:], `"time":"`)
 	if !ok {
@@ -231,7 +231,7 @@ func lowerHex(to, text []byte) bool {
 	return err == nil && !bytes.ContainsAny(text, "ABCDEF")
 }
 
-// broke names what an entry with a good checksum has that no entry has. A newer version is no damage.
+// AsDamage names what an entry with a good checksum has that no entry has. A newer version is no damage.
 func AsDamage(err error) error {
 	if errors.Is(err, board.ErrNewer) || errors.Is(err, ErrFormat) {
 		return fmt.Errorf("reading the journal: %w", err)

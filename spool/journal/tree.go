@@ -18,15 +18,15 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// tree is the right edge of the Merkle tree (RFC 6962, 2.1): the roots of its full subtrees, the largest first.
+// Tree is the right edge of the Merkle tree (RFC 6962, 2.1): the roots of its full subtrees, the largest first.
 type Tree struct {
 	N        uint64
 	Frontier []tlog.Hash
-	// blind is set when the hash of a leaf is not known, because its line is damaged. There is no root any more.
+	// Incomplete is set when the hash of a leaf is not known, because its line is damaged. There is no root any more.
 	Incomplete bool
 }
 
-// add takes the hash of the next leaf. The zero hash, which no leaf has, stands for one that is not known.
+// Add takes the hash of the next leaf. The zero hash, which no leaf has, stands for one that is not known.
 func (t *Tree) Add(h tlog.Hash) {
 	if t.Incomplete || h == (tlog.Hash{}) {
 		t.Incomplete = true
@@ -41,7 +41,7 @@ func (t *Tree) Add(h tlog.Hash) {
 	t.N++
 }
 
-// root is that of a tree which is not blind.
+// Root is that of a tree which is not blind.
 func (t *Tree) Root() tlog.Hash {
 	if t.N == 0 {
 		return sha256.Sum256(nil)
@@ -55,7 +55,7 @@ func (t *Tree) Root() tlog.Hash {
 
 func (t *Tree) Clone() Tree { return Tree{t.N, slices.Clone(t.Frontier), t.Incomplete} }
 
-// leaves are the hashes of a sealed segment's entries, kept beside it: with them the root can be computed although a line
+// Leaves are the hashes of a sealed segment's entries, kept beside it: with them the root can be computed although a line
 // cannot be read, and a line that is had back can be told from a wrong one.
 type Leaves struct {
 	Origin string
@@ -65,7 +65,7 @@ type Leaves struct {
 
 func (l *Leaves) Next() uint64 { return l.First + uint64(len(l.Hashes)) }
 
-// knowsMore tells whether l knows every hash that other does, and some that it does not.
+// KnowsMore tells whether l knows every hash that other does, and some that it does not.
 func (l *Leaves) KnowsMore(other Leaves) bool {
 	if l.Origin != other.Origin || l.First != other.First || len(l.Hashes) < len(other.Hashes) {
 		return false
@@ -100,7 +100,7 @@ func (l *Leaves) Encode() []byte {
 	return b.Bytes()
 }
 
-// parseLeaves reads what encode writes: what parses encodes to the same bytes.
+// ParseLeaves reads what encode writes: what parses encodes to the same bytes.
 func ParseLeaves(data []byte) (Leaves, error) {
 	var l Leaves
 	lines := strings.Split(string(data), "\n")
@@ -146,7 +146,7 @@ func ReadLeaves(dir string, first uint64) (Leaves, error) {
 
 var leavesName = regexp.MustCompile(`^([0-9]{20})\.leaves$`)
 
-// shelf finds the hash of a leaf in the files beside the segments.
+// LeafHashReader finds the hash of a leaf in the files beside the segments.
 type LeafHashReader struct {
 	dir    string
 	firsts []uint64
@@ -155,7 +155,7 @@ type LeafHashReader struct {
 
 func OpenLeafHashes(dir string) (*LeafHashReader, error) {
 	s := &LeafHashReader{dir: dir}
-	names, err := os.ReadDir(JournalDir(dir))
+	names, err := os.ReadDir(Dir(dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the journal: %w", err)
 	}
@@ -170,7 +170,7 @@ func OpenLeafHashes(dir string) (*LeafHashReader, error) {
 	return s, nil
 }
 
-// hash returns the zero hash if it is not known. A file that cannot be read knows nothing: it is written anew when
+// Hash returns the zero hash if it is not known. A file that cannot be read knows nothing: it is written anew when
 // its segment is read.
 func (s *LeafHashReader) Hash(seq uint64) tlog.Hash {
 	if seq < s.now.First || seq >= s.now.Next() {
