@@ -14,15 +14,10 @@ type Verdict struct {
 	Detail  string  `json:"detail,omitempty"`
 }
 
-// Explain is Decide told rule by rule, in its order. The error is that of Decide.
-func Explain(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
-	_, t := decide(request, enrolment, policy, now, ruleTrace{})
-	return t.verdicts(), t.err
-}
-
-// ExplainDevice is Explain without a request: what is known of the device, and whether a request of its own would get a
-// certificate as far as that goes. Rules about the request are NotAsked.
-func ExplainDevice(device board.DeviceID, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
+// explainDevice tells the decision rule by rule without a request: what is known of
+// the device, and whether a request of its own would get a certificate as far as
+// that goes. Rules about the request are "not asked".
+func explainDevice(device board.DeviceID, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
 	_, t := decide(Request{}, enrolment, policy, now, ruleTrace{about: &device})
 	return t.verdicts(), t.err
 }

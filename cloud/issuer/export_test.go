@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"secretfree/station/board"
 )
 
 // What tests of the package's outside look at.
@@ -42,4 +44,10 @@ func (c *Challenges) Again(text string) string {
 	}
 	body := raw[:challengeBody]
 	return challengePrefix + challengeText.EncodeToString(append(slices.Clone(body), c.mac(body)...))
+}
+
+// Explain is Decide told rule by rule, in its order. The error is that of Decide.
+func Explain(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
+	_, t := decide(request, enrolment, policy, now, ruleTrace{})
+	return t.verdicts(), t.err
 }

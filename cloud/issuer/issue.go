@@ -364,7 +364,7 @@ func (i *Issuer) ExplainDevice(ctx context.Context, device board.DeviceID) ([]Ve
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading what was issued: %w", err)
 	}
-	verdicts, err := ExplainDevice(device, enrolment, i.config.Policy, i.config.Now())
+	verdicts, err := explainDevice(device, enrolment, i.config.Policy, i.config.Now())
 	return verdicts, had, err
 }
 

@@ -86,8 +86,8 @@ func (a Approved) renewing(had []Issuance) error {
 	return fmt.Errorf("%w: the certificate that it shows is none that this device had here", NoPeer)
 }
 
-// NextEpoch is the first epoch that a device has had no part of: what an operator grants.
-func NextEpoch(had []Issuance, enrolment board.Enrolment) int {
+// nextEpoch is the first epoch that a device has had no part of: what an operator grants.
+func nextEpoch(had []Issuance, enrolment board.Enrolment) int {
 	next := max(enrolment.Epoch, 1)
 	for _, i := range had {
 		next = max(next, i.Claim.Epoch+1)

@@ -157,14 +157,14 @@ func TestPlan(t *testing.T) {
 
 func TestNextEpoch(t *testing.T) {
 	p := &past{a: planned(t), now: time.Now()}
-	if got := NextEpoch(nil, board.Enrolment{}); got != 1 {
+	if got := nextEpoch(nil, board.Enrolment{}); got != 1 {
 		t.Error(got)
 	}
-	if got := NextEpoch(nil, board.Enrolment{Epoch: 3}); got != 3 {
+	if got := nextEpoch(nil, board.Enrolment{Epoch: 3}); got != 3 {
 		t.Error(got)
 	}
 	p.with(t, 1, 1, 1, Live, "").with(t, 5, 1, 1, Revoked, "")
-	if got := NextEpoch(p.had, board.Enrolment{Epoch: 3}); got != 6 {
+	if got := nextEpoch(p.had, board.Enrolment{Epoch: 3}); got != 6 {
 		t.Error(got)
 	}
 }

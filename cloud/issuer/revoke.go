@@ -82,7 +82,7 @@ func (i *Issuer) NextEpoch(ctx context.Context, device board.DeviceID) (int, err
 	if err != nil {
 		return 0, fmt.Errorf("reading what was issued: %w", err)
 	}
-	return NextEpoch(had, enrolment), nil
+	return nextEpoch(had, enrolment), nil
 }
 
 // SweepOptions say what Sweep does.

@@ -43,8 +43,8 @@ const (
 
 // What ACM PCA says when asking again does not help.
 var (
-	ErrMalformedCSR = errors.New("the CA cannot read the request, or its signature")
-	ErrCAState      = errors.New("the CA is not active: enable or renew it")
+	errMalformedCSR = errors.New("the CA cannot read the request, or its signature")
+	errCAState      = errors.New("the CA is not active: enable or renew it")
 )
 
 // ACMPCAConfig names a private CA of ACM PCA. On its ARN it needs acm-pca:IssueCertificate (with the condition that acm-pca:TemplateArn is
@@ -359,10 +359,10 @@ func colonHex(number []byte) string {
 func pcaFault(doing string, err error) error {
 	fault := awsconfig.Fault(doing, err)
 	if _, ok := errors.AsType[*types.MalformedCSRException](err); ok {
-		return fmt.Errorf("%w: %w", ErrMalformedCSR, fault)
+		return fmt.Errorf("%w: %w", errMalformedCSR, fault)
 	}
 	if _, ok := errors.AsType[*types.InvalidStateException](err); ok {
-		return fmt.Errorf("%w: %w", ErrCAState, fault)
+		return fmt.Errorf("%w: %w", errCAState, fault)
 	}
 	return fault
 }

@@ -217,8 +217,8 @@ func TestPCARefusals(t *testing.T) {
 		is    error
 		want  string
 	}{
-		{"disabled", func(p *pcaTest) { p.fake.disabled = true }, ErrCAState, "InvalidStateException"},
-		{"broken signature", func(p *pcaTest) { p.fake.spoilt = true }, ErrMalformedCSR, "MalformedCSRException"},
+		{"disabled", func(p *pcaTest) { p.fake.disabled = true }, errCAState, "InvalidStateException"},
+		{"broken signature", func(p *pcaTest) { p.fake.spoilt = true }, errMalformedCSR, "MalformedCSRException"},
 		{"outlives the CA", func(p *pcaTest) { p.claim.NotAfter = p.fake.ca.NotAfter.Add(time.Second) }, nil, "exceeds the certificate authority validity"},
 		{"unknown CA", func(p *pcaTest) { p.ca.arn += "0" }, nil, "ResourceNotFoundException"},
 		{"unknown certificate", func(p *pcaTest) {

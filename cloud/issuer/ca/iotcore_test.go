@@ -254,7 +254,7 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 			if err := errors.Join(r.Register(t.Context(), a.Device(), *c), r.Deactivate(t.Context(), a.Device(), *c)); err != nil {
 				t.Error(err)
 			}
-		}, ErrCertificateStatus, "it is REVOKED"},
+		}, errCertificateStatus, "it is REVOKED"},
 		{"another under its id", func(t *testing.T, i *iotTest, a issuer.Approved, c *issuer.Certificate) {
 			other := issuertest.Approved(t)
 			o, err := i.local.Issue(t.Context(), other, issuertest.NewClaim(t, other), nil)
@@ -267,10 +267,10 @@ func TestIoTRegistrarRefuses(t *testing.T) {
 		{"CA not registered", func(_ *testing.T, i *iotTest, _ issuer.Approved, _ *issuer.Certificate) { i.config.CARegistered = true }, nil, "CA certificate is not registered"},
 		{"thing of another type", func(_ *testing.T, i *iotTest, a issuer.Approved, _ *issuer.Certificate) {
 			i.fake.things[a.Device().String()] = &fakeThing{"lamp", i.config.Attributes}
-		}, ErrThingConflict, `has the type "lamp", want "board"`},
+		}, errThingConflict, `has the type "lamp", want "board"`},
 		{"thing with other attributes", func(_ *testing.T, i *iotTest, a issuer.Approved, _ *issuer.Certificate) {
 			i.fake.things[a.Device().String()] = &fakeThing{"board", map[string]string{"sku": "other"}}
-		}, ErrThingConflict, `has sku = "other", want "widgiot"`},
+		}, errThingConflict, `has sku = "other", want "widgiot"`},
 		{"no such type", func(_ *testing.T, i *iotTest, _ issuer.Approved, _ *issuer.Certificate) { i.config.ThingType = "none" }, nil, "making a thing in AWS IoT Core: ResourceNotFoundException"},
 		{"no such group", func(_ *testing.T, i *iotTest, _ issuer.Approved, _ *issuer.Certificate) { i.config.ThingGroup = "none" }, nil, "thing group none"},
 		{"no such policy", func(_ *testing.T, i *iotTest, _ issuer.Approved, _ *issuer.Certificate) { i.config.Policy = "none" }, nil, "the policy none"},

@@ -20,8 +20,8 @@ import (
 
 // What AWS IoT Core holds already, and is not what is to be registered.
 var (
-	ErrThingConflict     = errors.New("AWS IoT Core has a thing of this name with another type or other attributes")
-	ErrCertificateStatus = errors.New("the certificate was revoked in AWS IoT Core")
+	errThingConflict     = errors.New("AWS IoT Core has a thing of this name with another type or other attributes")
+	errCertificateStatus = errors.New("the certificate was revoked in AWS IoT Core")
 )
 
 // endpointFor is how long the answer of AWS is used for where devices connect.
@@ -96,7 +96,7 @@ func OpenIoTRegistrar(ctx context.Context, c IoTRegistrarConfig) (*IoTRegistrar,
 }
 
 // Register is that of the interface Registrar. A certificate without a chain is one that AWS IoT Core made itself. One that was
-// revoked stays revoked: the error wraps ErrCertificateStatus.
+// revoked stays revoked: the error wraps errCertificateStatus.
 func (r *IoTRegistrar) Register(ctx context.Context, device board.DeviceID, certificate issuer.Certificate) error {
 	if r.config.JITP {
 		return nil
@@ -173,7 +173,7 @@ func (r *IoTRegistrar) held(ctx context.Context, certificate issuer.Certificate)
 		return "", errors.New("AWS IoT Core holds another certificate under the same id")
 	}
 	if stored.status != types.CertificateStatusActive && stored.status != types.CertificateStatusInactive {
-		return "", fmt.Errorf("%w: it is %s", ErrCertificateStatus, stored.status)
+		return "", fmt.Errorf("%w: it is %s", errCertificateStatus, stored.status)
 	}
 	return stored.arn, nil
 }
@@ -200,11 +200,11 @@ func (r *IoTRegistrar) thing(ctx context.Context, device board.DeviceID) error {
 		return awsconfig.Fault("looking up a thing in AWS IoT Core", err)
 	}
 	if got := aws.ToString(thing.ThingTypeName); got != r.config.ThingType {
-		return fmt.Errorf("%w: thing %s has the type %q, want %q", ErrThingConflict, device, got, r.config.ThingType)
+		return fmt.Errorf("%w: thing %s has the type %q, want %q", errThingConflict, device, got, r.config.ThingType)
 	}
 	for key, value := range r.config.Attributes {
 		if got := thing.Attributes[key]; got != value {
-			return fmt.Errorf("%w: thing %s has %s = %q, want %q", ErrThingConflict, device, key, got, value)
+			return fmt.Errorf("%w: thing %s has %s = %q, want %q", errThingConflict, device, key, got, value)
 		}
 	}
 	return nil
@@ -213,7 +213,7 @@ func (r *IoTRegistrar) thing(ctx context.Context, device board.DeviceID) error {
 // Deactivate is that of the interface Registrar. The certificate is then revoked for good; its thing stays.
 func (r *IoTRegistrar) Deactivate(ctx context.Context, _ board.DeviceID, certificate issuer.Certificate) error {
 	if r.config.JITP {
-		if _, err := r.known(ctx, certificate, types.CertificateStatusRevoked); err != nil && !errors.Is(err, ErrCertificateStatus) {
+		if _, err := r.known(ctx, certificate, types.CertificateStatusRevoked); err != nil && !errors.Is(err, errCertificateStatus) {
 			return err
 		}
 	}

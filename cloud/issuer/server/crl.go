@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// CRLLife is from thisUpdate to nextUpdate: who makes lists with a timer makes them more often.
-	CRLLife = 24 * time.Hour
+	// crlLife is from thisUpdate to nextUpdate: who makes lists with a timer makes them more often.
+	crlLife = 24 * time.Hour
 	// crlFresh is how long a list is given again before the next one is made.
 	crlFresh = 5 * time.Minute
 	// crlPause is how long after a list could not be made it is tried again, while an older one holds.
@@ -28,8 +28,8 @@ const (
 // maxUnreadClaims that cannot be read do not end a list.
 const maxUnreadClaims = 16
 
-// ErrNoCA says that no local CA has a name.
-var ErrNoCA = errors.New("there is no local CA of that name")
+// errNoCA says that no local CA has a name.
+var errNoCA = errors.New("there is no local CA of that name")
 
 // CRL makes the revocation list of a CA (RFC 5280, 5, in DER) from all claims: those that are revoked, or about to be, until a
 // list's life after the certificate has expired. Its number is the time in milliseconds, so that it rises whoever makes it. Where claims
@@ -37,10 +37,10 @@ var ErrNoCA = errors.New("there is no local CA of that name")
 func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]byte, error) {
 	ca := r.config.CAs[name]
 	if ca == nil {
-		return nil, fmt.Errorf("%w: %s", ErrNoCA, name)
+		return nil, fmt.Errorf("%w: %s", errNoCA, name)
 	}
 	template := &x509.RevocationList{
-		Number: big.NewInt(now.UnixMilli()), ThisUpdate: now.UTC().Truncate(time.Second), NextUpdate: now.UTC().Truncate(time.Second).Add(CRLLife),
+		Number: big.NewInt(now.UnixMilli()), ThisUpdate: now.UTC().Truncate(time.Second), NextUpdate: now.UTC().Truncate(time.Second).Add(crlLife),
 	}
 	var unread []error
 	for issuance, err := range r.config.Claims.All(ctx) {
@@ -52,7 +52,7 @@ func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]by
 			return nil, fmt.Errorf("reading what was issued: %w", err)
 		}
 		c := issuance.Claim
-		if c.CA != name || issuance.State != issuer.Revoking && issuance.State != issuer.Revoked || now.After(c.NotAfter.Add(CRLLife)) {
+		if c.CA != name || issuance.State != issuer.Revoking && issuance.State != issuer.Revoked || now.After(c.NotAfter.Add(crlLife)) {
 			continue
 		}
 		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries, x509.RevocationListEntry{
@@ -81,7 +81,7 @@ func (r *Revocations) current(ctx context.Context, name string) (der []byte, mad
 	l.mu.Lock() // and one makes it, for all that wait
 	defer l.mu.Unlock()
 	now := r.config.Now()
-	if l.der != nil && now.Sub(l.made) < crlFresh || l.der != nil && now.Sub(l.made) < CRLLife && now.Sub(l.failed) < crlPause {
+	if l.der != nil && now.Sub(l.made) < crlFresh || l.der != nil && now.Sub(l.made) < crlLife && now.Sub(l.failed) < crlPause {
 		return l.der, l.made, nil
 	}
 	if l.der == nil && now.Sub(l.failed) < crlPause {
@@ -90,7 +90,7 @@ func (r *Revocations) current(ctx context.Context, name string) (der []byte, mad
 	fresh, err := r.CRL(ctx, name, now)
 	if fresh == nil {
 		l.failed = now
-		if now.Sub(l.made) >= CRLLife {
+		if now.Sub(l.made) >= crlLife {
 			l.der = nil
 		}
 		return l.der, l.made, err

@@ -395,7 +395,7 @@ func TestCRL(t *testing.T) {
 		return l
 	}
 	empty := get()
-	if len(empty.RevokedCertificateEntries) != 0 || !empty.NextUpdate.Equal(empty.ThisUpdate.Add(CRLLife)) {
+	if len(empty.RevokedCertificateEntries) != 0 || !empty.NextUpdate.Equal(empty.ThisUpdate.Add(crlLife)) {
 		t.Errorf("the first: %d entries, to %v", len(empty.RevokedCertificateEntries), empty.NextUpdate)
 	}
 	s.revoke(t, issuer.CessationOfOperation)
@@ -432,7 +432,7 @@ func TestCRL(t *testing.T) {
 	if held.Number.Cmp(second.Number) <= 0 || len(s.errs) != 1 || !errors.Is(s.errs[0], issuertest.ErrInjected) {
 		t.Errorf("number %v, logged %v", held.Number, s.errs)
 	}
-	s.pass(CRLLife)
+	s.pass(crlLife)
 	if response, _ := call(t, "GET", s.url+"/crl/"+issuertest.CAName+".crl", nil, nil); response.StatusCode != http.StatusServiceUnavailable || response.Header.Get("Retry-After") == "" {
 		t.Errorf("none holds: %s", response.Status)
 	}
@@ -441,7 +441,7 @@ func TestCRL(t *testing.T) {
 	for _, c := range []struct {
 		at   time.Time
 		want int
-	}{{leaf.NotAfter.Add(CRLLife), 1}, {leaf.NotAfter.Add(CRLLife + time.Second), 0}} {
+	}{{leaf.NotAfter.Add(crlLife), 1}, {leaf.NotAfter.Add(crlLife + time.Second), 0}} {
 		der, err := s.revocations.CRL(t.Context(), issuertest.CAName, c.at)
 		if err != nil {
 			t.Fatal(err)
@@ -450,7 +450,7 @@ func TestCRL(t *testing.T) {
 			t.Errorf("at %v: %d entries, want %d: %v", c.at, len(l.RevokedCertificateEntries), c.want, err)
 		}
 	}
-	if _, err := s.revocations.CRL(t.Context(), "other", s.now); !errors.Is(err, ErrNoCA) {
+	if _, err := s.revocations.CRL(t.Context(), "other", s.now); !errors.Is(err, errNoCA) {
 		t.Errorf("of another CA: %v", err)
 	}
 }
