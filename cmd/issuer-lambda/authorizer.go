@@ -81,29 +81,27 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
 	defer cancel()
 	device, err := a.decide(ctx, header)
-	named, verdict := errors.AsType[issuer.Refusal](err)
+	decided, named := server.Classify(err)
+	verdict := err == nil || named != ""
 
-	outcome, level := server.Outcome("authorized"), zerolog.InfoLevel
+	outcome, level := decided, zerolog.InfoLevel
 	switch {
 	case err == nil:
+		outcome = "authorized"
 	case !verdict:
-		outcome, level = server.TryLater, zerolog.ErrorLevel
-	case named.Malformed():
-		outcome = server.Malformed
-	default:
-		outcome = server.Refused
+		level = zerolog.ErrorLevel
 	}
 	line := a.log.WithLevel(level).Str("id", id).Str("request_id", event.RequestContext.RequestID).Str("path", event.Path).
 		Str("outcome", string(outcome)).Dur("took_ms", time.Since(start))
 	if device != "" {
 		line = line.Str("device", device)
 	}
-	if verdict {
+	if named != "" {
 		line = line.Str("refusal", string(named))
 	}
 	line.AnErr("error", err).Msg("authorization")
 
-	if err != nil && !verdict {
+	if !verdict {
 		return events.APIGatewayCustomAuthorizerResponse{}, fmt.Errorf("no verdict could be reached (%s)", id)
 	}
 	if device == "" {
@@ -127,17 +125,7 @@ func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAu
 
 // decide returns the device that the request claims to be, if it claims one.
 func (a *authorizer) decide(ctx context.Context, header http.Header) (device string, err error) {
-	values := header.Values(server.HeaderCSR)
-	if len(values) == 0 {
-		return "", issuer.NoRequest
-	}
-	if len(values) > 1 || len(header.Values(server.HeaderChallenge)) > 1 || len(header.Values(server.HeaderSignature)) > 1 {
-		return "", issuer.TwoRequests
-	}
-	request, err := issuer.ParseHeader(values[0])
-	if err == nil {
-		request, err = request.WithSignature(header.Get(server.HeaderChallenge), header.Get(server.HeaderSignature))
-	}
+	request, err := server.RequestFrom(header, nil) // an authorizer does not see the body
 	if err != nil {
 		return "", err
 	}

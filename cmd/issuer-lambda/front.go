@@ -23,6 +23,7 @@ import (
 
 	"secretfree/cloud/issuer"
 	"secretfree/cloud/issuer/server"
+	"secretfree/cmd/internal/issuerd"
 )
 
 // What API Gateway lets pass, and what a request may need, in bytes. Something else than API Gateway may call a function.
@@ -217,20 +218,7 @@ func errorAnswer(event events.APIGatewayProxyRequest, err error) (events.APIGate
 }
 
 // decided logs a request as issuerd does.
-func (f *front) decided(d server.Decision) {
-	level := zerolog.InfoLevel
-	if _, limited := errors.AsType[server.ErrTooMany](d.Err); d.Outcome == server.TryLater && !limited {
-		level = zerolog.ErrorLevel
-	}
-	line := f.log.WithLevel(level).Str("id", d.ID).Str("path", d.Path).Str("outcome", string(d.Outcome)).Dur("took_ms", d.Took)
-	if d.Device != "" {
-		line = line.Str("device", d.Device)
-	}
-	if d.Refusal != "" {
-		line = line.Str("refusal", string(d.Refusal))
-	}
-	line.AnErr("error", d.Err).Msg("request")
-}
+func (f *front) decided(d server.Decision) { issuerd.LogDecision(f.log, d) }
 
 // recovered logs where a panic came from, and of its value only the type: it may hold what a stranger sent.
 func recovered(log zerolog.Logger, v any) bool {

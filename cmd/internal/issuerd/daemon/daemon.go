@@ -247,21 +247,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 }
 
 // decided logs a request.
-func (d *Daemon) decided(decision server.Decision) {
-	level := zerolog.InfoLevel
-	_, limited := errors.AsType[server.ErrTooMany](decision.Err)
-	if decision.Outcome == server.TryLater && !limited {
-		level = zerolog.ErrorLevel
-	}
-	line := d.log.WithLevel(level).Str("id", decision.ID).Str("path", decision.Path).Str("outcome", string(decision.Outcome)).Dur("took_ms", decision.Took)
-	if decision.Device != "" {
-		line = line.Str("device", decision.Device)
-	}
-	if decision.Refusal != "" {
-		line = line.Str("refusal", string(decision.Refusal))
-	}
-	line.AnErr("error", decision.Err).Msg("request")
-}
+func (d *Daemon) decided(decision server.Decision) { issuerd.LogDecision(d.log, decision) }
 
 func (d *Daemon) notify(state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
