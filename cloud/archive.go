@@ -10,6 +10,7 @@ import (
 	"iter"
 	"net/http"
 	"path"
+	"secretfree/spool/journal"
 	"strconv"
 	"strings"
 
@@ -24,10 +25,6 @@ import (
 //	journal/<station>/<size>.checkpoint         a signed checkpoint over that many entries
 //
 // The numbers have 20 digits, so that names sort as numbers do. Nothing there is ever replaced.
-
-// ErrForked says that another station writes under this station's name: something else is stored where a piece of its
-// journal belongs. Two machines were started from one image, or one from an old copy of its own disk. No later try changes it.
-var ErrForked = errors.New("another station writes under this name: if this machine is a copy of one, or was set back to an old copy of itself, give it a station name and a state folder of its own")
 
 // MaxSegment caps the size of a segment, in bytes.
 const MaxSegment = 64 << 20
@@ -72,20 +69,16 @@ func archiveFolder(origin string) (string, error) {
 // checkpoint is what a signed checkpoint says. Whoever relies on it checks the signature too.
 type checkpoint struct {
 	origin string
-	size   uint64
-	root   string
+	journal.Checkpoint
 }
 
 func parseCheckpoint(text []byte) (c checkpoint, err error) {
-	lines := strings.SplitN(string(text), "\n", 5)
-	if len(text) > maxCheckpoint || len(lines) != 5 || lines[2] == "" || lines[3] != "" {
-		return c, errors.New("it is no checkpoint")
+	if len(text) > maxCheckpoint {
+		return c, fmt.Errorf("it is no checkpoint: it has more than %d bytes", maxCheckpoint)
 	}
-	c.size, err = strconv.ParseUint(lines[1], 10, 64)
-	if err != nil || strconv.FormatUint(c.size, 10) != lines[1] {
-		return c, errors.New("it is no checkpoint: it has no size")
+	if c.origin, c.Checkpoint, err = journal.CheckpointOf(text); err != nil {
+		return c, fmt.Errorf("it is no checkpoint: %w", err)
 	}
-	c.origin, c.root = lines[0], lines[2]
 	return c, nil
 }
 
@@ -115,7 +108,7 @@ func putSegment(ctx context.Context, a archive, origin string, first, last uint6
 				return err
 			}
 			if other != name {
-				return fmt.Errorf("%s is there: %w", other, ErrForked)
+				return fmt.Errorf("%s is there: %w", other, journal.ErrFork)
 			}
 		}
 		return nil
@@ -126,7 +119,7 @@ func putSegment(ctx context.Context, a archive, origin string, first, last uint6
 	if err := a.store(ctx, name, segment, func(stored io.Reader) error {
 		same, err := equal(stored, segment)
 		if err == nil && !same {
-			err = fmt.Errorf("%s has another content: %w", name, ErrForked)
+			err = fmt.Errorf("%s has another content: %w", name, journal.ErrFork)
 		}
 		return err
 	}); err != nil {
@@ -159,8 +152,8 @@ func putCheckpoint(ctx context.Context, a archive, origin string, size uint64, t
 		return err
 	}
 	c, err := parseCheckpoint(text)
-	if err == nil && (c.origin != origin || c.size != size) {
-		err = fmt.Errorf("it is of %.130q over %d entries", c.origin, c.size)
+	if err == nil && (c.origin != origin || c.Size != size) {
+		err = fmt.Errorf("it is of %.130q over %d entries", c.origin, c.Size)
 	}
 	if err != nil {
 		return err
@@ -176,7 +169,7 @@ func putCheckpoint(ctx context.Context, a archive, origin string, size uint64, t
 		case err != nil:
 			return fmt.Errorf("%s: %w: %v", name, ErrDamaged, err)
 		case known != c:
-			return fmt.Errorf("%s is another one: %w", name, ErrForked)
+			return fmt.Errorf("%s is another one: %w", name, journal.ErrFork)
 		}
 		return nil
 	})
@@ -222,7 +215,7 @@ func segment(ctx context.Context, a archive, origin string, first uint64) ([]byt
 	case 1:
 		return a.load(ctx, found[0], MaxSegment)
 	}
-	return nil, fmt.Errorf("%s are both there: %w", strings.Join(found, " and "), ErrForked)
+	return nil, fmt.Errorf("%s are both there: %w", strings.Join(found, " and "), journal.ErrFork)
 }
 
 func latestCheckpoint(ctx context.Context, a archive, origin string) ([]byte, error) {
@@ -253,14 +246,14 @@ func archiving(what, origin string, err error) error {
 }
 
 // PutSegment stores a sealed segment of a journal, the entries first to last, durably. It is idempotent. An error that wraps
-// ErrForked says that something else is stored there. It needs s3:PutObject and s3:GetObject on journal/*, and
+// journal.ErrFork says that something else is stored there. It needs s3:PutObject and s3:GetObject on journal/*, and
 // s3:ListBucket.
 func (a *AWS) PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error {
 	return archiving(fmt.Sprintf("storing the segment from entry %d on", first), origin, putSegment(ctx, a, origin, first, last, segment))
 }
 
 // PutCheckpoint stores a signed checkpoint over the first size entries of a journal, durably. It is idempotent; what counts is the
-// root. An error that wraps ErrForked says that one of another root is stored there.
+// root. An error that wraps journal.ErrFork says that one of another root is stored there.
 func (a *AWS) PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error {
 	return archiving(fmt.Sprintf("storing the checkpoint of size %d", size), origin, putCheckpoint(ctx, a, origin, size, checkpoint))
 }
@@ -271,7 +264,7 @@ func (a *AWS) Segments(ctx context.Context, origin string) iter.Seq2[Segment, er
 }
 
 // Segment reads the segment that starts with an entry. An error that is fs.ErrNotExist says that there is none, one that wraps
-// ErrForked that there are several. What it says is not checked.
+// journal.ErrFork that there are several. What it says is not checked.
 func (a *AWS) Segment(ctx context.Context, origin string, first uint64) ([]byte, error) {
 	data, err := segment(ctx, a, origin, first)
 	return data, archiving("reading a segment", origin, err)
@@ -375,14 +368,14 @@ func (a *AWS) load(ctx context.Context, name string, limit int64) ([]byte, error
 }
 
 // PutSegment stores a sealed segment of a journal, the entries first to last, durably. It is idempotent. An error that wraps
-// ErrForked says that something else is stored there.
+// journal.ErrFork says that something else is stored there.
 func (d *Dir) PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error {
 	err := d.writeArchive(ctx, func(a archive) error { return putSegment(ctx, a, origin, first, last, segment) })
 	return d.explain(fmt.Sprintf("storing the segment from entry %d on of station %.130s", first, origin), err)
 }
 
 // PutCheckpoint stores a signed checkpoint over the first size entries of a journal, durably. It is idempotent; what counts is the
-// root. An error that wraps ErrForked says that one of another root is stored there.
+// root. An error that wraps journal.ErrFork says that one of another root is stored there.
 func (d *Dir) PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error {
 	err := d.writeArchive(ctx, func(a archive) error { return putCheckpoint(ctx, a, origin, size, checkpoint) })
 	return d.explain(fmt.Sprintf("storing the checkpoint of size %d of station %.130s", size, origin), err)
@@ -409,7 +402,7 @@ func (d *Dir) Segments(ctx context.Context, origin string) iter.Seq2[Segment, er
 }
 
 // Segment reads the segment that starts with an entry. An error that is fs.ErrNotExist says that there is none, one that wraps
-// ErrForked that there are several. What it says is not checked.
+// journal.ErrFork that there are several. What it says is not checked.
 func (d *Dir) Segment(ctx context.Context, origin string, first uint64) (data []byte, err error) {
 	err = d.readArchive(func(a archive) (err error) {
 		data, err = segment(ctx, a, origin, first)

@@ -3,12 +3,14 @@ package cloud
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
+	"secretfree/spool/journal"
 	"slices"
 	"strings"
 	"sync"
@@ -27,7 +29,7 @@ func checkpointOf(t testing.TB, origin string, size uint64, root byte, key int) 
 	must(t, err)
 	signer, err := note.NewSigner(private)
 	must(t, err)
-	out, err := note.Sign(&note.Note{Text: fmt.Sprintf("%s\n%d\n%s=\n", origin, size, strings.Repeat(string(root), 43))}, signer)
+	out, err := note.Sign(&note.Note{Text: fmt.Sprintf("%s\n%d\n%s\n", origin, size, base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{root}, 32)))}, signer)
 	must(t, err)
 	return out
 }
@@ -126,8 +128,8 @@ func testArchiveForked(t *testing.T, b backend) {
 		"other root":             r.PutCheckpoint(t.Context(), line3, 10, checkpointOf(t, line3, 10, 'B', 1)),
 		"station of another SKU": r.PutCheckpoint(t.Context(), "gadget/line3-a", 10, checkpointOf(t, "gadget/line3-a", 10, 'A', 1)),
 	} {
-		if !errors.Is(err, ErrForked) || !strings.Contains(err.Error(), "line3-a") {
-			t.Errorf("%s: got %v, want ErrForked", name, err)
+		if !errors.Is(err, journal.ErrFork) || !strings.Contains(err.Error(), "line3-a") {
+			t.Errorf("%s: got %v, want ErrFork", name, err)
 		}
 	}
 	after := b.objects(t)
@@ -141,14 +143,14 @@ func testArchiveForked(t *testing.T, b backend) {
 	}
 	// Somebody put a second one there.
 	b.setObject(t, "journal/line3-a/"+Segment{0, 5}.name(), "1\n")
-	if _, err := r.Segment(t.Context(), line3, 0); !errors.Is(err, ErrForked) {
-		t.Errorf("two segments: got %v, want ErrForked", err)
+	if _, err := r.Segment(t.Context(), line3, 0); !errors.Is(err, journal.ErrFork) {
+		t.Errorf("two segments: got %v, want ErrFork", err)
 	}
-	if err := r.PutSegment(t.Context(), line3, 0, 9, text); !errors.Is(err, ErrForked) {
-		t.Errorf("two segments, again: got %v, want ErrForked", err)
+	if err := r.PutSegment(t.Context(), line3, 0, 9, text); !errors.Is(err, journal.ErrFork) {
+		t.Errorf("two segments, again: got %v, want ErrFork", err)
 	}
 	b.setObject(t, "journal/line3-a/00000000000000000020.checkpoint", "garbage")
-	if err := r.PutCheckpoint(t.Context(), line3, 20, checkpointOf(t, line3, 20, 'A', 1)); !errors.Is(err, ErrDamaged) || errors.Is(err, ErrForked) {
+	if err := r.PutCheckpoint(t.Context(), line3, 20, checkpointOf(t, line3, 20, 'A', 1)); !errors.Is(err, ErrDamaged) || errors.Is(err, journal.ErrFork) {
 		t.Errorf("a checkpoint over garbage: got %v, want ErrDamaged", err)
 	}
 }
@@ -182,7 +184,7 @@ func testArchiveRefusals(t *testing.T, b backend) {
 			return err
 		}(), "name"},
 	} {
-		if test.err == nil || !strings.Contains(test.err.Error(), test.want) || errors.Is(test.err, ErrForked) {
+		if test.err == nil || !strings.Contains(test.err.Error(), test.want) || errors.Is(test.err, journal.ErrFork) {
 			t.Errorf("%s: got %v, want %q", test.name, test.err, test.want)
 		}
 	}
@@ -208,7 +210,7 @@ func testArchiveRace(t *testing.T, b backend) {
 				}
 				for range 20 {
 					results[n] = r.PutSegment(t.Context(), origin, 50, last, bytes.Repeat([]byte{byte('0' + n)}, 1000))
-					if results[n] == nil || errors.Is(results[n], ErrForked) {
+					if results[n] == nil || errors.Is(results[n], journal.ErrFork) {
 						return
 					}
 				}
@@ -217,7 +219,7 @@ func testArchiveRace(t *testing.T, b backend) {
 		group.Wait()
 		forked := 0
 		for n, err := range results {
-			if errors.Is(err, ErrForked) {
+			if errors.Is(err, journal.ErrFork) {
 				forked++
 			} else if err != nil {
 				t.Errorf("%s, copy %d: %v", origin, n, err)
@@ -247,8 +249,8 @@ func TestArchiveBetween(t *testing.T) {
 		err := b.open(t, "").PutSegment(t.Context(), line3, 50, 100, []byte("ours"))
 		b.s3.decide(nil)
 		must(t, first)
-		if !errors.Is(err, ErrForked) {
-			t.Errorf("got %v, want ErrForked", err)
+		if !errors.Is(err, journal.ErrFork) {
+			t.Errorf("got %v, want ErrFork", err)
 		}
 	})
 }
@@ -277,7 +279,7 @@ func TestArchiveFaults(t *testing.T) {
 					if f != cutAnswer && (err == nil || !strings.Contains(err.Error(), want)) {
 						t.Errorf("%s, %s: got %v, want %q", name, operation, err, want)
 					}
-					if errors.Is(err, ErrForked) || errors.Is(err, ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
+					if errors.Is(err, journal.ErrFork) || errors.Is(err, ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
 						t.Errorf("%s, %s, fate %d: got a verdict: %v", name, operation, f, err)
 					}
 					if err := put(n); err != nil {
@@ -373,7 +375,7 @@ func FuzzCheckpoint(f *testing.F) {
 	f.Add([]byte("a\n1\nr\n\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := parseCheckpoint(text)
-		if err == nil && !bytes.HasPrefix(text, fmt.Appendf(nil, "%s\n%d\n%s\n\n", c.origin, c.size, c.root)) {
+		if err == nil && !bytes.HasPrefix(text, fmt.Appendf(nil, "%s\n%d\n%s\n\n", c.origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))) {
 			t.Fatalf("%q was read as %+v", text, c)
 		}
 	})

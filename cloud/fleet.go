@@ -125,7 +125,7 @@ func journalOf(ctx context.Context, p pages, station string) (j ArchivedJournal,
 		return j, err
 	}
 	c, err := parseCheckpoint(j.Checkpoint)
-	if err != nil || c.size != j.Size || !strings.HasSuffix(c.origin, "/"+station) {
+	if err != nil || c.Size != j.Size || !strings.HasSuffix(c.origin, "/"+station) {
 		return j, fmt.Errorf("%w: %s%s is not what its name says", ErrDamaged, folder, newest)
 	}
 	near := last

@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -14,7 +15,7 @@ import (
 )
 
 func checkpointText(station string, size uint64, root byte) []byte {
-	return fmt.Appendf(nil, "widgiot/%s\n%d\n%s\n\n— sig\n", station, size, base64.StdEncoding.EncodeToString([]byte{root}))
+	return fmt.Appendf(nil, "widgiot/%s\n%d\n%s\n\n— sig\n", station, size, base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{root}, 32)))
 }
 
 type fleetArchive interface {

@@ -56,7 +56,7 @@ func rules() []rule {
 		{"spool/journal", []string{"spool/durable", "station/board"}, map[string]string{serial: ports, aws: cloudy, bbolt: "the index is the spool's: what is signed needs none", netHTTP: internet, zerolog: logs}},
 		{"spool", []string{"spool/durable", "spool/journal", "station/board"}, map[string]string{serial: ports, aws: cloudy, netHTTP: internet, zerolog: logs}},
 		{"station", []string{"station/board", "uart"}, map[string]string{bbolt: storage, aws: cloudy}},
-		{"cloud", []string{"station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
+		{"cloud", []string{"spool/journal", "station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
 		{"cloud/awsconfig", nil, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
 		{"cloud/issuer", []string{"station/board", "station/board/certreq"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs, aws: decides, netHTTP: "HTTP is the server's"}},
 		{"cloud/issuer/keyfile", nil, map[string]string{aws: "it reads files", bbolt: storage, zerolog: logs}},

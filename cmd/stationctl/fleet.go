@@ -24,6 +24,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
 	"secretfree/cmd/internal/stationd"
+	"secretfree/spool/journal"
 	"secretfree/station"
 )
 
@@ -482,7 +483,7 @@ func verifyArchive(ctx context.Context, m *member, a archived) {
 		segment, err := a.from.Segment(ctx, origin, n)
 		if err != nil {
 			word := "unread"
-			if errors.Is(err, cloud.ErrForked) {
+			if errors.Is(err, journal.ErrFork) {
 				word = "forked"
 			}
 			m.red(word, "%v", err)

@@ -44,11 +44,16 @@ func ParseCheckpoint(text []byte, v note.Verifier) (Checkpoint, error) {
 	return c, nil
 }
 
-// CheckpointOf reads a checkpoint without looking at its signature.
-func CheckpointOf(text []byte) (Checkpoint, error) {
-	body, _, _ := strings.Cut(string(text), "\n\n")
-	origin, _, _ := strings.Cut(body, "\n")
-	return parseCheckpointText(body+"\n", origin)
+// CheckpointOf reads a checkpoint, and whose it says it is, without looking at its
+// signature.
+func CheckpointOf(text []byte) (origin string, c Checkpoint, err error) {
+	body, _, signed := strings.Cut(string(text), "\n\n")
+	origin, _, _ = strings.Cut(body, "\n")
+	if !signed {
+		return origin, c, fmt.Errorf("%w: it is not signed", ErrTampered)
+	}
+	c, err = parseCheckpointText(body+"\n", origin)
+	return origin, c, err
 }
 
 func parseCheckpointText(text, origin string) (Checkpoint, error) {

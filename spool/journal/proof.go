@@ -143,7 +143,7 @@ func NewestCheckpoint(dir string) (text []byte, signed Checkpoint, err error) {
 	if err != nil {
 		return nil, signed, fmt.Errorf("reading the checkpoint: %w", err)
 	}
-	if signed, err = CheckpointOf(text); err != nil {
+	if _, signed, err = CheckpointOf(text); err != nil {
 		return nil, signed, fmt.Errorf("%s: %w", CheckpointPath(dir), err)
 	}
 	return text, signed, nil

@@ -2,13 +2,9 @@ package stationd
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
-	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
 	"secretfree/spool"
@@ -21,21 +17,17 @@ type archive struct{ to config.Archive }
 
 func (a archive) PutSegment(ctx context.Context, s spool.ArchivedSegment) error {
 	if err := a.to.PutSegment(ctx, s.Origin, s.First, s.Last, s.Lines); err != nil {
-		return forked(err)
+		return err
 	}
-	return forked(a.to.PutCheckpoint(ctx, s.Origin, s.Last+1, s.Checkpoint))
+	return a.to.PutCheckpoint(ctx, s.Origin, s.Last+1, s.Checkpoint)
 }
 
 func (a archive) PutCheckpoint(ctx context.Context, checkpoint []byte) error {
-	lines := strings.SplitN(string(checkpoint), "\n", 3) // origin, size, the rest
-	if len(lines) != 3 {
-		return errors.New("archiving a checkpoint: it is none")
-	}
-	size, err := strconv.ParseUint(lines[1], 10, 64)
+	origin, c, err := journal.CheckpointOf(checkpoint)
 	if err != nil {
 		return fmt.Errorf("archiving a checkpoint: %w", err)
 	}
-	return forked(a.to.PutCheckpoint(ctx, lines[0], size, checkpoint))
+	return a.to.PutCheckpoint(ctx, origin, c.Size, checkpoint)
 }
 
 // unarchived is how long the oldest segment may wait for its copy before IT is told.
@@ -49,12 +41,4 @@ func archiveNotices(s spool.Stats) []station.Problem {
 	return []station.Problem{{Word: "copies-stopped", Call: station.CallIT,
 		Detail: fmt.Sprintf("the registry takes no copies of the journal: %s of it can be lost with the disk of this station. Last error: %s",
 			cli.Count(s.Unarchived, "segment", "segments"), s.ArchiveError)}}
-}
-
-// forked says in the spool's words that another machine writes under this name.
-func forked(err error) error {
-	if errors.Is(err, cloud.ErrForked) {
-		return fmt.Errorf("%w: %w", journal.ErrFork, err)
-	}
-	return err
 }

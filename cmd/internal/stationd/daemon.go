@@ -408,7 +408,7 @@ func (d *Daemon) red(stats spool.Stats) []station.Problem {
 		add(station.Problem{Word: "health-clock"}, "the clock: %s", stats.Clock)
 	}
 	if stats.Forked {
-		add(station.Problem{Word: "health-forked"}, "another machine writes under the name of this station: %s", stats.ArchiveError)
+		add(station.Problem{Word: "health-forked"}, "another machine writes under the name of this station: %s; if this machine is a copy of one, or was set back to an old copy of itself, give it a station name and a state folder of its own", stats.ArchiveError)
 	}
 	since := stats.Oldest
 	if stats.LastSuccess.After(since) {
