@@ -56,13 +56,19 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 		if err := daemon.Check(ctx, c, zerolog.Nop()); err != nil {
 			return err
 		}
+		warnings := c.Warnings()
+		for _, warning := range warnings {
+			fmt.Fprintln(out.People, "Warning: "+warning)
+		}
 		return out.Print(struct {
 			OK       bool   `json:"ok"`
 			SKU      string `json:"sku"`
 			CA       string `json:"ca"`
 			Registry string `json:"registry"`
 			Stations int    `json:"trusted_stations"`
-		}{true, c.SKU, c.CA.Kind, c.Registry.Kind, len(c.Stations)},
+
+			Warnings []string `json:"warnings,omitempty"`
+		}{true, c.SKU, c.CA.Kind, c.Registry.Kind, len(c.Stations), warnings},
 			fmt.Sprintf("%s: good; SKU %s, CA of kind %s, registry of kind %s, %s\n", g.Config, c.SKU, c.CA.Kind, c.Registry.Kind, cli.Count(len(c.Stations), "trusted station", "trusted stations")))
 	}
 	log, err := issuerd.OpenLog(out.Err, c)

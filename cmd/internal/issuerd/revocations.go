@@ -25,6 +25,21 @@ func (c CA) checkURLs(f *config.File, table string) error {
 	return nil
 }
 
+// Warnings are what a configuration allows and an operator may not want.
+func (c Config) Warnings() []string {
+	var all []string
+	for _, of := range []struct {
+		table string
+		ca    *CA
+	}{{"ca", &c.CA}, {"proto", c.Proto}} {
+		if of.ca != nil && of.ca.Kind == "local" && of.ca.CRLURL == "" && of.ca.OCSPURL == "" {
+			all = append(all, fmt.Sprintf("[%s] has neither crl_url nor ocsp_url: certificates do not say where it can be asked whether they are revoked. "+
+				"Set them before the first certificate is issued.", of.table))
+		}
+	}
+	return all
+}
+
 // Revocations tells about the certificates of the CAs that are local; l limits who asks.
 func (o *Components) Revocations(l Limits, log func(error)) (*server.Revocations, error) {
 	c := server.RevocationsConfig{Claims: o.Claims, CAs: map[string]server.RevocationSigner{}, Sources: l.limiter(l.StatusPerMinute), Log: log}

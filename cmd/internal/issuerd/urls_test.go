@@ -31,3 +31,22 @@ func TestConfigURLs(t *testing.T) {
 		}
 	}
 }
+
+// A local CA whose certificates lead to no list and no responder is warned about.
+func TestWarnings(t *testing.T) {
+	local := CA{Kind: "local"}
+	for name, c := range map[string]struct {
+		config Config
+		want   int
+	}{
+		"neither":         {Config{CA: local}, 1},
+		"a list":          {Config{CA: CA{Kind: "local", CRLURL: "http://x.example/crl/local.crl"}}, 0},
+		"a responder":     {Config{CA: CA{Kind: "local", OCSPURL: "http://x.example/ocsp"}}, 0},
+		"both CAs":        {Config{CA: local, Proto: &local}, 2},
+		"what AWS writes": {Config{CA: CA{Kind: "acmpca"}, Proto: &CA{Kind: "iotcore"}}, 0},
+	} {
+		if got := c.config.Warnings(); len(got) != c.want {
+			t.Errorf("%s: %q, want %d", name, got, c.want)
+		}
+	}
+}
