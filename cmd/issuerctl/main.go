@@ -67,6 +67,8 @@ func (grammar) Help() string {
 type caInit struct {
 	Dir                string `name:"dir" required:"" placeholder:"DIR" help:"The folder to make; it must not be there, or be empty."`
 	Name               string `name:"name" required:"" help:"Stands in the names of both CAs."`
+	Organization       string `name:"organization" placeholder:"NAME" help:"Stands in the subjects of both CAs (O)."`
+	Country            string `name:"country" placeholder:"XX" help:"Stands in the subjects of both CAs (C): two capital letters."`
 	PassphraseFile     string `name:"passphrase-file" required:"" placeholder:"FILE" help:"Holds the passphrase that encrypts the issuing key."`
 	RootPassphraseFile string `name:"root-passphrase-file" placeholder:"FILE" help:"Holds that of the root's key; without it both have the same."`
 	Years              int    `name:"years" default:"20" help:"For how long the issuing CA is valid; the root is for 10 years more (${default})."`
@@ -93,7 +95,7 @@ func (c *caInit) Run(out *cli.Output) error {
 	}
 	const year = 365 * 24 * time.Hour
 	if err := ca.InitLocal(ca.LocalInit{
-		Dir: c.Dir, Name: c.Name, Passphrase: passphrase, RootPassphrase: root,
+		Dir: c.Dir, Name: c.Name, Organization: c.Organization, Country: c.Country, Passphrase: passphrase, RootPassphrase: root,
 		Validity: time.Duration(c.Years) * year, RootValidity: time.Duration(c.Years+10) * year,
 	}); err != nil {
 		return err

@@ -41,6 +41,8 @@ const (
 type LocalInit struct {
 	Dir  string // must not exist, or be empty
 	Name string // in the common names of the root and the issuing CA; at most 48 bytes of printable ASCII
+	// Organization and Country (two capital letters) stand in the subjects of both, unless they are empty.
+	Organization, Country string
 	// Passphrase encrypts the issuing key, RootPassphrase the root's key. If RootPassphrase is empty both take Passphrase.
 	Passphrase     []byte
 	RootPassphrase []byte
@@ -64,6 +66,12 @@ func InitLocal(init LocalInit) error {
 		if c < ' ' || c > '~' {
 			return errors.New("making a CA: its name is not printable ASCII")
 		}
+	}
+	if len(init.Organization) > 64 || strings.ContainsFunc(init.Organization, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return errors.New("making a CA: its organization is not at most 64 characters of printable ASCII")
+	}
+	if init.Country != "" && (len(init.Country) != 2 || strings.Trim(init.Country, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "") {
+		return fmt.Errorf("making a CA: the country %.20q is not two capital letters, as in ISO 3166", init.Country)
 	}
 	if len(init.RootPassphrase) == 0 {
 		init.RootPassphrase = init.Passphrase
@@ -105,8 +113,15 @@ func newLocalCA(init LocalInit, now time.Time) (map[string][]byte, error) {
 		keyID := sha256.Sum256(spki)
 		var serial issuer.Serial
 		_, _ = rand.Read(serial[:]) // never fails (crypto/rand)
+		subject := pkix.Name{CommonName: name}
+		if init.Organization != "" {
+			subject.Organization = []string{init.Organization}
+		}
+		if init.Country != "" {
+			subject.Country = []string{init.Country}
+		}
 		return &x509.Certificate{
-			SerialNumber: serial.Int(), Subject: pkix.Name{CommonName: name},
+			SerialNumber: serial.Int(), Subject: subject,
 			NotBefore: notBefore, NotAfter: notBefore.Add(validity).Truncate(time.Second),
 			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true,
 			MaxPathLen: pathLen, MaxPathLenZero: pathLen == 0, SubjectKeyId: keyID[:20],

@@ -455,3 +455,38 @@ func TestKeylessCA(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Organization and country stand in the subjects of both CAs, and the chain holds.
+func TestInitLocalSubject(t *testing.T) {
+	dir := t.TempDir()
+	passphrase := filepath.Join(dir, "passphrase")
+	if err := os.WriteFile(passphrase, []byte(testPassphrase), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	init := LocalInit{Dir: filepath.Join(dir, "ca"), Name: "Test", Organization: "Widgets Inc", Country: "SE", Passphrase: []byte(testPassphrase), Iterations: 1000}
+	if err := InitLocal(init); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := OpenLocal(LocalConfig{Dir: init.Dir, PassphraseFile: passphrase})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]*x509.Certificate{"Test Issuing CA": opened.Issuing(), "Test Root CA": opened.Root()} {
+		if got := c.Subject.String(); got != "CN="+name+",O=Widgets Inc,C=SE" {
+			t.Errorf("the subject is %s", got)
+		}
+	}
+	for name, spoil := range map[string]func(*LocalInit){
+		"small letters":     func(i *LocalInit) { i.Country = "se" },
+		"three letters":     func(i *LocalInit) { i.Country = "SWE" },
+		"a long one":        func(i *LocalInit) { i.Organization = strings.Repeat("x", 65) },
+		"a line end in one": func(i *LocalInit) { i.Organization = "a\nb" },
+	} {
+		bad := init
+		bad.Dir = filepath.Join(dir, "bad")
+		spoil(&bad)
+		if err := InitLocal(bad); err == nil {
+			t.Errorf("%s was taken", name)
+		}
+	}
+}
