@@ -156,6 +156,18 @@ func (h *holding) settings() (*unix.Termios, error) {
 	return settings, os.NewSyscallError("TCGETS", err)
 }
 
+// silence ends the echo of the terminal driver. A port that was never opened
+// has it, so what a board prints between the open and the library's own
+// settings would come back to the board as something typed.
+func (h *holding) silence() error {
+	settings, err := h.settings()
+	if err != nil {
+		return err
+	}
+	settings.Lflag &^= unix.ECHO | unix.ECHOE | unix.ECHOK | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+	return os.NewSyscallError("TCSETS", unix.IoctlSetTermios(h.fd, unix.TCSETS, settings))
+}
+
 // setHangUp says whether the kernel drops the modem outputs at the last close.
 func (h *holding) setHangUp(drop bool) error {
 	settings, err := h.settings()

@@ -84,7 +84,7 @@ func (c PortConfig) Open(ctx context.Context) (Conn, error) {
 }
 
 func (c PortConfig) openHeld(path string, held *holding) (serial.Port, error) {
-	if _, err := held.settings(); err != nil { // the library's error has no cause
+	if err := held.silence(); err != nil { // the library's error has no cause
 		return nil, err
 	}
 	mode, err := c.mode(held.modemBits)

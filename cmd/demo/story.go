@@ -56,8 +56,8 @@ func (s *story) tell(ctx context.Context) (told summary, err error) {
 	if err != nil {
 		return told, err
 	}
-	told.Records, told.Repeats, told.Refusals = after.Records-before.Records, after.Repeats-before.Repeats, after.Failed-before.Failed
 	told.Unplugged = 1 // await would have failed otherwise
+	told.Records, told.Repeats, told.Refusals = after.Records-before.Records, after.Repeats-before.Repeats, after.Failed-before.Failed-told.Unplugged
 	if told.Records != 1 || told.Repeats != 1 || told.Refusals != 2 {
 		return told, fmt.Errorf("the journal has %d new records, %d repeats and %d refusals, want 1, 1 and 2", told.Records, told.Repeats, told.Refusals)
 	}
@@ -114,7 +114,7 @@ func (s *story) atTheFactory(ctx context.Context) error {
 	if err := b.plug(torn); err != nil {
 		return err
 	}
-	if _, err := s.await(ctx, 1, func(slot station.SlotStatus) bool { return slot.State == station.Reading }); err != nil {
+	if _, err := s.await(ctx, 1, func(slot station.SlotStatus) bool { return slot.State == station.Reading && !slot.Searching }); err != nil {
 		return fmt.Errorf("a board that is unplugged in mid-read: %w", err)
 	}
 	if err := b.tear(); err != nil {

@@ -49,8 +49,8 @@ func (grammar) Help() string {
       Machine, ports, disk, clock, registry and journal: what is wrong, and what to do.
   stationctl fleet --config /etc/secretfree/stationd.toml
       All stations of the registry, by their archive.
-  stationctl spool list --kind refusal
-      The boards that were refused, oldest first.
+  stationctl spool list --kind failed
+      The boards that failed, oldest first.
   stationctl spool show 4d1f8e27b3c05a9e61f2d47788aabbcc
       Everything that the journal holds of one board.
   stationctl spool verify --key station.pub --state-dir /mnt/copy-of-a-station
