@@ -146,6 +146,13 @@ type pcaMemo struct {
 
 const pcaMemoVersion = 1
 
+// Object identifiers of X.520.
+const (
+	oidCommonName   = "2.5.4.3"
+	oidOrganization = "2.5.4.10"
+)
+
+// pcaTime is the form of times in the state of a claim.
 const pcaTime = "2006-01-02T15:04:05Z"
 
 func (m pcaMemo) text() string {
@@ -227,8 +234,8 @@ func (ca *ACMPCA) request(ctx context.Context, approved issuer.Approved, claim i
 	if claim.Org != "" {
 		// As custom attributes they keep this order.
 		pass.Subject = &types.ASN1Subject{CustomAttributes: []types.CustomAttribute{
-			{ObjectIdentifier: aws.String("2.5.4.10") /* organization */, Value: aws.String(claim.Org)},
-			{ObjectIdentifier: aws.String("2.5.4.3") /* common name */, Value: aws.String(approved.Device().String())},
+			{ObjectIdentifier: aws.String(oidOrganization), Value: aws.String(claim.Org)},
+			{ObjectIdentifier: aws.String(oidCommonName), Value: aws.String(approved.Device().String())},
 		}}
 	}
 	if ca.blank {
