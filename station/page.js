@@ -36,12 +36,13 @@
     var args = Array.prototype.slice.call(arguments, 1);
     return words[key].replace(/%[sd%]/g, function (verb) { return verb === "%%" ? "%" : args.shift(); });
   }
-  function deliveryIcon(delivery) {
-    return delivery === "confirmed" ? "confirmed" : delivery === "rejected" ? "urgent" : "waiting";
+  // of is a slot or one of the last boards. Without a delivery, confirmed says it.
+  function deliveryOf(of) {
+    return of.delivery || (of.confirmed ? "confirmed" : "waiting");
   }
 
-  function deliveryKey(delivery) {
-    return delivery === "confirmed" || delivery === "rejected" ? "cloud-" + delivery : "cloud-waiting";
+  function deliveryIcon(of) {
+    return deliveryOf(of) === "rejected" ? "urgent" : deliveryOf(of);
   }
 
   function fours(node, id) {
@@ -95,8 +96,8 @@
     if (acknowledge) acknowledge.hidden = !slot.acknowledge;
     var mark = tile.querySelector(".mark"), port = tile.querySelector(".port");
     mark.hidden = slot.state !== "passed";
-    icon(mark, deliveryIcon(slot.delivery));
-    set(mark.querySelector("span"), words[deliveryKey(slot.delivery)]);
+    icon(mark, deliveryIcon(slot));
+    set(mark.querySelector("span"), words["cloud-" + deliveryOf(slot)]);
     port.hidden = slot.state !== "absent";
     set(port, slot.port);
   }
@@ -164,8 +165,8 @@
       line.appendChild(what);
       if (board.reason) line.appendChild(make("span", "why", words["reason-" + board.reason]));
       if (board.state === "passed") {
-        line.appendChild(draw(deliveryIcon(board.delivery)));
-        line.appendChild(make("span", board.delivery === "rejected" ? "" : "unseen", words[deliveryKey(board.delivery)]));
+        line.appendChild(draw(deliveryIcon(board)));
+        line.appendChild(make("span", deliveryOf(board) === "rejected" ? "" : "unseen", words["cloud-" + deliveryOf(board)]));
       }
       if (board.device) {
         var id = make("code");
