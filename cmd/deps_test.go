@@ -181,6 +181,7 @@ func (all packages) issuersAreIssuers(t *testing.T) {
 	for program, never := range map[string][]string{
 		"cmd/issuerd":       {bbolt, module + "spool", module + "station", module + "uart", serial},
 		"cmd/issuer-lambda": {bbolt, module + "spool", module + "station", module + "uart", serial, systemd},
+		"cmd/issuerctl":     {bbolt, module + "spool", module + "station", module + "uart", serial, systemd},
 	} {
 		p, ok := all[module+program]
 		for _, prefix := range never {
