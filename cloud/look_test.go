@@ -37,7 +37,7 @@ func TestLookChangesNothing(t *testing.T) {
 		a := b.open(t, "").(*AWS)
 		s := sealed(t, 1, 1)
 		must(t, a.Put(t.Context(), s))
-		must(t, a.PutCheckpoint(t.Context(), origin, 1, []byte(origin+"\n1\nAAAA\n\n— sig\n")))
+		must(t, a.PutCheckpoint(t.Context(), origin, 1, checkpointOf(t, origin, 1, 'A', 1)))
 		items, objects := b.items(t), b.objects(t)
 		for range 2 {
 			for name, r := range rightsOf(t, a, &s.Record) {
@@ -91,7 +91,7 @@ func TestRightsThatAreMissing(t *testing.T) {
 		a := once(b.open(t, "").(*AWS))
 		s := sealed(t, 1, 1)
 		must(t, a.Put(t.Context(), s))
-		must(t, a.PutCheckpoint(t.Context(), origin, 1, []byte(origin+"\n1\nAAAA\n\n— sig\n")))
+		must(t, a.PutCheckpoint(t.Context(), origin, 1, checkpointOf(t, origin, 1, 'A', 1)))
 		all := map[string]func(r *http.Request) bool{
 			"dynamodb:PutItem " + b.config.Table:  func(r *http.Request) bool { return operation(r) == "PutItem" },
 			"s3:PutObject pubkeys/*":              func(r *http.Request) bool { return r.Method == "PUT" && strings.Contains(r.URL.Path, "/pubkeys/") },
