@@ -16,6 +16,7 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
@@ -151,6 +152,7 @@ func open(t *testing.T, s screen) *tab {
 		t.Fatalf("opening a page: %v", err)
 	}
 	call(b, log.Enable, cdp.Empty{})
+	b.before(holdTimers)
 	b.look(s)
 	return b
 }
@@ -281,11 +283,34 @@ func (b *tab) click(selector string) {
 	b.run(chromedp.Click(chromedp.CSS(selector)))
 }
 
-// keys types, each key as fast as the browser takes it, as a scanner does.
+// keys types a text as a scanner does. The time stamps of the keys are 2 ms
+// apart and no timer of the page runs between two keys, so a slow machine does
+// not split a scan.
 func (b *tab) keys(text string) {
 	b.t.Helper()
-	b.run(chromedp.KeyEvent(text))
+	if len(text) > 1 {
+		b.eval("window.typing = true")
+		defer b.eval("window.typing = false")
+	}
+	at := input.TimeSinceEpoch(float64(time.Now().UnixMicro()) / 1e6)
+	for _, r := range text {
+		b.run(chromedp.KeyEvent(string(r), func(k *input.DispatchKeyEventParams) { k.Timestamp = at }))
+		at += 0.002
+	}
 }
+
+// holdTimers keeps the timers of a page waiting while window.typing is set.
+const holdTimers = `(function () {
+	var set = window.setTimeout, clear = window.clearTimeout, cleared = {};
+	window.setTimeout = function (call, delay) {
+		var more = Array.prototype.slice.call(arguments, 2), id = set(function run() {
+			if (cleared[id]) return;
+			if (window.typing) set(run, 10); else call.apply(window, more);
+		}, delay);
+		return id;
+	};
+	window.clearTimeout = function (id) { cleared[id] = true; clear(id); };
+})();`
 
 // shot keeps a picture of the page, if somebody wants to look at it.
 func (b *tab) shot(name string) {
