@@ -23,6 +23,9 @@ func slot(name, state, advice string, more map[string]any) map[string]any {
 	return s
 }
 
+// deliveries of boards that passed; the longest sentence first.
+var deliveries = []station.Delivery{station.Rejected, station.Waiting, station.Confirmed}
+
 // scene is a status with so many slots in a language: each state in turn, the failures with the longest of all advices first.
 func scene(w map[string]string, slots int) map[string]any {
 	longest, reason := "timeout", "timeout"
@@ -38,7 +41,7 @@ func scene(w map[string]string, slots int) map[string]any {
 		name := slotName(i)
 		switch i % 5 {
 		case 0:
-			list = append(list, slot(name, "passed", w["passed"], map[string]any{"device": device, "confirmed": i%2 == 0}))
+			list = append(list, slot(name, "passed", w["passed"], map[string]any{"device": device, "delivery": deliveries[i/5%len(deliveries)]}))
 		case 1:
 			list = append(list, slot(name, "failed", w[longest], map[string]any{"device": device, "reason": reason}))
 		case 2:
@@ -75,7 +78,7 @@ func crowded(w map[string]string, s map[string]any) map[string]any {
 			state, reason = "failed", "timeout"
 		}
 		recent = append(recent, map[string]any{
-			"time": time.Date(2026, 3, 2, 10, i, 0, 0, time.UTC), "slot": slotName(i), "device": device, "state": state, "reason": reason, "confirmed": i > 2,
+			"time": time.Date(2026, 3, 2, 10, i, 0, 0, time.UTC), "slot": slotName(i), "device": device, "state": state, "reason": reason, "delivery": deliveries[i%len(deliveries)],
 		})
 	}
 	recent[4]["device"] = ""
