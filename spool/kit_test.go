@@ -17,7 +17,6 @@ import (
 	"secretfree/spool/journal"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/mod/sumdb/note"
 )
 
 // kit is one station on a folder of its own. Everything that a test is promised is kept, and checked at its end.
@@ -311,42 +310,6 @@ func (k *kit) remembers(r board.Record) {
 	if _, err := k.append(otherID); !errors.Is(err, board.ErrKeyConflict) {
 		k.t.Errorf("a known key under another id: %v", err)
 	}
-}
-
-// settle delivers and archives what there is.
-func (k *kit) settle() {
-	k.t.Helper()
-	if err := k.spool.Checkpoint(); err != nil {
-		k.t.Fatal(err)
-	}
-	k.deliver()
-	for range 100 {
-		more, err := k.spool.archiveNext(k.t.Context())
-		if err != nil {
-			k.t.Fatal(err)
-		}
-		if !more {
-			return
-		}
-	}
-	k.t.Fatal("the archive takes no end")
-}
-
-func makeSigner(t *testing.T, name string) (note.Signer, note.Verifier) {
-	t.Helper()
-	secret, public, err := note.GenerateKey(nil, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := note.NewSigner(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := note.NewVerifier(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer, verifier
 }
 
 // resultOf is that of a verdict; empty for any other entry.

@@ -305,7 +305,7 @@ func FuzzCSRPrompt(f *testing.F) {
 				}
 			}
 		}
-		if subject := csrSubject(text); subject != csrSubject(strings.ToUpper(text)) && strings.ToLower(strings.ToUpper(text)) == strings.ToLower(text) {
+		if subject := csrSubject(text); subject != csrSubject(strings.ToUpper(text)) && strings.EqualFold(strings.ToUpper(text), text) {
 			t.Errorf("%q has the subject %q, and in capitals %q", text, subject, csrSubject(strings.ToUpper(text)))
 		}
 		clean, origin := withoutEvents(text)

@@ -377,7 +377,7 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 // restart returns the place of a serial number line in text that is as sure as the one that was read, or -1. Before the first question it
 // counts only if it tells something new.
 func (r *csrReading) restart(text string) int {
-	if strings.IndexAny(text, "\r\n") < 0 {
+	if !strings.ContainsAny(text, "\r\n") {
 		return -1
 	}
 	for _, line := range serialLines(text) {

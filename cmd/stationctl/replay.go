@@ -262,7 +262,7 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	case departs != nil && len(departs.Recorded) > 0:
 		return fmt.Errorf("%w%s", err, seen.where(t))
 	case departs != nil:
-		return fmt.Errorf("%w\n      The file may be cut after line %d.", err, departs.Line-1)
+		return fmt.Errorf("%w\n      The file may be cut after line %d", err, departs.Line-1)
 	case err != nil:
 		return err
 	case result.Verdict != t.Header["expect"]:
