@@ -24,7 +24,8 @@ import (
 //	journal/<station>/<first>-<last>.jsonl      a sealed segment: the numbers of its first and last entry
 //	journal/<station>/<size>.checkpoint         a signed checkpoint over that many entries
 //
-// The numbers have 20 digits, so that names sort as numbers do. Nothing there is ever replaced.
+// The numbers have 20 digits, so that names sort as numbers do. Nothing there
+// is ever replaced.
 
 // MaxSegment caps the size of a segment, in bytes.
 const MaxSegment = 64 << 20
@@ -36,7 +37,8 @@ type Segment struct{ First, Last uint64 }
 
 func (s Segment) name() string { return fmt.Sprintf("%020d-%020d.jsonl", s.First, s.Last) }
 
-// Names are read by hand, not by expressions: those take their time at every start of every program that has a registry.
+// Names are read by hand, not by expressions: those take their time at every
+// start of every program that has a registry.
 
 func parseSegmentName(name string) (Segment, bool) {
 	numbers, isSegment := strings.CutSuffix(name, ".jsonl")
@@ -66,7 +68,8 @@ func archiveFolder(origin string) (string, error) {
 	return "journal/" + station + "/", nil
 }
 
-// checkpoint is what a signed checkpoint says. Whoever relies on it checks the signature too.
+// checkpoint is what a signed checkpoint says. Whoever relies on it checks the
+// signature too.
 type checkpoint struct {
 	origin string
 	journal.Checkpoint
@@ -84,11 +87,14 @@ func parseCheckpoint(text []byte) (c checkpoint, err error) {
 
 // archive is what a back end has to do for the archive's sake. Names are whole.
 type archive interface {
-	// store makes an object, durably, if there is none. Otherwise it hands what is there to known, and returns what that says.
+	// store makes an object, durably, if there is none. Otherwise it hands what
+	// is there to known, and returns what that says.
 	store(ctx context.Context, name string, content []byte, known func(io.Reader) error) error
-	// list gives the names that start with a prefix, which may end within a name, in order.
+	// list gives the names that start with a prefix, which may end within a
+	// name, in order.
 	list(ctx context.Context, prefix string) iter.Seq2[string, error]
-	// load reads an object of at most limit bytes; an error that is fs.ErrNotExist says that there is none.
+	// load reads an object of at most limit bytes; an error that is
+	// fs.ErrNotExist says that there is none.
 	load(ctx context.Context, name string, limit int64) ([]byte, error)
 }
 
@@ -245,33 +251,37 @@ func archiving(what, origin string, err error) error {
 	return fmt.Errorf("archive of station %.130s: %s: %w", origin, what, err)
 }
 
-// PutSegment stores a sealed segment of a journal, the entries first to last, durably. It is idempotent. An error that wraps
-// journal.ErrFork says that something else is stored there. It needs s3:PutObject and s3:GetObject on journal/*, and
-// s3:ListBucket.
+// PutSegment stores a sealed segment of a journal, the entries first to last,
+// durably. It is idempotent. An error that wraps journal.ErrFork says that
+// something else is stored there. It needs s3:PutObject and s3:GetObject on
+// journal/*, and s3:ListBucket.
 func (a *AWS) PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error {
 	return archiving(fmt.Sprintf("storing the segment from entry %d on", first), origin, putSegment(ctx, a, origin, first, last, segment))
 }
 
-// PutCheckpoint stores a signed checkpoint over the first size entries of a journal, durably. It is idempotent; what counts is the
-// root. An error that wraps journal.ErrFork says that one of another root is stored there.
+// PutCheckpoint stores a signed checkpoint over the first size entries of a
+// journal, durably. It is idempotent; what counts is the root. An error that
+// wraps journal.ErrFork says that one of another root is stored there.
 func (a *AWS) PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error {
 	return archiving(fmt.Sprintf("storing the checkpoint of size %d", size), origin, putCheckpoint(ctx, a, origin, size, checkpoint))
 }
 
-// Segments gives the names of all segments of a journal, by their first entry. An error ends it.
+// Segments gives the names of all segments of a journal, by their first entry.
+// An error ends it.
 func (a *AWS) Segments(ctx context.Context, origin string) iter.Seq2[Segment, error] {
 	return segments(ctx, a, origin)
 }
 
-// Segment reads the segment that starts with an entry. An error that is fs.ErrNotExist says that there is none, one that wraps
-// journal.ErrFork that there are several. What it says is not checked.
+// Segment reads the segment that starts with an entry. An error that is
+// fs.ErrNotExist says that there is none, one that wraps journal.ErrFork that
+// there are several. What it says is not checked.
 func (a *AWS) Segment(ctx context.Context, origin string, first uint64) ([]byte, error) {
 	data, err := segment(ctx, a, origin, first)
 	return data, archiving("reading a segment", origin, err)
 }
 
-// LatestCheckpoint reads the checkpoint of the greatest size. An error that is fs.ErrNotExist says that there is none. Its
-// signature is not checked.
+// LatestCheckpoint reads the checkpoint of the greatest size. An error that is
+// fs.ErrNotExist says that there is none. Its signature is not checked.
 func (a *AWS) LatestCheckpoint(ctx context.Context, origin string) ([]byte, error) {
 	data, err := latestCheckpoint(ctx, a, origin)
 	return data, archiving("reading the latest checkpoint", origin, err)
@@ -367,21 +377,24 @@ func (a *AWS) load(ctx context.Context, name string, limit int64) ([]byte, error
 	return data, nil
 }
 
-// PutSegment stores a sealed segment of a journal, the entries first to last, durably. It is idempotent. An error that wraps
-// journal.ErrFork says that something else is stored there.
+// PutSegment stores a sealed segment of a journal, the entries first to last,
+// durably. It is idempotent. An error that wraps journal.ErrFork says that
+// something else is stored there.
 func (d *Dir) PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error {
 	err := d.writeArchive(ctx, func(a archive) error { return putSegment(ctx, a, origin, first, last, segment) })
 	return d.explain(fmt.Sprintf("storing the segment from entry %d on of station %.130s", first, origin), err)
 }
 
-// PutCheckpoint stores a signed checkpoint over the first size entries of a journal, durably. It is idempotent; what counts is the
-// root. An error that wraps journal.ErrFork says that one of another root is stored there.
+// PutCheckpoint stores a signed checkpoint over the first size entries of a
+// journal, durably. It is idempotent; what counts is the root. An error that
+// wraps journal.ErrFork says that one of another root is stored there.
 func (d *Dir) PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error {
 	err := d.writeArchive(ctx, func(a archive) error { return putCheckpoint(ctx, a, origin, size, checkpoint) })
 	return d.explain(fmt.Sprintf("storing the checkpoint of size %d of station %.130s", size, origin), err)
 }
 
-// Segments gives the names of all segments of a journal, by their first entry. An error ends it.
+// Segments gives the names of all segments of a journal, by their first entry.
+// An error ends it.
 func (d *Dir) Segments(ctx context.Context, origin string) iter.Seq2[Segment, error] {
 	return func(yield func(Segment, error) bool) {
 		err := d.readArchive(func(a archive) error {
@@ -401,8 +414,9 @@ func (d *Dir) Segments(ctx context.Context, origin string) iter.Seq2[Segment, er
 	}
 }
 
-// Segment reads the segment that starts with an entry. An error that is fs.ErrNotExist says that there is none, one that wraps
-// journal.ErrFork that there are several. What it says is not checked.
+// Segment reads the segment that starts with an entry. An error that is
+// fs.ErrNotExist says that there is none, one that wraps journal.ErrFork that
+// there are several. What it says is not checked.
 func (d *Dir) Segment(ctx context.Context, origin string, first uint64) (data []byte, err error) {
 	err = d.readArchive(func(a archive) (err error) {
 		data, err = segment(ctx, a, origin, first)
@@ -411,8 +425,8 @@ func (d *Dir) Segment(ctx context.Context, origin string, first uint64) (data []
 	return data, d.explain("reading a segment of station "+origin, err)
 }
 
-// LatestCheckpoint reads the checkpoint of the greatest size. An error that is fs.ErrNotExist says that there is none. Its
-// signature is not checked.
+// LatestCheckpoint reads the checkpoint of the greatest size. An error that is
+// fs.ErrNotExist says that there is none. Its signature is not checked.
 func (d *Dir) LatestCheckpoint(ctx context.Context, origin string) (data []byte, err error) {
 	err = d.readArchive(func(a archive) (err error) {
 		data, err = latestCheckpoint(ctx, a, origin)

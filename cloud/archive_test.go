@@ -22,7 +22,8 @@ import (
 
 const line3 = "widgiot/line3-a"
 
-// checkpointOf is a checkpoint whose root is 32 times a letter, signed by a key that depends on the number.
+// checkpointOf is a checkpoint whose root is 32 times a letter, signed by a key
+// that depends on the number.
 func checkpointOf(t testing.TB, origin string, size uint64, root byte, key int) []byte {
 	t.Helper()
 	private, _, err := note.GenerateKey(seed(key), origin)
@@ -236,7 +237,8 @@ func testArchiveRace(t *testing.T, b backend) {
 	}
 }
 
-// A copy that seals its segment after the look and before the write is noticed by the second look.
+// A copy that seals its segment after the look and before the write is noticed
+// by the second look.
 func TestArchiveBetween(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		var first error
@@ -255,7 +257,8 @@ func TestArchiveBetween(t *testing.T) {
 	})
 }
 
-// Each remote call of the archive fails in each way; the same call again brings it to its end.
+// Each remote call of the archive fails in each way; the same call again brings
+// it to its end.
 func TestArchiveFaults(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		r, n := once(b.open(t, "").(*AWS)), uint64(0)
@@ -319,7 +322,8 @@ func TestArchivePatience(t *testing.T) {
 	}
 }
 
-// TestDirArchiveCrash breaks off the storing of a segment after each step; the same again brings it to its end.
+// TestDirArchiveCrash breaks off the storing of a segment after each step; the
+// same again brings it to its end.
 func TestDirArchiveCrash(t *testing.T) {
 	segment := []byte("1\n2\n3\n")
 	d := newDirStore(t).openDir(t, "")
@@ -347,7 +351,8 @@ func TestDirArchiveCrash(t *testing.T) {
 	}
 }
 
-// While the folder is away nothing is stored, and nothing is said not to be there.
+// While the folder is away nothing is stored, and nothing is said not to be
+// there.
 func TestDirArchiveAway(t *testing.T) {
 	b := newDirStore(t)
 	d := b.openDir(t, "")

@@ -32,21 +32,25 @@ const (
 	awayAfter = 3 // faults in one PutBatch
 )
 
-// AWSConfig says where the registry is. Credentials come from the SDK's usual places, and are looked for again when
-// they are missing, have expired, or are not those that AWS knows.
+// AWSConfig says where the registry is. Credentials come from the SDK's usual
+// places, and are looked for again when they are missing, have expired, or are
+// not those that AWS knows.
 type AWSConfig struct {
 	Table  string // see Table
 	Bucket string
 	Region string // empty: the SDK's usual places
-	// DynamoDBEndpoint and S3Endpoint are URLs of private endpoints or test servers; empty for AWS's own.
+	// DynamoDBEndpoint and S3Endpoint are URLs of private endpoints or test
+	// servers; empty for AWS's own.
 	DynamoDBEndpoint string
 	S3Endpoint       string
 	PubkeyFormat     PubkeyFormat
 }
 
-// AWS is a registry in an S3 bucket and a DynamoDB table with the partition key device-id (S). Put
-// needs s3:PutObject and s3:GetObject on pubkeys/*, dynamodb:PutItem and dynamodb:GetItem; Lookup needs
-// dynamodb:GetItem; the archive, the listings and what operators do say what they need. Any number of callers may use it at once. It is made by NewAWS.
+// AWS is a registry in an S3 bucket and a DynamoDB table with the partition key
+// device-id (S). Put needs s3:PutObject and s3:GetObject on pubkeys/*,
+// dynamodb:PutItem and dynamodb:GetItem; Lookup needs dynamodb:GetItem; the
+// archive, the listings and what operators do say what they need. Any number of
+// callers may use it at once. It is made by NewAWS.
 type AWS struct {
 	s3     *s3.Client
 	slow   *s3.Client // for what is large
@@ -57,8 +61,8 @@ type AWS struct {
 	credentials *aws.CredentialsCache // emptied when AWS refuses what is in it
 }
 
-// NewAWS makes the clients. It makes no call to S3 or DynamoDB, so that an outage does not keep a station from
-// starting.
+// NewAWS makes the clients. It makes no call to S3 or DynamoDB, so that an
+// outage does not keep a station from starting.
 func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	if c.Table == "" || c.Bucket == "" {
 		return nil, errors.New("registry in AWS: it needs a table and a bucket")
@@ -87,7 +91,8 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 		return nil, errors.New("registry in AWS: no region: set it in the configuration, or in AWS_REGION")
 	}
 	c.Region = loaded.Region
-	// The SDK by itself reads a credentials file once, and settles at the start where credentials come from.
+	// The SDK by itself reads a credentials file once, and settles at the start
+	// where credentials come from.
 	credentials := aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
 		loaded, err := load(ctx)
 		if err != nil {
@@ -120,26 +125,29 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	}, nil
 }
 
-// signer signs requests. The SDK's own keeps what it derives from a secret under the name of the access key, and would go on with a
-// secret that was wrong.
+// signer signs requests. The SDK's own keeps what it derives from a secret
+// under the name of the access key, and would go on with a secret that was
+// wrong.
 type signer func(*v4.SignerOptions)
 
 func (s signer) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, hash, service, region string, at time.Time, options ...func(*v4.SignerOptions)) error {
 	return v4.NewSigner(s).SignHTTP(ctx, c, r, hash, service, region, at, options...)
 }
 
-// Put enrols a device: the public key as an object, then the device item and the guard item of the key in one
-// transaction. On return without an error, this device is enrolled with this key, by this record or by
-// an earlier one, which then stays as it is. The errors are those of the package comment.
+// Put enrols a device: the public key as an object, then the device item and
+// the guard item of the key in one transaction. On return without an error,
+// this device is enrolled with this key, by this record or by an earlier one,
+// which then stays as it is. The errors are those of the package comment.
 //
 // A refused Put may leave its public key in the bucket; only the items count.
 func (a *AWS) Put(ctx context.Context, s board.Sealed) error {
 	return a.PutBatch(ctx, []board.Sealed{s})[0]
 }
 
-// PutBatch is Put of any number of records, with a result for each: objects are written side by side, and a transaction holds the items of many
-// devices. One that is refused, or fails, does not keep the others from being enrolled. When AWS itself seems to be away, the rest
-// is not tried.
+// PutBatch is Put of any number of records, with a result for each: objects are
+// written side by side, and a transaction holds the items of many devices. One
+// that is refused, or fails, does not keep the others from being enrolled. When
+// AWS itself seems to be away, the rest is not tried.
 func (a *AWS) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, putTimeout)
 	defer cancel()
@@ -154,8 +162,8 @@ func (a *AWS) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	return results
 }
 
-// each calls do for some records at once and notes the results. After a few faults that are not of one record alone,
-// the rest is not tried.
+// each calls do for some records at once and notes the results. After a few
+// faults that are not of one record alone, the rest is not tried.
 func (a *AWS) each(todo []int, records []board.Sealed, results []error, do func(i int) error) {
 	var (
 		group sync.WaitGroup
@@ -196,9 +204,10 @@ func notTried(device board.DeviceID, why error) error {
 	return fmt.Errorf("device %s was not tried, because it failed for others: %w", device, why)
 }
 
-// Lookup returns what is held under a device id, read consistently. The envelope is not verified. An error that wraps
-// board.ErrNotEnrolled says for sure that there is nothing; one that wraps ErrDamaged, that it makes no sense.
-// An item that no station wrote has no envelope, and may have no state.
+// Lookup returns what is held under a device id, read consistently. The
+// envelope is not verified. An error that wraps board.ErrNotEnrolled says for
+// sure that there is nothing; one that wraps ErrDamaged, that it makes no
+// sense. An item that no station wrote has no envelope, and may have no state.
 func (a *AWS) Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()

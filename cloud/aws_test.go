@@ -10,8 +10,9 @@ import (
 	"secretfree/station/board"
 )
 
-// TestLostAnswers fails each remote call both ways. Lost once, the SDK's retry settles it within the Put. Lost for
-// the whole Put, it ends with an error that is no verdict, and the same Put later succeeds.
+// TestLostAnswers fails each remote call both ways. Lost once, the SDK's retry
+// settles it within the Put. Lost for the whole Put, it ends with an error that
+// is no verdict, and the same Put later succeeds.
 func TestLostAnswers(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		n := 0
@@ -52,7 +53,8 @@ func TestLostAnswers(t *testing.T) {
 							t.Errorf("the item is there: %v, want %v", stored, want)
 						}
 						must(t, r.Put(t.Context(), s))
-						// A lost answer of one's own is not mistaken for another's conflict, nor the other way round.
+						// A lost answer of one's own is not mistaken for
+						// another's conflict, nor the other way round.
 						if err := r.Put(t.Context(), sealed(t, n, 1000+n)); !errors.Is(err, board.ErrDeviceConflict) {
 							t.Errorf("another key: got %v, want ErrDeviceConflict", err)
 						}
@@ -64,8 +66,8 @@ func TestLostAnswers(t *testing.T) {
 	})
 }
 
-// Nobody else's key is overwritten by a retry: the answer is lost, and before the retry the device is
-// deleted and enrolled anew with another key.
+// Nobody else's key is overwritten by a retry: the answer is lost, and before
+// the retry the device is deleted and enrolled anew with another key.
 func TestLostAnswerThenAnother(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		s := sealed(t, 1, 1)

@@ -54,7 +54,8 @@ type registry interface {
 	Import(context.Context, Loaded, board.Sealed) error
 }
 
-// backend is one kind of store, new and empty, with a way past the code under test.
+// backend is one kind of store, new and empty, with a way past the code under
+// test.
 type backend interface {
 	open(t *testing.T, format PubkeyFormat) registry
 	bucket() string
@@ -154,7 +155,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// whole reads again where an answer was cut off: on a busy machine DynamoDB Local now and then does that to a long one.
+// whole reads again where an answer was cut off: on a busy machine DynamoDB
+// Local now and then does that to a long one.
 func whole[T any](read func() (T, error)) (T, error) {
 	v, err := read()
 	for range 3 {
@@ -166,7 +168,8 @@ func whole[T any](read func() (T, error)) (T, error) {
 	return v, err
 }
 
-// check holds for every store in which nobody meddled: one device, one key; one key, one device; and the key is in its object.
+// check holds for every store in which nobody meddled: one device, one key; one
+// key, one device; and the key is in its object.
 func check(t *testing.T, b backend) {
 	t.Helper()
 	items, objects := b.items(t), b.objects(t)
@@ -201,7 +204,8 @@ func check(t *testing.T, b backend) {
 	}
 }
 
-// isText tells the attributes whose value is a text; of the others, what stands for it here is JSON.
+// isText tells the attributes whose value is a text; of the others, what stands
+// for it here is JSON.
 func isText(name string) bool {
 	return name != "generation" && name != "epoch" && name != "state-history"
 }
@@ -230,7 +234,8 @@ func attributesOf(t *testing.T, data []byte) map[string]string {
 	return attributes
 }
 
-// plain and wireOf are DynamoDB's encoding and back, without the code under test.
+// plain and wireOf are DynamoDB's encoding and back, without the code under
+// test.
 func plain(t *testing.T, v types.AttributeValue) any {
 	t.Helper()
 	switch v := v.(type) {
@@ -398,7 +403,8 @@ func newAWSStore(t testing.TB, dynamoURL, s3URL string) *awsStore {
 	return b
 }
 
-// setAWSEnv keeps the SDK from whatever this machine has to say about AWS, bar the credentials of the peers.
+// setAWSEnv keeps the SDK from whatever this machine has to say about AWS, bar
+// the credentials of the peers.
 func setAWSEnv(t testing.TB) {
 	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")

@@ -159,7 +159,8 @@ func testBatchDuplicates(t *testing.T, b backend) {
 	check(t, b)
 }
 
-// testBatchModel sets batches of few devices and keys against the rule, one record after another.
+// testBatchModel sets batches of few devices and keys against the rule, one
+// record after another.
 func testBatchModel(t *testing.T, b backend) {
 	const boards = 12
 	random := rand.New(rand.NewPCG(1, 2))
@@ -198,8 +199,9 @@ func testBatchModel(t *testing.T, b backend) {
 	check(t, b)
 }
 
-// testRaceStations lets two stations deliver at once, one in batches and one record by record, boards that the other has too, boards that
-// contradict the other's, and boards of their own.
+// testRaceStations lets two stations deliver at once, one in batches and one
+// record by record, boards that the other has too, boards that contradict the
+// other's, and boards of their own.
 func testRaceStations(t *testing.T, b backend) {
 	const boards = 8
 	station := func(name string, shift int) (records []board.Sealed) {
@@ -280,8 +282,9 @@ func put(r registry, batch bool, records []board.Sealed) (results []error) {
 	return results
 }
 
-// TestBatchFaults fails each kind of remote write of a batch in each way, once, without the SDK's retries. What was not enrolled
-// gets an error that passes, and the same batch again enrols it; nothing is there twice, or by halves.
+// TestBatchFaults fails each kind of remote write of a batch in each way, once,
+// without the SDK's retries. What was not enrolled gets an error that passes,
+// and the same batch again enrols it; nothing is there twice, or by halves.
 func TestBatchFaults(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		n := 0
@@ -362,7 +365,8 @@ func TestBatchFaults(t *testing.T) {
 	})
 }
 
-// A table whose answers do not say which device they are about, as some servers' do not.
+// A table whose answers do not say which device they are about, as some
+// servers' do not.
 func TestBatchWithoutReasons(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		must(t, b.open(t, "").Put(t.Context(), sealed(t, 3, 3)))
@@ -410,8 +414,8 @@ func (k *keeper) Header() http.Header         { return k.header }
 func (k *keeper) WriteHeader(code int)        { k.code = code }
 func (k *keeper) Write(p []byte) (int, error) { return k.body.Write(p) }
 
-// One record that the table calls invalid does not hold back the others; a table that calls all of them so is
-// soon let alone.
+// One record that the table calls invalid does not hold back the others; a
+// table that calls all of them so is soon let alone.
 func TestBatchInvalid(t *testing.T) {
 	setAWSEnv(t)
 	for _, test := range []struct {
@@ -456,7 +460,8 @@ func TestBatchInvalid(t *testing.T) {
 	}
 }
 
-// When AWS is away, a large batch is not one long row of waiting: the rest is not tried.
+// When AWS is away, a large batch is not one long row of waiting: the rest is
+// not tried.
 func TestBatchAway(t *testing.T) {
 	setAWSEnv(t)
 	var batch []board.Sealed

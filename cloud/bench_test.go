@@ -35,11 +35,14 @@ func fresh(b testing.TB, next *int, n int) (records []board.Sealed) {
 	return records
 }
 
-// BenchmarkPutBatch sets a full batch against the same calls made with the SDK alone, as many at once, and against Put of each record. All
-// run in turn on the same servers. of-bare is how long a batch takes where the bare calls take 1, of-puts where Puts take 1; of each the median counts.
+// BenchmarkPutBatch sets a full batch against the same calls made with the SDK
+// alone, as many at once, and against Put of each record. All run in turn on
+// the same servers. of-bare is how long a batch takes where the bare calls take
+// 1, of-puts where Puts take 1; of each the median counts.
 func BenchmarkPutBatch(b *testing.B) {
 	b.Run("minidyn-gofakes3", func(b *testing.B) {
-		// minidyn copies its tables for each transaction: new ones, so that it does not get slower all the time.
+		// minidyn copies its tables for each transaction: new ones, so that it
+		// does not get slower all the time.
 		benchmarkPutBatch(b, func() *AWS {
 			dynamo := httptest.NewServer(minidyn.NewServer())
 			b.Cleanup(dynamo.Close)
@@ -109,8 +112,10 @@ func reportBatch(b *testing.B, batch, puts []time.Duration) {
 	b.ReportMetric(transactionDevices/median(batch).Seconds(), "records/s")
 }
 
-// BenchmarkProcessPerDevice sets a full batch against a loader that starts the aws command once for each device, to write the item alone, on
-// the same server: times-process is how many times as long such a loader takes for a record.
+// BenchmarkProcessPerDevice sets a full batch against a loader that starts the
+// aws command once for each device, to write the item alone, on the same
+// server: times-process is how many times as long such a loader takes for a
+// record.
 func BenchmarkProcessPerDevice(b *testing.B) {
 	command, err := exec.LookPath("aws")
 	dynamo, s3 := os.Getenv("SECRETFREE_DYNAMODB_ENDPOINT"), os.Getenv("SECRETFREE_S3_ENDPOINT")
@@ -138,7 +143,8 @@ func BenchmarkProcessPerDevice(b *testing.B) {
 	b.ReportMetric(float64(median(process))*transactionDevices/float64(median(batch)), "times-process")
 }
 
-// bareBatch makes the calls of a batch that meets nothing in its way, and looks at none of the records.
+// bareBatch makes the calls of a batch that meets nothing in its way, and looks
+// at none of the records.
 func bareBatch(b *testing.B, a *AWS, records []board.Sealed) {
 	todo := make(chan board.Sealed)
 	var group sync.WaitGroup
@@ -176,7 +182,8 @@ func bareBatch(b *testing.B, a *AWS, records []board.Sealed) {
 	must(b, err)
 }
 
-// BenchmarkDirPutBatch sets a full batch against Put of each record, in the same folder.
+// BenchmarkDirPutBatch sets a full batch against Put of each record, in the
+// same folder.
 func BenchmarkDirPutBatch(b *testing.B) {
 	d := newDirStore(b).openDir(b, "")
 	next := 0

@@ -151,7 +151,8 @@ func testRepeat(t *testing.T, b backend) {
 	check(t, b)
 }
 
-// The first station stays: the same board with the same key is enrolled, whoever read it.
+// The first station stays: the same board with the same key is enrolled,
+// whoever read it.
 func testAnotherStation(t *testing.T, b backend) {
 	must(t, b.open(t, "").Put(t.Context(), sealed(t, 1, 1)))
 	before := b.items(t)
@@ -308,8 +309,9 @@ func testUnsigned(t *testing.T, b backend) {
 	check(t, b)
 }
 
-// testDamage changes one attribute after another: no Lookup believes it, no Put takes it for its own, and
-// none takes it for a conflict, because somebody can put it right.
+// testDamage changes one attribute after another: no Lookup believes it, no Put
+// takes it for its own, and none takes it for a conflict, because somebody can
+// put it right.
 func testDamage(t *testing.T, b backend) {
 	s, r := sealed(t, 1, 1), b.open(t, "")
 	must(t, r.Put(t.Context(), s))
@@ -388,8 +390,8 @@ func testDamagedObject(t *testing.T, b backend) {
 
 const racers = 16
 
-// race lets everyone put at once and returns the verdicts. Errors that pass are tried again, as the
-// spool does.
+// race lets everyone put at once and returns the verdicts. Errors that pass are
+// tried again, as the spool does.
 func race(t *testing.T, b backend, records []board.Sealed) []error {
 	t.Helper()
 	verdicts := make([]error, len(records))

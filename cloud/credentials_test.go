@@ -15,7 +15,8 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// A station whose credentials were wrong, or were not there, goes on as soon as they are right.
+// A station whose credentials were wrong, or were not there, goes on as soon as
+// they are right.
 func TestCredentialsCorrected(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -69,7 +70,8 @@ func TestCredentialsCorrected(t *testing.T) {
 	}
 }
 
-// file is a credentials file with these parts, or where they are empty the right ones.
+// file is a credentials file with these parts, or where they are empty the
+// right ones.
 func file(wrongID, wrongSecret string) func(id, secret string) string {
 	return func(id, secret string) string {
 		if wrongID != "" {

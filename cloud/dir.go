@@ -42,8 +42,8 @@ const (
 	lockTimeout   = 30 * time.Second
 )
 
-// ErrNoRegistry says that a folder is not a registry: it was never made one by InitDir, or its disk or
-// share is not there.
+// ErrNoRegistry says that a folder is not a registry: it was never made one by
+// InitDir, or its disk or share is not there.
 var ErrNoRegistry = errors.New("not a registry folder (it has no " + marker + "): if its disk or share is missing, mount it; a new registry has to be initialised first")
 
 // DirConfig says where the registry is.
@@ -52,9 +52,10 @@ type DirConfig struct {
 	PubkeyFormat PubkeyFormat
 }
 
-// Dir is a registry in a folder. Any number of callers, stations and processes on one machine may use the
-// folder at once: writers take turns by a lock (flock); whether that holds between machines is
-// for the file system to say. It must support hard links. It is made by OpenDir.
+// Dir is a registry in a folder. Any number of callers, stations and processes
+// on one machine may use the folder at once: writers take turns by a lock
+// (flock); whether that holds between machines is for the file system to say.
+// It must support hard links. It is made by OpenDir.
 type Dir struct {
 	config DirConfig
 	turn   chan struct{} // of capacity 1: full while a caller of this Dir writes
@@ -69,8 +70,9 @@ type markerJSON struct {
 	Version int    `json:"version"`
 }
 
-// InitDir makes a folder a registry, durably, and the folder too if it is missing. A folder that is a registry stays as it is;
-// one that holds anything else is refused. It is for one caller at a time.
+// InitDir makes a folder a registry, durably, and the folder too if it is
+// missing. A folder that is a registry stays as it is; one that holds anything
+// else is refused. It is for one caller at a time.
 func InitDir(name string) error {
 	if err := initDir(name); err != nil {
 		return fmt.Errorf("initialising the registry folder %s: %w", name, err)
@@ -124,8 +126,8 @@ func initDir(name string) error {
 	return syncFolder(parent, ".")
 }
 
-// OpenDir does not look at the folder, so that a station starts while its share is away: Put and
-// Lookup then give ErrNoRegistry.
+// OpenDir does not look at the folder, so that a station starts while its share
+// is away: Put and Lookup then give ErrNoRegistry.
 func OpenDir(c DirConfig) (*Dir, error) {
 	if c.Path == "" {
 		return nil, errors.New("registry in a folder: it needs a path")
@@ -136,15 +138,16 @@ func OpenDir(c DirConfig) (*Dir, error) {
 	return &Dir{config: c, turn: make(chan struct{}, 1)}, nil
 }
 
-// Put enrols a device. On return without an error, this device is enrolled with this key, by this
-// record or by an earlier one, which then stays as it is; files and folders are synced. The errors are those of
-// the package comment.
+// Put enrols a device. On return without an error, this device is enrolled with
+// this key, by this record or by an earlier one, which then stays as it is;
+// files and folders are synced. The errors are those of the package comment.
 func (d *Dir) Put(ctx context.Context, s board.Sealed) error {
 	return d.PutBatch(ctx, []board.Sealed{s})[0]
 }
 
-// PutBatch is Put of any number of records, with a result for each: the lock is taken once, and files and folders are synced
-// together. One that is refused does not keep the others from being enrolled.
+// PutBatch is Put of any number of records, with a result for each: the lock is
+// taken once, and files and folders are synced together. One that is refused
+// does not keep the others from being enrolled.
 func (d *Dir) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
@@ -166,9 +169,11 @@ func (d *Dir) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	return results
 }
 
-// Lookup returns what is held under a device id. The envelope is not verified. An error that wraps board.ErrNotEnrolled says for sure that
-// there is nothing; one that wraps ErrDamaged, that it makes no sense; ErrNoRegistry, that the folder is away.
-// An item that no station wrote has no envelope, and may have no state.
+// Lookup returns what is held under a device id. The envelope is not verified.
+// An error that wraps board.ErrNotEnrolled says for sure that there is nothing;
+// one that wraps ErrDamaged, that it makes no sense; ErrNoRegistry, that the
+// folder is away. An item that no station wrote has no envelope, and may have
+// no state.
 func (d *Dir) Lookup(_ context.Context, device board.DeviceID) (board.Enrolment, error) {
 	e, err := d.lookup(device)
 	if err != nil {
@@ -193,7 +198,8 @@ func (d *Dir) lookup(device board.DeviceID) (board.Enrolment, error) {
 	return stored.enrolment(device)
 }
 
-// open holds on to the folder that has the marker, even if another is mounted over it meanwhile.
+// open holds on to the folder that has the marker, even if another is mounted
+// over it meanwhile.
 func (d *Dir) open() (*os.Root, error) {
 	root, err := os.OpenRoot(d.config.Path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -307,8 +313,9 @@ func itemName(device board.DeviceID) string  { return "items/" + device.String()
 func guardName(key board.Fingerprint) string { return "guards/" + key.String() + ".json" }
 func isExist(err error) bool                 { return errors.Is(err, fs.ErrExist) }
 
-// put makes the two items of each record appear as one: what is to be written is first in pending.json, and whoever holds the lock next
-// carries on from there.
+// put makes the two items of each record appear as one: what is to be written
+// is first in pending.json, and whoever holds the lock next carries on from
+// there.
 func (w *writing) put(records []board.Sealed, wave []int, results []error, format PubkeyFormat) {
 	fail := func(err error) {
 		for _, i := range without(results, wave) {
@@ -370,7 +377,8 @@ func (w *writing) judge(r *board.Record) (enrolled bool, err error) {
 	return enrolled, err
 }
 
-// putObjects writes public keys. An error is one of the disk; what is wrong with one object is noted in its result.
+// putObjects writes public keys. An error is one of the disk; what is wrong
+// with one object is noted in its result.
 func (w *writing) putObjects(records []board.Sealed, todo []int, results []error) error {
 	if len(todo) == 0 {
 		return nil
@@ -404,7 +412,8 @@ func (w *writing) putObjects(records []board.Sealed, todo []int, results []error
 	return nil
 }
 
-// finish carries out what pending.json says, if there is one. Each step may have been done before.
+// finish carries out what pending.json says, if there is one. Each step may
+// have been done before.
 func (w *writing) finish() error {
 	data, err := readFile(w.root, pendingName, maxPending)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -477,8 +486,9 @@ type newFile struct {
 	via     string
 }
 
-// create makes a file with this content, whole and synced, or finds that there is one: an error that is
-// fs.ErrExist. Either way the file of that name is durable on return.
+// create makes a file with this content, whole and synced, or finds that there
+// is one: an error that is fs.ErrExist. Either way the file of that name is
+// durable on return.
 func (w *writing) create(name string, content []byte) error {
 	files := []newFile{{name: name, content: content}}
 	if err := w.createAll(files); err != nil {
@@ -490,8 +500,9 @@ func (w *writing) create(name string, content []byte) error {
 	return nil
 }
 
-// createAll makes files, each whole, in the order given, or finds that they are there. On return all are durable. They are synced side by side, because
-// a file system does many of these for little more than the price of one.
+// createAll makes files, each whole, in the order given, or finds that they are
+// there. On return all are durable. They are synced side by side, because a
+// file system does many of these for little more than the price of one.
 func (w *writing) createAll(files []newFile) error {
 	inFolder := map[string]int{}
 	var folders []string
@@ -548,7 +559,8 @@ func (w *writing) write(name string, content []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// replace puts a whole, synced file in the place of another: a reader, and a crash, meet the one or the other.
+// replace puts a whole, synced file in the place of another: a reader, and a
+// crash, meet the one or the other.
 func (w *writing) replace(name string, content []byte) error {
 	via := path.Join(path.Dir(name), newName)
 	if err := w.write(via, content); err != nil {
@@ -566,7 +578,8 @@ func (w *writing) replace(name string, content []byte) error {
 	return syncFolder(w.root, path.Dir(name))
 }
 
-// sideBySide calls do for 0 to n-1, some at once; after an error it may leave some out.
+// sideBySide calls do for 0 to n-1, some at once; after an error it may leave
+// some out.
 func sideBySide(n int, do func(int) error) error {
 	var group sync.WaitGroup
 	var next atomic.Int64
@@ -590,8 +603,8 @@ func syncFolder(root *os.Root, name string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// readFile reads a whole file of at most limit bytes. What is no regular file is
-// damage: a pipe or a device would hold whoever reads it for ever.
+// readFile reads a whole file of at most limit bytes. What is no regular file
+// is damage: a pipe or a device would hold whoever reads it for ever.
 func readFile(root *os.Root, name string, limit int64) ([]byte, error) {
 	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -632,7 +645,8 @@ func readGuard(root *os.Root, f board.Fingerprint) (*Guard, error) {
 	return guardFromJSON(f, data)
 }
 
-// folderThere tells a file that is not there from a folder that is not: then nothing is known.
+// folderThere tells a file that is not there from a folder that is not: then
+// nothing is known.
 func folderThere(root *os.Root, name string) error {
 	if _, err := root.Stat(path.Dir(name)); err != nil {
 		return fmt.Errorf("%w: its folder %s is missing: put it back from a copy", ErrDamaged, path.Dir(name))

@@ -17,8 +17,8 @@ import (
 
 var errCrash = errors.New("crash")
 
-// cutAt ends what d does at its n-th step, counted from 0, as a crash would, and everything after it. It returns
-// the names of the steps that were reached.
+// cutAt ends what d does at its n-th step, counted from 0, as a crash would,
+// and everything after it. It returns the names of the steps that were reached.
 func cutAt(d *Dir, n int) *[]string {
 	var steps []string
 	d.cut = func(step string) error {
@@ -31,7 +31,8 @@ func cutAt(d *Dir, n int) *[]string {
 	return &steps
 }
 
-// tidy says that nothing is under way. A file .new may be left: nobody reads it, and the next writer there removes it.
+// tidy says that nothing is under way. A file .new may be left: nobody reads
+// it, and the next writer there removes it.
 func tidy(t *testing.T, b *dirStore) {
 	t.Helper()
 	must(t, filepath.WalkDir(b.path, func(name string, _ fs.DirEntry, err error) error {
@@ -42,8 +43,9 @@ func tidy(t *testing.T, b *dirStore) {
 	}))
 }
 
-// TestDirCrash breaks a Put off after each of its steps. Then the same Put again, or others before it, must
-// end as if there had been no crash: one of them has won, and it is whole.
+// TestDirCrash breaks a Put off after each of its steps. Then the same Put
+// again, or others before it, must end as if there had been no crash: one of
+// them has won, and it is whole.
 func TestDirCrash(t *testing.T) {
 	d := newDirStore(t).openDir(t, "")
 	whole := cutAt(d, 1<<20)
@@ -95,7 +97,8 @@ func TestDirCrash(t *testing.T) {
 	}
 }
 
-// TestDirBatchCrash breaks a batch off after each of its steps. Whatever comes next, each board is whole or not there at all.
+// TestDirBatchCrash breaks a batch off after each of its steps. Whatever comes
+// next, each board is whole or not there at all.
 func TestDirBatchCrash(t *testing.T) {
 	batch := []board.Sealed{sealed(t, 1, 1), sealed(t, 2, 2), sealed(t, 3, 3)}
 	d := newDirStore(t).openDir(t, "")
@@ -140,7 +143,8 @@ func TestDirBatchCrash(t *testing.T) {
 	}
 }
 
-// A crash may bring pending.json back after its work was done. That must not bring a state back.
+// A crash may bring pending.json back after its work was done. That must not
+// bring a state back.
 func TestDirPendingComesBack(t *testing.T) {
 	b := newDirStore(t)
 	d, s := b.openDir(t, ""), sealed(t, 1, 1)
@@ -182,7 +186,8 @@ func TestDirPendingDamaged(t *testing.T) {
 	}
 }
 
-// While the folder is away nothing is made in its place; when it is back, all is as before.
+// While the folder is away nothing is made in its place; when it is back, all
+// is as before.
 func TestDirAway(t *testing.T) {
 	b := newDirStore(t)
 	d := b.openDir(t, "")
@@ -279,7 +284,8 @@ func TestDirRefusals(t *testing.T) {
 	}
 }
 
-// What a system call says comes with its remedy, and afterwards the same Put succeeds.
+// What a system call says comes with its remedy, and afterwards the same Put
+// succeeds.
 func TestDirFailingDisk(t *testing.T) {
 	for errno, remedy := range map[syscall.Errno]string{
 		syscall.ENOSPC: "make room", syscall.EDQUOT: "make room", syscall.EACCES: "give its user the right",
@@ -347,7 +353,8 @@ const (
 	processes     = 4
 )
 
-// TestDirProcesses lets several processes enrol the same devices with keys of their own.
+// TestDirProcesses lets several processes enrol the same devices with keys of
+// their own.
 func TestDirProcesses(t *testing.T) {
 	b := newDirStore(t)
 	var commands []*exec.Cmd
@@ -377,7 +384,8 @@ func TestDirProcesses(t *testing.T) {
 	}
 }
 
-// TestDirProcess is one of the processes of TestDirProcesses, and nothing by itself.
+// TestDirProcess is one of the processes of TestDirProcesses, and nothing by
+// itself.
 func TestDirProcess(t *testing.T) {
 	path := os.Getenv(processEnv)
 	if path == "" {

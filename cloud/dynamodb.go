@@ -33,7 +33,8 @@ type itemWrites struct {
 	away    error   // why no more is tried
 }
 
-// put writes the items of a group of devices in as few transactions as the table lets it.
+// put writes the items of a group of devices in as few transactions as the
+// table lets it.
 func (w *itemWrites) put(ctx context.Context, group []int) {
 	for len(group) > 0 {
 		if w.away != nil {
@@ -106,8 +107,9 @@ func (w *itemWrites) writing(group []int) string {
 	return "writing the items of " + what + " in table " + w.config.Table
 }
 
-// write writes both items of each device, or nothing. A device item is only ever created. A guard may be there if
-// it names this device: somebody has deleted the device item on purpose.
+// write writes both items of each device, or nothing. A device item is only
+// ever created. A guard may be there if it names this device: somebody has
+// deleted the device item on purpose.
 func (w *itemWrites) write(ctx context.Context, group []int) error {
 	var puts []types.TransactWriteItem
 	for _, i := range group {
@@ -133,8 +135,8 @@ func (a *AWS) putGuard(key Guard) types.TransactWriteItem {
 	}}
 }
 
-// blame settles the devices that a transaction was refused for, and returns the others. Not every server gives reasons, and
-// some give the first one only.
+// blame settles the devices that a transaction was refused for, and returns the
+// others. Not every server gives reasons, and some give the first one only.
 func (w *itemWrites) blame(ctx context.Context, group []int, canceled *types.TransactionCanceledException) (rest []int) {
 	if len(canceled.CancellationReasons) != 2*len(group) {
 		return group
@@ -167,7 +169,8 @@ func (w *itemWrites) blame(ctx context.Context, group []int, canceled *types.Tra
 	return rest
 }
 
-// settle finds out from what is stored what became of devices. Those of which it finds nothing get the failure.
+// settle finds out from what is stored what became of devices. Those of which
+// it finds nothing get the failure.
 func (w *itemWrites) settle(ctx context.Context, group []int, failure error) {
 	w.each(group, w.records, w.results, func(i int) error {
 		r := &w.records[i].Record

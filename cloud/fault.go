@@ -18,7 +18,8 @@ import (
 // maxFaultText caps what is shown of an error's own text, in bytes.
 const maxFaultText = 300
 
-// fault is an error of a call to AWS, with a sentence for those who can mend it.
+// fault is an error of a call to AWS, with a sentence for those who can mend
+// it.
 type fault struct {
 	doing    string
 	sentence string // empty if there is none for this error
@@ -41,7 +42,8 @@ func (a *AWS) fault(doing string, err error) error {
 		f.sentence = a.explain(api.ErrorCode(), api.ErrorMessage(), err)
 		f.text = api.ErrorCode()
 		if !strings.Contains(api.ErrorCode(), "Signature") {
-			// The message of a signature error quotes the request's headers, the session token among them.
+			// The message of a signature error quotes the request's headers,
+			// the session token among them.
 			f.text += ": " + api.ErrorMessage()
 		}
 	} else {
@@ -54,7 +56,8 @@ func (a *AWS) fault(doing string, err error) error {
 	return f
 }
 
-// explain is for an error that S3 or DynamoDB answered. Credentials that were refused are looked for anew.
+// explain is for an error that S3 or DynamoDB answered. Credentials that were
+// refused are looked for anew.
 func (a *AWS) explain(code, message string, err error) string {
 	where := " in region " + a.config.Region
 	switch code {
@@ -136,7 +139,8 @@ func explainTransport(err error) string {
 	return ""
 }
 
-// isCertificate tells the errors of a certificate that is not good for the name, or not of a CA that is trusted.
+// isCertificate tells the errors of a certificate that is not good for the
+// name, or not of a CA that is trusted.
 func isCertificate(err error) bool {
 	_, bad := errors.AsType[*tls.CertificateVerificationError](err)
 	return bad

@@ -18,8 +18,8 @@ import (
 
 const secretToken = "a-session-token"
 
-// TestFaults answers as AWS does when something is wrong, and looks for the sentence. Each is an error that passes:
-// no verdict on the record.
+// TestFaults answers as AWS does when something is wrong, and looks for the
+// sentence. Each is an error that passes: no verdict on the record.
 func TestFaults(t *testing.T) {
 	setAWSEnv(t)
 	s3Error := func(status int, code string) http.HandlerFunc {

@@ -12,7 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// What is here looks at the journals of all stations in an archive, with few requests also where a journal has many checkpoints.
+// What is here looks at the journals of all stations in an archive, with few
+// requests also where a journal has many checkpoints.
 
 const (
 	maxStations  = 10_000
@@ -22,7 +23,8 @@ const (
 	disorderSpan = 10 * time.Minute
 )
 
-// ArchivedJournal is what an archive has of the journal of one station. Nothing of it is verified.
+// ArchivedJournal is what an archive has of the journal of one station. Nothing
+// of it is verified.
 type ArchivedJournal struct {
 	Station    string // the folder: the name without the product
 	Size       uint64 // of the newest checkpoint; 0 if there is none
@@ -30,9 +32,11 @@ type ArchivedJournal struct {
 	Stored     time.Time // when that was stored
 	Archived   uint64    // entries in the segments up to the newest, which is one of the last 50,000 entries; see Known
 	Known      bool      // that Archived is the number
-	// Conflict says why two machines must have written here; empty if nothing says so.
+	// Conflict says why two machines must have written here; empty if nothing
+	// says so.
 	Conflict string
-	// Disorder says why two machines may have: a smaller checkpoint was stored long after a greater one.
+	// Disorder says why two machines may have: a smaller checkpoint was stored
+	// long after a greater one.
 	Disorder string
 }
 
@@ -47,7 +51,8 @@ type pages interface {
 	archive
 	// folders gives the names of the folders in journal/, at most limit.
 	folders(ctx context.Context, limit int) ([]string, error)
-	// page gives objects of a folder, which ends in a slash, in the order of their names and behind a name, and tells whether there are more.
+	// page gives objects of a folder, which ends in a slash, in the order of
+	// their names and behind a name, and tells whether there are more.
 	page(ctx context.Context, folder, after string) (objects []object, more bool, err error)
 }
 
@@ -61,7 +66,8 @@ func (o object) number() (uint64, bool) {
 
 func (o object) segment() (Segment, bool) { return parseSegmentName(o.name) }
 
-// tail finds the last page of a folder: of pages that begin at numbers further and further on, it goes back from the first that is empty.
+// tail finds the last page of a folder: of pages that begin at numbers further
+// and further on, it goes back from the first that is empty.
 func tail(ctx context.Context, p pages, folder string) (last []object, whole bool, err error) {
 	last, more, err := p.page(ctx, folder, "")
 	if err != nil || !more {
@@ -160,7 +166,8 @@ func nearEnd(ctx context.Context, p pages, folder string, size uint64) (all []ob
 	return all, nil
 }
 
-// overlap finds segments that share entries: one station never seals an entry twice.
+// overlap finds segments that share entries: one station never seals an entry
+// twice.
 func overlap(objects []object) string {
 	var before Segment
 	have := false
@@ -177,7 +184,8 @@ func overlap(objects []object) string {
 	return ""
 }
 
-// disorder looks at when checkpoints were stored, but for those of segments, which may be stored late.
+// disorder looks at when checkpoints were stored, but for those of segments,
+// which may be stored late.
 func disorder(objects []object) string {
 	seals := map[uint64]bool{}
 	for _, o := range objects {
@@ -205,16 +213,19 @@ func checkpointAt(ctx context.Context, a archive, station string, size uint64) (
 	return a.load(ctx, fmt.Sprintf("journal/%s/%020d.checkpoint", station, size), maxCheckpoint)
 }
 
-// Stations gives the names of the stations of which the archive has something. It needs s3:ListBucket on journal/.
+// Stations gives the names of the stations of which the archive has something.
+// It needs s3:ListBucket on journal/.
 func (a *AWS) Stations(ctx context.Context) ([]string, error) { return a.folders(ctx, maxStations) }
 
-// JournalOf looks at the newest of a station's journal. It needs s3:ListBucket and s3:GetObject on journal/.
+// JournalOf looks at the newest of a station's journal. It needs s3:ListBucket
+// and s3:GetObject on journal/.
 func (a *AWS) JournalOf(ctx context.Context, station string) (ArchivedJournal, error) {
 	j, err := journalOf(ctx, a, station)
 	return j, archiving("looking at its journal", station, err)
 }
 
-// CheckpointAt reads the checkpoint of a size; an error that is fs.ErrNotExist says that there is none.
+// CheckpointAt reads the checkpoint of a size; an error that is fs.ErrNotExist
+// says that there is none.
 func (a *AWS) CheckpointAt(ctx context.Context, station string, size uint64) ([]byte, error) {
 	return checkpointAt(ctx, a, station, size)
 }
@@ -266,7 +277,8 @@ func (d *Dir) JournalOf(ctx context.Context, station string) (j ArchivedJournal,
 	return j, d.explain("looking at the journal of station "+station, err)
 }
 
-// CheckpointAt reads the checkpoint of a size; an error that is fs.ErrNotExist says that there is none.
+// CheckpointAt reads the checkpoint of a size; an error that is fs.ErrNotExist
+// says that there is none.
 func (d *Dir) CheckpointAt(ctx context.Context, station string, size uint64) (data []byte, err error) {
 	err = d.readArchive(func(a archive) (err error) {
 		data, err = checkpointAt(ctx, a, station, size)

@@ -18,7 +18,8 @@ import (
 	"secretfree/station/board"
 )
 
-// Why an item that the published reference's loader may have written is not imported. A person has to decide.
+// Why an item that the published reference's loader may have written is not
+// imported. A person has to decide.
 var (
 	ErrForeignID = errors.New("its id is not that of a device: 32 lower-case hexadecimal digits")
 	ErrNoKey     = errors.New("its public key cannot be read")
@@ -26,7 +27,8 @@ var (
 	ErrMore      = errors.New("it holds more than the reference's loader writes")
 )
 
-// ErrNotAsListed says that an item is no longer the one that was listed. Listing anew shows what it is now.
+// ErrNotAsListed says that an item is no longer the one that was listed.
+// Listing anew shows what it is now.
 var ErrNotAsListed = errors.New("the item was changed since it was listed")
 
 // Loaded is what an import finds of a device item.
@@ -107,7 +109,8 @@ func (f found) loaded() Loaded {
 	return l
 }
 
-// onlyLoaded refuses an item that has any attribute of ours besides those that the reference's loader writes.
+// onlyLoaded refuses an item that has any attribute of ours besides those that
+// the reference's loader writes.
 func (i *item) onlyLoaded() error {
 	for _, a := range i.attributes() {
 		if *a.value != "" && !byLoader(a.name) {
@@ -130,8 +133,9 @@ func (l Loaded) check(s board.Sealed) error {
 	return nil
 }
 
-// judge compares what was listed with what is there. It returns true if the device is enrolled with this key, by
-// whomever, false if nothing stands against the import, and otherwise why it cannot be.
+// judge compares what was listed with what is there. It returns true if the
+// device is enrolled with this key, by whomever, false if nothing stands
+// against the import, and otherwise why it cannot be.
 func (l Loaded) judge(r *board.Record, stored *item, key *Guard) (enrolled bool, err error) {
 	switch {
 	case stored != nil && stored.record != "":
@@ -146,8 +150,9 @@ func (l Loaded) judge(r *board.Record, stored *item, key *Guard) (enrolled bool,
 	return false, nil
 }
 
-// Loaded lists every device item, in the order of ids, and says of each what an import would do. Nothing is changed. The whole listing is
-// held in memory. It needs dynamodb:Scan.
+// Loaded lists every device item, in the order of ids, and says of each what an
+// import would do. Nothing is changed. The whole listing is held in memory. It
+// needs dynamodb:Scan.
 func (a *AWS) Loaded(ctx context.Context) ([]Loaded, error) {
 	c := census{guards: map[board.Fingerprint]board.DeviceID{}}
 	for id, stored := range a.scan(ctx) {
@@ -171,13 +176,18 @@ func (a *AWS) Loaded(ctx context.Context) ([]Loaded, error) {
 	return c.loaded(), nil
 }
 
-// Import makes an item that Loaded listed, and that can be imported, one of a signed record: the public key as an object, then
-// the rest of the item and the guard of the key in one transaction, which holds only if the item is still exactly the one that was listed.
-// Its pubkey attribute stays as it is, for those who read it. On return without an error the device is enrolled with this key,
-// by this record or by an earlier one. Errors that can never change are a *board.Conflict, ErrNotAsListed, and what wraps board.ErrRecord or
-// board.ErrEnvelope; after any other the same Import again brings it to its end.
+// Import makes an item that Loaded listed, and that can be imported, one of a
+// signed record: the public key as an object, then the rest of the item and the
+// guard of the key in one transaction, which holds only if the item is still
+// exactly the one that was listed. Its pubkey attribute stays as it is, for
+// those who read it. On return without an error the device is enrolled with
+// this key, by this record or by an earlier one. Errors that can never change
+// are a *board.Conflict, ErrNotAsListed, and what wraps board.ErrRecord or
+// board.ErrEnvelope; after any other the same Import again brings it to its
+// end.
 //
-// It needs s3:PutObject and s3:GetObject on pubkeys/*, dynamodb:GetItem, dynamodb:PutItem and dynamodb:UpdateItem.
+// It needs s3:PutObject and s3:GetObject on pubkeys/*, dynamodb:GetItem,
+// dynamodb:PutItem and dynamodb:UpdateItem.
 func (a *AWS) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 	if err := l.check(s); err != nil {
 		return err
@@ -241,8 +251,8 @@ func (a *AWS) sign(ctx context.Context, l Loaded, s board.Sealed) error {
 	return err
 }
 
-// Loaded lists every device item, in the order of ids, and says of each what an import would do. Nothing is changed. The whole listing is
-// held in memory.
+// Loaded lists every device item, in the order of ids, and says of each what an
+// import would do. Nothing is changed. The whole listing is held in memory.
 func (d *Dir) Loaded(ctx context.Context) ([]Loaded, error) {
 	c := census{guards: map[board.Fingerprint]board.DeviceID{}}
 	var failed error
@@ -275,10 +285,13 @@ func (d *Dir) Loaded(ctx context.Context) ([]Loaded, error) {
 	return c.loaded(), nil
 }
 
-// Import makes an item that Loaded listed, and that can be imported, one of a signed record: the public key, then the guard
-// of the key, then the item, all synced; only if the item is still exactly the one that was listed. Its pubkey attribute stays as it is, for those who read
-// it. On return without an error the device is enrolled with this key, by this record or by an earlier one. Errors that can
-// never change are a *board.Conflict, ErrNotAsListed, and what wraps board.ErrRecord or board.ErrEnvelope; after any other the same Import
+// Import makes an item that Loaded listed, and that can be imported, one of a
+// signed record: the public key, then the guard of the key, then the item, all
+// synced; only if the item is still exactly the one that was listed. Its pubkey
+// attribute stays as it is, for those who read it. On return without an error
+// the device is enrolled with this key, by this record or by an earlier one.
+// Errors that can never change are a *board.Conflict, ErrNotAsListed, and what
+// wraps board.ErrRecord or board.ErrEnvelope; after any other the same Import
 // again brings it to its end.
 func (d *Dir) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 	if err := l.check(s); err != nil {
@@ -290,7 +303,8 @@ func (d *Dir) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 	return d.explain("importing device "+l.ID, err)
 }
 
-// sign makes the guard before the item. A crash between them leaves a guard that says the truth, and an item that can be imported.
+// sign makes the guard before the item. A crash between them leaves a guard
+// that says the truth, and an item that can be imported.
 func (w *writing) sign(l Loaded, s board.Sealed, format PubkeyFormat) error {
 	if err := w.finish(); err != nil {
 		return err

@@ -258,7 +258,8 @@ func testImportChanged(t *testing.T, b backend) {
 	check(t, b)
 }
 
-// Operators who import at once: one record stays, and all are told that the device is enrolled.
+// Operators who import at once: one record stays, and all are told that the
+// device is enrolled.
 func testRaceImports(t *testing.T, b backend) {
 	load(t, b, deviceN(1).String(), base64Of(keyN(t, 1).PEM()))
 	l := listLoaded(t, b.open(t, ""))[deviceN(1).String()]
@@ -329,7 +330,8 @@ func TestImportLostAnswers(t *testing.T) {
 	})
 }
 
-// TestDirImportCrash breaks an import off after each of its steps. It can be listed and done again, and no other device gets the key meanwhile.
+// TestDirImportCrash breaks an import off after each of its steps. It can be
+// listed and done again, and no other device gets the key meanwhile.
 func TestDirImportCrash(t *testing.T) {
 	prepared := func(t *testing.T) (*dirStore, Loaded) {
 		b := newDirStore(t)

@@ -25,7 +25,8 @@ const (
 	guardPrefix      = "key:"
 )
 
-// item is a device item as it is stored: text, not yet believed. An empty field is an absent attribute.
+// item is a device item as it is stored: text, not yet believed. An empty field
+// is an absent attribute.
 type item struct {
 	device      string
 	pubkey      string
@@ -76,7 +77,8 @@ func (i *item) attributes() []attribute {
 	}
 }
 
-// newItem depends on the record alone, so that writing it twice writes the same.
+// newItem depends on the record alone, so that writing it twice writes the
+// same.
 func newItem(s board.Sealed, format PubkeyFormat, bucket string) *item {
 	r := s.Record
 	pubkey := string(r.Key.PEM())
@@ -90,8 +92,9 @@ func newItem(s board.Sealed, format PubkeyFormat, bucket string) *item {
 	}
 }
 
-// enrolment reads the item strictly. An item without a record need have no more than its key; what it
-// has besides must still be right. The error wraps ErrDamaged.
+// enrolment reads the item strictly. An item without a record need have no more
+// than its key; what it has besides must still be right. The error wraps
+// ErrDamaged.
 func (i *item) enrolment(asked board.DeviceID) (board.Enrolment, error) {
 	e := board.Enrolment{Device: asked, Station: i.station}
 	if i.device != asked.String() {
@@ -142,7 +145,8 @@ func (i *item) enrolment(asked board.DeviceID) (board.Enrolment, error) {
 	return e, nil
 }
 
-// events are the changes of the state, the latest last. The state and the epoch must be what they lead to.
+// events are the changes of the state, the latest last. The state and the epoch
+// must be what they lead to.
 func (i *item) events(e board.Enrolment) ([]Event, error) {
 	if i.history == "" {
 		return nil, nil
@@ -157,7 +161,8 @@ func (i *item) events(e board.Enrolment) ([]Event, error) {
 	return events, nil
 }
 
-// enrolledBy is the origin of the station that the item names, or empty; i may be nil.
+// enrolledBy is the origin of the station that the item names, or empty; i may
+// be nil.
 func (i *item) enrolledBy(device board.DeviceID) string {
 	if i == nil {
 		return ""
@@ -198,7 +203,8 @@ type Guard struct {
 // guardID is the partition key of a guard item. No device id has this form.
 func guardID(f board.Fingerprint) string { return guardPrefix + f.String() }
 
-// DynamoDB's encoding. Attributes of other names are let pass when reading: global tables add some.
+// DynamoDB's encoding. Attributes of other names are let pass when reading:
+// global tables add some.
 
 func (i *item) dynamo() map[string]types.AttributeValue {
 	out := map[string]types.AttributeValue{}
@@ -274,7 +280,8 @@ func damagedGuard(f board.Fingerprint) error {
 	return fmt.Errorf("key %s: %w: its guard does not name a device: find out who changed it and put it right", f, ErrDamaged)
 }
 
-// The directory's encoding: the same attributes as one JSON object, in the order of the list.
+// The directory's encoding: the same attributes as one JSON object, in the
+// order of the list.
 
 func (i *item) json() []byte {
 	var b bytes.Buffer

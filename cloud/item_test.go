@@ -137,7 +137,8 @@ func TestEnrolmentRefusals(t *testing.T) {
 	if _, err := newItem(s, "", "").enrolment(deviceN(2)); !errors.Is(err, ErrDamaged) {
 		t.Errorf("an item of another device: got %v, want ErrDamaged", err)
 	}
-	// An item that no station wrote may lack attributes, but those that it has are right.
+	// An item that no station wrote may lack attributes, but those that it has
+	// are right.
 	for _, name := range []string{"key-fingerprint", "station", "enrolled-at", "state", "generation"} {
 		i := &item{device: s.Record.Device.String(), pubkey: string(s.Record.Key.PEM())}
 		for _, a := range i.attributes() {

@@ -19,7 +19,8 @@ import (
 	"secretfree/station/board"
 )
 
-// A listing of everything leaves the table to the stations: a page, and a pause.
+// A listing of everything leaves the table to the stations: a page, and a
+// pause.
 const (
 	pageItems = 200
 	pagePause = 100 * time.Millisecond
@@ -48,9 +49,10 @@ func parseObjectName(name string) (o Object, err error) {
 	return o, nil
 }
 
-// Enrolments gives the enrolment of every device, as Lookup does, in no order, and slowly enough to run beside stations. What is
-// written meanwhile may be left out. An error that wraps ErrDamaged is about one device, whose id comes with it if it has one; any
-// other ends the listing. It needs dynamodb:Scan.
+// Enrolments gives the enrolment of every device, as Lookup does, in no order,
+// and slowly enough to run beside stations. What is written meanwhile may be
+// left out. An error that wraps ErrDamaged is about one device, whose id comes
+// with it if it has one; any other ends the listing. It needs dynamodb:Scan.
 func (a *AWS) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
 	return func(yield func(board.Enrolment, error) bool) {
 		for id, stored := range a.scan(ctx) {
@@ -97,8 +99,9 @@ func (a *AWS) Guards(ctx context.Context) iter.Seq2[Guard, error] {
 	}
 }
 
-// Objects gives the name of every stored public key, in order. An error that wraps ErrDamaged is about one name; any other ends the
-// listing. It needs s3:ListBucket.
+// Objects gives the name of every stored public key, in order. An error that
+// wraps ErrDamaged is about one name; any other ends the listing. It needs
+// s3:ListBucket.
 func (a *AWS) Objects(ctx context.Context) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
 		for name, err := range a.names(ctx, "pubkeys/", patiently) {
@@ -191,8 +194,10 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Enrolments gives the enrolment of every device, as Lookup does, in no order. What is written meanwhile may be left out. An error
-// that wraps ErrDamaged is about one device, whose id comes with it if it has one; any other ends the listing.
+// Enrolments gives the enrolment of every device, as Lookup does, in no order.
+// What is written meanwhile may be left out. An error that wraps ErrDamaged is
+// about one device, whose id comes with it if it has one; any other ends the
+// listing.
 func (d *Dir) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
 	return func(yield func(board.Enrolment, error) bool) {
 		d.walk(ctx, "items", "the items", func(err error) bool { return yield(board.Enrolment{}, err) }, func(root *os.Root, name string) (bool, error) {
@@ -240,8 +245,8 @@ func (d *Dir) Guards(ctx context.Context) iter.Seq2[Guard, error] {
 	}
 }
 
-// Objects gives the name of every stored public key, in no order. An error that wraps ErrDamaged is about one name; any other ends
-// the listing.
+// Objects gives the name of every stored public key, in no order. An error that
+// wraps ErrDamaged is about one name; any other ends the listing.
 func (d *Dir) Objects(ctx context.Context) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
 		ending := func(err error) bool { return yield(Object{}, err) }
@@ -271,7 +276,8 @@ func withoutJSON(name string) string {
 	return id
 }
 
-// walk calls do for the names in a folder of the registry, until it says to stop; end gets an error that ends it.
+// walk calls do for the names in a folder of the registry, until it says to
+// stop; end gets an error that ends it.
 func (d *Dir) walk(ctx context.Context, folder, what string, end func(error) bool, do func(root *os.Root, name string) (goOn bool, err error)) {
 	root, err := d.open()
 	if err == nil {

@@ -23,7 +23,8 @@ import (
 	"secretfree/station/board"
 )
 
-// collect gives the values of a listing by a name, and its errors; the end of the listing is the caller's if it is an error.
+// collect gives the values of a listing by a name, and its errors; the end of
+// the listing is the caller's if it is an error.
 func collect[T any](t *testing.T, all iter.Seq2[T, error], name func(T) string) (values map[string]T, errs []error) {
 	t.Helper()
 	values = map[string]T{}
@@ -205,7 +206,8 @@ func TestDirListCanceled(t *testing.T) {
 	}
 }
 
-// answers is an HTTP client without a network, for a bubble of testing/synctest.
+// answers is an HTTP client without a network, for a bubble of
+// testing/synctest.
 type answers func(r *http.Request) (int, string)
 
 func (a answers) Do(r *http.Request) (*http.Response, error) {
@@ -225,7 +227,8 @@ func listAWS(t *testing.T, a *AWS, client answers) *AWS {
 
 const scanPage = `{"Items":[{"device-id":{"S":"key:%s"},"device":{"S":"%s"}}],"LastEvaluatedKey":{"device-id":{"S":"%d"}}}`
 
-// A listing pauses between pages, waits while it is asked to, and then goes on where it was.
+// A listing pauses between pages, waits while it is asked to, and then goes on
+// where it was.
 func TestListPatience(t *testing.T) {
 	setAWSEnv(t)
 	page := func(n int) string {
@@ -275,7 +278,8 @@ func TestListPatience(t *testing.T) {
 	}
 }
 
-// An error ends a listing, says what was being done, and is not taken for its end.
+// An error ends a listing, says what was being done, and is not taken for its
+// end.
 func TestListFaults(t *testing.T) {
 	setAWSEnv(t)
 	synctest.Test(t, func(t *testing.T) {

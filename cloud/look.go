@@ -22,13 +22,15 @@ import (
 	"secretfree/station/board"
 )
 
-// What is here looks at a registry and changes nothing in it: for whoever finds out why a station does not deliver. Any number of callers may
-// use it at once.
+// What is here looks at a registry and changes nothing in it: for whoever finds
+// out why a station does not deliver. Any number of callers may use it at once.
 
-// ErrNotPermitted says that AWS knows the credentials and does not permit a call. A station is permitted little, so that by itself it is no fault.
+// ErrNotPermitted says that AWS knows the credentials and does not permit a
+// call. A station is permitted little, so that by itself it is no fault.
 var ErrNotPermitted = errors.New("not permitted")
 
-// ErrNoConditions says that a table takes an item under a condition that cannot hold.
+// ErrNoConditions says that a table takes an item under a condition that cannot
+// hold.
 var ErrNoConditions = errors.New("the table took an item under a condition that cannot hold: it is none of DynamoDB, and cannot keep two stations from enrolling one board")
 
 // lookID is no device's, and of nothing that is ever written.
@@ -43,7 +45,8 @@ func (a *AWS) Place() Place {
 	return Place{c.Table, c.Bucket, c.Region, c.DynamoDBEndpoint, c.S3Endpoint}
 }
 
-// CredentialsSeen says of credentials where they come from; never what they are.
+// CredentialsSeen says of credentials where they come from; never what they
+// are.
 type CredentialsSeen struct {
 	Source  string    // the SDK's name of the provider
 	Session bool      // they are of a role or a session, not of a user
@@ -63,9 +66,12 @@ func (a *AWS) LookAtCredentials(ctx context.Context) (CredentialsSeen, error) {
 	return seen, nil
 }
 
-// RoundTrip reads an item that is not there, as a station reads those that are: it needs dynamodb:GetItem. That it succeeds also proves that the
-// partition key is device-id (S) and that there is no sort key. clock is what AWS says the time is, zero if the answer had none: to the second, and
-// also with an error, if there was an answer. Its distance from the local time is at most took more than shown.
+// RoundTrip reads an item that is not there, as a station reads those that are:
+// it needs dynamodb:GetItem. That it succeeds also proves that the partition
+// key is device-id (S) and that there is no sort key. clock is what AWS says
+// the time is, zero if the answer had none: to the second, and also with an
+// error, if there was an answer. Its distance from the local time is at most
+// took more than shown.
 func (a *AWS) RoundTrip(ctx context.Context) (took time.Duration, clock time.Time, err error) {
 	began := time.Now()
 	out, err := a.dynamo.GetItem(ctx, &dynamodb.GetItemInput{
@@ -95,7 +101,9 @@ type TableSeen struct {
 // WantedKey is the key of a registry's table.
 const WantedKey = "device-id (S)"
 
-// LookAtTable needs dynamodb:DescribeTable and dynamodb:DescribeContinuousBackups, which a station does not have: ErrNotPermitted then.
+// LookAtTable needs dynamodb:DescribeTable and
+// dynamodb:DescribeContinuousBackups, which a station does not have:
+// ErrNotPermitted then.
 func (a *AWS) LookAtTable(ctx context.Context) (seen TableSeen, err error) {
 	out, err := a.dynamo.DescribeTable(ctx, &dynamodb.DescribeTableInput{TableName: aws.String(a.config.Table)})
 	if err != nil {
@@ -131,8 +139,10 @@ type BucketSeen struct {
 	Locked    *bool // objects cannot be deleted for a time
 }
 
-// LookAtBucket needs s3:GetBucketVersioning and s3:GetBucketObjectLockConfiguration, which a station does not have: what is not permitted is left nil.
-// An error says that the bucket is not there, is elsewhere, or does not answer.
+// LookAtBucket needs s3:GetBucketVersioning and
+// s3:GetBucketObjectLockConfiguration, which a station does not have: what is
+// not permitted is left nil. An error says that the bucket is not there, is
+// elsewhere, or does not answer.
 func (a *AWS) LookAtBucket(ctx context.Context) (seen BucketSeen, err error) {
 	bucket := aws.String(a.config.Bucket)
 	versions, err := a.s3.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: bucket})
@@ -170,9 +180,12 @@ type Right struct {
 	Err     error // why not allowed, or not known; nil if neither
 }
 
-// TryRights finds out whether these credentials may do what a station of this origin does, and no more than that. Nothing is written: the write to the
-// table has a condition that cannot hold, those to the bucket a checksum that is not theirs, which both are looked at after the permission. known
-// is a device that may be enrolled, whose key is tried to be read; nil if none is known. An error says that nothing could be found out.
+// TryRights finds out whether these credentials may do what a station of this
+// origin does, and no more than that. Nothing is written: the write to the
+// table has a condition that cannot hold, those to the bucket a checksum that
+// is not theirs, which both are looked at after the permission. known is a
+// device that may be enrolled, whose key is tried to be read; nil if none is
+// known. An error says that nothing could be found out.
 func (a *AWS) TryRights(ctx context.Context, origin string, known *board.Record) ([]Right, error) {
 	folder, err := archiveFolder(origin)
 	if err != nil {
@@ -194,7 +207,8 @@ func (a *AWS) TryRights(ctx context.Context, origin string, known *board.Record)
 	return append(rights, a.tryGet(ctx, object, "pubkeys/", "comparing public keys")), nil
 }
 
-// settle sets what an error says of a right: nil, or an error with a code that only those get who may.
+// settle sets what an error says of a right: nil, or an error with a code that
+// only those get who may.
 func (a *AWS) settle(r *Right, doing string, err error, codes ...string) {
 	api, answered := errors.AsType[smithy.APIError](err)
 	switch {
@@ -247,7 +261,8 @@ func (a *AWS) tryList(ctx context.Context, folder string) (r Right, newest strin
 	return r, newest
 }
 
-// tryGet reads one byte of an object. One that may not be there tells nothing: who may not list gets the same answer for it as who may not read.
+// tryGet reads one byte of an object. One that may not be there tells nothing:
+// who may not list gets the same answer for it as who may not read.
 func (a *AWS) tryGet(ctx context.Context, name, prefix, why string) Right {
 	r := Right{Action: "s3:GetObject", On: a.config.Bucket + "/" + prefix + "*", Why: why}
 	if name == "" {
@@ -272,7 +287,8 @@ func (a *AWS) seen(doing string, err error) error {
 	return explained
 }
 
-// Look reports whether the folder is a registry, and changes nothing. The errors are those of Lookup.
+// Look reports whether the folder is a registry, and changes nothing. The
+// errors are those of Lookup.
 func (d *Dir) Look() error {
 	root, err := d.open()
 	if err != nil {

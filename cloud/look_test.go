@@ -85,7 +85,8 @@ func TestLookAtANewRegistry(t *testing.T) {
 	})
 }
 
-// Each right that is missing is found, and only that one; a store that does not answer is no missing right.
+// Each right that is missing is found, and only that one; a store that does not
+// answer is no missing right.
 func TestRightsThatAreMissing(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		a := once(b.open(t, "").(*AWS))
@@ -128,7 +129,8 @@ func TestRightsThatAreMissing(t *testing.T) {
 	})
 }
 
-// What a station may not ask for is no fault of the table or the bucket; what is not there is.
+// What a station may not ask for is no fault of the table or the bucket; what
+// is not there is.
 func TestLookWithoutPermission(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		a := once(b.open(t, "").(*AWS))
@@ -158,7 +160,8 @@ func TestLookWithoutPermission(t *testing.T) {
 	})
 }
 
-// A store that is no store is found out: one that checks no condition, one that checks no sum.
+// A store that is no store is found out: one that checks no condition, one that
+// checks no sum.
 func TestStoresThatTakeAnything(t *testing.T) {
 	setAWSEnv(t)
 	anything := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -176,7 +179,8 @@ func TestStoresThatTakeAnything(t *testing.T) {
 	}
 }
 
-// What stands between is named: a certificate that is not trusted, a proxy that is away, a name that is unknown. The clock of a refusal is told.
+// What stands between is named: a certificate that is not trusted, a proxy that
+// is away, a name that is unknown. The clock of a refusal is told.
 func TestTransportIsNamed(t *testing.T) {
 	setAWSEnv(t)
 	secure := httptest.NewTLSServer(http.NotFoundHandler())
@@ -219,7 +223,8 @@ func TestLookAtAFolder(t *testing.T) {
 	}
 }
 
-// A table that goes by no condition is known to be one: two stations could enrol one board there.
+// A table that goes by no condition is known to be one: two stations could
+// enrol one board there.
 func TestLookAtATableWithoutConditions(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "x")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "x")

@@ -17,8 +17,9 @@ import (
 	"secretfree/station/board"
 )
 
-// TestNetwork delivers through bad weather: a share of the requests is spoiled for a while, and the caller tries again what failed, as
-// the spool does. Each error says what is wrong; in the end everything is there, and nothing twice.
+// TestNetwork delivers through bad weather: a share of the requests is spoiled
+// for a while, and the caller tries again what failed, as the spool does. Each
+// error says what is wrong; in the end everything is there, and nothing twice.
 func TestNetwork(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		const boards, spell = 20, 60 // requests of bad weather
@@ -131,7 +132,8 @@ func doNotWait(a *AWS) {
 	a.s3 = s3.New(a.s3.Options(), func(o *s3.Options) { o.HTTPClient = client })
 }
 
-// What the servers themselves say of a wrong configuration becomes a sentence that names the remedy, for a batch and for one record.
+// What the servers themselves say of a wrong configuration becomes a sentence
+// that names the remedy, for a batch and for one record.
 func TestWrongPlaces(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		attribute := func(name string) types.AttributeDefinition {

@@ -18,7 +18,8 @@ import (
 	"testing"
 )
 
-// proxy stands before S3 or DynamoDB, passes requests on, and spoils them as it is told.
+// proxy stands before S3 or DynamoDB, passes requests on, and spoils them as it
+// is told.
 type proxy struct {
 	url     string
 	forward http.Handler
@@ -75,8 +76,9 @@ func newProxy(t testing.TB, target string) *proxy {
 	return p
 }
 
-// wholeAnswers reads again where the peer itself broke off its answer: on a busy machine DynamoDB Local now and then does. Faults are the
-// proxy's to choose.
+// wholeAnswers reads again where the peer itself broke off its answer: on a
+// busy machine DynamoDB Local now and then does. Faults are the proxy's to
+// choose.
 type wholeAnswers struct{}
 
 func (wholeAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -159,7 +161,8 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// awsError answers in the form of the service that was asked. rest is more of the JSON, or where it is none, the message.
+// awsError answers in the form of the service that was asked. rest is more of
+// the JSON, or where it is none, the message.
 func awsError(w http.ResponseWriter, r *http.Request, s3Status int, s3Code string, dynamoStatus int, dynamoCode, rest string) {
 	message := "what AWS says"
 	if r.Header.Get("X-Amz-Target") == "" {
@@ -191,14 +194,16 @@ func (p *proxy) take(r *http.Request) fate {
 	return p.fail(r)
 }
 
-// decide lets a function decide on each request, one at a time; nil passes all on.
+// decide lets a function decide on each request, one at a time; nil passes all
+// on.
 func (p *proxy) decide(fail func(r *http.Request) fate) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fail = fail
 }
 
-// lose makes the next n requests of an operation fail; negative: all, until it is called again.
+// lose makes the next n requests of an operation fail; negative: all, until it
+// is called again.
 func (p *proxy) lose(what string, f fate, n int) {
 	p.decide(func(r *http.Request) fate {
 		if operation(r) != what || n == 0 {

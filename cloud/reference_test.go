@@ -31,7 +31,8 @@ import (
 	"secretfree/station/board"
 )
 
-// peer finds a program, and skips the test without it; in CI it must be there. try is how it shows that it has what the test needs.
+// peer finds a program, and skips the test without it; in CI it must be there.
+// try is how it shows that it has what the test needs.
 func peer(t *testing.T, name string, try ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -48,7 +49,8 @@ func peer(t *testing.T, name string, try ...string) string {
 	return path
 }
 
-// verdict is what a peer makes of an item, as DynamoDB puts it on the wire, and of a request in PEM.
+// verdict is what a peer makes of an item, as DynamoDB puts it on the wire, and
+// of a request in PEM.
 type verdict func(t *testing.T, form PubkeyFormat, item json.RawMessage, csr []byte) (allow bool, err error)
 
 // byPython asks one process for all verdicts: it takes long to start.
@@ -138,8 +140,10 @@ func rawItem(t *testing.T, url, table string, device board.DeviceID) json.RawMes
 	return got.Item
 }
 
-// TestReferenceReaders has others read what a Put and an import leave in the table, in each form of pubkey, as the reference's authorizers
-// do, and decide on requests that are not ours either: the board's own, and another key's under the same name.
+// TestReferenceReaders has others read what a Put and an import leave in the
+// table, in each form of pubkey, as the reference's authorizers do, and decide
+// on requests that are not ours either: the board's own, and another key's
+// under the same name.
 func TestReferenceReaders(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T) verdict{
 		"python":  func(t *testing.T) verdict { return byPython(t, peer(t, "python3", "-c", "import cryptography")) },

@@ -1,18 +1,24 @@
-// Package cloud holds the registries that stations enrol devices in and the issuer reads: AWS (S3
-// and one DynamoDB table) and a local directory. Both write the same items under the same names and
-// give the same verdicts: one device, one key; one key, one device. They keep copies of the stations' journals too.
+// Package cloud holds the registries that stations enrol devices in and the
+// issuer reads: AWS (S3 and one DynamoDB table) and a local directory. Both
+// write the same items under the same names and give the same verdicts: one
+// device, one key; one key, one device. They keep copies of the stations'
+// journals too.
 //
-// Put of either is idempotent: when its answer was lost, or when it broke off anywhere, the same Put again
-// brings it to its end. It never changes an item that is there, so a device that is held stays held. PutBatch is Put of many
+// Put of either is idempotent: when its answer was lost, or when it broke off
+// anywhere, the same Put again brings it to its end. It never changes an item
+// that is there, so a device that is held stays held. PutBatch is Put of many
 // records, and costs far less than as many Puts.
 //
-// Operators, and nobody else, change items: ChangeState alters the state and the epoch of a device and adds to the item's history who
-// did it and why, in one write, so that the state is always what the history leads to. Import signs, in an operator's name, what the published
-// reference's own loader wrote.
+// Operators, and nobody else, change items: ChangeState alters the state and
+// the epoch of a device and adds to the item's history who did it and why, in
+// one write, so that the state is always what the history leads to. Import
+// signs, in an operator's name, what the published reference's own loader
+// wrote.
 //
-// Errors that can never change are a *board.Conflict, and what wraps board.ErrRecord or
-// board.ErrEnvelope. Every other error may pass by itself or when somebody acts on it, ErrDamaged and
-// ErrUnsigned too: the caller keeps the record, tries again later and shows the error, which says what to do.
+// Errors that can never change are a *board.Conflict, and what wraps
+// board.ErrRecord or board.ErrEnvelope. Every other error may pass by itself or
+// when somebody acts on it, ErrDamaged and ErrUnsigned too: the caller keeps
+// the record, tries again later and shows the error, which says what to do.
 package cloud
 
 import (
@@ -23,14 +29,17 @@ import (
 	"secretfree/station/board"
 )
 
-// Findings in a registry that a person has to look at. A Put that meets one has enrolled nothing; it
-// succeeds once the finding is gone.
+// Findings in a registry that a person has to look at. A Put that meets one has
+// enrolled nothing; it succeeds once the finding is gone.
 var (
-	// ErrDamaged: something stored contradicts itself or its name. It was tampered with, or damaged.
+	// ErrDamaged: something stored contradicts itself or its name. It was
+	// tampered with, or damaged.
 	ErrDamaged = errors.New("the registry holds something that no station wrote")
-	// ErrUnsigned: the device has an item with this same key but without a station's signed record, as the
-	// published reference's own loader writes it. The issuer would refuse it, so it does not count as enrolled, and
-	// it is not overwritten, because only a person knows where it comes from: who does may Import it.
+	// ErrUnsigned: the device has an item with this same key but without a
+	// station's signed record, as the published reference's own loader writes
+	// it. The issuer would refuse it, so it does not count as enrolled, and it
+	// is not overwritten, because only a person knows where it comes from: who
+	// does may Import it.
 	ErrUnsigned = errors.New("the registry holds an item of this device without a signed record")
 )
 
@@ -54,12 +63,14 @@ func (f PubkeyFormat) check() error {
 // Table is the name of the registry table of a SKU.
 func Table(sku string) string { return sku + "-iot-provisioning-secretfree" }
 
-// objectName is where a public key is kept, in a bucket and in a folder alike: as PEM.
+// objectName is where a public key is kept, in a bucket and in a folder alike:
+// as PEM.
 func objectName(device board.DeviceID, fingerprint board.Fingerprint) string {
 	return "pubkeys/" + device.String() + "/" + fingerprint.String() + ".pem"
 }
 
-// checkSealed refuses what the issuer could not read later: the envelope must hold this very record.
+// checkSealed refuses what the issuer could not read later: the envelope must
+// hold this very record.
 func checkSealed(s board.Sealed) error {
 	want, err := s.Record.Encode()
 	if err != nil {
@@ -79,7 +90,8 @@ func checkSealed(s board.Sealed) error {
 	return nil
 }
 
-// checkAll notes what is wrong with records by themselves, and returns the others.
+// checkAll notes what is wrong with records by themselves, and returns the
+// others.
 func checkAll(records []board.Sealed, results []error) (good []int) {
 	for i, s := range records {
 		if err := checkSealed(s); err != nil {
@@ -91,8 +103,9 @@ func checkAll(records []board.Sealed, results []error) (good []int) {
 	return good
 }
 
-// waves calls put for some records after others, so that no two of one call share a device or a key, and each gets the result
-// that it would have got alone, after those before it.
+// waves calls put for some records after others, so that no two of one call
+// share a device or a key, and each gets the result that it would have got
+// alone, after those before it.
 func waves(records []board.Sealed, todo []int, results []error, put func(wave []int)) {
 	open := map[string]error{} // devices and keys of which an earlier record has no verdict yet
 	for len(todo) > 0 {
@@ -139,9 +152,10 @@ func without(results []error, records []int) (good []int) {
 	return good
 }
 
-// judge compares a record with what is stored under its device and under its key (nil: nothing; read
-// the guard before the item). It returns true if the device is enrolled with this key, false if nothing
-// stands against writing it, and otherwise why it cannot be.
+// judge compares a record with what is stored under its device and under its
+// key (nil: nothing; read the guard before the item). It returns true if the
+// device is enrolled with this key, false if nothing stands against writing it,
+// and otherwise why it cannot be.
 func judge(r *board.Record, stored *item, key *Guard) (enrolled bool, err error) {
 	if stored == nil {
 		if key != nil && key.Device != r.Device {
@@ -165,7 +179,8 @@ func judge(r *board.Record, stored *item, key *Guard) (enrolled bool, err error)
 	if len(known.Envelope) == 0 {
 		return false, fmt.Errorf("device %s: %w: find out who wrote it; once it is deleted, this record is delivered by itself", r.Device, ErrUnsigned)
 	}
-	// Not this envelope: another station may have enrolled the board before, and the first one stays.
+	// Not this envelope: another station may have enrolled the board before,
+	// and the first one stays.
 	inside, err := board.ParseEnvelope(known.Envelope)
 	if err != nil {
 		return false, damaged(r.Device, "its record: %v", err)

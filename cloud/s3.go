@@ -15,8 +15,8 @@ import (
 	"secretfree/station/board"
 )
 
-// putObject writes the public key if nothing is there. If something is, perhaps by an earlier attempt whose answer was
-// lost, its bytes are compared.
+// putObject writes the public key if nothing is there. If something is, perhaps
+// by an earlier attempt whose answer was lost, its bytes are compared.
 func (a *AWS) putObject(ctx context.Context, r *board.Record) error {
 	name, content := objectName(r.Device, r.Fingerprint()), r.Key.PEM()
 	_, err := a.s3.PutObject(ctx, &s3.PutObjectInput{

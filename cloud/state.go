@@ -22,8 +22,9 @@ import (
 	"secretfree/station/board"
 )
 
-// MaxEvents is how many changes the item of a device remembers. Then no more is taken, because none is ever dropped; the
-// item stays below half of what DynamoDB takes. The last two are kept for a revocation and a scrapping.
+// MaxEvents is how many changes the item of a device remembers. Then no more is
+// taken, because none is ever dropped; the item stays below half of what
+// DynamoDB takes. The last two are kept for a revocation and a scrapping.
 const MaxEvents = 256
 
 // Of a change, in bytes.
@@ -94,13 +95,15 @@ func (a Action) Raises(from board.State) bool {
 
 // Change is one change of a device's state.
 type Change struct {
-	// ID names the change: the same change again, with the same ID, is done once. 16 to 32 letters and digits; empty: a new one.
+	// ID names the change: the same change again, with the same ID, is done
+	// once. 16 to 32 letters and digits; empty: a new one.
 	ID     string
 	Action Action
 	Who    string    // 1 to 128 bytes, printable
 	Why    string    // 1 to 256 bytes, printable
 	At     time.Time // UTC, whole milliseconds
-	// Epoch, if not 0, is what the epoch of the enrolment is raised to; a transfer, and the release of what was revoked, need one.
+	// Epoch, if not 0, is what the epoch of the enrolment is raised to; a
+	// transfer, and the release of what was revoked, need one.
 	Epoch int
 }
 
@@ -114,8 +117,9 @@ type Event struct {
 	Epoch    int // of the enrolment, from then on
 }
 
-// Why a change was not made. ErrChange is about the change alone; the others come in a *Refused. Each can be told from a
-// failure, and each left everything as it was.
+// Why a change was not made. ErrChange is about the change alone; the others
+// come in a *Refused. Each can be told from a failure, and each left everything
+// as it was.
 var (
 	ErrChange     = errors.New("not a valid change of a device's state")
 	ErrTransition = errors.New("this cannot be done to a device in this state")
@@ -190,7 +194,8 @@ func checkWords(what, text string, limit int) error {
 	return nil
 }
 
-// on says what the change makes of a stored item: an event to be added, or one that is there already.
+// on says what the change makes of a stored item: an event to be added, or one
+// that is there already.
 func (c Change) on(device board.DeviceID, stored *item) (e board.Enrolment, event Event, made bool, err error) {
 	if stored == nil {
 		return e, event, false, fmt.Errorf("device %s: %w", device, board.ErrNotEnrolled)
@@ -236,10 +241,13 @@ func (c Change) refused(kind error, now board.Enrolment, events []Event) error {
 	return r
 }
 
-// ChangeState changes the state of a device and remembers by whom and why in one conditional write, durably, and returns what is
-// enrolled then. Of two changes at once one is made and the other refused. Errors are a *Refused, ErrChange, ErrDamaged,
-// ErrUnsigned or board.ErrNotEnrolled; after any other one it is not known whether the change was made: the same
-// Change with the same ID again finds out. It needs dynamodb:GetItem and dynamodb:UpdateItem, which a station must not have.
+// ChangeState changes the state of a device and remembers by whom and why in
+// one conditional write, durably, and returns what is enrolled then. Of two
+// changes at once one is made and the other refused. Errors are a *Refused,
+// ErrChange, ErrDamaged, ErrUnsigned or board.ErrNotEnrolled; after any other
+// one it is not known whether the change was made: the same Change with the
+// same ID again finds out. It needs dynamodb:GetItem and dynamodb:UpdateItem,
+// which a station must not have.
 func (a *AWS) ChangeState(ctx context.Context, device board.DeviceID, c Change) (board.Enrolment, error) {
 	if err := c.check(); err != nil {
 		return board.Enrolment{}, err
@@ -267,7 +275,8 @@ func (a *AWS) ChangeState(ctx context.Context, device board.DeviceID, c Change) 
 	if code := status(err); !refused && code >= http.StatusBadRequest && code < http.StatusInternalServerError {
 		return board.Enrolment{}, failure
 	}
-	// Perhaps it was done, and only the answer is lost; a condition may have failed on our own write.
+	// Perhaps it was done, and only the answer is lost; a condition may have
+	// failed on our own write.
 	if stored, err = a.getItem(ctx, device); err != nil {
 		return board.Enrolment{}, failure
 	}
@@ -325,7 +334,8 @@ func (a *AWS) addEvent(ctx context.Context, was *item, event Event) error {
 	return err
 }
 
-// History gives the changes of a device's state, the latest last, read consistently. The errors are those of Lookup.
+// History gives the changes of a device's state, the latest last, read
+// consistently. The errors are those of Lookup.
 func (a *AWS) History(ctx context.Context, device board.DeviceID) ([]Event, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -347,9 +357,11 @@ func historyOf(device board.DeviceID, stored *item) ([]Event, error) {
 	return stored.events(e)
 }
 
-// ChangeState changes the state of a device and remembers by whom and why, in one replacement of its file, synced, and returns what is
-// enrolled then. Errors are a *Refused, ErrChange, ErrDamaged, ErrUnsigned or board.ErrNotEnrolled; after any other one
-// it is not known whether the change was made: the same Change with the same ID again finds out.
+// ChangeState changes the state of a device and remembers by whom and why, in
+// one replacement of its file, synced, and returns what is enrolled then.
+// Errors are a *Refused, ErrChange, ErrDamaged, ErrUnsigned or
+// board.ErrNotEnrolled; after any other one it is not known whether the change
+// was made: the same Change with the same ID again finds out.
 func (d *Dir) ChangeState(ctx context.Context, device board.DeviceID, c Change) (e board.Enrolment, err error) {
 	if err := c.check(); err != nil {
 		return e, err
@@ -396,7 +408,8 @@ func (w *writing) changeState(device board.DeviceID, c Change) (e board.Enrolmen
 	return e, w.replace(itemName(device), stored.json())
 }
 
-// History gives the changes of a device's state, the latest last. The errors are those of Lookup.
+// History gives the changes of a device's state, the latest last. The errors
+// are those of Lookup.
 func (d *Dir) History(_ context.Context, device board.DeviceID) (events []Event, err error) {
 	err = func() error {
 		root, err := d.open()
@@ -468,7 +481,8 @@ func (w *eventJSON) texts() []eventField {
 	return []eventField{{"id", &w.ID}, {"at", &w.At}, {"who", &w.Who}, {"why", &w.Why}, {"action", &w.Action}, {"from", &w.From}, {"to", &w.To}}
 }
 
-// parseEvents reads a history: one event or more, each of which goes on from the one before.
+// parseEvents reads a history: one event or more, each of which goes on from
+// the one before.
 func parseEvents(data []byte) ([]Event, error) {
 	var wire []eventJSON
 	d := json.NewDecoder(bytes.NewReader(data))

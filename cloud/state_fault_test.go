@@ -17,8 +17,9 @@ import (
 	"secretfree/station/board"
 )
 
-// TestChangeLostAnswers fails each remote call of a change both ways. Lost once, it is settled within the call. Lost for its
-// whole time, it ends with an error that passes, and the same change later is made, and made once.
+// TestChangeLostAnswers fails each remote call of a change both ways. Lost
+// once, it is settled within the call. Lost for its whole time, it ends with an
+// error that passes, and the same change later is made, and made once.
 func TestChangeLostAnswers(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		n := 0
@@ -58,7 +59,8 @@ func TestChangeLostAnswers(t *testing.T) {
 	})
 }
 
-// Neither the answer of the write nor what it did is known; before the same change comes again, others are made.
+// Neither the answer of the write nor what it did is known; before the same
+// change comes again, others are made.
 func TestChangeLostThenOthers(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		r, c := b.open(t, ""), changeN(1, Hold, 0)
@@ -178,7 +180,8 @@ func TestChangeDenied(t *testing.T) {
 	})
 }
 
-// TestDirChangeCrash breaks a change off after each of its steps. The item is whole before and after, and the same change again is made once.
+// TestDirChangeCrash breaks a change off after each of its steps. The item is
+// whole before and after, and the same change again is made once.
 func TestDirChangeCrash(t *testing.T) {
 	hold, c := changeN(1, Hold, 0), changeN(2, Release, 0)
 	prepared := func(t *testing.T) *dirStore {
@@ -227,7 +230,8 @@ func TestDirChangeCrash(t *testing.T) {
 	}
 }
 
-// A Put that a crash broke off is carried on first, so that its device can be held.
+// A Put that a crash broke off is carried on first, so that its device can be
+// held.
 func TestDirChangeAfterBrokenPut(t *testing.T) {
 	n := 0
 	for ; ; n++ {
@@ -254,7 +258,8 @@ func TestDirChangeAfterBrokenPut(t *testing.T) {
 	}
 }
 
-// A crash may bring pending.json back. That brings no former state back, and no history goes.
+// A crash may bring pending.json back. That brings no former state back, and no
+// history goes.
 func TestDirChangePendingComesBack(t *testing.T) {
 	b := newDirStore(t)
 	d := b.openDir(t, "")
@@ -312,7 +317,8 @@ func TestDirChangeFailingDisk(t *testing.T) {
 
 const changeEnv = "SECRETFREE_TEST_CHANGES"
 
-// TestDirChangeProcesses lets several processes change one device: what each was told of is there, and nothing else.
+// TestDirChangeProcesses lets several processes change one device: what each
+// was told of is there, and nothing else.
 func TestDirChangeProcesses(t *testing.T) {
 	b := newDirStore(t)
 	must(t, b.openDir(t, "").Put(t.Context(), sealed(t, 1, 1)))
@@ -342,7 +348,8 @@ func TestDirChangeProcesses(t *testing.T) {
 	check(t, b)
 }
 
-// TestDirChangeProcess is one of the processes of TestDirChangeProcesses, and nothing by itself.
+// TestDirChangeProcess is one of the processes of TestDirChangeProcesses, and
+// nothing by itself.
 func TestDirChangeProcess(t *testing.T) {
 	path := os.Getenv(changeEnv)
 	if path == "" {
@@ -365,8 +372,9 @@ func TestDirChangeProcess(t *testing.T) {
 	}
 }
 
-// testChangeModel makes many changes, old ones again among them, and compares each verdict with a plain model. Over AWS every other call
-// loses a request or an answer.
+// testChangeModel makes many changes, old ones again among them, and compares
+// each verdict with a plain model. Over AWS every other call loses a request or
+// an answer.
 func testChangeModel(t *testing.T, b backend) {
 	random := rand.New(rand.NewPCG(3, 4))
 	r := b.open(t, "")

@@ -471,7 +471,8 @@ func testRaceOperators(t *testing.T, b backend) {
 	check(t, b)
 }
 
-// Each that is told that its change was made finds it in the history, and nobody else does.
+// Each that is told that its change was made finds it in the history, and
+// nobody else does.
 func testRaceTransfers(t *testing.T, b backend) {
 	must(t, b.open(t, "").Put(t.Context(), sealed(t, 1, 1)))
 	var changes []Change
@@ -511,7 +512,8 @@ func TestHistoryLength(t *testing.T) {
 	}
 }
 
-// What is read as a history encodes and reads back to the same, in both encodings.
+// What is read as a history encodes and reads back to the same, in both
+// encodings.
 func FuzzEvents(f *testing.F) {
 	golden, err := os.ReadFile("testdata/item-history.json")
 	must(f, err)

@@ -17,8 +17,10 @@ import (
 	"secretfree/station/board"
 )
 
-// TestStationsRace has two stations, each with a spool of its own, read boards that contradict one another while neither reaches the registry; then both
-// deliver at once. Of each pair exactly one is enrolled, and the other station has a dead letter that says by whom.
+// TestStationsRace has two stations, each with a spool of its own, read boards
+// that contradict one another while neither reaches the registry; then both
+// deliver at once. Of each pair exactly one is enrolled, and the other station
+// has a dead letter that says by whom.
 func TestStationsRace(t *testing.T) {
 	onEveryBackend(t, func(t *testing.T, b backend) {
 		const pairs = 12

@@ -32,7 +32,8 @@ import (
 	"secretfree/uart"
 )
 
-// wire is the network between a station and AWS, in this process, so that its hours pass at once.
+// wire is the network between a station and AWS, in this process, so that its
+// hours pass at once.
 type wire struct {
 	dynamo, s3 http.Handler
 	until      time.Time // of the bad weather
@@ -109,8 +110,9 @@ func share(of float64, w weather) weather {
 	}
 }
 
-// TestStationInBadWeather has a station deliver to AWS through bad weather. While it lasts the station goes on, and says why nothing moves; in
-// the end everything is there, and nothing twice, without anybody's help.
+// TestStationInBadWeather has a station deliver to AWS through bad weather.
+// While it lasts the station goes on, and says why nothing moves; in the end
+// everything is there, and nothing twice, without anybody's help.
 func TestStationInBadWeather(t *testing.T) {
 	const spell = 15 * time.Minute
 	elsewhere := minidyn.NewServer() // has a table of the same name and another shape
@@ -256,7 +258,8 @@ type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// wiredStore is a table and a bucket at the end of a wire, and a table of the same name that is not the registry's.
+// wiredStore is a table and a bucket at the end of a wire, and a table of the
+// same name that is not the registry's.
 func wiredStore(t *testing.T, w *wire, elsewhere http.Handler) *awsStore {
 	t.Helper()
 	b := &awsStore{client: &http.Client{Transport: w, Timeout: callTimeout}}

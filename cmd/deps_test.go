@@ -35,8 +35,8 @@ type rule struct {
 	never map[string]string
 }
 
-// rules is the table of rooms. Everything outside cmd is also kept from the command line, from configuration
-// files and from metrics: only cmd knows them.
+// rules is the table of rooms. Everything outside cmd is also kept from the
+// command line, from configuration files and from metrics: only cmd knows them.
 func rules() []rule {
 	const (
 		reader   = "a reader of boards must build without storage and cloud"
@@ -48,7 +48,8 @@ func rules() []rule {
 		internet = "what is written on disk does not depend on a network"
 	)
 	return []rule{
-		// One parser of signing requests for the reader, the proof and the issuer. A leaf, so that uart stays as light as it is.
+		// One parser of signing requests for the reader, the proof and the
+		// issuer. A leaf, so that uart stays as light as it is.
 		{"station/board/certreq", nil, map[string]string{aws: cloudy, bbolt: storage, serial: ports, zerolog: logs, netHTTP: internet}},
 		{"station/board", []string{"station/board/certreq"}, map[string]string{aws: cloudy, bbolt: storage, serial: ports, zerolog: logs, netHTTP: internet}},
 		{"uart", []string{"station/board/certreq"}, map[string]string{bbolt: reader, aws: reader, zerolog: logs}},
@@ -149,7 +150,8 @@ func (all packages) followTheTable(t *testing.T) {
 	}
 }
 
-// The shared noun is what everything stands on: it may stand on the standard library and the envelope library alone.
+// The shared noun is what everything stands on: it may stand on the standard
+// library and the envelope library alone.
 func (all packages) boardStandsAlone(t *testing.T) {
 	allowed := append([]string{dsse, module + "station/board/certreq"}, all[dsse].Deps...)
 	deps := all[module+"station/board"].Deps
@@ -194,7 +196,8 @@ func (all packages) issuersAreIssuers(t *testing.T) {
 	}
 }
 
-// A rule that matches nothing proves nothing: each forbidden thing is reached by the room that owns it.
+// A rule that matches nothing proves nothing: each forbidden thing is reached
+// by the room that owns it.
 func (all packages) rulesCanFail(t *testing.T) {
 	for room, prefix := range map[string]string{"spool": bbolt, "uart": serial, "cloud": aws, "station": zerolog, "cmd/internal/metric": metrics, "cmd/issuerd": "google.golang.org/protobuf",
 		"cmd/stationctl": kong, "cmd/internal/config": toml, "cloud/issuer/server": netHTTP, "cmd/stationd": systemd} {

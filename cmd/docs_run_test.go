@@ -18,13 +18,15 @@ var (
 	documentArg = regexp.MustCompile(`(^|[\s=])(DEVICE|SEQ|ID)($|[\s])`)
 )
 
-// rewrite puts what a document says where a test can have it: folders of the system, addresses of the samples.
+// rewrite puts what a document says where a test can have it: folders of the
+// system, addresses of the samples.
 func rewrite(text, root, listen, issuer string) string {
 	text = systemPath.ReplaceAllString(text, "${1}"+root+"${2}")
 	return strings.NewReplacer("127.0.0.1:8080", listen, "127.0.0.1:8081", issuer).Replace(text)
 }
 
-// script is a document's blocks as one text for bash; what block n prints comes after a line "@@ n".
+// script is a document's blocks as one text for bash; what block n prints comes
+// after a line "@@ n".
 func (d document) script(root, listen, issuer string) (text string, runs int) {
 	var b strings.Builder
 	for i, block := range d.blocks {
@@ -55,7 +57,8 @@ func (d document) script(root, listen, issuer string) (text string, runs int) {
 	return b.String(), runs
 }
 
-// misses is the first line of a block of output that the block before it did not print; … stands for anything.
+// misses is the first line of a block of output that the block before it did
+// not print; … stands for anything.
 func misses(block []string, printed string) string {
 	at := 0
 	lines := strings.Split(printed, "\n")
@@ -75,7 +78,8 @@ next:
 	return ""
 }
 
-// run runs the commands of a document; setup is a text for bash that goes before them.
+// run runs the commands of a document; setup is a text for bash that goes
+// before them.
 func (d document) run(t *testing.T, bin, setup string) (problem string) {
 	t.Helper()
 	root, work := t.TempDir(), t.TempDir()
@@ -152,8 +156,9 @@ func rewriteBack(text, root, listen, issuer string) string {
 	return strings.NewReplacer(root, "", listen, "127.0.0.1:8080", issuer, "127.0.0.1:8081").Replace(text)
 }
 
-// Those commands of the documents that need nothing but this machine are run, each document's in its order, in a place of its own. What a
-// document takes for granted is in testdata/docs, under its name.
+// Those commands of the documents that need nothing but this machine are run,
+// each document's in its order, in a place of its own. What a document takes
+// for granted is in testdata/docs, under its name.
 func TestDocumentsRun(t *testing.T) {
 	for _, tool := range []string{"bash", "curl", "openssl"} {
 		peer(t, tool)
@@ -181,7 +186,8 @@ func TestDocumentsRun(t *testing.T) {
 	}
 }
 
-// A document whose commands fail, or print something else than it says, is found out.
+// A document whose commands fail, or print something else than it says, is
+// found out.
 func TestDocumentsRunSpoiled(t *testing.T) {
 	peer(t, "bash")
 	bin := builtCommands(t)

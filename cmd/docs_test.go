@@ -13,9 +13,11 @@ import (
 	"testing"
 )
 
-// The commands in documents. They stand in fenced blocks whose info string begins with sh. Such a block is run as it stands, in the order of
-// its document, unless the info string says why not; then each command line is checked all the same: the command, its flags, the tests,
-// files and units that it names are there.
+// The commands in documents. They stand in fenced blocks whose info string
+// begins with sh. Such a block is run as it stands, in the order of its
+// document, unless the info string says why not; then each command line is
+// checked all the same: the command, its flags, the tests, files and units that
+// it names are there.
 //
 //	sh               run by TestDocumentsRun
 //	sh background    run, and goes on to the end of the document: a second terminal
@@ -24,8 +26,9 @@ import (
 //	sh before=NAME   run, after the function NAME of testdata/docs: what happens to the machine between two blocks
 //	text output      what the block before it prints, besides other lines; … stands for anything
 //
-// A block of any other language with the word file=NAME is written to that file first. No command stands anywhere else, but in the prose, in
-// back quotes: there it is checked.
+// A block of any other language with the word file=NAME is written to that file
+// first. No command stands anywhere else, but in the prose, in back quotes:
+// there it is checked.
 
 // needs is why a command in a document is not run here.
 func needs() map[string]string {
@@ -96,7 +99,8 @@ func documents(t *testing.T) (all []document) {
 
 var inBackQuotes = regexp.MustCompile("`([^`]+)`")
 
-// parseDocument finds fenced and indented blocks, and what stands in back quotes outside of them.
+// parseDocument finds fenced and indented blocks, and what stands in back
+// quotes outside of them.
 func parseDocument(name, text string) document {
 	d := document{name: name}
 	var open *block
@@ -302,7 +306,8 @@ func isCommand(word string) bool {
 	return ours(word) || word == "go" || strings.HasPrefix(word, ".ci/") || slices.Contains(outsiders(), word)
 }
 
-// command checks one simple command. In prose it may be told in part, without what it needs besides.
+// command checks one simple command. In prose it may be told in part, without
+// what it needs besides.
 func (c *checker) command(words []string, prose bool) error {
 	for len(words) > 0 && regexp.MustCompile(`^[A-Z_]+=`).MatchString(words[0]) {
 		words = words[1:]
@@ -428,7 +433,8 @@ func sources(folder string) (text string) {
 	return b.String()
 }
 
-// testExists says whether a folder has a test, a benchmark or a fuzzer whose name has this in it.
+// testExists says whether a folder has a test, a benchmark or a fuzzer whose
+// name has this in it.
 func testExists(folder, name string) bool {
 	return regexp.MustCompile(`\nfunc (Test|Benchmark|Fuzz)?[A-Za-z0-9]*` + regexp.QuoteMeta(name) + `[A-Za-z0-9]*\([a-z]+ \*testing\.`).MatchString(sources(folder))
 }
@@ -464,7 +470,8 @@ func (c *checker) ciCommand(words []string, prose bool) error {
 
 var unitVerbs = []string{"enable", "disable", "start", "stop", "restart", "reload", "status", "is-active", "edit", "cat", "daemon-reload", "list-timers", "mask"}
 
-// unitsExist looks for the units of ours that systemctl or journalctl are to act on.
+// unitsExist looks for the units of ours that systemctl or journalctl are to
+// act on.
 func unitsExist(words []string) error {
 	for i, word := range words {
 		if strings.HasPrefix(word, "-") || slices.Contains(unitVerbs, word) || (i > 0 && slices.Contains([]string{"-n", "-o", "-p", "--since"}, words[i-1])) {
@@ -481,7 +488,8 @@ func unitsExist(words []string) error {
 	return nil
 }
 
-// A document that tells of what there is not is found out, and so is a command where none belongs.
+// A document that tells of what there is not is found out, and so is a command
+// where none belongs.
 func TestDocumentsSpoiled(t *testing.T) {
 	c := newChecker(t)
 	for text, want := range map[string]string{
@@ -534,7 +542,8 @@ func anchor(heading string) string {
 	return strings.ReplaceAll(regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(heading), ""), " ", "-")
 }
 
-// broken are the links of a document that lead nowhere. Those to other machines are not followed.
+// broken are the links of a document that lead nowhere. Those to other machines
+// are not followed.
 func broken(dir, text string) (out []string) {
 	for _, m := range link.FindAllStringSubmatch(text, -1) {
 		target, part, hasPart := strings.Cut(m[1], "#")
@@ -564,7 +573,8 @@ func broken(dir, text string) (out []string) {
 	return out
 }
 
-// Every link of a document to another leads somewhere, down to the heading, and every document can be reached from README.md.
+// Every link of a document to another leads somewhere, down to the heading, and
+// every document can be reached from README.md.
 func TestDocumentsLinks(t *testing.T) {
 	reached := map[string]bool{}
 	var follow func(name string)

@@ -15,7 +15,8 @@ import (
 
 var namedTest = regexp.MustCompile("`([a-z0-9/-]+)\\.((?:Test|Fuzz|Benchmark)[A-Za-z0-9]+)`")
 
-// The issuer's table of what it does otherwise has a row for each of 17 faults, and every test that it names is there.
+// The issuer's table of what it does otherwise has a row for each of 17 faults,
+// and every test that it names is there.
 func TestFaultTable(t *testing.T) {
 	text, err := os.ReadFile("../cloud/issuer/README.md")
 	if err != nil {
@@ -56,7 +57,8 @@ func TestFaultTable(t *testing.T) {
 	}
 }
 
-// The security paper has a row for each of nine promises, each with tests, and every test that it names anywhere is there.
+// The security paper has a row for each of nine promises, each with tests, and
+// every test that it names anywhere is there.
 func TestPromiseTable(t *testing.T) {
 	text, err := os.ReadFile("SECURITY.md")
 	if err != nil {
@@ -102,7 +104,8 @@ func hasTest(t *testing.T, folder, name string) bool {
 	return false
 }
 
-// No private key, be it encrypted, is in the tree: those of tests are made when they run.
+// No private key, be it encrypted, is in the tree: those of tests are made when
+// they run.
 func TestNoPrivateKeyInTheTree(t *testing.T) {
 	files := 0
 	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
@@ -136,7 +139,8 @@ func TestNoPrivateKeyInTheTree(t *testing.T) {
 	}
 }
 
-// privateKey is the label of the first private key in a text; what only has the label of one is none.
+// privateKey is the label of the first private key in a text; what only has the
+// label of one is none.
 func privateKey(data []byte) string {
 	for {
 		block, rest := pem.Decode(data)

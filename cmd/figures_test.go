@@ -55,7 +55,8 @@ func (confirming) PutBatch(_ context.Context, records []board.Sealed) []error {
 	return make([]error, len(records))
 }
 
-// TestFigures measures stationd as a user runs it: the start with a long journal, and what it costs to wait for boards.
+// TestFigures measures stationd as a user runs it: the start with a long
+// journal, and what it costs to wait for boards.
 func TestFigures(t *testing.T) {
 	if !*figures {
 		t.Skip("it takes minutes: .ci/bench-station.sh")
@@ -249,7 +250,8 @@ func startStation(t *testing.T, bin, state string, slots int) *measured {
 	}
 }
 
-// settle waits until what a start leaves to be done is done: copies of the journal, and the looking for boards.
+// settle waits until what a start leaves to be done is done: copies of the
+// journal, and the looking for boards.
 func (s *measured) settle() {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()

@@ -16,7 +16,8 @@ import (
 
 const guide = "../systemd/README.md"
 
-// tables are the rows of the tables under a heading of a document, without the first two of each, as cells.
+// tables are the rows of the tables under a heading of a document, without the
+// first two of each, as cells.
 func tables(t *testing.T, name, heading string) (rows [][]string) {
 	t.Helper()
 	text, err := os.ReadFile(name)
@@ -39,7 +40,8 @@ func tables(t *testing.T, name, heading string) (rows [][]string) {
 	return rows
 }
 
-// settingsOf are the keys of a configuration, those of tables with the table's name before.
+// settingsOf are the keys of a configuration, those of tables with the table's
+// name before.
 func settingsOf(t reflect.Type, prefix string) (keys []string) {
 	for i := range t.NumField() {
 		f := t.Field(i)
@@ -57,7 +59,8 @@ func settingsOf(t reflect.Type, prefix string) (keys []string) {
 	return keys
 }
 
-// IT's guide has a row for every setting of a station and for no other, with the default that the sample has, and says rightly what a change needs.
+// IT's guide has a row for every setting of a station and for no other, with
+// the default that the sample has, and says rightly what a change needs.
 func TestGuideSettings(t *testing.T) {
 	sample, err := os.ReadFile("../systemd/stationd.toml")
 	if err != nil {
@@ -116,8 +119,8 @@ func TestGuideSettings(t *testing.T) {
 	}
 }
 
-// IT's guide, and that of the cloud's engineers for an issuer, say what to do about every sentence of the page that tells of trouble, and every
-// alert.
+// IT's guide, and that of the cloud's engineers for an issuer, say what to do
+// about every sentence of the page that tells of trouble, and every alert.
 func TestGuideIncidents(t *testing.T) {
 	told := map[string]bool{}
 	for _, row := range append(tables(t, guide, "Incidents"), tables(t, "../cloud/README.md", "Operate")...) {
@@ -174,8 +177,9 @@ func TestGuideIncidents(t *testing.T) {
 	}
 }
 
-// The technician's card has the words of the page, in every language, and its second table a row for the beginning of every sentence that a failed
-// board can show.
+// The technician's card has the words of the page, in every language, and its
+// second table a row for the beginning of every sentence that a failed board
+// can show.
 func TestCard(t *testing.T) {
 	text, err := os.ReadFile("../station/README.md")
 	if err != nil {

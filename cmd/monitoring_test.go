@@ -72,7 +72,8 @@ func TestMetricNames(t *testing.T) {
 	}
 }
 
-// Each metric has its row in the table, with its kind and its labels, and each row its metric.
+// Each metric has its row in the table, with its kind and its labels, and each
+// row its metric.
 func TestMetricTable(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(monitoring, "README.md"))
 	if err != nil {
@@ -109,7 +110,8 @@ var (
 	byPattern     = regexp.MustCompile(`\b(?:by|without|on|ignoring)\s*\(([^)]*)\)`)
 )
 
-// checkQuery reports what a query asks for that is not there: metrics, their labels, and values of labels that are a closed list.
+// checkQuery reports what a query asks for that is not there: metrics, their
+// labels, and values of labels that are a closed list.
 func checkQuery(all map[string]metric.Metric, query string) (problems []string) {
 	known := map[string]bool{"instance": true, "job": true, "le": true}
 	for _, m := range metricPattern.FindAllStringSubmatch(query, -1) {
@@ -201,7 +203,8 @@ func alerts(t *testing.T) (list []alert) {
 	return list
 }
 
-// An alert asks for what there is, says what to do, is listed for people, and has a test in which it fires.
+// An alert asks for what there is, says what to do, is listed for people, and
+// has a test in which it fires.
 func TestAlerts(t *testing.T) {
 	tests, err := os.ReadFile(filepath.Join(monitoring, "secretfree.test.yml"))
 	if err != nil {
@@ -218,7 +221,8 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
-// promtool understands the rules, and they fire when they should, and only then. .ci/monitoring.sh gets it.
+// promtool understands the rules, and they fire when they should, and only
+// then. .ci/monitoring.sh gets it.
 func TestRules(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
@@ -260,7 +264,8 @@ type panel struct {
 	}
 }
 
-// The dashboard asks for what there is, of the Prometheus that is chosen, and every metric of it can be seen or has an alert.
+// The dashboard asks for what there is, of the Prometheus that is chosen, and
+// every metric of it can be seen or has an alert.
 func TestDashboard(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(monitoring, "dashboard.json"))
 	if err != nil {

@@ -45,8 +45,9 @@ func members(t *testing.T, deb, what string) map[string]member {
 	}
 }
 
-// What .ci/package.sh has made is what is in this tree: units, rules and samples as they are here, static programs without a path of the machine
-// that built them, and a conffile of nothing that starts a station.
+// What .ci/package.sh has made is what is in this tree: units, rules and
+// samples as they are here, static programs without a path of the machine that
+// built them, and a conffile of nothing that starts a station.
 func TestPackages(t *testing.T) {
 	dir := os.Getenv("SECRETFREE_DEBS")
 	if dir == "" {

@@ -23,8 +23,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	// What the commands are made of, so that go test has compiled it before this test builds them: from a cold cache, both would
-	// do that work at once.
+	// What the commands are made of, so that go test has compiled it before
+	// this test builds them: from a cold cache, both would do that work at
+	// once.
 	_ "secretfree/cmd/internal/issuerd"
 	_ "secretfree/cmd/internal/stationd"
 
@@ -37,14 +38,16 @@ var commands = []string{"stationd", "stationctl", "issuerd", "issuerctl", "demo"
 
 const patience = 60 * time.Second
 
-// built is the folder that TestMain takes away, and what became of building the commands into it.
+// built is the folder that TestMain takes away, and what became of building the
+// commands into it.
 var built struct {
 	once sync.Once
 	dir  string
 	err  error
 }
 
-// builtCommands is the folder of all commands, which are built when they are first asked for.
+// builtCommands is the folder of all commands, which are built when they are
+// first asked for.
 func builtCommands(t *testing.T) string {
 	t.Helper()
 	built.once.Do(func() {
@@ -161,7 +164,8 @@ func expand(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// replace FILE OLD NEW: replaces a text in a file; NEW may be @FILE, its content.
+// replace FILE OLD NEW: replaces a text in a file; NEW may be @FILE, its
+// content.
 func replace(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 3 {
 		ts.Fatalf("usage: replace FILE OLD NEW")

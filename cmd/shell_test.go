@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// simple is one simple command of a shell's text: its words, without redirections, and the line that it begins in, from 0.
+// simple is one simple command of a shell's text: its words, without
+// redirections, and the line that it begins in, from 0.
 type simple struct {
 	line  int
 	words []string
@@ -13,8 +14,9 @@ type simple struct {
 
 var errQuote = errors.New("a quote is not closed")
 
-// splitShell finds the simple commands of a text for the shell, as far as documents use it: quotes, comments, pipes, lists, line ends that are
-// escaped, redirections, here documents. A command substitution is a word.
+// splitShell finds the simple commands of a text for the shell, as far as
+// documents use it: quotes, comments, pipes, lists, line ends that are escaped,
+// redirections, here documents. A command substitution is a word.
 func splitShell(text string) (all []simple, err error) {
 	s := &shellText{text: text}
 	for s.at < len(s.text) {

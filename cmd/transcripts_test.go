@@ -11,7 +11,8 @@ import (
 
 const transcripts = "../fixtures/transcripts"
 
-// Every verdict that a technician can meet has a recorded board: QA can see each, and each is a test.
+// Every verdict that a technician can meet has a recorded board: QA can see
+// each, and each is a test.
 func TestEveryReasonHasATranscript(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(transcripts, "*.uart"))
 	if err != nil || len(files) < 40 {

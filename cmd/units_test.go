@@ -19,7 +19,8 @@ func sysusers(daemon string) string { return "../systemd/sysusers.d/" + packageO
 
 func packageOf(daemon string) string { return "secretfree-" + strings.TrimSuffix(daemon, "d") }
 
-// settings of a unit, by section and name; a setting may be there more than once.
+// settings of a unit, by section and name; a setting may be there more than
+// once.
 func settings(t *testing.T, name string) map[string][]string {
 	t.Helper()
 	f, err := os.Open(filepath.Join("../systemd", name))
@@ -38,8 +39,9 @@ func settings(t *testing.T, name string) map[string][]string {
 	return all
 }
 
-// The units start the commands with the configuration that they look for by themselves, as users that exist, and whatever
-// a unit needs of another file is there.
+// The units start the commands with the configuration that they look for by
+// themselves, as users that exist, and whatever a unit needs of another file is
+// there.
 func TestUnits(t *testing.T) {
 	drivers := map[string]string{"char-ttyACM": "cdc_acm", "char-ttyUSB": "usbserial", "char-ttyS": "", // "" is in the kernel of every machine that has such ports
 		"char-ttyAMA": "", "char-ttymxc": "", "char-ttySAC": "", "char-ttyHS": "", "char-ttyO": ""}
@@ -91,7 +93,8 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// Whoever asks systemctl for more is sent to a manual page that the package has.
+// Whoever asks systemctl for more is sent to a manual page that the package
+// has.
 func TestUnitsDocumentation(t *testing.T) {
 	for _, name := range units(t, "*.service", "*.socket") {
 		daemon := strings.FieldsFunc(name, func(r rune) bool { return r == '-' || r == '.' })[0]
@@ -102,7 +105,8 @@ func TestUnitsDocumentation(t *testing.T) {
 	}
 }
 
-// The sockets are those that the daemons take by this name, and the service that each starts is of the same name.
+// The sockets are those that the daemons take by this name, and the service
+// that each starts is of the same name.
 func TestSocketUnits(t *testing.T) {
 	for name, address := range map[string]string{"issuerd": "443", "stationd": "127.0.0.1:8080"} {
 		s := settings(t, name+".socket")
@@ -117,7 +121,8 @@ func TestSocketUnits(t *testing.T) {
 	}
 }
 
-// What a timer starts is the daemon's own command, as its user, with its files in reach.
+// What a timer starts is the daemon's own command, as its user, with its files
+// in reach.
 func TestTimers(t *testing.T) {
 	for name, command := range map[string]string{
 		"issuerd-sweep":      "/usr/bin/issuerctl sweep --apply --json --config /etc/secretfree/issuerd.toml",
@@ -146,7 +151,8 @@ func TestTimers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The line for /etc/fstab: no automount, which is a mount point without a stick too, and would be asked for one every five minutes.
+	// The line for /etc/fstab: no automount, which is a mount point without a
+	// stick too, and would be asked for one every five minutes.
 	line := regexp.MustCompile(`(?m)^#   LABEL=([A-Z]+) (/\S+) vfat (\S+) 0 0$`).FindStringSubmatch(string(text))
 	if line == nil || strings.Contains(line[3], "automount") || !strings.Contains(","+line[3]+",", ",noauto,nofail,") {
 		t.Fatalf("the line for /etc/fstab is %q", line)
@@ -163,7 +169,8 @@ func TestTimers(t *testing.T) {
 
 var udevRule = regexp.MustCompile(`^ATTRS\{idVendor\}=="[0-9a-f]{4}", ATTRS\{idProduct\}=="[0-9a-f]{4}", ENV\{ID_MM_DEVICE_IGNORE\}="1"$`)
 
-// The rules keep ModemManager away from adapters and give their ports to the group of the station, and do nothing else.
+// The rules keep ModemManager away from adapters and give their ports to the
+// group of the station, and do nothing else.
 func TestUdevRules(t *testing.T) {
 	text, err := os.ReadFile("../systemd/udev/70-secretfree.rules")
 	if err != nil {
@@ -174,7 +181,8 @@ func TestUdevRules(t *testing.T) {
 	}
 	groups := settings(t, "stationd.service")["Service.SupplementaryGroups"]
 	permit := fmt.Sprintf(`SUBSYSTEM=="tty", ENV{ID_MM_DEVICE_IGNORE}=="1", GROUP="%s", MODE="0660", TAG-="uaccess"`, strings.Join(groups, " "))
-	// The machine's own ports are the kinds that the unit allows and that are on no USB.
+	// The machine's own ports are the kinds that the unit allows and that are
+	// on no USB.
 	var own []string
 	for _, allowed := range settings(t, "stationd.service")["Service.DeviceAllow"] {
 		kind := strings.TrimSuffix(strings.TrimPrefix(allowed, "char-"), " rw")
@@ -197,7 +205,8 @@ func TestUdevRules(t *testing.T) {
 	}
 }
 
-// A folder that the sample names as a registry can be written to under the unit.
+// A folder that the sample names as a registry can be written to under the
+// unit.
 func TestRegistryFolder(t *testing.T) {
 	sample, err := os.ReadFile("../systemd/stationd.toml")
 	if err != nil {
@@ -210,7 +219,8 @@ func TestRegistryFolder(t *testing.T) {
 	}
 }
 
-// What tmpfiles makes is what the units would make: the state directory of the user, and the folder of the configuration.
+// What tmpfiles makes is what the units would make: the state directory of the
+// user, and the folder of the configuration.
 func TestTmpfiles(t *testing.T) {
 	for _, daemon := range []string{"stationd", "issuerd"} {
 		path := "../systemd/tmpfiles.d/" + packageOf(daemon) + ".conf"
@@ -263,10 +273,12 @@ func units(t *testing.T, kinds ...string) (names []string) {
 
 var exposure = regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`)
 
-// maxExposure is what systemd may say at most of a service: 0 is safe, 10 is without any protection.
+// maxExposure is what systemd may say at most of a service: 0 is safe, 10 is
+// without any protection.
 const maxExposure = 2.0
 
-// What a service could do to the machine if its program were taken over is little, and systemd's own measure sees where it is not.
+// What a service could do to the machine if its program were taken over is
+// little, and systemd's own measure sees where it is not.
 func TestExposure(t *testing.T) {
 	analyze := peer(t, "systemd-analyze")
 	measure := func(path string) float64 {

@@ -37,9 +37,10 @@ type request struct {
 	silent   bool // nothing is written: see Reading.Resumed, and noiseInterval
 }
 
-// Reading is how the reading of one board ended, as the station tells it. With a
-// Record the journal decides between passed, repeated and a conflict. Texts are
-// for people: what is not plain in them is replaced, what is too long is cut.
+// Reading is how the reading of one board ended, as the station tells it. With
+// a Record the journal decides between passed, repeated and a conflict. Texts
+// are for people: what is not plain in them is replaced, what is too long is
+// cut.
 type Reading struct {
 	Record *board.Record // nil: the board failed
 
@@ -56,8 +57,8 @@ type Reading struct {
 	Took       time.Duration
 	After      *uint64 // the verdict before this one in the same insertion
 	// Resumed: the board may be in its slot since before the start. If the last
-	// verdict of the slot says the same of the same board, nothing is written, and
-	// the receipt is that of that verdict.
+	// verdict of the slot says the same of the same board, nothing is written,
+	// and the receipt is that of that verdict.
 	Resumed bool
 }
 
@@ -73,21 +74,25 @@ type noise struct {
 
 // Append journals a verdict. When it returns, the entry is on disk, synced and
 // read back; a power cut at any later moment loses none of it. The record of a
-// board that passes is signed, stands in the same entry, and waits in the queue.
-// A board that is enrolled already gets the receipt of its first record, marked as
-// a repeat. If that record is damaged since, the board is enrolled as a new one.
-// The receipt's Entry is the verdict's own entry, also beside a *board.Conflict.
+// board that passes is signed, stands in the same entry, and waits in the
+// queue. A board that is enrolled already gets the receipt of its first record,
+// marked as a repeat. If that record is damaged since, the board is enrolled as
+// a new one. The receipt's Entry is the verdict's own entry, also beside a
+// *board.Conflict.
 //
-// A failed verdict without a device id that follows another one of its slot within
-// 10 s is not written; the slot's next entry carries the number of those.
+// A failed verdict without a device id that follows another one of its slot
+// within 10 s is not written; the slot's next entry carries the number of
+// those.
 //
-// A *board.Conflict says that the record contradicts what is known; that verdict is
-// journaled. board.ErrRecord says that it is no valid record. After any other error
-// (no space, a failing disk) there is no receipt, and the entry may or may not be in
-// the journal: reading the board again settles it, as a repeat or as a first record.
+// A *board.Conflict says that the record contradicts what is known; that
+// verdict is journaled. board.ErrRecord says that it is no valid record. After
+// any other error (no space, a failing disk) there is no receipt, and the entry
+// may or may not be in the journal: reading the board again settles it, as a
+// repeat or as a first record.
 //
 // Many may call Append at once: those that come while another's entry is being
-// synced share the next sync. The context is looked at before the write, not during it.
+// synced share the next sync. The context is looked at before the write, not
+// during it.
 func (s *Spool) Append(ctx context.Context, r Reading) (board.Receipt, error) {
 	q := &request{ctx: ctx, reading: r, turn: make(chan bool, 1), signed: make(chan error, 1)}
 	if r.Record == nil {
@@ -105,7 +110,8 @@ func (s *Spool) Append(ctx context.Context, r Reading) (board.Receipt, error) {
 		return board.Receipt{}, fmt.Errorf("appending a record: %w", err)
 	}
 	q.sealed, q.key = sealed, r.Record.Fingerprint()
-	// The envelope is opened while the disk writes it: what is read back is compared with it.
+	// The envelope is opened while the disk writes it: what is read back is
+	// compared with it.
 	go func() {
 		_, err := board.OpenEnvelope(sealed.Envelope, s.cfg.Identity.Verifier)
 		q.signed <- err
@@ -143,7 +149,8 @@ func (s *Spool) append(q *request) (board.Receipt, error) {
 	return q.receipt, nil
 }
 
-// check compares what was read back from the disk with what should be there: of a record the envelope, whose signature was looked at.
+// check compares what was read back from the disk with what should be there: of
+// a record the envelope, whose signature was looked at.
 func (q *request) check(signed error) error {
 	data, seq, err := journal.ReadLine(q.read)
 	if err != nil {
@@ -165,7 +172,8 @@ func (q *request) check(signed error) error {
 	return signed
 }
 
-// lead writes the requests that wait, its own first, and hands over to the first of those that came meanwhile.
+// lead writes the requests that wait, its own first, and hands over to the
+// first of those that came meanwhile.
 func (s *Spool) lead() {
 	s.mu.Lock()
 	s.groupMu.Lock()
@@ -194,8 +202,8 @@ func (s *Spool) lead() {
 	}
 }
 
-// commit brings a group into the journal and the index, with one sync of each, and reads it back. An error is that of
-// all of them.
+// commit brings a group into the journal and the index, with one sync of each,
+// and reads it back. An error is that of all of them.
 func (s *Spool) commit(group []*request) error {
 	if err := s.usable(); err != nil {
 		return err
@@ -434,7 +442,8 @@ func plainText(s string) string {
 	return s
 }
 
-// write appends entries and syncs them, once. If it fails, the journal is as before, or the spool is broken.
+// write appends entries and syncs them, once. If it fails, the journal is as
+// before, or the spool is broken.
 func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error) {
 	var hashes []tlog.Hash
 	for _, data := range entries {
@@ -444,7 +453,8 @@ func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error)
 	at := s.end.Offset
 	if n, err := s.file.WriteAt(lines, at); err != nil || n != len(lines) {
 		err = fmt.Errorf("writing the journal: %w", durable.ShortWrite(err, n, len(lines)))
-		// It need not be synced: were it back after a power failure, it would be a write that was cut short.
+		// It need not be synced: were it back after a power failure, it would
+		// be a write that was cut short.
 		if undo := s.file.Truncate(at); undo != nil {
 			s.broken = err
 			return nil, nil, errors.Join(err, fmt.Errorf("taking it back: %w", undo))
@@ -452,7 +462,8 @@ func (s *Spool) write(entries [][]byte) (lines []byte, lengths []int, err error)
 		return nil, nil, err
 	}
 	if err := s.file.Sync(); err != nil {
-		// The kernel may have dropped the pages and still show them: what is on disk, only a new look can tell.
+		// The kernel may have dropped the pages and still show them: what is on
+		// disk, only a new look can tell.
 		s.broken = fmt.Errorf("syncing the journal: %w", err)
 		return nil, nil, s.broken
 	}

@@ -108,8 +108,9 @@ func TestAppendAtOnce(t *testing.T) {
 	}
 }
 
-// Those who come while another's record is being synced share the next sync, and what they say of the same board is decided
-// as if they had come one after the other.
+// Those who come while another's record is being synced share the next sync,
+// and what they say of the same board is decided as if they had come one after
+// the other.
 func TestGroup(t *testing.T) {
 	k := newKit(t)
 	k.spool.Close()

@@ -15,13 +15,16 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Archive keeps copies of the journal elsewhere, so that a lost disk is not a lost journal.
+// Archive keeps copies of the journal elsewhere, so that a lost disk is not a
+// lost journal.
 type Archive interface {
-	// PutSegment returns nil when the segment and its checkpoint are stored, for the first time or again: it is idempotent. If
-	// others are stored under their names it returns ErrFork, wrapped. Every other error means: not now. One call at a time; Sink may be called
-	// meanwhile.
+	// PutSegment returns nil when the segment and its checkpoint are stored,
+	// for the first time or again: it is idempotent. If others are stored under
+	// their names it returns ErrFork, wrapped. Every other error means: not
+	// now. One call at a time; Sink may be called meanwhile.
 	PutSegment(ctx context.Context, s ArchivedSegment) error
-	// PutCheckpoint stores the newest checkpoint, a signed note, in the same way.
+	// PutCheckpoint stores the newest checkpoint, a signed note, in the same
+	// way.
 	PutCheckpoint(ctx context.Context, checkpoint []byte) error
 }
 
@@ -47,14 +50,16 @@ type archiveStats struct {
 	forked    string // what said ErrFork, once it did
 }
 
-// keyOffered is the size of the newest checkpoint that the archive has, keyForked the text of the first ErrFork. The other keys of the
-// bucket are the first seqs of the segments that it has.
+// keyOffered is the size of the newest checkpoint that the archive has,
+// keyForked the text of the first ErrFork. The other keys of the bucket are the
+// first seqs of the segments that it has.
 var (
 	keyOffered = []byte("checkpoint")
 	keyForked  = []byte("forked")
 )
 
-// runArchive offers what is sealed until the context ends. It has its own pace: an archive that is slow or away does not hold back records.
+// runArchive offers what is sealed until the context ends. It has its own pace:
+// an archive that is slow or away does not hold back records.
 func (s *Spool) runArchive(ctx context.Context) {
 	var backoff time.Duration
 	timer := time.NewTimer(0)
@@ -93,8 +98,9 @@ func (s *Spool) runArchive(ctx context.Context) {
 	}
 }
 
-// fork keeps the first ErrFork for good, over restarts too, and tells of it. That the archive takes other things later makes no
-// difference: there are two journals of one name. It ends with another state_dir.
+// fork keeps the first ErrFork for good, over restarts too, and tells of it.
+// That the archive takes other things later makes no difference: there are two
+// journals of one name. It ends with another state_dir.
 func (s *Spool) fork(err error) {
 	if !errors.Is(err, journal.ErrFork) {
 		return
@@ -155,7 +161,8 @@ func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
 	return true, s.archived(keyOffered, encodeSeq(c.Size))
 }
 
-// unarchived finds the oldest sealed segment that the archive does not have. One that is damaged is not offered before it is repaired.
+// unarchived finds the oldest sealed segment that the archive does not have.
+// One that is damaged is not offered before it is repaired.
 func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err error) {
 	s.mu.Lock()
 	defer s.unlock()
@@ -207,7 +214,8 @@ func (s *Spool) damagedIn(first, next uint64) bool {
 	return false
 }
 
-// readSegment reads a sealed segment and compares it with what it was: no copy is made of damage.
+// readSegment reads a sealed segment and compares it with what it was: no copy
+// is made of damage.
 func (s *Spool) readSegment(first uint64, sealed sealedSegment) (ArchivedSegment, error) {
 	dir := s.cfg.Dir
 	a := ArchivedSegment{Origin: s.origin, First: first, Last: sealed.Next - 1}

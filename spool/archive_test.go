@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// memoryArchive keeps to Archive's contract, and complains when the spool does not.
+// memoryArchive keeps to Archive's contract, and complains when the spool does
+// not.
 type memoryArchive struct {
 	t           *testing.T
 	kit         *kit
@@ -73,7 +74,8 @@ func archiveKit(t *testing.T) (*kit, *memoryArchive) {
 	return k, archive
 }
 
-// Every sealed segment and the newest checkpoint go out once, also over restarts; an archive that is away holds nothing back.
+// Every sealed segment and the newest checkpoint go out once, also over
+// restarts; an archive that is away holds nothing back.
 func TestArchive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, archive := archiveKit(t)
@@ -150,7 +152,8 @@ func TestArchiveTakesNoDamage(t *testing.T) {
 	})
 }
 
-// An archive that has another journal under this name is told of once, and the station goes on.
+// An archive that has another journal under this name is told of once, and the
+// station goes on.
 func TestArchiveFork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, archive := archiveKit(t)
@@ -175,7 +178,8 @@ func TestArchiveFork(t *testing.T) {
 	})
 }
 
-// A fork stays, whatever the archive says before and after it, and over a restart.
+// A fork stays, whatever the archive says before and after it, and over a
+// restart.
 func TestForkStays(t *testing.T) {
 	fork := fmt.Errorf("s3: %w", journal.ErrFork)
 	for name, answers := range map[string][]error{"at once": {fork}, "after another error": {errAway, fork}, "of a segment, then of a checkpoint": {fork, nil, nil, fork}} {

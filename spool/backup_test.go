@@ -12,7 +12,8 @@ import (
 	"secretfree/station/board"
 )
 
-// copyFiles copies the files of a folder for which want says so, over what is there, as cp does: each as it is when it is read.
+// copyFiles copies the files of a folder for which want says so, over what is
+// there, as cp does: each as it is when it is read.
 func copyFiles(t *testing.T, from, to string, want func(path string) bool) {
 	t.Helper()
 	err := filepath.WalkDir(from, func(path string, entry fs.DirEntry, err error) error {
@@ -46,8 +47,9 @@ func copyFiles(t *testing.T, from, to string, want func(path string) bool) {
 
 func isSegment(path string) bool { return strings.HasSuffix(path, ".jsonl") }
 
-// A copy that was made while boards came, the segments last as IT's guide has it, is a journal that opens, holds every record of which a
-// receipt was given before it was begun, and verifies. In the other order it would not be.
+// A copy that was made while boards came, the segments last as IT's guide has
+// it, is a journal that opens, holds every record of which a receipt was given
+// before it was begun, and verifies. In the other order it would not be.
 func TestBackupWhileRunning(t *testing.T) {
 	k := newKit(t)
 	k.size = 4 << 10

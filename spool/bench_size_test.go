@@ -41,10 +41,12 @@ func filled(b *testing.B, records int) (string, journal.Identity) {
 	return dir, id
 }
 
-// BenchmarkAppendLate sets one record more, on top of many, against the least that it must do: write the same bytes, fdatasync, and commit the same
-// pointers to a copy of the index, which is as large. Both run in turn. p99-of-bare is how many times as long as the bare
-// one's Append's slowest hundredth takes, p99-of-commit as the bbolt commit's alone; MB is what is allocated more at the end than at
-// the start.
+// BenchmarkAppendLate sets one record more, on top of many, against the least
+// that it must do: write the same bytes, fdatasync, and commit the same
+// pointers to a copy of the index, which is as large. Both run in turn.
+// p99-of-bare is how many times as long as the bare one's Append's slowest
+// hundredth takes, p99-of-commit as the bbolt commit's alone; MB is what is
+// allocated more at the end than at the start.
 //
 //	go test ./spool -run '^$' -bench AppendLate -benchtime 1x -timeout 0 -args -benchrecords 1000000 -benchappends 2000
 func BenchmarkAppendLate(b *testing.B) {
@@ -127,7 +129,8 @@ func allocated() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// BenchmarkStart is the time from nothing to ready, with an index that is whole, and what of it Open holds in memory.
+// BenchmarkStart is the time from nothing to ready, with an index that is
+// whole, and what of it Open holds in memory.
 func BenchmarkStart(b *testing.B) {
 	dir, id := filled(b, *benchStart)
 	before := allocated()

@@ -21,9 +21,10 @@ import (
 	"secretfree/station/board"
 )
 
-// BenchmarkAppend sets Append, by so many at once, against the least that it must do for one record: write the same bytes, fdatasync, and
-// commit the same pointers to bbolt. Both run in turn, on files beside each other. of-bare is how many records Append
-// takes in the time in which the bare calls take one.
+// BenchmarkAppend sets Append, by so many at once, against the least that it
+// must do for one record: write the same bytes, fdatasync, and commit the same
+// pointers to bbolt. Both run in turn, on files beside each other. of-bare is
+// how many records Append takes in the time in which the bare calls take one.
 func BenchmarkAppend(b *testing.B) {
 	for _, appenders := range []int{1, 4, 16} {
 		b.Run(fmt.Sprint(appenders), func(b *testing.B) { benchmarkAppend(b, appenders) })
@@ -108,7 +109,8 @@ func benchmarkAppend(b *testing.B, appenders int) {
 	b.ReportMetric(float64(ours.Microseconds())/float64(b.N*appenders*rounds), "µs/record")
 }
 
-// fillJournal writes a journal of so many records as fast as the disk takes them. Its signatures are none, which only VerifyDir sees.
+// fillJournal writes a journal of so many records as fast as the disk takes
+// them. Its signatures are none, which only VerifyDir sees.
 func fillJournal(tb testing.TB, dir string, id journal.Identity, records int) {
 	tb.Helper()
 	if err := os.MkdirAll(journal.Dir(dir), 0o700); err != nil {
@@ -147,7 +149,8 @@ func fillJournal(tb testing.TB, dir string, id journal.Identity, records int) {
 	}
 }
 
-// BenchmarkRebuild reports how many records a second come into an index that was lost.
+// BenchmarkRebuild reports how many records a second come into an index that
+// was lost.
 func BenchmarkRebuild(b *testing.B) {
 	const records = 200_000
 	dir := b.TempDir()
@@ -179,7 +182,8 @@ func BenchmarkRebuild(b *testing.B) {
 	b.ReportMetric(records*float64(b.N)/b.Elapsed().Seconds(), "records/s")
 }
 
-// BenchmarkOpen starts on a million records: with its index, and as a ratio to reading the same journal's bytes once.
+// BenchmarkOpen starts on a million records: with its index, and as a ratio to
+// reading the same journal's bytes once.
 func BenchmarkOpen(b *testing.B) {
 	if testing.Short() {
 		b.Skip("it writes a journal of a million records")

@@ -29,10 +29,12 @@ type Disk struct {
 	Level DiskLevel
 }
 
-// boardBytes is about what a board takes: its line in the journal and its places in the index.
+// boardBytes is about what a board takes: its line in the journal and its
+// places in the index.
 const boardBytes = 1536
 
-// Boards is about how many boards there is room for, in two digits: more of them say nothing, as boards differ.
+// Boards is about how many boards there is room for, in two digits: more of
+// them say nothing, as boards differ.
 func (d Disk) Boards() int64 {
 	n, unit := max(d.Free, 0)/boardBytes, int64(1)
 	for n/unit >= 100 {
@@ -55,7 +57,8 @@ const (
 	diskCritical = 95
 )
 
-// runDisk looks at the disk until the context ends. A disk that hangs keeps only this waiting.
+// runDisk looks at the disk until the context ends. A disk that hangs keeps
+// only this waiting.
 func (s *Spool) runDisk(ctx context.Context) {
 	ticker := time.NewTicker(diskEvery)
 	defer ticker.Stop()

@@ -21,15 +21,17 @@ var ErrBundle = errors.New("not a valid bundle")
 const (
 	bundleEntries = 1000    // that one bundle holds at the most
 	bundleSize    = 8 << 20 // of their JSON, in bytes
-	// maxBundle caps the file: its entries, 126 hashes, a checkpoint with many witnesses.
+	// maxBundle caps the file: its entries, 126 hashes, a checkpoint with many
+	// witnesses.
 	maxBundle = bundleSize + journal.MaxEntryLine + 126*45 + 64<<10 + 512
 
 	bundleHeader  = "secretfree bundle 1"
 	bundleVersion = "secretfree bundle "
 )
 
-// bundle is a run of a journal's entries with what proves, to whoever has the station's public key, that they are in the journal
-// that it signed: the roots of the subtrees beside the run, and a checkpoint.
+// bundle is a run of a journal's entries with what proves, to whoever has the
+// station's public key, that they are in the journal that it signed: the roots
+// of the subtrees beside the run, and a checkpoint.
 type bundle struct {
 	origin     string
 	first      uint64
@@ -56,7 +58,8 @@ func (b *bundle) encode() []byte {
 	return out.Bytes()
 }
 
-// parseBundle reads what encode writes: what parses encodes to the same bytes. It checks nothing but the form.
+// parseBundle reads what encode writes: what parses encodes to the same bytes.
+// It checks nothing but the form.
 func parseBundle(data []byte) (bundle, error) {
 	var b bundle
 	if len(data) > maxBundle {
@@ -89,7 +92,8 @@ func parseBundle(data []byte) (bundle, error) {
 	return b, nil
 }
 
-// isNewer tells whether a text begins as one of another version does. One that is cut short does not.
+// isNewer tells whether a text begins as one of another version does. One that
+// is cut short does not.
 func isNewer(data []byte, header, version string) bool {
 	line, _, whole := bytes.Cut(data[:min(len(data), 64)], []byte("\n"))
 	number, ok := strings.CutPrefix(string(line), version)
@@ -97,7 +101,8 @@ func isNewer(data []byte, header, version string) bool {
 	return whole && ok && err == nil && version+strconv.FormatUint(n, 10) == string(line) && string(line) != header
 }
 
-// check makes sure that the entries are in the journal which the station signed. It returns the checkpoint and the hashes of their leaves.
+// check makes sure that the entries are in the journal which the station
+// signed. It returns the checkpoint and the hashes of their leaves.
 func (b *bundle) check(v note.Verifier) (journal.Checkpoint, []tlog.Hash, error) {
 	signed, err := journal.ParseCheckpoint(b.checkpoint, v)
 	if err != nil {

@@ -8,7 +8,8 @@ import (
 	"secretfree/spool/journal"
 )
 
-// sign returns a checkpoint as a signed note. The root of a blind tree must not come here.
+// sign returns a checkpoint as a signed note. The root of a blind tree must not
+// come here.
 func (s *Spool) sign(c journal.Checkpoint) ([]byte, error) {
 	text, err := c.Encode(s.cfg.Identity.Signer)
 	if err != nil {
@@ -17,7 +18,8 @@ func (s *Spool) sign(c journal.Checkpoint) ([]byte, error) {
 	return text, nil
 }
 
-// checkpoint signs the journal as it is, if it has grown. The caller holds mu: a checkpoint never takes the place of a newer one.
+// checkpoint signs the journal as it is, if it has grown. The caller holds mu:
+// a checkpoint never takes the place of a newer one.
 func (s *Spool) checkpoint() error {
 	if s.broken != nil || s.closed || s.tree.Incomplete || s.tree.N <= s.signed {
 		return nil
@@ -34,8 +36,9 @@ func (s *Spool) checkpoint() error {
 	return nil
 }
 
-// Checkpoint signs the journal as it is now, if it has grown since the last one. Run does so every minute. While a damaged
-// entry's hash is not known it does nothing, and Stats says so.
+// Checkpoint signs the journal as it is now, if it has grown since the last
+// one. Run does so every minute. While a damaged entry's hash is not known it
+// does nothing, and Stats says so.
 func (s *Spool) Checkpoint() error {
 	s.mu.Lock()
 	defer s.unlock()

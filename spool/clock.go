@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// clock watches the machine's clock, whose time goes into records that are kept for ever.
+// clock watches the machine's clock, whose time goes into records that are kept
+// for ever.
 type clock struct {
 	last  time.Time // of the last look, with its monotonic reading; at first that of the newest entry, without one
 	fault string    // what is wrong with it; empty if nothing is
@@ -14,19 +15,22 @@ type clock struct {
 
 const (
 	clockStep = time.Minute // a change that a clock makes by itself is smaller
-	// clockYear is past. A machine without a battery, and without a network, starts in 1970.
+	// clockYear is past. A machine without a battery, and without a network,
+	// starts in 1970.
 	clockYear = 2025
 )
 
-// look takes the time. It tells of a clock that was set or that cannot be right; the latter once, and again only after it was right.
+// look takes the time. It tells of a clock that was set or that cannot be
+// right; the latter once, and again only after it was right.
 func (c *clock) look(notify func(string)) time.Time {
 	now := time.Now()
 	c.judge(now, now.Sub(c.last), notify)
 	return journal.Milliseconds(now)
 }
 
-// judge compares what the clock says with how much time has passed since the last look, as far as that is known: of two times of one process,
-// Sub knows it.
+// judge compares what the clock says with how much time has passed since the
+// last look, as far as that is known: of two times of one process, Sub knows
+// it.
 func (c *clock) judge(now time.Time, passed time.Duration, notify func(string)) {
 	text := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	fault := ""

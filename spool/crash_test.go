@@ -53,7 +53,8 @@ const (
 	opPromise
 )
 
-// recorder is a disk that writes down all that is done to it, from the state in which it finds its folder.
+// recorder is a disk that writes down all that is done to it, from the state in
+// which it finds its folder.
 type recorder struct {
 	osDisk
 	t     testing.TB
@@ -131,7 +132,8 @@ func (r *recorder) before(kind opKind, path string) error {
 	return nil
 }
 
-// callIndexCommit stands for the syncs of bbolt's commits: there is no call, but they would be gone if openIndex gave the option NoSync.
+// callIndexCommit stands for the syncs of bbolt's commits: there is no call,
+// but they would be gone if openIndex gave the option NoSync.
 const callIndexCommit = "openIndex: no NoSync"
 
 // promised notes that from here on somebody relies on something.
@@ -199,8 +201,8 @@ func (r *recorder) openIndex(path string, options *bolt.Options) (*bolt.DB, erro
 		if err := r.before(opWrite, path); err != nil {
 			return 0, err
 		}
-		// A commit makes the file longer and syncs it if it must, then writes its pages and syncs, then a meta page and syncs (bbolt's
-		// tx.go).
+		// A commit makes the file longer and syncs it if it must, then writes
+		// its pages and syncs, then a meta page and syncs (bbolt's tx.go).
 		sync := func(call string) {
 			if !db.NoSync {
 				r.note(op{kind: opSync, node: node, call: call})
@@ -225,7 +227,8 @@ func (r *recorder) openIndex(path string, options *bolt.Options) (*bolt.DB, erro
 	return db, nil
 }
 
-// hookWrites has a function stand before each write of bbolt's to its file. bbolt has a hook for its own tests, and hides it.
+// hookWrites has a function stand before each write of bbolt's to its file.
+// bbolt has a hook for its own tests, and hides it.
 func hookWrites(db *bolt.DB, hook func(b []byte, at int64, write func([]byte, int64) (int, error)) (int, error)) {
 	place := (*func([]byte, int64) (int, error))(reflect.ValueOf(db).Elem().FieldByName("ops").FieldByName("writeAt").Addr().UnsafePointer())
 	write := *place
@@ -333,7 +336,8 @@ func (r *recorder) caller() string {
 // syncing are the names of what syncs something.
 var syncing = []string{"Sync", "SyncDir", "syncIndex", "Fdatasync", "Fsync"}
 
-// syncCalls finds every call in the package that syncs something, and its file and line.
+// syncCalls finds every call in the package that syncs something, and its file
+// and line.
 func syncCalls(t testing.TB) map[string]string {
 	t.Helper()
 	out, lines := map[string]string{}, map[string]bool{}
@@ -389,7 +393,8 @@ func syncCalls(t testing.TB) map[string]string {
 	return out
 }
 
-// crashed is a disk that lost its power, or may at any moment: what is surely on it, and what may be.
+// crashed is a disk that lost its power, or may at any moment: what is surely
+// on it, and what may be.
 type crashed struct {
 	nodes    []*node
 	promises promises
@@ -452,7 +457,8 @@ func rename(names map[string]int, o op) {
 	}
 }
 
-// content chooses what a file holds after the power failed: of each sector, or page, any state that it had since the last sync.
+// content chooses what a file holds after the power failed: of each sector, or
+// page, any state that it had since the last sync.
 func (n *node) content(random *rand.Rand) []byte {
 	last := len(n.versions) - 1
 	if last == 0 {
@@ -519,8 +525,10 @@ func (c *crashed) writeNode(i int, to string, random *rand.Rand) error {
 	return nil
 }
 
-// newestMeta finds the meta page of a file of bbolt's at which bbolt would begin; below 0 if there is none. Behind the page's header it has magic, version, page size and flags, the page of the root, three numbers more, that of the commit,
-// and a checksum.
+// newestMeta finds the meta page of a file of bbolt's at which bbolt would
+// begin; below 0 if there is none. Behind the page's header it has magic,
+// version, page size and flags, the page of the root, three numbers more, that
+// of the commit, and a checksum.
 func newestMeta(file []byte) (at int) {
 	page, number := os.Getpagesize(), binary.NativeEndian.Uint64
 	at = -1
@@ -539,8 +547,9 @@ func newestMeta(file []byte) (at int) {
 	return at
 }
 
-// endless tells whether a file of bbolt's has a page that is below itself. It reads no more of the format than it must: what is no page
-// to it is left to bbolt, which panics.
+// endless tells whether a file of bbolt's has a page that is below itself. It
+// reads no more of the format than it must: what is no page to it is left to
+// bbolt, which panics.
 func endless(file []byte) bool {
 	page, number := os.Getpagesize(), binary.NativeEndian.Uint64
 	var above []uint64
@@ -568,7 +577,8 @@ func endless(file []byte) bool {
 				}
 				continue
 			}
-			// A leaf: flags, position, lengths of key and value; a bucket's value begins with its page.
+			// A leaf: flags, position, lengths of key and value; a bucket's
+			// value begins with its page.
 			if binary.NativeEndian.Uint32(e)&1 == 0 {
 				continue
 			}

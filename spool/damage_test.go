@@ -17,7 +17,8 @@ import (
 	"secretfree/station/board"
 )
 
-// smallKit is a kit whose segments hold a few records each, with some of them sealed.
+// smallKit is a kit whose segments hold a few records each, with some of them
+// sealed.
 func smallKit(t *testing.T, records int) (*kit, []board.Record) {
 	t.Helper()
 	k := newKit(t)
@@ -85,7 +86,8 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// What a crash can leave out of sealing is made good, and the seal says the same.
+// What a crash can leave out of sealing is made good, and the seal says the
+// same.
 func TestSealingIsRepeated(t *testing.T) {
 	k, _ := smallKit(t, 12)
 	first := k.segments()[0].First
@@ -149,7 +151,8 @@ func spoilSegment(t *testing.T, dir string, first uint64, spoil func([]byte) []b
 	}
 }
 
-// Damage in the middle never stops the line, is never passed over in silence, and no checkpoint is signed over a root that is not known.
+// Damage in the middle never stops the line, is never passed over in silence,
+// and no checkpoint is signed over a root that is not known.
 func TestQuarantine(t *testing.T) {
 	for name, way := range ways {
 		for _, where := range []string{"sealed", "written"} {
@@ -233,7 +236,8 @@ func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries 
 	if stats.Pending != 0 || len(k.sink.have) != len(have) {
 		t.Errorf("%d pending, %d delivered, want 0 and %d", stats.Pending, len(k.sink.have), len(have))
 	}
-	// A board whose record is lost is enrolled again, and is not passed as known.
+	// A board whose record is lost is enrolled again, and is not passed as
+	// known.
 	for _, r := range all {
 		receipt, err := k.spool.Append(t.Context(), reading(r))
 		if err != nil || receipt.Repeat == lost[r.Device] || lost[r.Device] && receipt.Seq < entries {
@@ -246,14 +250,16 @@ func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries 
 	}
 	damage := k.spool.Damage()
 	signed := k.spool.Stats().Signed
-	// All of it is still known after a start that does not read the damaged file again.
+	// All of it is still known after a start that does not read the damaged
+	// file again.
 	k.reopen()
 	if got := k.spool.Damage(); fmt.Sprint(got) != fmt.Sprint(damage) || len(k.notices) == 0 || k.spool.Stats().Signed != signed {
 		t.Errorf("after a restart: %v, %q, want %v", got, k.notices, damage)
 	}
 }
 
-// If the hashes beside a segment are lost with its lines, the index still knows what they came to.
+// If the hashes beside a segment are lost with its lines, the index still knows
+// what they came to.
 func TestQuarantineWithoutLeaves(t *testing.T) {
 	k, _ := smallKit(t, 14)
 	k.damaged = true
@@ -280,7 +286,8 @@ func TestQuarantineWithoutLeaves(t *testing.T) {
 	}
 }
 
-// The hashes beside a segment may be all that is left to repair it by: they are not replaced by fewer of them.
+// The hashes beside a segment may be all that is left to repair it by: they are
+// not replaced by fewer of them.
 func TestSealKeepsHashes(t *testing.T) {
 	k, _ := smallKit(t, 14)
 	whole, err := journal.ReadLeaves(k.dir, 0)
@@ -345,7 +352,8 @@ func TestStraySegment(t *testing.T) {
 	k.mustOpen()
 }
 
-// tearGroup writes three lines in one write, of which a power failure tore the first.
+// tearGroup writes three lines in one write, of which a power failure tore the
+// first.
 func tearGroup(t *testing.T, k *kit) (clean []byte) {
 	t.Helper()
 	next := k.spool.next
@@ -374,7 +382,8 @@ func tearGroup(t *testing.T, k *kit) (clean []byte) {
 	return clean
 }
 
-// A write of several lines can be torn in its middle. The index tells it from damage; what is cut off is kept.
+// A write of several lines can be torn in its middle. The index tells it from
+// damage; what is cut off is kept.
 func TestTornGroup(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()
@@ -391,7 +400,9 @@ func TestTornGroup(t *testing.T) {
 	if err != nil || len(kept) != 1 {
 		t.Fatalf("kept %v, %v", kept, err)
 	}
-	// Another that is torn in the same place does not take the place of the first; the same one, as after a crash during the start, is not kept twice.
+	// Another that is torn in the same place does not take the place of the
+	// first; the same one, as after a crash during the start, is not kept
+	// twice.
 	first, err := os.ReadFile(kept[0])
 	if err != nil {
 		t.Fatal(err)
@@ -416,7 +427,8 @@ func TestTornGroup(t *testing.T) {
 	k.mustAppend()
 }
 
-// A torn group that there is no room to keep stays as it is, and what to do is said.
+// A torn group that there is no room to keep stays as it is, and what to do is
+// said.
 func TestTornGroupOnAFullDisk(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()
@@ -439,7 +451,8 @@ func TestTornGroupOnAFullDisk(t *testing.T) {
 	}
 }
 
-// Without the index nobody knows whether there were receipts for such lines: nothing is cut.
+// Without the index nobody knows whether there were receipts for such lines:
+// nothing is cut.
 func TestTornGroupWithoutIndex(t *testing.T) {
 	k := newKit(t)
 	k.damaged = true

@@ -13,8 +13,8 @@ import (
 	"secretfree/station/board"
 )
 
-// DeadLetter is a record that the registry will never take. It is kept until someone acts: Requeue, once what was wrong in the
-// registry is put right.
+// DeadLetter is a record that the registry will never take. It is kept until
+// someone acts: Requeue, once what was wrong in the registry is put right.
 type DeadLetter struct {
 	Seq    uint64         `json:"seq"`
 	Device board.DeviceID `json:"device"`
@@ -23,7 +23,8 @@ type DeadLetter struct {
 	Reason string         `json:"reason"` // for people
 	// Known is what the registry has, if the verdict is a conflict.
 	Known *journal.Known `json:"known,omitempty"`
-	// Position of the record in the journal when it was refused; the journal stays the evidence.
+	// Position of the record in the journal when it was refused; the journal
+	// stays the evidence.
 	Segment uint64 `json:"segment"`
 	Offset  int64  `json:"offset"`
 }
@@ -98,7 +99,8 @@ func readDead(tx *bolt.Tx) (out []DeadLetter, err error) {
 	return out, err
 }
 
-// Requeue has a dead letter delivered once more. If the verdict is the same it is a dead letter again.
+// Requeue has a dead letter delivered once more. If the verdict is the same it
+// is a dead letter again.
 func (s *Spool) Requeue(seq uint64) error {
 	s.mu.Lock()
 	defer s.unlock()
@@ -129,7 +131,8 @@ func (s *Spool) Requeue(seq uint64) error {
 	return nil
 }
 
-// Evidence is a dead letter with the journal's entry, whose envelope anyone can check.
+// Evidence is a dead letter with the journal's entry, whose envelope anyone can
+// check.
 type Evidence struct {
 	Letter DeadLetter      `json:"letter"`
 	Entry  json.RawMessage `json:"entry"`
@@ -180,7 +183,8 @@ func (s *Spool) find(d DeadLetter) (journal.Entry, journal.Position, error) {
 	return findEntry(s.cfg.Dir, d, s.readEntry)
 }
 
-// findEntry reads the entry of a dead letter, which may have moved if its file was damaged or repaired since.
+// findEntry reads the entry of a dead letter, which may have moved if its file
+// was damaged or repaired since.
 func findEntry(dir string, d DeadLetter, read func(journal.Position) (journal.Entry, error)) (journal.Entry, journal.Position, error) {
 	at := journal.Position{Segment: d.Segment, Offset: d.Offset}
 	if e, err := read(at); err == nil && e.Seq == d.Seq {

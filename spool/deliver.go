@@ -18,17 +18,19 @@ import (
 
 // Sink is a registry, as the spool sees it.
 type Sink interface {
-	// Put returns nil when the registry has confirmed the record, for the first time or again: it is idempotent. A
-	// *board.Conflict, board.ErrRecord, board.ErrEnvelope and board.ErrUntrusted are verdicts that no later try can
-	// change. Every other error means: not now. One call at a time.
+	// Put returns nil when the registry has confirmed the record, for the first
+	// time or again: it is idempotent. A *board.Conflict, board.ErrRecord,
+	// board.ErrEnvelope and board.ErrUntrusted are verdicts that no later try
+	// can change. Every other error means: not now. One call at a time.
 	Put(ctx context.Context, s board.Sealed) error
 }
 
 // BatchSink is a Sink that takes many records at once.
 type BatchSink interface {
 	Sink
-	// PutBatch is Put for up to 64 records, in the order in which they were read: it returns an error for each, nil where the
-	// registry has confirmed it. Put and PutBatch are not called at once.
+	// PutBatch is Put for up to 64 records, in the order in which they were
+	// read: it returns an error for each, nil where the registry has confirmed
+	// it. Put and PutBatch are not called at once.
 	PutBatch(ctx context.Context, records []board.Sealed) []error
 }
 
@@ -55,9 +57,10 @@ func (s *Spool) Damage() []journal.Damage {
 	return slices.Clone(s.damage)
 }
 
-// Run delivers what is queued, offers what is sealed to the archive, and signs checkpoints, until the context ends; then it signs a last one. A
-// registry that is away is tried again for ever, ever more slowly up to once a minute. It returns nil when the context ended
-// it. It runs once.
+// Run delivers what is queued, offers what is sealed to the archive, and signs
+// checkpoints, until the context ends; then it signs a last one. A registry
+// that is away is tried again for ever, ever more slowly up to once a minute.
+// It returns nil when the context ended it. It runs once.
 func (s *Spool) Run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { s.runDisk(ctx) })
@@ -125,9 +128,10 @@ type passed struct {
 	wait     time.Duration // until something that failed is due again
 }
 
-// pass tries a batch of the queue, the oldest first. What fails is due again later, by itself, so that it does not keep the others
-// waiting: only if others fail too is it the registry that is away, and then nothing is held against the records, so that they still
-// go out in order when it is back.
+// pass tries a batch of the queue, the oldest first. What fails is due again
+// later, by itself, so that it does not keep the others waiting: only if others
+// fail too is it the registry that is away, and then nothing is held against
+// the records, so that they still go out in order when it is back.
 func (s *Spool) pass(ctx context.Context) passed {
 	batch, wait, err := s.batch()
 	if err != nil {
@@ -207,7 +211,8 @@ func (s *Spool) put(ctx context.Context, batch []*item) {
 	}
 }
 
-// putEach stops when a row of failures, and then the newest record and any other, say that the registry is away.
+// putEach stops when a row of failures, and then the newest record and any
+// other, say that the registry is away.
 func (s *Spool) putEach(ctx context.Context, batch []*item) {
 	row, good := 0, false
 	rest := slices.Clone(batch)
@@ -283,8 +288,9 @@ type Deferred struct {
 	Reason string
 }
 
-// Deferred lists what is tried again later by itself, the oldest first. While the registry is away it is not the records that
-// are held back, and Stats says why.
+// Deferred lists what is tried again later by itself, the oldest first. While
+// the registry is away it is not the records that are held back, and Stats says
+// why.
 func (s *Spool) Deferred() []Deferred {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -309,7 +315,8 @@ type item struct {
 	err    error
 }
 
-// batch reads the oldest records of the queue that are due; if there are none, after how long one is, or 0 if none waits.
+// batch reads the oldest records of the queue that are due; if there are none,
+// after how long one is, or 0 if none waits.
 func (s *Spool) batch() (items []*item, wait time.Duration, err error) {
 	s.mu.Lock()
 	defer s.unlock()
@@ -352,8 +359,9 @@ func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
 	}
 	for _, it := range items {
 		if it.sealed, err = s.readRecord(it.seq, journal.Position{Segment: it.at.Segment, Offset: it.at.Offset}); err != nil {
-			// The record was good when its receipt was given. What became of it, a new look at its segment tells, which
-			// quarantines what is damaged and takes it from the queue.
+			// The record was good when its receipt was given. What became of
+			// it, a new look at its segment tells, which quarantines what is
+			// damaged and takes it from the queue.
 			s.suspect(it.at.Segment, err)
 			it.local, it.err = true, fmt.Errorf("reading entry %d back from the journal: %v", it.seq, err)
 			continue
@@ -375,7 +383,8 @@ func (s *Spool) readRecord(seq uint64, at journal.Position) (board.Sealed, error
 	return board.ParseEnvelope(e.Record())
 }
 
-// suspect has a segment read anew by the next who needs the files. The caller holds mu.
+// suspect has a segment read anew by the next who needs the files. The caller
+// holds mu.
 func (s *Spool) suspect(segment uint64, why error) {
 	if s.broken != nil {
 		return
@@ -396,7 +405,8 @@ func (s *Spool) failure(err error) {
 	}
 }
 
-// settle takes records from the queue: those that were confirmed, and those that are dead.
+// settle takes records from the queue: those that were confirmed, and those
+// that are dead.
 func (s *Spool) settle(batch []*item) error {
 	s.mu.Lock()
 	defer s.unlock()
@@ -457,8 +467,8 @@ func (s *Spool) settleLocked(batch []*item) error {
 	return nil
 }
 
-// journalAnswers writes the registry's final refusals into the journal, and that it
-// took a record which it had refused before. The caller holds mu.
+// journalAnswers writes the registry's final refusals into the journal, and
+// that it took a record which it had refused before. The caller holds mu.
 func (s *Spool) journalAnswers(settled []*item) error {
 	var answers []*request
 	if err := s.view(func(tx *bolt.Tx) error {

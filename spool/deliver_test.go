@@ -14,7 +14,8 @@ import (
 	"secretfree/station/board"
 )
 
-// memorySink is a registry that keeps to Sink's contract, and complains when the spool does not.
+// memorySink is a registry that keeps to Sink's contract, and complains when
+// the spool does not.
 type memorySink struct {
 	mu    sync.Mutex
 	busy  bool
@@ -138,8 +139,8 @@ func TestDeliveryFaults(t *testing.T) {
 	}
 }
 
-// An outage: tries become rare and never end, new records do not make them more frequent, the state says why, and when it
-// is over all is delivered.
+// An outage: tries become rare and never end, new records do not make them more
+// frequent, the state says why, and when it is over all is delivered.
 func TestOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKit(t)
@@ -190,7 +191,8 @@ func TestOneBadRecord(t *testing.T) {
 	})
 }
 
-// Only a verdict that can never change sets a record aside, with its reason; the rest goes on.
+// Only a verdict that can never change sets a record aside, with its reason;
+// the rest goes on.
 func TestDeadLetters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKit(t)
@@ -275,7 +277,8 @@ func (b *batchSink) PutBatch(ctx context.Context, records []board.Sealed) []erro
 	return errs
 }
 
-// A registry that takes batches gets them, in order, and answers for each record.
+// A registry that takes batches gets them, in order, and answers for each
+// record.
 func TestBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKit(t)
@@ -391,7 +394,8 @@ func TestOrderAfterOutage(t *testing.T) {
 	})
 }
 
-// Someone acts on a dead letter: it is exported with its evidence, and delivered once more.
+// Someone acts on a dead letter: it is exported with its evidence, and
+// delivered once more.
 func TestRequeue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKit(t)
@@ -445,7 +449,8 @@ func TestRequeue(t *testing.T) {
 	})
 }
 
-// A dead letter whose entry moved in its file is found, and one whose entry is damaged is not delivered.
+// A dead letter whose entry moved in its file is found, and one whose entry is
+// damaged is not delivered.
 func TestRequeueOverDamage(t *testing.T) {
 	k, _ := smallKit(t, 4)
 	k.damaged = true

@@ -164,7 +164,8 @@ func FuzzIndexedOf(f *testing.F) {
 	})
 }
 
-// An ordinary record is read by its fixed order of fields: otherwise a rebuild is slow.
+// An ordinary record is read by its fixed order of fields: otherwise a rebuild
+// is slow.
 func TestScanVerdict(t *testing.T) {
 	k := newKit(t)
 	r := k.mustAppend()

@@ -31,8 +31,10 @@ type faultyFile struct {
 }
 
 type faultPlan struct {
-	// op is open, write, short, sync, truncate, read, rename, remove, syncdir; of the index: openindex, syncindex, page (a write that is short),
-	// meta (the write that makes a commit), commit (the sync after it, which fails with EINVAL).
+	// op is open, write, short, sync, truncate, read, rename, remove, syncdir;
+	// of the index: openindex, syncindex, page (a write that is short), meta
+	// (the write that makes a commit), commit (the sync after it, which fails
+	// with EINVAL).
 	op    string
 	after int    // good ones before it
 	also  string // fails from then on, if set
@@ -127,7 +129,8 @@ func (d faulty) openIndex(path string, options *bolt.Options) (*bolt.DB, error) 
 	return db, nil
 }
 
-// unsyncable puts under a file of bbolt's another for which fdatasync is not defined. After the error nobody writes to it.
+// unsyncable puts under a file of bbolt's another for which fdatasync is not
+// defined. After the error nobody writes to it.
 func unsyncable(db *bolt.DB) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -159,7 +162,9 @@ func (d faulty) SyncDir(dir string) error {
 	return d.osDisk.SyncDir(dir)
 }
 
-// Each call on the journal and the index fails, once or from then on: no receipt is given, and when it works again, reading the board again settles it.
+// Each call on the journal and the index fails, once or from then on: no
+// receipt is given, and when it works again, reading the board again settles
+// it.
 func TestAppendFaults(t *testing.T) {
 	for _, c := range []faultPlan{
 		{op: "write", err: syscall.ENOSPC},
@@ -212,7 +217,8 @@ func TestAppendFaults(t *testing.T) {
 	}
 }
 
-// A full disk: the slot is told, nothing half-written is trusted, and when there is room again all goes on.
+// A full disk: the slot is told, nothing half-written is trusted, and when
+// there is room again all goes on.
 func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
 		skip(t, "mounting a small file system needs root")
@@ -282,8 +288,9 @@ func (f badFile) ReadAt(p []byte, at int64) (int, error) {
 	return f.File.ReadAt(p, at)
 }
 
-// A kernel that could not write pages forgets that they are dirty, and may drop them or go on to show them: after a failed sync nothing is
-// taken for granted before the file is read anew.
+// A kernel that could not write pages forgets that they are dirty, and may drop
+// them or go on to show them: after a failed sync nothing is taken for granted
+// before the file is read anew.
 func TestFailedSync(t *testing.T) {
 	for name, lose := range map[string]func(path string, synced int64) error{
 		"the pages are still shown": func(string, int64) error { return nil },
@@ -330,7 +337,8 @@ func TestFailedSync(t *testing.T) {
 	}
 }
 
-// An index that cannot be opened now is not thrown away: what was delivered stands only in it.
+// An index that cannot be opened now is not thrown away: what was delivered
+// stands only in it.
 func TestIndexNotNow(t *testing.T) {
 	for _, reason := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EROFS, syscall.ENOSPC, syscall.EACCES} {
 		k := newKit(t)
@@ -350,8 +358,9 @@ func TestIndexNotNow(t *testing.T) {
 	}
 }
 
-// Each call on the disk fails once, whichever it is, while records are appended, segments sealed and checkpoints signed: no receipt
-// is given that does not hold, and reading the board again settles it.
+// Each call on the disk fails once, whichever it is, while records are
+// appended, segments sealed and checkpoints signed: no receipt is given that
+// does not hold, and reading the board again settles it.
 func TestEachCallFails(t *testing.T) {
 	for op, fault := range map[string]error{
 		"open": syscall.EMFILE, "write": syscall.EROFS, "short": syscall.ENOSPC, "sync": syscall.EIO, "rename": syscall.EROFS, "syncdir": syscall.EIO,

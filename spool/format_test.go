@@ -21,7 +21,8 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/format<N> of the newest format, if it is not there")
 
-// knownIdentity is that of what lies in testdata. Its key follows from a word, so that none has to lie there.
+// knownIdentity is that of what lies in testdata. Its key follows from a word,
+// so that none has to lie there.
 func knownIdentity(t *testing.T, origin string) journal.Identity {
 	t.Helper()
 	seed := sha256.Sum256([]byte("a station in testdata"))
@@ -140,7 +141,8 @@ func writeFormat(t *testing.T, id journal.Identity) {
 	}
 }
 
-// What a station gives away, a stick with its receipt and a proof, are read for ever, in every format that was ever released.
+// What a station gives away, a stick with its receipt and a proof, are read for
+// ever, in every format that was ever released.
 func TestEvidenceFormats(t *testing.T) {
 	id, hq := knownIdentity(t, "widgiot/line3-a"), knownIdentity(t, "import/hq")
 	if *update {
@@ -223,7 +225,8 @@ func writeEvidence(t *testing.T, id, hq journal.Identity) {
 	}
 }
 
-// A journal of the older format is refused with a sentinel, and nothing in it is changed.
+// A journal of the older format is refused with a sentinel, and nothing in it
+// is changed.
 func TestOlderFormat(t *testing.T) {
 	id, dir := knownIdentity(t, "widgiot/line3-a"), tempDir(t)
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join("testdata", "format1"))); err != nil {

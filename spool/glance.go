@@ -13,8 +13,10 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// StoppedStats is Stats of the stopped station whose folder this is, as far as its index knows it: Entries, Pending, Dead, Oldest, Damaged, Archived,
-// Unarchived and Forked. It returns ErrLocked if the station is not stopped, ErrNoIndex if there is no index.
+// StoppedStats is Stats of the stopped station whose folder this is, as far as
+// its index knows it: Entries, Pending, Dead, Oldest, Damaged, Archived,
+// Unarchived and Forked. It returns ErrLocked if the station is not stopped,
+// ErrNoIndex if there is no index.
 func StoppedStats(dir string) (out Stats, err error) {
 	err = lookAtIndex(dir, func(tx *bolt.Tx) error {
 		var p progress
@@ -62,7 +64,8 @@ func StoppedStats(dir string) (out Stats, err error) {
 	return out, err
 }
 
-// RoomOf measures the folder of a spool and its file system. low and critical are percents, as in Config; 0 is the default.
+// RoomOf measures the folder of a spool and its file system. low and critical
+// are percents, as in Config; 0 is the default.
 func RoomOf(dir string, low, critical int) (Disk, error) {
 	d, err := roomOf(dir)
 	if err != nil && !errors.Is(err, os.ErrPermission) {

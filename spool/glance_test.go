@@ -12,7 +12,8 @@ import (
 	"secretfree/station/board"
 )
 
-// A glance at a journal says what the whole of it says, while the station runs and after.
+// A glance at a journal says what the whole of it says, while the station runs
+// and after.
 func TestGlanceAt(t *testing.T) {
 	k := newKit(t)
 	for range 3 {
@@ -53,7 +54,8 @@ func TestGlanceAt(t *testing.T) {
 		t.Errorf("stopped: %+v, %v; the station said %+v", got, err, stats)
 	}
 
-	// A line that is not whole, one that is damaged, and a journal that is shorter than what was signed.
+	// A line that is not whole, one that is damaged, and a journal that is
+	// shorter than what was signed.
 	path := journal.SegmentPath(k.dir, 0)
 	whole, err := os.ReadFile(path)
 	if err != nil {

@@ -21,8 +21,9 @@ import (
 	"secretfree/station/board"
 )
 
-// What is here looks back while the station runs. Like Stats it waits for nobody who writes, and nobody who writes waits for it: it reads the
-// index in short transactions, and files without the lock.
+// What is here looks back while the station runs. Like Stats it waits for
+// nobody who writes, and nobody who writes waits for it: it reads the index in
+// short transactions, and files without the lock.
 
 // Seen is what the index knows of a device.
 type Seen struct {
@@ -70,19 +71,23 @@ func (s *Spool) peek(f func(*bolt.Tx) error) error {
 const (
 	// MinFind is how many hex digits Find takes at the least.
 	MinFind = 4
-	// findBatch is how many devices one transaction looks at: it takes about a millisecond, so that a commit which needs a larger file, and
-	// waits for who reads, does not wait long.
+	// findBatch is how many devices one transaction looks at: it takes about a
+	// millisecond, so that a commit which needs a larger file, and waits for
+	// who reads, does not wait long.
 	findBatch = 5000
-	// maxEvents is how many of a device's newest repeats and refusals History gives.
+	// maxEvents is how many of a device's newest repeats and refusals History
+	// gives.
 	maxEvents = 100
 )
 
 // ErrFind says that something cannot be looked for.
 var ErrFind = errors.New("want at least 4 hex digits of a device id or a MAC address, or the front of a fingerprint of more than 32")
 
-// Find looks for devices by hex digits, which may have colons, dashes or spaces between them: those whose id or whose MAC address has them
-// anywhere, or, for more than 32, the one whose key's fingerprint begins with them. It returns at most limit, in the order of their ids, and
-// whether there are more. A whole id or fingerprint is found at once; anything else goes through all devices.
+// Find looks for devices by hex digits, which may have colons, dashes or spaces
+// between them: those whose id or whose MAC address has them anywhere, or, for
+// more than 32, the one whose key's fingerprint begins with them. It returns at
+// most limit, in the order of their ids, and whether there are more. A whole id
+// or fingerprint is found at once; anything else goes through all devices.
 func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen, more bool, err error) {
 	digits := strings.ToLower(strings.NewReplacer(":", "", "-", "", " ", "").Replace(text))
 	if len(digits) < MinFind || len(digits) > 2*len(board.Fingerprint{}) || strings.Trim(digits, "0123456789abcdef") != "" {
@@ -239,17 +244,20 @@ type Item struct {
 
 // History is what the journal holds of a device.
 type History struct {
-	// Seen is that of the record; without one, as of a board that only ever failed, Enrolled is false and Seen has the device alone.
+	// Seen is that of the record; without one, as of a board that only ever
+	// failed, Enrolled is false and Seen has the device alone.
 	Seen
 	Record journal.Entry // the record's entry; empty if it cannot be read
 	Dead   *DeadLetter   // of Rejected
-	// Events are the newest of the other verdicts and of the rejections, the newest first, also those of others that named this device's id or
-	// key. Older says how many more there are.
+	// Events are the newest of the other verdicts and of the rejections, the
+	// newest first, also those of others that named this device's id or key.
+	// Older says how many more there are.
 	Events []journal.Entry
 	Older  int
 }
 
-// History looks a device up. One of which the journal has nothing is ErrNoRecord.
+// History looks a device up. One of which the journal has nothing is
+// ErrNoRecord.
 func (s *Spool) History(device board.DeviceID) (History, error) {
 	h := History{Seen: Seen{Device: device}}
 	type place struct {
@@ -310,7 +318,8 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 	return h, nil
 }
 
-// deliveryOf tells what became of the record of an entry. p is that of its device, if it is known.
+// deliveryOf tells what became of the record of an entry. p is that of its
+// device, if it is known.
 func deliveryOf(tx *bolt.Tx, seq uint64, p *pointer) (Delivery, *DeadLetter, error) {
 	d, err := getDead(tx, seq)
 	switch {
@@ -326,7 +335,8 @@ func deliveryOf(tx *bolt.Tx, seq uint64, p *pointer) (Delivery, *DeadLetter, err
 	return Confirmed, nil, nil
 }
 
-// Recent gives the newest verdicts, at most n, the newest first. What cannot be read is left out.
+// Recent gives the newest verdicts, at most n, the newest first. What cannot be
+// read is left out.
 func (s *Spool) Recent(ctx context.Context, n int) ([]Item, error) {
 	var found []found
 	if err := s.peek(func(tx *bolt.Tx) error {
@@ -402,8 +412,9 @@ func (s *Spool) items(ctx context.Context, found []found) (out []Item, err error
 	return out, nil
 }
 
-// Range gives the verdicts from one time up to, but not with, another, in the order in which they were journaled, without the envelopes of
-// records. What cannot be read is left out.
+// Range gives the verdicts from one time up to, but not with, another, in the
+// order in which they were journaled, without the envelopes of records. What
+// cannot be read is left out.
 func (s *Spool) Range(ctx context.Context, from, to time.Time, visit func(Item)) error {
 	after := timeKey(from.UnixMilli(), 0)
 	if from.UnixNano()%int64(time.Millisecond) != 0 {
@@ -516,7 +527,8 @@ func (s *Spool) DeliveryOf(device board.DeviceID) (d Delivery, err error) {
 	return d, err
 }
 
-// entry reads an entry from where it should stand, or finds it in its segment: it may have moved when its file was repaired.
+// entry reads an entry from where it should stand, or finds it in its segment:
+// it may have moved when its file was repaired.
 func (s *Spool) entry(at journal.Position, seq uint64) (journal.Entry, error) {
 	if at.Offset >= 0 {
 		if e, err := journal.ReadEntryAt(s.cfg.Dir, at); err == nil && e.Seq == seq {
@@ -556,8 +568,10 @@ func (s *Spool) entry(at journal.Position, seq uint64) (journal.Entry, error) {
 	}
 }
 
-// Prove is the package's Prove for a station that runs. It reads the segment with the record and the one that is written; of the others it takes
-// the hashes beside them. Where those do not give the root that was signed, it reads the whole journal.
+// Prove is the package's Prove for a station that runs. It reads the segment
+// with the record and the one that is written; of the others it takes the
+// hashes beside them. Where those do not give the root that was signed, it
+// reads the whole journal.
 func (s *Spool) Prove(ctx context.Context, device board.DeviceID) ([]byte, error) {
 	var known pointer
 	have := false

@@ -15,7 +15,8 @@ import (
 	"secretfree/station/board"
 )
 
-// BenchmarkLookBack is what a page about boards costs on top of many records: a part of an id, a board, the newest, an hour, a proof.
+// BenchmarkLookBack is what a page about boards costs on top of many records: a
+// part of an id, a board, the newest, an hour, a proof.
 //
 //	go test ./spool -run '^$' -bench LookBack -timeout 0 -args -benchstart 1000000
 func BenchmarkLookBack(b *testing.B) {
@@ -79,8 +80,9 @@ func BenchmarkLookBack(b *testing.B) {
 	}
 }
 
-// BenchmarkAppendWhileLookedAt is a record more on top of many, alone and while somebody looks back without a pause, which the station lets only one at
-// a time do.
+// BenchmarkAppendWhileLookedAt is a record more on top of many, alone and while
+// somebody looks back without a pause, which the station lets only one at a
+// time do.
 //
 //	go test ./spool -run '^$' -bench AppendWhile -benchtime 200x -timeout 0
 func BenchmarkAppendWhileLookedAt(b *testing.B) {

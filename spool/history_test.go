@@ -23,7 +23,8 @@ func withMAC(t *testing.T, address string) board.Record {
 	return r
 }
 
-// What was appended is found by whatever stands on a label, at once and after the index was built anew.
+// What was appended is found by whatever stands on a label, at once and after
+// the index was built anew.
 func TestFind(t *testing.T) {
 	k := newKit(t)
 	r := withMAC(t, "08:00:28:5b:55:e0")
@@ -95,7 +96,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// All that the journal has of a device is there, at once, after a restart and a rebuild.
+// All that the journal has of a device is there, at once, after a restart and a
+// rebuild.
 func TestHistory(t *testing.T) {
 	k, _ := archiveKit(t)
 	r := k.mustAppend()
@@ -181,7 +183,8 @@ func TestHistoryOfDeadLetter(t *testing.T) {
 	}
 }
 
-// The newest come first, over the edges of segments, and between two times are those of between, at once and after a rebuild.
+// The newest come first, over the edges of segments, and between two times are
+// those of between, at once and after a rebuild.
 func TestRecentAndRange(t *testing.T) {
 	k, _ := archiveKit(t)
 	var all []board.DeviceID
@@ -255,7 +258,8 @@ func TestRecentAndRange(t *testing.T) {
 	check("after a rebuild")
 }
 
-// What a running station proves is what the journal proves, in every place of the tree, and is refused for the same causes.
+// What a running station proves is what the journal proves, in every place of
+// the tree, and is refused for the same causes.
 func TestProveWhileItRuns(t *testing.T) {
 	k, _ := archiveKit(t)
 	var all []board.Record

@@ -24,7 +24,8 @@ type ImportConfig struct {
 	Stations []note.Verifier  // whose bundles are taken
 	Sink     Sink             // where their records go; many at once if it is a BatchSink
 	Identity journal.Identity // who signs the receipts
-	// Again delivers what has a receipt of this identity too. Without it, only what was refused is tried anew.
+	// Again delivers what has a receipt of this identity too. Without it, only
+	// what was refused is tried anew.
 	Again bool
 
 	disk disk // for tests
@@ -41,7 +42,8 @@ type Imported struct {
 	NoProof     int // records without a proof of possession
 	Left        int // records without an answer
 	Refusals    []ImportRefusal
-	// Err is why the bundle was not taken, or not all of it. Without it there is a receipt beside the bundle that speaks of every record.
+	// Err is why the bundle was not taken, or not all of it. Without it there
+	// is a receipt beside the bundle that speaks of every record.
 	Err error
 }
 
@@ -55,13 +57,17 @@ type ImportRefusal struct {
 // ErrAway: the registry took no record at all.
 var ErrAway = errors.New("the registry takes no records")
 
-// ImportStick delivers the bundles of a SKU on a stick to a registry, under the same conditions under which a station delivers its
-// records, and writes a signed receipt beside each. It believes nothing of the stick: a bundle must be of one of the stations and
-// hold what it says, each record must be signed by its station and prove possession if it says so. A bundle that is not taken
+// ImportStick delivers the bundles of a SKU on a stick to a registry, under the
+// same conditions under which a station delivers its records, and writes a
+// signed receipt beside each. It believes nothing of the stick: a bundle must
+// be of one of the stations and hold what it says, each record must be signed
+// by its station and prove possession if it says so. A bundle that is not taken
 // does not keep the others back.
 //
-// each is told what became of a bundle. A registry that is away ends it with ErrAway, a stick that cannot be written with that error; what was
-// answered until then is in the receipts, and to call it again goes on there. Whatever is delivered twice changes nothing.
+// each is told what became of a bundle. A registry that is away ends it with
+// ErrAway, a stick that cannot be written with that error; what was answered
+// until then is in the receipts, and to call it again goes on there. Whatever
+// is delivered twice changes nothing.
 func ImportStick(ctx context.Context, c ImportConfig, each func(Imported)) error {
 	if c.disk == nil {
 		c.disk = osDisk{}
@@ -147,7 +153,8 @@ type carried struct {
 	known    *answer // by an earlier receipt
 }
 
-// open reads a bundle and checks everything that can be checked without the registry.
+// open reads a bundle and checks everything that can be checked without the
+// registry.
 func (im *importing) open(r run, path string) ([]*carried, error) {
 	data, err := readStick(path, maxBundle)
 	if err != nil {
@@ -205,7 +212,8 @@ func (im *importing) station(b *bundle) (note.Verifier, journal.Checkpoint, erro
 	return nil, journal.Checkpoint{}, err
 }
 
-// checkCarried checks what an issuer would: the station's signature, and the proof of possession if there is one.
+// checkCarried checks what an issuer would: the station's signature, and the
+// proof of possession if there is one.
 func checkCarried(s *board.Sealed, v board.Verifier) error {
 	if _, err := board.OpenEnvelope(s.Envelope, v); err != nil {
 		return err
@@ -262,8 +270,9 @@ func (im *importing) deliver(ctx context.Context, r run, records []*carried, out
 	return failure
 }
 
-// recall reads the receipt that is there, if this identity has signed it. One of somebody else, or a damaged one, is replaced: what
-// is delivered twice changes nothing.
+// recall reads the receipt that is there, if this identity has signed it. One
+// of somebody else, or a damaged one, is replaced: what is delivered twice
+// changes nothing.
 func (im *importing) recall(path string, r run, records []*carried) (*receipt, error) {
 	data, err := readStick(path, maxReceipt)
 	if errors.Is(err, os.ErrNotExist) {
@@ -313,7 +322,8 @@ func (it *carried) answer() *answer {
 	return a
 }
 
-// put offers records to the registry, a batch at a time. If all of a batch fail it is the registry that is away.
+// put offers records to the registry, a batch at a time. If all of a batch fail
+// it is the registry that is away.
 func (im *importing) put(ctx context.Context, records []*carried) error {
 	var first error
 	for batch := range slices.Chunk(records, passRecords) {
@@ -355,7 +365,8 @@ func (im *importing) putBatch(ctx context.Context, batch []*carried) []error {
 	return putAll(ctx, im.Sink, records)
 }
 
-// putAll puts records to a registry, and returns an error for each. When the first few fail, the rest is not tried.
+// putAll puts records to a registry, and returns an error for each. When the
+// first few fail, the rest is not tried.
 func putAll(ctx context.Context, sink Sink, records []board.Sealed) []error {
 	errs := make([]error, len(records))
 	if many, ok := sink.(BatchSink); ok && len(records) > 0 {
@@ -384,8 +395,10 @@ func putAll(ctx context.Context, sink Sink, records []board.Sealed) []error {
 	return errs
 }
 
-// ImporterIdentity reads the key with which an importer signs receipts from dir, or makes it at first use, with the name
-// "import/<name>". Its public half, dir/station.pub, is what a station's configuration takes as a trusted key for receipts.
+// ImporterIdentity reads the key with which an importer signs receipts from
+// dir, or makes it at first use, with the name "import/<name>". Its public
+// half, dir/station.pub, is what a station's configuration takes as a trusted
+// key for receipts.
 func ImporterIdentity(dir, name string) (journal.Identity, error) {
 	if err := board.CheckName(name); err != nil {
 		return journal.Identity{}, err

@@ -115,7 +115,8 @@ func TestImportRefusals(t *testing.T) {
 	if receipts, err := Receipts(stick, "widgiot/line3-a"); err != nil || len(receipts) != 0 {
 		t.Errorf("%d receipts for nothing (%v)", len(receipts), err)
 	}
-	// A key too many does no harm, and what is not a station's folder is not looked at.
+	// A key too many does no harm, and what is not a station's folder is not
+	// looked at.
 	im.Stations = []note.Verifier{other.Verifier, stranger.Verifier, k.id.Verifier}
 	if err := errors.Join(os.WriteFile(filepath.Join(stick, "widgiot", "notes.txt"), nil, 0o644), os.Mkdir(filepath.Join(stick, "widgiot", "Line"), 0o755)); err != nil {
 		t.Fatal(err)
@@ -146,7 +147,8 @@ func TestImportRefusals(t *testing.T) {
 	}
 }
 
-// A record that a station should never have signed is refused like one that the registry refuses: the others are taken.
+// A record that a station should never have signed is refused like one that the
+// registry refuses: the others are taken.
 func TestImportLooksAtPossession(t *testing.T) {
 	k := newKit(t)
 	k.damaged = true // VerifyDir refuses this journal too
@@ -169,7 +171,8 @@ func TestImportLooksAtPossession(t *testing.T) {
 	}
 }
 
-// A registry that is away ends the import; what it took until then is in a receipt.
+// A registry that is away ends the import; what it took until then is in a
+// receipt.
 func TestImportOutage(t *testing.T) {
 	k := newKit(t)
 	for range 2*passRecords + 10 {
@@ -218,7 +221,8 @@ func TestImportOutage(t *testing.T) {
 	}
 }
 
-// An import that finds a BatchSink uses it, and does not believe one that answers for too few.
+// An import that finds a BatchSink uses it, and does not believe one that
+// answers for too few.
 func TestImportBatches(t *testing.T) {
 	k := newKit(t)
 	for range passRecords + 1 {

@@ -24,22 +24,30 @@ import (
 	"secretfree/station/board"
 )
 
-// indexFormat is raised when the buckets change; any other is rebuilt from the journal.
+// indexFormat is raised when the buckets change; any other is rebuilt from the
+// journal.
 const indexFormat = 4
 
-// The index's buckets. All of it follows from the journal, but for what was delivered and what is dead, which
-// delivering again finds out again, and for the hashes of leaves, which a sealed segment has beside it.
+// The index's buckets. All of it follows from the journal, but for what was
+// delivered and what is dead, which delivering again finds out again, and for
+// the hashes of leaves, which a sealed segment has beside it.
 //
-// How it is synced. An entry is written to the journal and synced, then it is committed here, with a sync, then the receipt is given: the index must never
-// be ahead of the journal, because that is how a lost journal is known. A commit that is lost would be made good from the journal
-// at the next start, so it looks as if it need not be synced. It is, for three reasons: bbolt without a sync can come back from a
-// power failure torn in ways that it does not notice itself; what was delivered stands only here, and to find it out again costs the
-// delivery of everything; and where the index ends is how a write that was cut short is told from damage. What is delivered
-// is committed many at once and with a sync too: bbolt has one file. Only a rebuild goes without, into a file of
-// another name, which is synced before it gets its name.
+// How it is synced. An entry is written to the journal and synced, then it is
+// committed here, with a sync, then the receipt is given: the index must never
+// be ahead of the journal, because that is how a lost journal is known. A
+// commit that is lost would be made good from the journal at the next start, so
+// it looks as if it need not be synced. It is, for three reasons: bbolt without
+// a sync can come back from a power failure torn in ways that it does not
+// notice itself; what was delivered stands only here, and to find it out again
+// costs the delivery of everything; and where the index ends is how a write
+// that was cut short is told from damage. What is delivered is committed many
+// at once and with a sync too: bbolt has one file. Only a rebuild goes without,
+// into a file of another name, which is synced before it gets its name.
 //
-// The list of free pages is kept in the file (NoFreelistSync is off): without it bbolt walks all pages when it opens the file, in a
-// goroutine of its own, where a panic over a damaged page would end the process instead of starting a rebuild.
+// The list of free pages is kept in the file (NoFreelistSync is off): without
+// it bbolt walks all pages when it opens the file, in a goroutine of its own,
+// where a panic over a damaged page would end the process instead of starting a
+// rebuild.
 var (
 	bucketMeta     = []byte("meta")
 	bucketDevices  = []byte("devices")  // device id → pointer
@@ -143,7 +151,8 @@ type progress struct {
 	Leaf tlog.Hash // of entry Next-1; zero if Next is 0
 }
 
-// sealedSegment is a segment that is not written any more, so that it need not be read at each start.
+// sealedSegment is a segment that is not written any more, so that it need not
+// be read at each start.
 type sealedSegment struct {
 	Next  uint64      `json:"next"` // the seq of the next segment's first entry
 	Size  int64       `json:"size"`
@@ -210,13 +219,15 @@ var (
 	errIndexUnusable = errors.New("the index cannot be used")
 )
 
-// ErrIndexAhead says that the index knows entries which the journal does not have: the journal lost its end.
+// ErrIndexAhead says that the index knows entries which the journal does not
+// have: the journal lost its end.
 var ErrIndexAhead = errors.New("the journal lost entries that the index knows")
 
 func indexPath(dir string) string { return filepath.Join(dir, "index.bbolt") }
 
-// guarded runs what reads a file of bbolt's that may be damaged: the file is mapped, and may be shorter than it says, and bbolt
-// panics on some kinds of damage.
+// guarded runs what reads a file of bbolt's that may be damaged: the file is
+// mapped, and may be shorter than it says, and bbolt panics on some kinds of
+// damage.
 func guarded(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -227,8 +238,10 @@ func guarded(f func() error) (err error) {
 	return f()
 }
 
-// update commits to the index. bbolt panics when a damaged page makes no sense to it, and may then hold its locks for ever: such an
-// index is left as it is, not closed, and the next open makes another in its place. The caller holds mu.
+// update commits to the index. bbolt panics when a damaged page makes no sense
+// to it, and may then hold its locks for ever: such an index is left as it is,
+// not closed, and the next open makes another in its place. The caller holds
+// mu.
 func (s *Spool) update(f func(*bolt.Tx) error) error {
 	defer s.calling.start()()
 	return s.trust(guarded(func() error { return s.db.Update(f) }))
@@ -274,7 +287,8 @@ func makeIndex(d disk, path, origin string, options *bolt.Options) (*bolt.DB, er
 // errNoIndex: there is none.
 var errNoIndex = errors.New("there is no index")
 
-// openIndex opens the file and looks at all of it. What cannot be an index of this origin is errIndexUnusable.
+// openIndex opens the file and looks at all of it. What cannot be an index of
+// this origin is errIndexUnusable.
 func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) {
 	if _, err := os.Stat(indexPath(dir)); errors.Is(err, os.ErrNotExist) {
 		return nil, p, errNoIndex
@@ -315,29 +329,35 @@ func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) 
 	return db, p, err
 }
 
-// notNow tells whether a file could not be opened for a reason that says nothing of what is in it.
+// notNow tells whether a file could not be opened for a reason that says
+// nothing of what is in it.
 func notNow(err error) bool {
 	return slices.ContainsFunc([]error{os.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EROFS, unix.ENOSPC}, func(reason error) bool {
 		return errors.Is(err, reason)
 	})
 }
 
-// unmapPages gives back the memory that the walk over all pages of the index has taken: they stay in the kernel's cache, and what is needed of them is
-// mapped again. Nobody else may use the index yet, which its next change may map elsewhere.
+// unmapPages gives back the memory that the walk over all pages of the index
+// has taken: they stay in the kernel's cache, and what is needed of them is
+// mapped again. Nobody else may use the index yet, which its next change may
+// map elsewhere.
 func unmapPages(db *bolt.DB) {
 	_ = db.View(func(tx *bolt.Tx) error {
-		// Not the size of the file: bbolt makes that larger than what it has mapped, and behind the mapping is memory of others.
-		// It is advice: if it is not taken, the memory is given back when somebody needs it.
+		// Not the size of the file: bbolt makes that larger than what it has
+		// mapped, and behind the mapping is memory of others. It is advice: if
+		// it is not taken, the memory is given back when somebody needs it.
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, db.Info().Data, uintptr(tx.Size()), unix.MADV_DONTNEED)
 		return nil
 	})
 }
 
-// walkIndex looks at every entry once, so that a damaged page is met here and not in the middle of a shift. (bbolt's own
-// check runs in a goroutine of its own, where a panic over a damaged page would end the process.)
+// walkIndex looks at every entry once, so that a damaged page is met here and
+// not in the middle of a shift. (bbolt's own check runs in a goroutine of its
+// own, where a panic over a damaged page would end the process.)
 func walkIndex(tx *bolt.Tx) error {
 	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
-	// Keys and devices are one another's inverse: if so, these sums are equal. To look up each would take long.
+	// Keys and devices are one another's inverse: if so, these sums are equal.
+	// To look up each would take long.
 	var inDevices, inKeys uint32
 	pair := func(device, key []byte) uint32 {
 		return crc32.Update(crc32.Checksum(device, journal.Castagnoli), journal.Castagnoli, key)
@@ -426,8 +446,8 @@ func (c *counted) put(tx *bolt.Tx) error {
 	return nil
 }
 
-// putEntry brings an entry into the index. An entry that the index has already, as one
-// that was damaged and is repaired, is not counted again.
+// putEntry brings an entry into the index. An entry that the index has already,
+// as one that was damaged and is repaired, is not counted again.
 func putEntry(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 	if e.IsRecord() {
 		if err := apply(tx, e); err != nil {
@@ -483,8 +503,8 @@ func putRow(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 	return nil
 }
 
-// putRejection makes a dead letter of a record that the registry refused for good,
-// and takes it from the queue; a Resolved one ends that.
+// putRejection makes a dead letter of a record that the registry refused for
+// good, and takes it from the queue; a Resolved one ends that.
 func putRejection(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 	r := e.Rejection
 	events, of := tx.Bucket(bucketEvents), encodeSeq(r.Of)
@@ -529,8 +549,9 @@ func putRejection(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 	return errors.Join(queue.Delete(of), putDead(tx, letter), rejected.Put(of, encodeSeq(e.Seq)))
 }
 
-// apply brings a record into the index and the queue. Another key that this device had, or device that this key had, is
-// forgotten here: the journal has it, and VerifyDir says so.
+// apply brings a record into the index and the queue. Another key that this
+// device had, or device that this key had, is forgotten here: the journal has
+// it, and VerifyDir says so.
 func apply(tx *bolt.Tx, r *journal.Summary) error {
 	q := queued{r.At.Segment, r.At.Offset, r.Time}
 	if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.Seq), q.encode()); err != nil {
@@ -643,7 +664,8 @@ func readDamage(db *bolt.DB) ([]journal.Damage, error) {
 	return out, err
 }
 
-// putLeaves notes hashes of the segment that is written; fresh drops those of the segment before it.
+// putLeaves notes hashes of the segment that is written; fresh drops those of
+// the segment before it.
 func putLeaves(tx *bolt.Tx, first uint64, hashes []tlog.Hash, fresh bool) error {
 	if fresh {
 		if err := tx.DeleteBucket(bucketLeaves); err != nil {

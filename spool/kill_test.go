@@ -24,7 +24,8 @@ const killChild = "SECRETFREE_SPOOL_CHILD"
 
 var killsFlag = flag.Int("kills", 30, "how often TestKill kills a station")
 
-// folderSink is a registry that outlives the station: a file for each device, with its key, made at once or not at all. Some answers are lost.
+// folderSink is a registry that outlives the station: a file for each device,
+// with its key, made at once or not at all. Some answers are lost.
 type folderSink string
 
 func (dir folderSink) Put(_ context.Context, s board.Sealed) error {
@@ -84,7 +85,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child appends records from several goroutines, in small segments, and prints a line for each receipt, until it is killed.
+// child appends records from several goroutines, in small segments, and prints
+// a line for each receipt, until it is killed.
 func child(dir string) {
 	var out sync.Mutex
 	say := func(line ...any) {
@@ -125,8 +127,9 @@ func child(dir string) {
 	select {}
 }
 
-// A station is killed in the middle of its work, again and again, while it delivers: every receipt that it gave is in the journal, and
-// then in the registry, once. More often:
+// A station is killed in the middle of its work, again and again, while it
+// delivers: every receipt that it gave is in the journal, and then in the
+// registry, once. More often:
 //
 //	go test ./spool -run TestKill -timeout 0 -v -args -kills 1000
 func TestKill(t *testing.T) {
@@ -186,7 +189,8 @@ func TestKill(t *testing.T) {
 	t.Logf("%d kills, %d receipts, %d records, %d of them delivered before the last kill", kills, len(receipts), records, early)
 }
 
-// killOnce starts a station, notes its receipts, and kills it after some of them or, at times, after a moment, which may be before it is ready.
+// killOnce starts a station, notes its receipts, and kills it after some of
+// them or, at times, after a moment, which may be before it is ready.
 func killOnce(t *testing.T, dir string, receipts map[board.DeviceID]board.Receipt) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])

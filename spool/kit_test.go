@@ -19,7 +19,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// kit is one station on a folder of its own. Everything that a test is promised is kept, and checked at its end.
+// kit is one station on a folder of its own. Everything that a test is promised
+// is kept, and checked at its end.
 type kit struct {
 	t       *testing.T
 	dir     string
@@ -58,7 +59,8 @@ func newKit(t *testing.T) *kit {
 	return k
 }
 
-// tempDir is a folder in memory where there is one: what is synced there is as good to a process that is killed.
+// tempDir is a folder in memory where there is one: what is synced there is as
+// good to a process that is killed.
 func tempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "spool-test-")
@@ -136,7 +138,8 @@ func (k *kit) mustAppend() board.Record {
 	return r
 }
 
-// checkRegistry demands that what the index takes for delivered is in the registry.
+// checkRegistry demands that what the index takes for delivered is in the
+// registry.
 func (k *kit) checkRegistry() {
 	k.t.Helper()
 	if k.carried {
@@ -162,7 +165,8 @@ func (k *kit) checkRegistry() {
 	})
 }
 
-// checkDamaged demands that a record for which there is a receipt is in the journal, or in a place that is known to be damaged.
+// checkDamaged demands that a record for which there is a receipt is in the
+// journal, or in a place that is known to be damaged.
 func (k *kit) checkDamaged() {
 	k.t.Helper()
 	segments, err := journal.ListSegments(k.dir)
@@ -201,8 +205,8 @@ func checkInvariants(t *testing.T, dir string, id journal.Identity, receipts map
 	}
 }
 
-// invariants are that the journal verifies and holds every record for which a receipt was given, and that the
-// index says the same as the journal.
+// invariants are that the journal verifies and holds every record for which a
+// receipt was given, and that the index says the same as the journal.
 func invariants(dir string, id journal.Identity, receipts map[board.DeviceID]board.Receipt) (broken []error) {
 	fail := func(format string, args ...any) { broken = append(broken, fmt.Errorf(format, args...)) }
 	if _, err := journal.VerifyDir(dir, id.Verifier); err != nil {
@@ -279,7 +283,8 @@ func btoi(b bool) int {
 	return 0
 }
 
-// skip passes over a test whose surroundings are missing; in CI they must be there.
+// skip passes over a test whose surroundings are missing; in CI they must be
+// there.
 func skip(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {

@@ -16,13 +16,16 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// What is here looks at the index of a station that is stopped, and changes nothing in its folder, so that anyone who may read it may look. A
-// journal is looked at with Walk, which needs no index.
+// What is here looks at the index of a station that is stopped, and changes
+// nothing in its folder, so that anyone who may read it may look. A journal is
+// looked at with Walk, which needs no index.
 
-// ErrNoIndex says that there is no index to look at. It is built when the station starts.
+// ErrNoIndex says that there is no index to look at. It is built when the
+// station starts.
 var ErrNoIndex = errors.New("there is no index that can be read; it is built when the station starts")
 
-// ListDead lists the dead letters of the stopped station whose folder this is. It returns ErrLocked if the station is not stopped.
+// ListDead lists the dead letters of the stopped station whose folder this is.
+// It returns ErrLocked if the station is not stopped.
 func ListDead(dir string) (out []DeadLetter, err error) {
 	err = lookAtIndex(dir, func(tx *bolt.Tx) (err error) {
 		out, err = readDead(tx)
@@ -43,7 +46,8 @@ func ShowDead(dir string, seq uint64) (Evidence, error) {
 	return evidence(dir, d, func(at journal.Position) (journal.Entry, error) { return journal.ReadEntryAt(dir, at) })
 }
 
-// lookAtIndex opens the index for reading only. No other process can write it meanwhile.
+// lookAtIndex opens the index for reading only. No other process can write it
+// meanwhile.
 func lookAtIndex(dir string, f func(*bolt.Tx) error) error {
 	path := indexPath(dir)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {

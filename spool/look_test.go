@@ -74,7 +74,8 @@ func TestLookLeavesNoTrace(t *testing.T) {
 	}
 }
 
-// An index that is missing or of no use is not made, and not mistaken for an empty one.
+// An index that is missing or of no use is not made, and not mistaken for an
+// empty one.
 func TestLookWithoutIndex(t *testing.T) {
 	for name, spoil := range map[string]func(path string) error{
 		"missing": os.Remove,

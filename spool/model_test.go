@@ -28,7 +28,8 @@ type model struct {
 	pending map[board.DeviceID]bool
 	dead    map[board.DeviceID]bool
 	foreign map[board.DeviceID]bool // the registry knows them with another key
-	// rejected are those whose refusal is journaled, until the registry takes them.
+	// rejected are those whose refusal is journaled, until the registry takes
+	// them.
 	rejected map[board.DeviceID]bool
 }
 
@@ -51,7 +52,8 @@ func (m *model) enrolled(r board.Record, seq uint64) {
 	m.keys[r.Device], m.owners[r.Fingerprint()], m.seqs[r.Device] = r.Fingerprint(), r.Device, seq
 }
 
-// lostIndex: all is delivered once more, bar what the registry refused. That somebody requeued it is not in the journal.
+// lostIndex: all is delivered once more, bar what the registry refused. That
+// somebody requeued it is not in the journal.
 func (m *model) lostIndex() {
 	clear(m.pending)
 	for device := range m.keys {
@@ -108,8 +110,9 @@ func (r *modelRun) append() {
 	r.m.enrolled(record, receipt.Seq)
 }
 
-// crash ends the process at some call on the disk, while a board is read, a checkpoint is signed or records are delivered. A board without a
-// receipt may be in the journal or not; to read it again settles it.
+// crash ends the process at some call on the disk, while a board is read, a
+// checkpoint is signed or records are delivered. A board without a receipt may
+// be in the journal or not; to read it again settles it.
 func (r *modelRun) crash() {
 	ops := []string{"open", "write", "short", "sync", "rename", "syncdir", "page", "meta", "commit"}
 	r.spool.Close()
@@ -147,7 +150,8 @@ func (r *modelRun) crash() {
 	r.resync()
 }
 
-// resync takes over what is known only to the disk: which answers of the registry were noted. What waits no more must be there.
+// resync takes over what is known only to the disk: which answers of the
+// registry were noted. What waits no more must be there.
 func (r *modelRun) resync() {
 	queue, dead, rejected := map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{}
 	err := r.spool.view(func(tx *bolt.Tx) error {
@@ -313,7 +317,8 @@ var modelSteps = []struct {
 	}},
 }
 
-// Random operations do what the model does, whatever happens to the disk and the registry in between. Many more of them:
+// Random operations do what the model does, whatever happens to the disk and
+// the registry in between. Many more of them:
 //
 //	go test ./spool -run TestModel -timeout 0 -v -args -modelruns 10000
 func TestModel(t *testing.T) {

@@ -2,5 +2,6 @@
 
 package spool
 
-// raceDetector: what goes on in one goroutine is done less often under it, for it is ten times as slow. CI runs all tests without it too.
+// raceDetector: what goes on in one goroutine is done less often under it, for
+// it is ten times as slow. CI runs all tests without it too.
 const raceDetector = false

@@ -54,11 +54,13 @@ type seal struct {
 	hashes []tlog.Hash
 }
 
-// open is the way in at the start and after a failure alike. The caller holds mu, or is Open.
+// open is the way in at the start and after a failure alike. The caller holds
+// mu, or is Open.
 func (s *Spool) open() error {
 	err := s.openOver(s.unusable)
 	if errors.Is(err, errIndexUnusable) {
-		// It looked like one, but is of another journal, or damaged where nobody had looked: what was not read for its sake must be.
+		// It looked like one, but is of another journal, or damaged where
+		// nobody had looked: what was not read for its sake must be.
 		err = s.openOver(err)
 	}
 	if err == nil {
@@ -67,7 +69,8 @@ func (s *Spool) open() error {
 	return err
 }
 
-// openOver opens the files, and takes the index for unusable if a reason is given.
+// openOver opens the files, and takes the index for unusable if a reason is
+// given.
 func (s *Spool) openOver(unusable error) (err error) {
 	defer func() {
 		if err != nil {
@@ -153,7 +156,8 @@ func (o *opening) useIndex() error {
 	return nil
 }
 
-// read reads the journal from the first segment on that the index does not know to be sealed and as long as it was.
+// read reads the journal from the first segment on that the index does not know
+// to be sealed and as long as it was.
 func (o *opening) read(segments []journal.SegmentFile) error {
 	skip := 0
 	var before journal.Tree
@@ -225,7 +229,8 @@ func (o *opening) visit(at journal.Position, seq uint64, data []byte) error {
 	return o.grow(h)
 }
 
-// moved finds what waits in the queue and does not stand where it did: there is damage before it in its file, or was.
+// moved finds what waits in the queue and does not stand where it did: there is
+// damage before it in its file, or was.
 func (o *opening) moved(at journal.Position, seq uint64) error {
 	return o.db.View(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketQueue).Get(encodeSeq(seq))
@@ -269,7 +274,8 @@ func (o *opening) damaged(d journal.Damage) error {
 	return nil
 }
 
-// grow adds a leaf to the tree, and compares its root with the one that was signed.
+// grow adds a leaf to the tree, and compares its root with the one that was
+// signed.
 func (o *opening) grow(h tlog.Hash) error {
 	o.tree.Add(h)
 	o.leaves = append(o.leaves, h)
@@ -294,7 +300,8 @@ func (o *opening) done(f journal.SegmentFile, next uint64) error {
 	return nil
 }
 
-// forget drops the hashes of what stood in a file before this one, which is missing.
+// forget drops the hashes of what stood in a file before this one, which is
+// missing.
 func (o *opening) forget(first uint64) {
 	o.leaves, o.hashesOf = o.leaves[first-o.hashesOf:], first
 }
@@ -343,7 +350,8 @@ func (s *Spool) checkSegment(data []byte, first uint64) error {
 	return nil
 }
 
-// openSegment opens the last segment for writing, without its torn tail, or makes the first one.
+// openSegment opens the last segment for writing, without its torn tail, or
+// makes the first one.
 func (o *opening) openSegment(segments int) error {
 	path := journal.SegmentPath(o.cfg.Dir, o.end.Segment)
 	if segments == 0 {
@@ -371,7 +379,8 @@ func (o *opening) openSegment(segments int) error {
 			return fmt.Errorf("cutting the torn tail of %s: %w", path, err)
 		}
 	}
-	// What a crashed process had written may not be on disk yet; from here on it counts.
+	// What a crashed process had written may not be on disk yet; from here on
+	// it counts.
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("syncing %s: %w", path, err)
 	}
@@ -489,8 +498,9 @@ func (o *opening) fill(db *bolt.DB, empty bool) error {
 	})
 }
 
-// seal closes a segment for good: its leaf hashes and its checkpoint are written beside it, then the index says that it need
-// not be read again. All of it can be done twice.
+// seal closes a segment for good: its leaf hashes and its checkpoint are
+// written beside it, then the index says that it need not be read again. All of
+// it can be done twice.
 func (s *Spool) seal(seal seal) error {
 	dir := s.cfg.Dir
 	l := journal.Leaves{Origin: s.origin, First: seal.first, Hashes: seal.hashes}
@@ -528,8 +538,9 @@ func (s *Spool) settleFile(path string, data []byte) error {
 	return nil
 }
 
-// rotate seals the segment that is written and begins the next one, in this order: the next one is durable first, so that a
-// sealed segment without one after it is known to have lost it. If it fails the spool is broken.
+// rotate seals the segment that is written and begins the next one, in this
+// order: the next one is durable first, so that a sealed segment without one
+// after it is known to have lost it. If it fails the spool is broken.
 func (s *Spool) rotate() (err error) {
 	defer func() {
 		if err != nil {

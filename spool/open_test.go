@@ -79,8 +79,8 @@ func editIndex(edit func(*bolt.Tx)) func(*testing.T, string) {
 	}
 }
 
-// A list of free pages that has a page in use makes no difference to reading, and makes bbolt panic when it commits, which the start
-// does.
+// A list of free pages that has a page in use makes no difference to reading,
+// and makes bbolt panic when it commits, which the start does.
 func TestIndexPanicsAtTheStart(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()
@@ -103,7 +103,8 @@ func TestIndexPanicsAtTheStart(t *testing.T) {
 	}
 }
 
-// An index that goes bad in the middle of a shift costs a receipt, and is rebuilt.
+// An index that goes bad in the middle of a shift costs a receipt, and is
+// rebuilt.
 func TestIndexPanicsInAShift(t *testing.T) {
 	for name, use := range map[string]func(*kit) error{
 		"append": func(k *kit) error {
@@ -166,7 +167,8 @@ func freeRoot(t *testing.T, index []byte) []byte {
 	return index
 }
 
-// An index behind the journal, as after a failed commit, is brought up to it without a word.
+// An index behind the journal, as after a failed commit, is brought up to it
+// without a word.
 func TestIndexBehind(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()
@@ -222,7 +224,8 @@ func TestTornTail(t *testing.T) {
 	}
 }
 
-// What is wrong with a journal is refused by name, with a remedy, and nothing is changed.
+// What is wrong with a journal is refused by name, with a remedy, and nothing
+// is changed.
 func TestJournalRefusals(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(k *kit, b []byte) []byte
@@ -284,7 +287,8 @@ func TestJournalRefusals(t *testing.T) {
 	}
 }
 
-// A journal that was rewritten, checksums and all, does not have the root that was signed.
+// A journal that was rewritten, checksums and all, does not have the root that
+// was signed.
 func TestTampering(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()

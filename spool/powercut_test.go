@@ -39,7 +39,8 @@ func noPromises() promises {
 	return promises{receipts: map[board.DeviceID]board.Receipt{}, records: map[board.DeviceID]board.Record{}, confirmed: map[board.DeviceID]board.Fingerprint{}, carried: map[string][]byte{}}
 }
 
-// look opens what a power cut left, works with it, and returns the first promise that is broken.
+// look opens what a power cut left, works with it, and returns the first
+// promise that is broken.
 func (p *promises) look(t testing.TB, dir string) (broken error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -119,7 +120,8 @@ func (p *promises) look(t testing.TB, dir string) (broken error) {
 	return nil
 }
 
-// lookAtIndex: nothing is taken for delivered that was not, and what is sealed has beside it what it should.
+// lookAtIndex: nothing is taken for delivered that was not, and what is sealed
+// has beside it what it should.
 func (p *promises) lookAtIndex(s *Spool) error {
 	sealed, err := readSealed(s.db)
 	if err != nil {
@@ -199,8 +201,10 @@ func (p *promises) lookForEvidence(dir string) error {
 	return nil
 }
 
-// moments chooses when the power fails, in order. Half of the times are where most is at stake: before a sync, of each kind as often as of the
-// others. If there is a sync that is not done, half are before one of those that follow it, the first time that it is not.
+// moments chooses when the power fails, in order. Half of the times are where
+// most is at stake: before a sync, of each kind as often as of the others. If
+// there is a sync that is not done, half are before one of those that follow
+// it, the first time that it is not.
 func (s *shift) moments(n int, without string, random *rand.Rand) []int {
 	syncs := map[string][]int{}
 	var after []int
@@ -229,7 +233,8 @@ func (s *shift) moments(n int, without string, random *rand.Rand) []int {
 	return moments
 }
 
-// cut makes crash images of a shift, so many, and stops when found says so. It returns how many it made.
+// cut makes crash images of a shift, so many, and stops when found says so. It
+// returns how many it made.
 func (s *shift) cut(t testing.TB, without string, images int, random *rand.Rand, found func(error) (stop bool)) int {
 	t.Helper()
 	c := newCrashed(without)
@@ -264,8 +269,10 @@ func newSeed(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// The power fails at any moment: what was written since the last sync of each file and folder is there or not, in any order, torn.
-// Every promise given by then is kept, the journal is not damaged, and the station starts and goes on. More of them:
+// The power fails at any moment: what was written since the last sync of each
+// file and folder is there or not, in any order, torn. Every promise given by
+// then is kept, the journal is not damaged, and the station starts and goes on.
+// More of them:
 //
 //	go test ./spool -run TestPowerCut -timeout 0 -v -args -powercuts 100000
 func TestPowerCut(t *testing.T) {
@@ -286,10 +293,12 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// removedCuts is after how many power cuts that broke nothing a sync counts as one that is not needed. Most show it in a few dozen.
+// removedCuts is after how many power cuts that broke nothing a sync counts as
+// one that is not needed. Most show it in a few dozen.
 const removedCuts = 6000
 
-// syncs are all calls in the package that sync something, and the shift in which a power cut shows that each is needed.
+// syncs are all calls in the package that sync something, and the shift in
+// which a power cut shows that each is needed.
 var syncs = map[string]string{
 	callIndexCommit:         "a lost index",
 	"write: s.file.Sync()":  "a first shift",
@@ -306,8 +315,8 @@ var syncs = map[string]string{
 	"bringUp: o.cfg.disk.SyncDir(dir)":                  "a lost index",
 }
 
-// Without any one of the syncs in the code there is a power cut that breaks a promise. That they are all of them is read from the
-// code.
+// Without any one of the syncs in the code there is a power cut that breaks a
+// promise. That they are all of them is read from the code.
 func TestEverySyncCounts(t *testing.T) {
 	if raceDetector {
 		t.Skip("run it without -race: one goroutine works here")

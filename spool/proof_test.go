@@ -21,7 +21,8 @@ import (
 	"secretfree/station/board"
 )
 
-// What we sign and prove holds with an implementation that is not ours, for every record and every size of the journal.
+// What we sign and prove holds with an implementation that is not ours, for
+// every record and every size of the journal.
 func TestProofWithAnotherImplementation(t *testing.T) {
 	k := newKit(t)
 	k.spool.Close()
@@ -167,7 +168,8 @@ func TestVerifyProofRefusals(t *testing.T) {
 	}
 }
 
-// A record that a station signed with a proof of possession that does not hold is no proof of anything.
+// A record that a station signed with a proof of possession that does not hold
+// is no proof of anything.
 func TestVerifyProofLooksAtPossession(t *testing.T) {
 	k := newKit(t)
 	k.damaged = true // VerifyDir refuses this journal too

@@ -15,9 +15,11 @@ import (
 // loadBatch is how many keys one transaction of a load holds.
 const loadBatch = 1 << 15
 
-// load brings many entries into the index. It puts each bucket's keys in order, which bbolt takes many times as fast as keys in
-// any order. If it fails in the middle, the index has entries which its progress does not count yet; it is thrown away then. A few
-// entries, or an index which has some already, go through put, all in one transaction with what end does.
+// load brings many entries into the index. It puts each bucket's keys in order,
+// which bbolt takes many times as fast as keys in any order. If it fails in the
+// middle, the index has entries which its progress does not count yet; it is
+// thrown away then. A few entries, or an index which has some already, go
+// through put, all in one transaction with what end does.
 func load(db *bolt.DB, entries []journal.Summary, empty bool, end func(tx *bolt.Tx) error) error {
 	if !empty {
 		return db.Update(func(tx *bolt.Tx) error {
@@ -39,7 +41,8 @@ func load(db *bolt.DB, entries []journal.Summary, empty bool, end func(tx *bolt.
 			order = append(order, &entries[i])
 		}
 	}
-	// The newest record of a key counts, and of those the newest of a device, as with apply. They are sorted while the queue is written.
+	// The newest record of a key counts, and of those the newest of a device,
+	// as with apply. They are sorted while the queue is written.
 	var byKey, byDevice []*journal.Summary
 	var sorting sync.WaitGroup
 	sorting.Go(func() {

@@ -15,20 +15,23 @@ import (
 	"secretfree/station/board"
 )
 
-// ErrReceipt says that something is not a receipt, is not signed by whom this station trusts with receipts, or speaks of what this
-// station's journal does not hold. Nothing was changed.
+// ErrReceipt says that something is not a receipt, is not signed by whom this
+// station trusts with receipts, or speaks of what this station's journal does
+// not hold. Nothing was changed.
 var ErrReceipt = errors.New("not a receipt for this journal")
 
 const (
 	receiptHeader  = "secretfree receipt 1"
 	receiptVersion = "secretfree receipt "
-	// maxReceipt caps a receipt, in bytes: each of a bundle's entries may be refused at length.
+	// maxReceipt caps a receipt, in bytes: each of a bundle's entries may be
+	// refused at length.
 	maxReceipt     = bundleEntries*(journal.MaxRejectionText+1024) + 64<<10
 	receiptOf      = "confirmed"
 	receiptRefused = "refused"
 )
 
-// receipt is what a registry answered for the records of one bundle, as whoever carried them there tells it.
+// receipt is what a registry answered for the records of one bundle, as whoever
+// carried them there tells it.
 type receipt struct {
 	origin      string // of the journal
 	first, next uint64 // of the bundle
@@ -36,7 +39,8 @@ type receipt struct {
 	answers     []answer // by seq; what is missing was not answered
 }
 
-// answer is what the registry said of a record. The device and the key say which record is meant, in words that a person can read.
+// answer is what the registry said of a record. The device and the key say
+// which record is meant, in words that a person can read.
 type answer struct {
 	seq     uint64
 	device  board.DeviceID
@@ -105,7 +109,8 @@ func (r *receipt) encode(s note.Signer) ([]byte, error) {
 	return nil, fmt.Errorf("signing a receipt: %w", err)
 }
 
-// openReceipt reads a receipt that one of the trusted keys signed, and names the first that did.
+// openReceipt reads a receipt that one of the trusted keys signed, and names
+// the first that did.
 func openReceipt(data []byte, trusted note.Verifiers) (receipt, string, error) {
 	if len(data) > maxReceipt {
 		return receipt{}, "", fmt.Errorf("%w: more than %d bytes", ErrReceipt, maxReceipt)
@@ -213,9 +218,11 @@ type Settled struct {
 	Already   int    `json:"already"`   // were settled before, or are damaged
 }
 
-// ApplyReceipt settles what waits in the queue by a receipt that one of the trusted keys signed: what the registry confirmed is
-// delivered, what it refused for good is a dead letter; a dead letter that it has confirmed since is delivered. All of it or, with
-// ErrReceipt, nothing: a line that names another device or key than the journal's entry has spoils the whole. To apply
+// ApplyReceipt settles what waits in the queue by a receipt that one of the
+// trusted keys signed: what the registry confirmed is delivered, what it
+// refused for good is a dead letter; a dead letter that it has confirmed since
+// is delivered. All of it or, with ErrReceipt, nothing: a line that names
+// another device or key than the journal's entry has spoils the whole. To apply
 // it again changes nothing. It may be called while Run runs.
 func (s *Spool) ApplyReceipt(data []byte, trusted note.Verifiers) (Settled, error) {
 	r, by, err := openReceipt(data, trusted)
@@ -264,7 +271,8 @@ func (s *Spool) ApplyReceipt(data []byte, trusted note.Verifiers) (Settled, erro
 	return out, nil
 }
 
-// match finds the record that an answer is about: in the queue, or dead; nil if it was settled before. The caller holds mu.
+// match finds the record that an answer is about: in the queue, or dead; nil if
+// it was settled before. The caller holds mu.
 func (s *Spool) match(a *answer) (it *item, dead bool, err error) {
 	wrong := func(why string) error {
 		return fmt.Errorf("%w: entry %d, device %s, key %s: %s; nothing of it was applied", ErrReceipt, a.seq, a.device, a.key, why)
@@ -320,7 +328,8 @@ func (s *Spool) match(a *answer) (it *item, dead bool, err error) {
 	return it, dead, nil
 }
 
-// revive puts dead letters back into the queue, from where they are settled at once. The caller holds mu.
+// revive puts dead letters back into the queue, from where they are settled at
+// once. The caller holds mu.
 func (s *Spool) revive(seqs []uint64, items []*item) error {
 	if len(seqs) == 0 {
 		return nil
@@ -346,7 +355,8 @@ func (s *Spool) revive(seqs []uint64, items []*item) error {
 	return nil
 }
 
-// Oldest returns the entry of the oldest record that waits in the queue; false if none does.
+// Oldest returns the entry of the oldest record that waits in the queue; false
+// if none does.
 func (s *Spool) Oldest() (seq uint64, waits bool, err error) {
 	s.mu.Lock()
 	defer s.unlock()

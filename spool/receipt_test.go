@@ -265,7 +265,8 @@ func TestApplyReceiptWhileRunning(t *testing.T) {
 	}
 }
 
-// Damage under a receipt: the entry is not settled by it, and is delivered when it was repaired.
+// Damage under a receipt: the entry is not settled by it, and is delivered when
+// it was repaired.
 func TestApplyReceiptOverDamage(t *testing.T) {
 	k, _ := smallKit(t, 14)
 	k.damaged = true

@@ -18,8 +18,10 @@ import (
 	"secretfree/station/board"
 )
 
-// Census is a registry that can be counted. Each of its listings gives everything once, in any order; what is written meanwhile may be
-// left out. An error that wraps ErrUnreadable is about one thing, whose ids come with it as far as they are known; any other ends the listing.
+// Census is a registry that can be counted. Each of its listings gives
+// everything once, in any order; what is written meanwhile may be left out. An
+// error that wraps ErrUnreadable is about one thing, whose ids come with it as
+// far as they are known; any other ends the listing.
 type Census interface {
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
 	Objects(ctx context.Context) iter.Seq2[Binding, error] // the stored public keys, by name
@@ -111,16 +113,20 @@ func (r *Reconciliation) Differences() (n int) {
 // Same tells whether journal and registry say the same now.
 func (r *Reconciliation) Same() bool { return r.Differences() == r.Mended && len(r.Damage) == 0 }
 
-// Reconcile compares the journal under Dir, as it was signed, with a registry: device by device, in memory that does not grow with their number (a
-// temporary file takes about 100 bytes for each thing that is compared). It takes no lock and changes nothing in the journal. each
-// is told every difference, by device.
+// Reconcile compares the journal under Dir, as it was signed, with a registry:
+// device by device, in memory that does not grow with their number (a temporary
+// file takes about 100 bytes for each thing that is compared). It takes no lock
+// and changes nothing in the journal. each is told every difference, by device.
 //
-// The registry is read first, and then the journal, so that what the registry has must be in the journal; what was journaled
-// since it began is not missed in the registry.
+// The registry is read first, and then the journal, so that what the registry
+// has must be in the journal; what was journaled since it began is not missed
+// in the registry.
 //
-// To repair is to put a record of the journal, which must be under a checkpoint, signed, and good, to the registry, under the same conditions as
-// always: nothing that is there is changed. So it mends what is missing in the table and public keys that are not stored; what
-// contradicts the journal is for a person.
+// To repair is to put a record of the journal, which must be under a
+// checkpoint, signed, and good, to the registry, under the same conditions as
+// always: nothing that is there is changed. So it mends what is missing in the
+// table and public keys that are not stored; what contradicts the journal is
+// for a person.
 //
 // ErrTampered says that the journal is not the one that was signed.
 func Reconcile(ctx context.Context, c ReconcileConfig, each func(Difference)) (Reconciliation, error) {
@@ -399,7 +405,8 @@ func (h *holding) newest() *row {
 	return newest
 }
 
-// binding counts a public key or a guard for the station and day of whatever has this key. Items and records come before them.
+// binding counts a public key or a guard for the station and day of whatever
+// has this key. Items and records come before them.
 func (r *reconciling) binding(h *holding, key board.Fingerprint, of map[board.Fingerprint]bool, count func(*DayCount)) {
 	j := h.newest()
 	switch {
@@ -441,7 +448,8 @@ func (r *reconciling) device(h *holding) error {
 		}
 		return r.mendIfFull()
 	}
-	// A record and its item count for the same day, though a board may be read before midnight and journaled after it.
+	// A record and its item count for the same day, though a board may be read
+	// before midnight and journaled after it.
 	day := j.day
 	if own && item.key == j.key {
 		day = item.day
@@ -484,7 +492,8 @@ func (r *reconciling) device(h *holding) error {
 	return r.mendIfFull()
 }
 
-// found takes note of a difference; with its place in the journal if the record there may mend it.
+// found takes note of a difference; with its place in the journal if the record
+// there may mend it.
 func (r *reconciling) found(d Difference, at *journal.Position) {
 	r.out.Found[d.Kind]++
 	if r.Repair == nil {
@@ -509,7 +518,8 @@ func (r *reconciling) mendIfFull() error {
 	return r.mend()
 }
 
-// mend puts records to the registry, and tells the differences that wait for that.
+// mend puts records to the registry, and tells the differences that wait for
+// that.
 func (r *reconciling) mend() error {
 	var records []board.Sealed
 	var diffs []*Difference
@@ -539,7 +549,8 @@ func (r *reconciling) mend() error {
 	return nil
 }
 
-// record reads a record and checks all of it: what goes to the registry is what the journal proves.
+// record reads a record and checks all of it: what goes to the registry is what
+// the journal proves.
 func (r *reconciling) record(m mend) (board.Sealed, error) {
 	e, err := journal.ReadEntryAt(r.Dir, m.at)
 	if err == nil && (e.Seq != m.diff.Seq || e.Record() == nil) {

@@ -24,8 +24,9 @@ import (
 
 var reconcileRecords = flag.Int("reconcile.records", 20_000, "how many records BenchmarkReconcile compares")
 
-// made is a synthetic factory: as many records as are wanted, each made anew from its number whenever it is asked for, so that
-// nothing but Reconcile needs memory. Their signatures do not hold, and boards share a few keys.
+// made is a synthetic factory: as many records as are wanted, each made anew
+// from its number whenever it is asked for, so that nothing but Reconcile needs
+// memory. Their signatures do not hold, and boards share a few keys.
 type made struct {
 	id      journal.Identity
 	n       int
@@ -151,8 +152,10 @@ func (m *made) Objects(context.Context) iter.Seq2[Binding, error] {
 
 func (m *made) Guards(ctx context.Context) iter.Seq2[Binding, error] { return m.Objects(ctx) }
 
-// BenchmarkReconcile compares a journal with a registry. of-reading is how long it takes as a multiple of reading the journal and making the
-// registry's listings, which is the least that must be done; MiB is the most memory that the process had resident.
+// BenchmarkReconcile compares a journal with a registry. of-reading is how long
+// it takes as a multiple of reading the journal and making the registry's
+// listings, which is the least that must be done; MiB is the most memory that
+// the process had resident.
 func BenchmarkReconcile(b *testing.B) {
 	dir := b.TempDir()
 	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")

@@ -19,7 +19,8 @@ import (
 	"secretfree/station/board"
 )
 
-// memoryRegistry is a registry that can be counted and put wrong. Its Put does what those of package cloud do.
+// memoryRegistry is a registry that can be counted and put wrong. Its Put does
+// what those of package cloud do.
 type memoryRegistry struct {
 	items   map[board.DeviceID]board.Enrolment
 	objects map[Binding]bool
@@ -156,7 +157,8 @@ func TestReconcileSame(t *testing.T) {
 	}
 	m := newMemoryRegistry()
 	k.deliverTo(m)
-	// Another station's boards are its own business, also those that are ours too.
+	// Another station's boards are its own business, also those that are ours
+	// too.
 	other := newRecord(t)
 	m.items[other.Device] = board.Enrolment{Device: other.Device, Key: other.Key, Station: "widgiot/line4-b", EnrolledAt: other.ReadAt.AddDate(0, 0, -1)}
 	first := m.items[all[3].Device]
@@ -183,7 +185,8 @@ func TestReconcileSame(t *testing.T) {
 	}
 }
 
-// Every kind of difference is found, named, and mended if it can be without changing anything.
+// Every kind of difference is found, named, and mended if it can be without
+// changing anything.
 func TestReconcileFinds(t *testing.T) {
 	other := newRecord(t)
 	for name, c := range map[string]struct {
@@ -269,7 +272,8 @@ func edit(m *memoryRegistry, r board.Record, f func(e *board.Enrolment)) {
 	m.items[r.Device] = e
 }
 
-// A registry that lost all is filled again from the journal, but only as far as that is signed.
+// A registry that lost all is filled again from the journal, but only as far as
+// that is signed.
 func TestReconcileRepairsAll(t *testing.T) {
 	k, all := smallKit(t, 2*passRecords+5)
 	if err := k.spool.Checkpoint(); err != nil {
@@ -364,7 +368,8 @@ func TestReconcileRefusals(t *testing.T) {
 		}
 	})
 
-	// Damage is told, and is a reason not to be content; what else there is is mended all the same.
+	// Damage is told, and is a reason not to be content; what else there is is
+	// mended all the same.
 	seq := uint64(0)
 	for e, err := range journal.Walk(k.dir) {
 		if err == nil && e.Record() != nil {

@@ -19,10 +19,12 @@ import (
 	"secretfree/station/board"
 )
 
-// Sources are where Repair looks for what is damaged. Those that are nil are not asked. What they return is not trusted: an
-// entry is taken if it has the hash that was signed, or at least its station's signature.
+// Sources are where Repair looks for what is damaged. Those that are nil are
+// not asked. What they return is not trusted: an entry is taken if it has the
+// hash that was signed, or at least its station's signature.
 type Sources struct {
-	// Segment returns a copy of the file of the segment that begins at this entry, or fs.ErrNotExist.
+	// Segment returns a copy of the file of the segment that begins at this
+	// entry, or fs.ErrNotExist.
 	Segment func(first uint64) ([]byte, error)
 }
 
@@ -59,12 +61,14 @@ type RepairReport struct {
 	Aside  []string // where the damaged files were put
 }
 
-// Repair has damaged entries back from what sources hold. With dryRun it only says what it would do, and changes nothing. The
-// station must be stopped: Repair takes its lock, or returns ErrLocked.
+// Repair has damaged entries back from what sources hold. With dryRun it only
+// says what it would do, and changes nothing. The station must be stopped:
+// Repair takes its lock, or returns ErrLocked.
 //
-// A damaged file is kept as it was in the folder journal/quarantine before the repaired one takes its place, durably. A record that was had back
-// is delivered when the station starts. An entry that stays damaged stays quarantined, and Repair can be called again with other
-// sources.
+// A damaged file is kept as it was in the folder journal/quarantine before the
+// repaired one takes its place, durably. A record that was had back is
+// delivered when the station starts. An entry that stays damaged stays
+// quarantined, and Repair can be called again with other sources.
 func Repair(dir string, v note.Verifier, sources Sources, dryRun bool) (RepairReport, error) {
 	lock, _, err := durable.Lock(dir)
 	if err != nil {
@@ -232,7 +236,8 @@ func (r *repair) findDevices() error {
 	})
 }
 
-// findStale finds what the index has as damaged and is not. A sealed segment is not read at each start, so that would stay for ever.
+// findStale finds what the index has as damaged and is not. A sealed segment is
+// not read at each start, so that would stay for ever.
 func (r *repair) findStale() error {
 	if r.db == nil {
 		return nil
@@ -309,7 +314,8 @@ func (r *repair) copies(first uint64) (map[uint64][]byte, string) {
 	return lines, "the copy of the segment does not have it"
 }
 
-// accept takes an entry if it is the one that was signed or, where that is not known, one that nobody else can have written.
+// accept takes an entry if it is the one that was signed or, where that is not
+// known, one that nobody else can have written.
 func (r *repair) accept(f *Fix, from From, data []byte) bool {
 	if known := r.hashes[f.Seq]; known != (tlog.Hash{}) {
 		if tlog.RecordHash(data) != known {
@@ -338,7 +344,8 @@ func (r *repair) fromCopy(f *Fix, copies map[uint64][]byte, why string) {
 	}
 }
 
-// howLong bounds the search for an entry's time, of which the hash knows each millisecond.
+// howLong bounds the search for an entry's time, of which the hash knows each
+// millisecond.
 const howLong = 10 * time.Minute
 
 // search finds the time with which an entry has the hash that is known.
@@ -363,7 +370,8 @@ func (r *repair) search(f *Fix, from From, e journal.Entry, after, before time.T
 	return false
 }
 
-// fromJournal has the first entry of a segment back: all of it is known but the time, and that is shortly before the next one's.
+// fromJournal has the first entry of a segment back: all of it is known but the
+// time, and that is shortly before the next one's.
 func (r *repair) fromJournal(f *Fix, before, after time.Time) {
 	if f.Seq != f.Segment || r.key == "" {
 		return
@@ -390,8 +398,9 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// giveUp writes down that an entry is lost, if nothing was signed over it. Otherwise its place must stay as it is: the
-// journal would be another than the one that was signed.
+// giveUp writes down that an entry is lost, if nothing was signed over it.
+// Otherwise its place must stay as it is: the journal would be another than the
+// one that was signed.
 func (r *repair) giveUp(f *Fix, h *hole, before time.Time) {
 	if r.hashes[f.Seq] != (tlog.Hash{}) {
 		return // nothing depends on it: with its hash the root can be computed
@@ -410,7 +419,8 @@ func (r *repair) giveUp(f *Fix, h *hole, before time.Time) {
 	}
 }
 
-// confirm takes back what is not proven if with it the journal would not be the one that was signed.
+// confirm takes back what is not proven if with it the journal would not be the
+// one that was signed.
 func (r *repair) confirm() {
 	with := slices.Clone(r.hashes)
 	for _, f := range r.report.Fixes {
@@ -449,7 +459,8 @@ func (r *repair) apply() error {
 	if lowest == math.MaxUint64 {
 		return nil
 	}
-	// First the index is told to read them again: a start in between finds the damage as it is.
+	// First the index is told to read them again: a start in between finds the
+	// damage as it is.
 	if r.db != nil {
 		if err := r.db.Update(func(tx *bolt.Tx) error {
 			b := tx.Bucket(bucketSegments)

@@ -61,7 +61,8 @@ func sameFiles(a, b map[string]string) bool {
 	return len(a) == len(b)
 }
 
-// With a copy of the segment all is as it was, whatever the damage, and what was not delivered goes out.
+// With a copy of the segment all is as it was, whatever the damage, and what
+// was not delivered goes out.
 func TestRepairFromCopy(t *testing.T) {
 	for name, way := range ways {
 		for _, quarantined := range []string{"at once", "after the station met it"} {
@@ -136,7 +137,8 @@ func spoilEntry(t *testing.T, k *kit, first uint64, line int) {
 	})
 }
 
-// The first entry of a segment follows from the others. A record does not: it needs a copy.
+// The first entry of a segment follows from the others. A record does not: it
+// needs a copy.
 func TestRepairFirstEntry(t *testing.T) {
 	k, all := smallKit(t, 14)
 	good := k.files()
@@ -190,7 +192,8 @@ func TestRepairInPart(t *testing.T) {
 	k.mustOpen()
 }
 
-// A copy that is not what was signed is refused, whether the entry's hash is known or only the root.
+// A copy that is not what was signed is refused, whether the entry's hash is
+// known or only the root.
 func TestRepairRefusesAFalseCopy(t *testing.T) {
 	for _, index := range []string{"kept", "lost"} {
 		t.Run("index "+index, func(t *testing.T) {
@@ -231,7 +234,8 @@ func TestRepairRefusesAFalseCopy(t *testing.T) {
 	}
 }
 
-// Where nothing was signed over it, an entry that is lost for good is written down as lost, and checkpoints go on.
+// Where nothing was signed over it, an entry that is lost for good is written
+// down as lost, and checkpoints go on.
 func TestRepairGivesUp(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()
@@ -268,7 +272,8 @@ func TestRepairGivesUp(t *testing.T) {
 	}
 }
 
-// What the disk could not read once is in the index as damage, and is read again when Repair finds it whole.
+// What the disk could not read once is in the index as damage, and is read
+// again when Repair finds it whole.
 func TestRepairAfterABadSector(t *testing.T) {
 	k, all := smallKit(t, 14)
 	if err := k.spool.Checkpoint(); err != nil {
@@ -314,7 +319,8 @@ func TestRepairAfterABadSector(t *testing.T) {
 	}
 }
 
-// A line that is whole again beside one that is damaged for good is not dropped with it.
+// A line that is whole again beside one that is damaged for good is not dropped
+// with it.
 func TestRepairAfterABadSectorInPart(t *testing.T) {
 	k, all := smallKit(t, 14)
 	copies := copiesOf(k)

@@ -43,7 +43,8 @@ const (
 	rowUnreadable             // of an item
 )
 
-// rowSize is that of an encoded row. Its bytes sort by device, then by kind, then by key, then by seq.
+// rowSize is that of an encoded row. Its bytes sort by device, then by kind,
+// then by key, then by seq.
 const rowSize = 16 + 1 + 32 + 8 + 8 + 8 + 4 + 4 + 1 + 16
 
 type rowBytes [rowSize]byte
@@ -77,7 +78,8 @@ func (b *rowBytes) decode() (r row) {
 // rowsInMemory is how many rows are sorted at once; the rest is in files.
 const rowsInMemory = 1 << 16
 
-// sorter puts any number of rows in order, in little memory: sorted runs of them in a file without a name.
+// sorter puts any number of rows in order, in little memory: sorted runs of
+// them in a file without a name.
 type sorter struct {
 	file   *os.File // nil as long as all fits in memory
 	limit  int
@@ -132,7 +134,8 @@ func (s *sorter) close() error {
 	return s.file.Close()
 }
 
-// all yields the rows in order. Nothing may be added any more. An error ends it.
+// all yields the rows in order. Nothing may be added any more. An error ends
+// it.
 func (s *sorter) all() iter.Seq2[row, error] {
 	return func(yield func(row, error) bool) {
 		s.sort()

@@ -177,7 +177,8 @@ func (s *shift) sign() {
 
 func (s *shift) stick(name string) string { return filepath.Join(s.dir, "stick-"+name) }
 
-// export writes the journal to a stick, which is the part of the disk that is named so.
+// export writes the journal to a stick, which is the part of the disk that is
+// named so.
 func (s *shift) export(name string, from uint64) {
 	s.t.Helper()
 	if _, err := exportTo(s.rec, s.dir, s.id.Verifier, s.stick(name), from); err != nil {
@@ -216,8 +217,8 @@ func (s *shift) deliver() {
 
 var errKilled = errors.New("the process was killed")
 
-// killAt ends the process at the next call of a kind on a file that ends so: nothing more reaches the disk, but what is in the kernel
-// stays.
+// killAt ends the process at the next call of a kind on a file that ends so:
+// nothing more reaches the disk, but what is in the kernel stays.
 func (s *shift) killAt(kind opKind, suffix string) {
 	dead := false
 	s.rec.fail = func(k opKind, path string) error {

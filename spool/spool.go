@@ -1,6 +1,7 @@
-// Package spool keeps what a station has read: an append-only journal, which is the truth, and an index of it,
-// which is also the queue of what the registry has not confirmed yet and can be thrown away at any time. FORMAT.md has
-// the files.
+// Package spool keeps what a station has read: an append-only journal, which is
+// the truth, and an index of it, which is also the queue of what the registry
+// has not confirmed yet and can be thrown away at any time. FORMAT.md has the
+// files.
 package spool
 
 import (
@@ -25,10 +26,12 @@ type Config struct {
 	Identity journal.Identity // whose journal this is
 	Sink     Sink             // where records go; many at once if it is a BatchSink
 	Archive  Archive          // where sealed segments and checkpoints go; nil if nowhere
-	// Notify, if set, is told what an operator should know: a torn tail was cut, the index was rebuilt, the journal is
-	// damaged, the clock was set. It must not call the spool, and may be called by several goroutines at once.
+	// Notify, if set, is told what an operator should know: a torn tail was
+	// cut, the index was rebuilt, the journal is damaged, the clock was set. It
+	// must not call the spool, and may be called by several goroutines at once.
 	Notify func(notice string)
-	// SegmentSize is how many bytes a segment may grow to before it is sealed and the next one begun; 0 is 16 MiB.
+	// SegmentSize is how many bytes a segment may grow to before it is sealed
+	// and the next one begun; 0 is 16 MiB.
 	SegmentSize int64
 	Limits
 	disk disk                                 // for tests
@@ -37,11 +40,13 @@ type Config struct {
 
 // Limits are what of a Config can be changed while the spool is open.
 type Limits struct {
-	// DiskLow and DiskCritical are how full the file system may be, in percent, before Stats says so; 0 is 80 and 95.
+	// DiskLow and DiskCritical are how full the file system may be, in percent,
+	// before Stats says so; 0 is 80 and 95.
 	DiskLow, DiskCritical int
 }
 
-// SetLimits replaces the limits. They apply from the next look at the disk, within 10 s.
+// SetLimits replaces the limits. They apply from the next look at the disk,
+// within 10 s.
 func (s *Spool) SetLimits(l Limits) {
 	if l.DiskLow == 0 {
 		l.DiskLow = diskLow
@@ -60,14 +65,16 @@ var (
 	ErrClosed = errors.New("the spool is closed")
 )
 
-// Spool is a station's journal, index and queue. All methods may be called at once.
+// Spool is a station's journal, index and queue. All methods may be called at
+// once.
 type Spool struct {
 	cfg    Config
 	origin string
 	lock   *os.File
 	wake   chan struct{} // a record was queued; holds one
 	sealed chan struct{} // something is there for the archive; holds one
-	// failing are the records that failed since one was confirmed. Only Run's goroutine looks at it.
+	// failing are the records that failed since one was confirmed. Only Run's
+	// goroutine looks at it.
 	failing map[uint64]bool
 
 	snapshot atomic.Pointer[Stats]   // what Stats returns
@@ -84,10 +91,12 @@ type Spool struct {
 	leading bool       // one of Append's callers writes, or is about to
 
 	mu sync.Mutex // guards all below, and the order of the journal
-	// broken is why the files are not trusted any more; the next Append opens them anew.
+	// broken is why the files are not trusted any more; the next Append opens
+	// them anew.
 	broken error
 	closed bool
-	// unusable is why the index cannot be gone on with although it could be opened; nil if it can.
+	// unusable is why the index cannot be gone on with although it could be
+	// opened; nil if it can.
 	unusable error
 	file     durable.File     // the segment that is written
 	end      journal.Position // where the next line goes
@@ -107,11 +116,14 @@ type Spool struct {
 	archive  archiveStats
 }
 
-// Open takes the lock and reads what it must of the journal: all of it if the index is of no use, otherwise only what is not
-// sealed, as VerifyDir is what reads all of it again. It checks that against the newest checkpoint and brings the index up to it. A torn
-// tail is cut, damage in the middle is quarantined, an index that does not fit is rebuilt; all are told to Notify.
-// Everything else that is wrong is an error, and the journal was not changed: ErrLocked, ErrForeign, ErrTampered, ErrIndexAhead,
-// *DamageError, board.ErrNewer.
+// Open takes the lock and reads what it must of the journal: all of it if the
+// index is of no use, otherwise only what is not sealed, as VerifyDir is what
+// reads all of it again. It checks that against the newest checkpoint and
+// brings the index up to it. A torn tail is cut, damage in the middle is
+// quarantined, an index that does not fit is rebuilt; all are told to Notify.
+// Everything else that is wrong is an error, and the journal was not changed:
+// ErrLocked, ErrForeign, ErrTampered, ErrIndexAhead, *DamageError,
+// board.ErrNewer.
 func Open(cfg Config) (*Spool, error) {
 	if cfg.Dir == "" || cfg.Identity.Signer == nil || cfg.Identity.Verifier == nil || cfg.Identity.Key == "" || cfg.Sink == nil {
 		return nil, errors.New("opening the spool: Dir, Identity and Sink must be set")
@@ -192,7 +204,8 @@ func (s *Spool) usable() error {
 	return nil
 }
 
-// Delivered tells whether the registry has confirmed a device. Like Stats it waits for nobody who writes.
+// Delivered tells whether the registry has confirmed a device. Like Stats it
+// waits for nobody who writes.
 func (s *Spool) Delivered(device board.DeviceID) (bool, error) {
 	var known pointer
 	err := s.peek(func(tx *bolt.Tx) error {

@@ -19,34 +19,41 @@ type Stats struct {
 	Pending   int    // records that the registry has not confirmed
 	Dead      int    // records that it never will
 	Delivered uint64 // since Open
-	// Oldest is when the oldest pending record was journaled; zero if none is pending.
+	// Oldest is when the oldest pending record was journaled; zero if none is
+	// pending.
 	Oldest      time.Time
 	LastError   string // why delivery does not go on; empty if it does
 	LastTry     time.Time
 	LastSuccess time.Time
 	Broken      string // why the disk is not trusted; empty if it is
-	// WritingSince is when the oldest call to the disk began that has not returned; zero if none is under way. Calls take milliseconds: one that
-	// takes seconds is of a disk that hangs, and until it returns nothing else here changes.
+	// WritingSince is when the oldest call to the disk began that has not
+	// returned; zero if none is under way. Calls take milliseconds: one that
+	// takes seconds is of a disk that hangs, and until it returns nothing else
+	// here changes.
 	WritingSince time.Time
-	// Damaged is how many entries of the journal cannot be read; Damage has the places. They are quarantined until Repair.
+	// Damaged is how many entries of the journal cannot be read; Damage has the
+	// places. They are quarantined until Repair.
 	Damaged  uint64
 	Signed   uint64    // entries under the newest checkpoint
 	SignedAt time.Time // when that was made; zero if there is none
 	Unsigned string    // why no checkpoint is signed; empty if they are
 	Clock    string    // what is wrong with the machine's clock; empty if nothing is
-	// Archived is how many sealed segments the archive has, Unarchived how many it does not
-	// have, UnarchivedSince when the oldest of those was sealed, ArchiveError why it takes nothing; empty if it does.
+	// Archived is how many sealed segments the archive has, Unarchived how many
+	// it does not have, UnarchivedSince when the oldest of those was sealed,
+	// ArchiveError why it takes nothing; empty if it does.
 	Archived        int
 	Unarchived      int
 	UnarchivedSince time.Time
 	ArchiveError    string
-	// Forked: the archive had another journal under this station's name, as ArchiveError says. It stays, over restarts too, until the index
-	// is built anew: nothing that the archive takes later makes one journal of two.
+	// Forked: the archive had another journal under this station's name, as
+	// ArchiveError says. It stays, over restarts too, until the index is built
+	// anew: nothing that the archive takes later makes one journal of two.
 	Forked bool
 	Disk   Disk // as Run looks at it every 10 s
 }
 
-// Stats returns what was the case when a call last changed something. It waits for nothing, also while the disk hangs.
+// Stats returns what was the case when a call last changed something. It waits
+// for nothing, also while the disk hangs.
 func (s *Spool) Stats() Stats {
 	out := *s.snapshot.Load()
 	out.WritingSince = s.calling.since()
@@ -56,7 +63,8 @@ func (s *Spool) Stats() Stats {
 	return out
 }
 
-// unlock releases mu and shows what has changed under it to those who do not wait for it.
+// unlock releases mu and shows what has changed under it to those who do not
+// wait for it.
 func (s *Spool) unlock() {
 	s.publish()
 	s.mu.Unlock()
@@ -95,7 +103,8 @@ func (s *Spool) publish() {
 	s.index.Store(s.db)
 }
 
-// stopwatch tells since when a call to the disk is under way: of those that are under way at once, or one within another, the oldest.
+// stopwatch tells since when a call to the disk is under way: of those that are
+// under way at once, or one within another, the oldest.
 type stopwatch struct {
 	mu    sync.Mutex   // nobody waits for the disk with it
 	under []*time.Time // the oldest first

@@ -15,7 +15,8 @@ import (
 	"secretfree/station/board"
 )
 
-// stuck is a disk that, once it is told to, does not come back from a sync until it is let go.
+// stuck is a disk that, once it is told to, does not come back from a sync
+// until it is let go.
 type stuck struct {
 	osDisk
 	stop chan struct{} // closed: let go
@@ -40,7 +41,8 @@ func (f stuckFile) Sync() error {
 	return f.File.Sync()
 }
 
-// A disk that hangs in a sync keeps nobody waiting who only looks, and they see since when.
+// A disk that hangs in a sync keeps nobody waiting who only looks, and they see
+// since when.
 func TestHangingSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKit(t)

@@ -22,8 +22,9 @@ import (
 	"secretfree/station/board"
 )
 
-// A stick carries the journals of stations to where the registry can be reached, and the registry's answers back: FORMAT.md has
-// its files. It is pulled out at any moment.
+// A stick carries the journals of stations to where the registry can be
+// reached, and the registry's answers back: FORMAT.md has its files. It is
+// pulled out at any moment.
 
 var bundleName = regexp.MustCompile(`^([0-9]{20})-([0-9]{20})\.(bundle|receipt)$`)
 
@@ -40,7 +41,8 @@ func (r run) name(ending string) string {
 	return fmt.Sprintf("%020d-%020d%s", r.first, r.next-1, ending)
 }
 
-// stationFolder is where a station's bundles are on a stick. An origin that is none could lead anywhere.
+// stationFolder is where a station's bundles are on a stick. An origin that is
+// none could lead anywhere.
 func stationFolder(stick, origin string) (string, error) {
 	sku, station, _ := strings.Cut(origin, "/")
 	if err := errors.Join(board.CheckName(sku), board.CheckName(station)); err != nil {
@@ -74,7 +76,8 @@ func listRuns(dir, ending string) ([]run, error) {
 	return runs, nil
 }
 
-// readStick reads a file of at most limit bytes. One that is longer is cut behind that, and is refused by whoever parses it.
+// readStick reads a file of at most limit bytes. One that is longer is cut
+// behind that, and is refused by whoever parses it.
 func readStick(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -116,11 +119,15 @@ type Exported struct {
 	Unread   uint64 // entries that are damaged, and are missing on the stick until the journal is repaired
 }
 
-// Export writes the journal under dir, from an entry on and as far as it is signed, to a stick, as bundles that ImportStick delivers. It
-// writes what is not there yet, so to call it again goes on where it ended. All bundles of the station that are there are checked first: what
-// does not hold is set aside and written anew, and one that the station's key signed over another journal is ErrFork or ErrBehind, one of
-// another key under this name ErrForeign; then nothing is written. It takes no lock on the journal, but reads all of it, and keeps
-// 64 bytes in memory for each entry. When it returns nil, what it wrote is synced.
+// Export writes the journal under dir, from an entry on and as far as it is
+// signed, to a stick, as bundles that ImportStick delivers. It writes what is
+// not there yet, so to call it again goes on where it ended. All bundles of the
+// station that are there are checked first: what does not hold is set aside and
+// written anew, and one that the station's key signed over another journal is
+// ErrFork or ErrBehind, one of another key under this name ErrForeign; then
+// nothing is written. It takes no lock on the journal, but reads all of it, and
+// keeps 64 bytes in memory for each entry. When it returns nil, what it wrote
+// is synced.
 func Export(dir string, v note.Verifier, stick string, from uint64) (Exported, error) {
 	return exportTo(osDisk{}, dir, v, stick, from)
 }
@@ -238,7 +245,8 @@ func (e *exporting) look() error {
 	return nil
 }
 
-// compare checks a bundle that is on the stick: whether it holds, and whether it is of this journal.
+// compare checks a bundle that is on the stick: whether it holds, and whether
+// it is of this journal.
 func (e *exporting) compare(r run, data []byte) error {
 	b, err := parseBundle(data)
 	if err != nil {

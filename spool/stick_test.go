@@ -101,7 +101,8 @@ func TestStickThereAndBack(t *testing.T) {
 		!strings.Contains(letters[0].Reason, "import/hq") || !strings.Contains(letters[0].Reason, board.ErrDeviceConflict.Error()) {
 		t.Errorf("%+v, %v", letters, err)
 	}
-	// Somebody clears it up at the registry: the next receipt brings the dead letter to life.
+	// Somebody clears it up at the registry: the next receipt brings the dead
+	// letter to life.
 	delete(sink.have, all[2].Device)
 	im.Again = false
 	im.mustRun()
@@ -117,7 +118,8 @@ func TestStickThereAndBack(t *testing.T) {
 	}
 }
 
-// Carried by a stick, whatever happens on the way, records come to the same end as delivered directly.
+// Carried by a stick, whatever happens on the way, records come to the same end
+// as delivered directly.
 func TestStickIsLikeDelivery(t *testing.T) {
 	for range 8 {
 		seed := rand.Uint64()
@@ -277,7 +279,8 @@ func (d pulled) SyncDir(dir string) error {
 	return d.osDisk.SyncDir(dir)
 }
 
-// leave puts back what a process that could still reach the stick has tidied up.
+// leave puts back what a process that could still reach the stick has tidied
+// up.
 func (d pulled) leave(t *testing.T) {
 	t.Helper()
 	if *d.last == "" {
@@ -288,8 +291,9 @@ func (d pulled) leave(t *testing.T) {
 	}
 }
 
-// The stick is pulled at every byte and every step of an export, and of an import: nothing half-written is ever taken, and plugged in
-// again all comes to its end.
+// The stick is pulled at every byte and every step of an export, and of an
+// import: nothing half-written is ever taken, and plugged in again all comes to
+// its end.
 func TestStickIsPulled(t *testing.T) {
 	k := newKit(t)
 	k.mustAppend()

@@ -38,7 +38,8 @@ func mapped(t *testing.T, path string) (end uintptr, resident int64) {
 	return end, resident
 }
 
-// The file of an index may be longer than what is mapped of it. What is in memory behind that is not the index's, and stays.
+// The file of an index may be longer than what is mapped of it. What is in
+// memory behind that is not the index's, and stays.
 func TestUnmapLeavesOthersAlone(t *testing.T) {
 	const page, size = 4 << 10, 64 << 20
 	dir := tempDir(t)
@@ -48,7 +49,9 @@ func TestUnmapLeavesOthersAlone(t *testing.T) {
 		if try == 50 {
 			t.Fatal("no room was found behind an index")
 		}
-		// The kernel takes the highest gap that is large enough: that is the one before the last page of what was just mapped, once those above are taken.
+		// The kernel takes the highest gap that is large enough: that is the
+		// one before the last page of what was just mapped, once those above
+		// are taken.
 		room, err := unix.Mmap(-1, 0, size+page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 		if err != nil {
 			t.Fatal(err)

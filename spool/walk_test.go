@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// From any entry on it is what Walk gives, and segments before it are not even opened.
+// From any entry on it is what Walk gives, and segments before it are not even
+// opened.
 func TestWalkFrom(t *testing.T) {
 	k, _ := smallKit(t, 20)
 	k.damaged = true

@@ -35,21 +35,28 @@ const (
 	MaxToken = 512
 )
 
-// Tokens are what somebody shows to have a role. One that is empty gives nobody its role.
+// Tokens are what somebody shows to have a role. One that is empty gives nobody
+// its role.
 type Tokens struct{ View, Technician string }
 
-// Access says who may look at the page, and who may change something by it. The zero value is for an address that only this machine
-// reaches: everybody there is a technician.
+// Access says who may look at the page, and who may change something by it. The
+// zero value is for an address that only this machine reaches: everybody there
+// is a technician.
 type Access struct {
-	// Network: others reach the address. Without tokens everybody is a viewer there, and nobody a technician.
+	// Network: others reach the address. Without tokens everybody is a viewer
+	// there, and nobody a technician.
 	Network bool
-	// Secure: the page is served by TLS, so that the cookie of a log-in may insist on it.
+	// Secure: the page is served by TLS, so that the cookie of a log-in may
+	// insist on it.
 	Secure bool
-	// Tokens, if not nil, gives the tokens that hold now; then who shows none of them has no role, on loopback too: behind a proxy on
-	// this machine everybody comes from there. It is called for each request and must be quick.
+	// Tokens, if not nil, gives the tokens that hold now; then who shows none
+	// of them has no role, on loopback too: behind a proxy on this machine
+	// everybody comes from there. It is called for each request and must be
+	// quick.
 	Tokens func() Tokens
-	// Secret signs the cookies of log-ins, at least 16 random bytes if there are tokens. With the same secret and the same tokens a
-	// log-in survives a restart.
+	// Secret signs the cookies of log-ins, at least 16 random bytes if there
+	// are tokens. With the same secret and the same tokens a log-in survives a
+	// restart.
 	Secret []byte
 }
 
@@ -83,7 +90,8 @@ type door struct {
 	all       *rate.Limiter  // of wrong tokens
 }
 
-// way is how a token is shown. A program with an old token keeps nobody at the same address from logging in.
+// way is how a token is shown. A program with an old token keeps nobody at the
+// same address from logging in.
 type way int
 
 const (
@@ -124,7 +132,8 @@ func newDoor(a Access) *door {
 		all: rate.NewLimiter(rate.Every(allEvery), allBurst)}
 }
 
-// role is who sends a request. waits: too many wrong tokens were shown, and no token is looked at for a moment; a log-in holds on.
+// role is who sends a request. waits: too many wrong tokens were shown, and no
+// token is looked at for a moment; a log-in holds on.
 func (d *door) role(r *http.Request) (role Role, waits bool) {
 	if d.Tokens == nil {
 		if d.Network {
@@ -146,7 +155,8 @@ func bearerOf(r *http.Request) (token string, ok bool) {
 	return strings.TrimSpace(token), ok && strings.EqualFold(scheme, "Bearer")
 }
 
-// still is who sent a request that is being answered for long: what a log-out, or other tokens, took away meanwhile is gone. It counts no wrong token.
+// still is who sent a request that is being answered for long: what a log-out,
+// or other tokens, took away meanwhile is gone. It counts no wrong token.
 func (d *door) still(r *http.Request) Role {
 	if token, ok := bearerOf(r); ok && d.Tokens != nil {
 		return d.roleOfToken(token)
@@ -155,8 +165,8 @@ func (d *door) still(r *http.Request) Role {
 	return role
 }
 
-// present says what role a token gives. All comparisons take the same time, and a right token is refused like a wrong one while
-// its address has to wait.
+// present says what role a token gives. All comparisons take the same time, and
+// a right token is refused like a wrong one while its address has to wait.
 func (d *door) present(r *http.Request, token string, by way) (role Role, waits bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -192,7 +202,8 @@ func same(shown, valid string) bool {
 	return subtle.ConstantTimeCompare(a[:], b[:])&subtle.ConstantTimeLessOrEq(MinToken, len(valid)) == 1
 }
 
-// hash is what is remembered of a wrong token: it may be a right one of elsewhere.
+// hash is what is remembered of a wrong token: it may be a right one of
+// elsewhere.
 func (d *door) hash(token string) []byte {
 	h := hmac.New(sha256.New, d.Secret)
 	fmt.Fprintf(h, "secretfree wrong token %s", token)
@@ -219,7 +230,8 @@ func (d *door) visitor(from visit) *visitor {
 	return v
 }
 
-// clientOf is the address that a request came from; of IPv6 the network, since a machine has as many addresses there as it likes.
+// clientOf is the address that a request came from; of IPv6 the network, since
+// a machine has as many addresses there as it likes.
 func clientOf(r *http.Request) netip.Addr {
 	at, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
@@ -234,8 +246,9 @@ func clientOf(r *http.Request) netip.Addr {
 	return a
 }
 
-// A session is the value of a log-in's cookie: base64 of when it ends (Unix seconds, 8 bytes), the role (1), a nonce, and an HMAC of
-// these whose key follows from the secret and the token of the role: another token ends it.
+// A session is the value of a log-in's cookie: base64 of when it ends (Unix
+// seconds, 8 bytes), the role (1), a nonce, and an HMAC of these whose key
+// follows from the secret and the token of the role: another token ends it.
 const (
 	sessionNonce = 16
 	sessionHead  = 8 + 1 + sessionNonce
@@ -281,7 +294,8 @@ func (d *door) openSession(value string, now time.Time) (role Role, nonce [sessi
 	}
 	copy(nonce[:], head[9:])
 	end = time.Unix(int64(binary.BigEndian.Uint64(head)), 0)
-	// The end is bounded by now too: a clock that was set back makes no log-in longer.
+	// The end is bounded by now too: a clock that was set back makes no log-in
+	// longer.
 	return role, nonce, end, now.Before(end) && end.Sub(now) <= sessionLimit
 }
 
@@ -298,7 +312,8 @@ func (d *door) session(value string, now time.Time) Role {
 	return role
 }
 
-// revoke ends a log-in for as long as this process runs; the browser forgets it anyhow.
+// revoke ends a log-in for as long as this process runs; the browser forgets it
+// anyhow.
 func (d *door) revoke(value string, now time.Time) {
 	_, nonce, end, ok := d.openSession(value, now)
 	if !ok {
@@ -324,8 +339,10 @@ func roleOf(r *http.Request) Role {
 	return role
 }
 
-// guard is what every request passes: nobody calls the station by a name that is not its own, only GET and HEAD, and POST where posts tells that
-// there is something to be changed, only from the station's own pages. Then it finds out who it is.
+// guard is what every request passes: nobody calls the station by a name that
+// is not its own, only GET and HEAD, and POST where posts tells that there is
+// something to be changed, only from the station's own pages. Then it finds out
+// who it is.
 func (s *Station) guard(posts func(*http.Request) bool, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -383,7 +400,8 @@ func (s *Station) admit(needs Role, next http.Handler) http.Handler {
 	})
 }
 
-// Guard lets GET and HEAD of those who may look through to next, and nobody who calls the station by a name that is not its own.
+// Guard lets GET and HEAD of those who may look through to next, and nobody who
+// calls the station by a name that is not its own.
 func (s *Station) Guard(next http.Handler) http.Handler {
 	return s.guard(func(*http.Request) bool { return false }, s.admit(Viewer, next))
 }

@@ -87,7 +87,8 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// Every route by every method of every role: what changes something is POST and for technicians; what is not for a role is refused by name.
+// Every route by every method of every role: what changes something is POST and
+// for technicians; what is not for a role is refused by name.
 func TestRoutesByRole(t *testing.T) {
 	for name, access := range doors() {
 		t.Run(name, func(t *testing.T) {
@@ -183,7 +184,8 @@ func login(h http.Handler, token, next string, change ...func(*http.Request)) *h
 	}}, change...)...)
 }
 
-// A log-in gives a cookie that is not the token, lasts for twelve hours, and ends by logging out or when the token is another.
+// A log-in gives a cookie that is not the token, lasts for twelve hours, and
+// ends by logging out or when the token is another.
 func TestLogin(t *testing.T) { synctest.Test(t, testLogin) }
 
 func testLogin(t *testing.T) {
@@ -282,7 +284,8 @@ func testLogin(t *testing.T) {
 	}
 }
 
-// An open stream of events ends when what opened it holds no more: a log-out, another token, the end of a log-in. It counts as no wrong token.
+// An open stream of events ends when what opened it holds no more: a log-out,
+// another token, the end of a log-in. It counts as no wrong token.
 func TestEventsEndWithTheRole(t *testing.T) {
 	for name, end := range map[string]func(b *bench, tokens *atomic.Pointer[Tokens], cookie *http.Cookie){
 		"log-out": func(b *bench, _ *atomic.Pointer[Tokens], cookie *http.Cookie) {
@@ -353,7 +356,8 @@ func TestLocalPath(t *testing.T) {
 	}
 }
 
-// After a few wrong tokens even a right one has to wait, with the same answer; a log-in goes on, and so does who comes from elsewhere.
+// After a few wrong tokens even a right one has to wait, with the same answer;
+// a log-in goes on, and so does who comes from elsewhere.
 func TestWrongTokensAreLimited(t *testing.T) { synctest.Test(t, testWrongTokens) }
 
 func testWrongTokens(t *testing.T) {
@@ -396,7 +400,8 @@ func testWrongTokens(t *testing.T) {
 	if w := ask(h, http.MethodGet, "/status", bearer(techToken), from("192.0.2.1:5")); w.Code != 200 {
 		t.Errorf("a moment later: %d", w.Code)
 	}
-	// Many addresses together, each with few guesses; the map of addresses stays small.
+	// Many addresses together, each with few guesses; the map of addresses
+	// stays small.
 	limited := 0
 	for i := range 5000 {
 		w := ask(h, http.MethodGet, "/status", bearer(guess()), from(fmt.Sprintf("[2001:db8:%x::1]:1", i)))
@@ -424,7 +429,8 @@ func testWrongTokens(t *testing.T) {
 	}
 }
 
-// A program that goes on showing an old token guesses nothing: neither it nor who logs in at the same address has to wait.
+// A program that goes on showing an old token guesses nothing: neither it nor
+// who logs in at the same address has to wait.
 func TestOldTokenIsNoGuess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := guarded(t, doors()["loopback with tokens"])
@@ -490,7 +496,8 @@ func TestGuardAsksForTheRole(t *testing.T) {
 	}
 }
 
-// No route changes anything when it is got, whatever stands in its query: what the station shows is the same afterwards.
+// No route changes anything when it is got, whatever stands in its query: what
+// the station shows is the same afterwards.
 func TestGetChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := guarded(t, Access{})

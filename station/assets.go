@@ -14,8 +14,9 @@ import (
 //go:embed page.css page.js icon.svg
 var assetFiles embed.FS
 
-// assets are the files that a page needs besides itself. The address of each has the hash of its content in it: after an upgrade no
-// browser runs with an old one, and none asks twice for one that it has.
+// assets are the files that a page needs besides itself. The address of each
+// has the hash of its content in it: after an upgrade no browser runs with an
+// old one, and none asks twice for one that it has.
 type assets struct {
 	addresses map[string]string // by name, as "page.css"
 	files     map[string][]byte // by address
@@ -39,7 +40,8 @@ func loadAssets() (assets, error) {
 	return a, nil
 }
 
-// address is where a file is; a name that there is not is a mistake in a template, which says so.
+// address is where a file is; a name that there is not is a mistake in a
+// template, which says so.
 func (a assets) address(name string) (string, error) {
 	address, ok := a.addresses[name]
 	if !ok {
@@ -48,7 +50,8 @@ func (a assets) address(name string) (string, error) {
 	return address, nil
 }
 
-// ServeHTTP serves the files under their addresses, to be kept for ever, and nothing else.
+// ServeHTTP serves the files under their addresses, to be kept for ever, and
+// nothing else.
 func (a assets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	content, ok := a.files[r.URL.Path]
 	if !ok {

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// What the page needs is under an address that changes with its content, may be kept for ever, and old or guessed addresses give nothing.
+// What the page needs is under an address that changes with its content, may be
+// kept for ever, and old or guessed addresses give nothing.
 func TestAssets(t *testing.T) {
 	h := shown(t, nil, slotState{state: Empty, advice: adviceEmpty}).Handler()
 	page := ask(h, http.MethodGet, "/").Body.String()
@@ -43,7 +44,8 @@ func TestAssets(t *testing.T) {
 	}
 }
 
-// The build that a page compares changes with whatever it is made of, and with nothing else.
+// The build that a page compares changes with whatever it is made of, and with
+// nothing else.
 func TestBuild(t *testing.T) {
 	build := func(change func(*Config)) string {
 		p, err := shown(t, change, slotState{state: Empty, advice: adviceEmpty}).newPages()
@@ -65,7 +67,8 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-// A language that is chosen is remembered, by a cookie that no other site can have sent; one that there is not is not.
+// A language that is chosen is remembered, by a cookie that no other site can
+// have sent; one that there is not is not.
 func TestChosenLanguage(t *testing.T) {
 	h := shown(t, nil, slotState{state: Empty, advice: adviceEmpty}).Handler()
 	for query, want := range map[string]string{"": "", "?lang=": "", "?lang=xx": "", "?lang=de": "lang=de; Path=/; Max-Age=31536000; HttpOnly; SameSite=Strict"} {

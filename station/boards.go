@@ -70,7 +70,8 @@ func (v sight) Minute(t time.Time) string { return t.In(v.Zone).Format("2006-01-
 // Clock is the time of a day.
 func (v sight) Clock(t time.Time) string { return t.In(v.Zone).Format("15:04:05") }
 
-// ZoneName is the zone at a time. Some have no name, and one is what the others are measured by.
+// ZoneName is the zone at a time. Some have no name, and one is what the others
+// are measured by.
 func (v sight) ZoneName(t time.Time) string {
 	t = t.In(v.Zone)
 	switch name := t.Format("MST"); {
@@ -105,7 +106,8 @@ func (v sight) Groups(id fmt.Stringer) []string { return groups(id.String()) }
 // Clean is for what others said, or named; it may be a word of their own type.
 func (v sight) Clean(said any) string { return clean(fmt.Sprint(said)) }
 
-// answer is what a look back comes to, until it is written. It shares the header with the writer that it is for.
+// answer is what a look back comes to, until it is written. It shares the
+// header with the writer that it is for.
 type answer struct {
 	header http.Header
 	code   int
@@ -116,8 +118,10 @@ func (a *answer) Header() http.Header         { return a.header }
 func (a *answer) WriteHeader(code int)        { a.code = code }
 func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
-// look waits for its turn and bounds what it does: a look back never takes more than one processor, and however many pages are open, no slot waits. The
-// answer is written when the next one's turn has come: a client that does not read keeps nobody from looking.
+// look waits for its turn and bounds what it does: a look back never takes more
+// than one processor, and however many pages are open, no slot waits. The
+// answer is written when the next one's turn has come: a client that does not
+// read keeps nobody from looking.
 func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx context.Context, w http.ResponseWriter) error) {
 	ctx, cancel := context.WithTimeout(r.Context(), lookLimit)
 	defer cancel()
@@ -150,7 +154,8 @@ func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx contex
 	}
 }
 
-// give writes an answer. Of large ones, as a day of a busy line for a spreadsheet, only a few are in memory at once.
+// give writes an answer. Of large ones, as a day of a busy line for a
+// spreadsheet, only a few are in memory at once.
 func (s *Station) give(w http.ResponseWriter, r *http.Request, a *answer) {
 	if a.body.Len() > largeAnswer {
 		select {

@@ -108,7 +108,8 @@ func hostileBoard(t *testing.T) BoardHistory {
 	}
 }
 
-// Whatever others said stays text, in every page that looks back, and what would turn or hide the text around it is shown as what it is.
+// Whatever others said stays text, in every page that looks back, and what
+// would turn or hide the text around it is shown as what it is.
 func TestBoardPagesEscape(t *testing.T) {
 	p := &past{board: hostileBoard(t), between: []Verdict{{Time: noon, Slot: hostile, State: Failed, Reason: Reason(hostile), Device: id(1)}}, found: []Verdict{{Time: noon, State: Failed, Reason: Reason(hostile), Device: id(1)}}}
 	p.found = append(p.found, p.found[0])
@@ -188,7 +189,8 @@ func TestBoardPage(t *testing.T) {
 	}
 }
 
-// What is looked for is handed on as it was written; one board that is found is shown at once.
+// What is looked for is handed on as it was written; one board that is found is
+// shown at once.
 func TestFindBoards(t *testing.T) {
 	p := &past{found: []Verdict{{Time: noon, State: Passed, Device: id(1)}}}
 	h := lookingBack(t, p).Handler()
@@ -243,7 +245,8 @@ func TestEvidence(t *testing.T) {
 	}
 }
 
-// However many pages look back, one does so at a time, and who waits too long is told.
+// However many pages look back, one does so at a time, and who waits too long
+// is told.
 func TestLookingBackIsBounded(t *testing.T) { synctest.Test(t, testLookingBackIsBounded) }
 
 func testLookingBackIsBounded(t *testing.T) {
@@ -279,7 +282,8 @@ func testLookingBackIsBounded(t *testing.T) {
 	}
 }
 
-// someShift is what came in a shift: two boards at the first try, one that was plugged in twice, one that failed for good, a repeat.
+// someShift is what came in a shift: two boards at the first try, one that was
+// plugged in twice, one that failed for good, a repeat.
 func someShift() []Verdict {
 	at := func(minute int) time.Time { return noon.Add(time.Duration(minute) * time.Minute) }
 	shift := []Verdict{
@@ -313,7 +317,8 @@ func TestReportCounts(t *testing.T) {
 	if fmt.Sprint(r.Hours) != "[{12:00 3 0 2} {13:00 0 1 2}]" {
 		t.Errorf("hours: %v", r.Hours)
 	}
-	// 1 and 2 passed at once, 3 on its second try, 4 never, and the last in slot B neither; 9 was enrolled before.
+	// 1 and 2 passed at once, 3 on its second try, 4 never, and the last in
+	// slot B neither; 9 was enrolled before.
 	if r.Boards != 5 || r.First != 2 || r.Yield() != "40.0 %" || r.Delivered != 1 || r.Waiting != 2 {
 		t.Errorf("%d of %d at the first try (%s), %d delivered, %d waiting", r.First, r.Boards, r.Yield(), r.Delivered, r.Waiting)
 	}
@@ -331,7 +336,8 @@ func TestReportCounts(t *testing.T) {
 	if r := countVerdicts(nil, time.UTC); r.Yield() != "–" || len(r.Slots) > 0 {
 		t.Errorf("of nothing: %+v", r)
 	}
-	// A repeat of what passed in the same period is no second board, and no failure.
+	// A repeat of what passed in the same period is no second board, and no
+	// failure.
 	twice := []Verdict{{Time: noon, Slot: "A", State: Passed, Device: id(1)}, {Time: noon, Slot: "A", State: Passed, Repeat: true, Device: id(1)}, {Time: noon, Slot: "A", State: Failed, Reason: ReasonNoProof, Device: id(1)}}
 	if r := countVerdicts(twice, time.UTC); r.Boards != 1 || r.First != 1 {
 		t.Errorf("of one board: %d of %d", r.First, r.Boards)
@@ -387,7 +393,8 @@ func TestReportPeriods(t *testing.T) {
 	}
 }
 
-// The report lists slots as the page does, and those of yesterday after them; numbers and zones are written as people do.
+// The report lists slots as the page does, and those of yesterday after them;
+// numbers and zones are written as people do.
 func TestReportReads(t *testing.T) {
 	p := &past{}
 	for _, slot := range []string{"10", "old", "2", "1"} {
@@ -436,7 +443,8 @@ func FuzzReportPeriod(f *testing.F) {
 	})
 }
 
-// The page and the CSV say what happened, in the zone of the station; no cell is a formula.
+// The page and the CSV say what happened, in the zone of the station; no cell
+// is a formula.
 func TestReport(t *testing.T) {
 	p := &past{between: someShift()}
 	h := lookingBack(t, p).Handler()
@@ -489,7 +497,8 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// Every verdict against a board is journaled once, with its slot, reason, duration and label, and before it is shown.
+// Every verdict against a board is journaled once, with its slot, reason,
+// duration and label, and before it is shown.
 func TestFailuresAreJournaled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1, func(c *Config) { c.Policy.NeedsLabel = true }).run()
@@ -514,7 +523,8 @@ func TestFailuresAreJournaled(t *testing.T) {
 	})
 }
 
-// A board that was put aside did not pass because another one passed in its slot.
+// A board that was put aside did not pass because another one passed in its
+// slot.
 func TestReportPutAside(t *testing.T) {
 	for _, reason := range []Reason{ReasonDeviceConflict, ReasonKeyConflict, ReasonPrivateKeyLeak, ReasonNoProof, ReasonLabelMismatch, ReasonNotInLot, ReasonTimeout} {
 		for _, device := range []board.DeviceID{{}, id(1)} {
@@ -538,7 +548,8 @@ func TestReportPutAside(t *testing.T) {
 	}
 }
 
-// Who asks for much and reads nothing keeps nobody from looking back; and not more of that is in memory than a few can have.
+// Who asks for much and reads nothing keeps nobody from looking back; and not
+// more of that is in memory than a few can have.
 func TestLooksPastASlowReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &past{board: BoardHistory{Device: id(1)}}

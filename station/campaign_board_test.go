@@ -20,7 +20,8 @@ import (
 	"secretfree/uart"
 )
 
-// recorded is a board of the campaign: what it says, from two good dialogues with it, by what it is asked.
+// recorded is a board of the campaign: what it says, from two good dialogues
+// with it, by what it is asked.
 type recorded struct {
 	firmware  string // a dialect of fixtures
 	device    board.DeviceID
@@ -34,10 +35,12 @@ type recorded struct {
 	unknown   []byte            // the answer of ti-at to a command that it does not know; nil is TI's
 }
 
-// question is one of the CSR example, with its good answer, and what it prints when it has that. The last one prints the request.
+// question is one of the CSR example, with its good answer, and what it prints
+// when it has that. The last one prints the request.
 type question struct{ answer, then string }
 
-// recordPool records boards of every firmware. The same seed gives the same boards, bit for bit.
+// recordPool records boards of every firmware. The same seed gives the same
+// boards, bit for bit.
 func recordPool(t *testing.T, each int, seed uint64) map[string][]*recorded {
 	cryptotest.SetGlobalRandom(t, seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -142,8 +145,9 @@ func onLine(t *testing.T, b *fixtures.Board, f func(c net.Conn)) {
 	}
 }
 
-// learn takes a good dialogue apart. Without an echo there is nothing to tell a late end of an answer from the next one, but the
-// firmware that does not echo has none.
+// learn takes a good dialogue apart. Without an echo there is nothing to tell a
+// late end of an answer from the next one, but the firmware that does not echo
+// has none.
 func (r *recorded) learn(t *uart.Transcript) {
 	type exchange struct {
 		sent string
@@ -201,14 +205,16 @@ func (r *recorded) csrUnit() int {
 	return -1
 }
 
-// op is what a player does on the line: after a pause it says something, or takes the line away.
+// op is what a player does on the line: after a pause it says something, or
+// takes the line away.
 type op struct {
 	pause  time.Duration
 	text   []byte
 	hangUp bool
 }
 
-// player plays recorded boards to a reader, and does what the plan says to what they say.
+// player plays recorded boards to a reader, and does what the plan says to what
+// they say.
 type player struct {
 	mu     sync.Mutex // the reader draws nonces while it plays
 	rng    *rand.Rand
@@ -379,7 +385,8 @@ func (p *player) answerQuestion(typed, answer string) {
 	})
 }
 
-// say says what the board that is on the line says, with what the plan has for it.
+// say says what the board that is on the line says, with what the plan has for
+// it.
 func (p *player) say(what func(r *recorded) string) {
 	text := what(p.now)
 	for len(p.plan) > 0 && p.plan[0].at < p.said+len(text) && !p.mute {
@@ -455,7 +462,8 @@ func (p *player) event(n int) string {
 	return events[n%len(events)] + p.now.eol
 }
 
-// swapLines exchanges the line that has the byte at a place with the next one. Line ends stay where they are.
+// swapLines exchanges the line that has the byte at a place with the next one.
+// Line ends stay where they are.
 func swapLines(text string, at int) string {
 	end := func(s string, from int, in bool) int {
 		for i := from; i < len(s); i++ {

@@ -38,11 +38,13 @@ const (
 	campaignHeap = 64 << 20 // what the heap may grow by
 )
 
-// campaignKinds are what is done to a dialogue. "none" must pass, all others must lead to PASS somewhere, and to failure.
+// campaignKinds are what is done to a dialogue. "none" must pass, all others
+// must lead to PASS somewhere, and to failure.
 var campaignKinds = []string{"flip", "drop", "repeat", "cut", "splice", "swap", "reset", "event", "delay", "command", "several", "none"}
 
-// TestCampaign: a station reads boards whose dialogues are correct but for what was done to them on the way. Whatever that
-// was, PASS shows the true identity. The whole campaign is
+// TestCampaign: a station reads boards whose dialogues are correct but for what
+// was done to them on the way. Whatever that was, PASS shows the true identity.
+// The whole campaign is
 //
 //	go test ./station -run '^TestCampaign$' -v -timeout 2h -dialogues 1000000
 //
@@ -79,7 +81,8 @@ func TestCampaign(t *testing.T) {
 					if i >= c.count || c.wrong.Load() >= 10 || *campaignWithin > 0 && time.Since(c.begin) > *campaignWithin {
 						return
 					}
-					// The end of a bubble is the end of its goroutines: one that is left fails the test.
+					// The end of a bubble is the end of its goroutines: one
+					// that is left fails the test.
 					synctest.Test(t, func(t *testing.T) { c.dialogue(t, i) })
 				}
 			})
@@ -164,7 +167,8 @@ func plan(rng *rand.Rand, kind string, length int) (steps []mutation, command in
 	return steps, command
 }
 
-// dialogue has one dialogue and checks its verdict. It runs in a bubble of its own.
+// dialogue has one dialogue and checks its verdict. It runs in a bubble of its
+// own.
 func (c *campaign) dialogue(t *testing.T, i uint64) {
 	rng := rand.New(rand.NewPCG(c.seed, i))
 	firmware := []string{fixtures.DialectAT, fixtures.DialectCSR, fixtures.DialectReport}[rng.IntN(3)]
@@ -223,7 +227,8 @@ func (c *campaign) dialogue(t *testing.T, i uint64) {
 	c.tally[tallied{asked, kind, verdict}]++
 }
 
-// playBoard has a station read what a player plays, and returns the verdict. It runs in a bubble of its own.
+// playBoard has a station read what a player plays, and returns the verdict. It
+// runs in a bubble of its own.
 func playBoard(t *testing.T, dialect uart.Dialect, p *player, w *witness) (verdict string, state slotState, kept *uart.Transcript) {
 	near, far := net.Pipe()
 	opened := false
@@ -355,7 +360,8 @@ func (c *campaign) table() string {
 	return out.String()
 }
 
-// reached fails if what was done to the dialogues did not lead to both verdicts: then it would have shown nothing.
+// reached fails if what was done to the dialogues did not lead to both
+// verdicts: then it would have shown nothing.
 func (c *campaign) reached(t *testing.T) {
 	if c.had() < campaignMany {
 		return

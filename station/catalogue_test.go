@@ -20,7 +20,8 @@ var alike = map[word]string{
 	"span-seconds":  "de es", "span-minutes": "de es", "span-hours": "de es",
 }
 
-// Every language says all that English says, in its own words, and with its own word for PASS.
+// Every language says all that English says, in its own words, and with its own
+// word for PASS.
 func TestCatalogues(t *testing.T) {
 	all, err := embedded()
 	if err != nil {
@@ -46,7 +47,8 @@ func TestCatalogues(t *testing.T) {
 				t.Errorf("%s: %q does not name %s as the tile does: %q", language, key, c.sentences[passed], sentence)
 			}
 		}
-		// Nobody may take a FAIL for a PASS because the one word holds the other.
+		// Nobody may take a FAIL for a PASS because the one word holds the
+		// other.
 		if passed, failed := c.sentences["state-passed"], c.sentences["state-failed"]; strings.Contains(failed, passed) || strings.Contains(passed, failed) {
 			t.Errorf("%s: %q and %q look alike", language, passed, failed)
 		}
@@ -140,7 +142,8 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// The language is the query's, else the cookie's, else the station's; what nobody speaks is passed over.
+// The language is the query's, else the cookie's, else the station's; what
+// nobody speaks is passed over.
 func TestLanguageOfARequest(t *testing.T) {
 	b := shown(t, func(c *Config) { c.Page.Language = "de" }, slotState{state: Empty, advice: adviceEmpty})
 	h := b.Handler()
@@ -180,7 +183,8 @@ func TestEventsInALanguage(t *testing.T) {
 	})
 }
 
-// Who is meant stands beside what says to call somebody, in every language, and nowhere else.
+// Who is meant stands beside what says to call somebody, in every language, and
+// nowhere else.
 func TestContacts(t *testing.T) {
 	device, _ := board.ParseDeviceID("0123456789abcdef00112233445566aa")
 	b := shown(t, func(c *Config) {

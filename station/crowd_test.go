@@ -9,8 +9,9 @@ import (
 	"secretfree/uart"
 )
 
-// Sixteen slots read sixteen boards of all dialects at once, each in the time that it takes alone: one that says nothing to what it
-// is asked and one that is slow keep nobody waiting.
+// Sixteen slots read sixteen boards of all dialects at once, each in the time
+// that it takes alone: one that says nothing to what it is asked and one that
+// is slow keep nobody waiting.
 func TestSlotsDoNotWaitForEachOther(t *testing.T) {
 	const mute, slow = 3, 9
 	kinds := []struct{ dialect, firmware string }{
@@ -23,7 +24,8 @@ func TestSlotsDoNotWaitForEachOther(t *testing.T) {
 		}
 		return kinds[i%len(kinds)]
 	}
-	// read has those slots read a board each, which is put there after the same time, and returns how long each took.
+	// read has those slots read a board each, which is put there after the same
+	// time, and returns how long each took.
 	read := func(t *testing.T, slots ...int) (took []time.Duration) {
 		b := newBench(t, len(slots), func(c *Config) {
 			for i, slot := range slots {

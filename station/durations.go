@@ -2,7 +2,8 @@ package station
 
 import "time"
 
-// DurationBounds are the upper ends of the buckets of Durations, but for the last one, which has none.
+// DurationBounds are the upper ends of the buckets of Durations, but for the
+// last one, which has none.
 func DurationBounds() []time.Duration {
 	return []time.Duration{
 		5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
@@ -14,7 +15,8 @@ func DurationBounds() []time.Duration {
 type Durations struct {
 	Count uint64
 	Sum   time.Duration
-	// Buckets are how many took up to each of DurationBounds, those of the buckets before included. nil if nothing was counted.
+	// Buckets are how many took up to each of DurationBounds, those of the
+	// buckets before included. nil if nothing was counted.
 	Buckets []uint64
 }
 
@@ -40,7 +42,8 @@ func (d Durations) Clone() Durations {
 	return d
 }
 
-// Taken tells how long the boards of a slot took, from being found to the verdict.
+// Taken tells how long the boards of a slot took, from being found to the
+// verdict.
 type Taken struct {
 	Slot           string
 	Passed, Failed Durations

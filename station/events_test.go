@@ -97,7 +97,8 @@ func (s *site) eventsFor(header string, query ...string) *stream {
 // eventID is the build of the page, and ms.
 var eventID = regexp.MustCompile(`^id: [0-9a-f]{16}\.[0-9]+\n$`)
 
-// next returns the next event, and how long it took to come; io.EOF at an orderly end.
+// next returns the next event, and how long it took to come; io.EOF at an
+// orderly end.
 func (s *stream) next() (Status, time.Duration, error) {
 	start := time.Now()
 	s.conn.SetReadDeadline(start.Add(time.Minute))
@@ -193,7 +194,8 @@ func TestEvents(t *testing.T) {
 		if _, took, err := stream.next(); err != io.EOF || took > 0 {
 			t.Errorf("after the end of Run: %v after %v", err, took)
 		}
-		// And so does one that is opened then, after it has told how things are.
+		// And so does one that is opened then, after it has told how things
+		// are.
 		late := b.site().events()
 		late.want(0, "the last state", slotIs(1, Passed))
 		if _, took, err := late.next(); err != io.EOF || took > 0 {
@@ -202,7 +204,8 @@ func TestEvents(t *testing.T) {
 	})
 }
 
-// The heartbeat keeps its time even if a look took longer once than the next time.
+// The heartbeat keeps its time even if a look took longer once than the next
+// time.
 func TestEventsHeartbeatUneven(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var slow atomic.Bool
@@ -248,7 +251,8 @@ func TestEventsTooMany(t *testing.T) {
 	})
 }
 
-// A client that does not read is dropped, and its place is free; other clients get their events in time.
+// A client that does not read is dropped, and its place is free; other clients
+// get their events in time.
 func TestEventsSlowClient(t *testing.T) {
 	for name, reads := range map[string]int{"reads nothing": 0, "reads one event": 1} {
 		bubble(t, name, func(t *testing.T) {

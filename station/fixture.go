@@ -13,11 +13,11 @@ import (
 const (
 	// pollFixture is how often the presence line of a slot is read.
 	pollFixture = 100 * time.Millisecond
-	// closedReads is how many reads in a row must say that a fixture is closed: a
-	// switch bounces.
+	// closedReads is how many reads in a row must say that a fixture is closed:
+	// a switch bounces.
 	closedReads = 2
-	// answerLimit is how long a board may take to show itself once the fixture is
-	// closed, and after a reset.
+	// answerLimit is how long a board may take to show itself once the fixture
+	// is closed, and after a reset.
 	answerLimit = 10 * time.Second
 	// What a board says before a reset is dropped until it is silent for
 	// resetSilence, for resetDiscard at most.

@@ -12,8 +12,9 @@ import (
 	"secretfree/station/board"
 )
 
-// What a verdict may rest on besides the dialogue: the values of a transcript's key "given". GivenKnown
-// is followed by a device id and a key's fingerprint, GivenLabel by the label. Without the key, all depends on the dialogue.
+// What a verdict may rest on besides the dialogue: the values of a transcript's
+// key "given". GivenKnown is followed by a device id and a key's fingerprint,
+// GivenLabel by the label. Without the key, all depends on the dialogue.
 const (
 	GivenKnown   = "known"          // the journal knows this device with this key
 	GivenRepeat  = "repeat"         // the journal knows this very board
@@ -56,8 +57,8 @@ func given(reason Reason, cause error) string {
 	return ""
 }
 
-// Scene is a journal and a policy that make what was given true again, for a replay. It keeps nothing on
-// disk. It may be used by many at once.
+// Scene is a journal and a policy that make what was given true again, for a
+// replay. It keeps nothing on disk. It may be used by many at once.
 type Scene struct {
 	Policy Policy
 	Label  string // see Config.Label
@@ -71,7 +72,8 @@ type Scene struct {
 	seq     uint64
 }
 
-// NewScene reads the value of a transcript's key "given"; empty is a journal that knows nothing.
+// NewScene reads the value of a transcript's key "given"; empty is a journal
+// that knows nothing.
 func NewScene(given string) (*Scene, error) {
 	s := &Scene{devices: map[board.DeviceID]board.Fingerprint{}, owners: map[board.Fingerprint]board.DeviceID{}}
 	fields := strings.Fields(given)

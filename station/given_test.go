@@ -22,7 +22,8 @@ func sceneRecord(t *testing.T, report uart.Report) board.Record {
 		ReadAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Generation: 1}
 }
 
-// What a failure rested on makes a scene in which the same board fails for the same reason.
+// What a failure rested on makes a scene in which the same board fails for the
+// same reason.
 func TestGivenIsWhatAVerdictRestedOn(t *testing.T) {
 	one, two := newBoard(), newBoard()
 	r := sceneRecord(t, uart.Report{Device: one.Device, SPKI: one.SPKI()})

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// translators reads the two tables that translators are given, as cells; their heads are checked to name a column for every language.
+// translators reads the two tables that translators are given, as cells; their
+// heads are checked to name a column for every language.
 func translators(t *testing.T) (verdicts, glossary [][]string) {
 	t.Helper()
 	text, err := os.ReadFile("words/README.md")
@@ -50,7 +51,8 @@ func translators(t *testing.T) (verdicts, glossary [][]string) {
 	return read("The verdicts", 2), read("The glossary", 0)
 }
 
-// A verdict has one name: on the tile, in the counter, in the lists and in the report; no other word names it, and it names nothing else.
+// A verdict has one name: on the tile, in the counter, in the lists and in the
+// report; no other word names it, and it names nothing else.
 func TestVerdicts(t *testing.T) {
 	all, err := embedded()
 	if err != nil {
@@ -102,7 +104,8 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// begins tells whether a word of a sentence begins with a text, in capitals or not. Chinese has no space between words.
+// begins tells whether a word of a sentence begins with a text, in capitals or
+// not. Chinese has no space between words.
 func begins(sentence, text string) bool {
 	sentence, text = strings.ToLower(sentence), strings.ToLower(text)
 	return regexp.MustCompile(`(^|\P{L}|\p{Han})` + regexp.QuoteMeta(text)).MatchString(sentence)

@@ -87,27 +87,33 @@ type TranscriptName struct {
 	Reason Reason // of a failure
 }
 
-// History looks back at what a station holds. It is asked by one request at a time, bounded by the context, and must let no slot wait.
+// History looks back at what a station holds. It is asked by one request at a
+// time, bounded by the context, and must let no slot wait.
 type History interface {
-	// Find gives the boards whose id, address or key has some text in it, the newest 50 verdicts if it is empty, and whether there are
-	// more. ErrUnfindable says that it cannot be looked for.
+	// Find gives the boards whose id, address or key has some text in it, the
+	// newest 50 verdicts if it is empty, and whether there are more.
+	// ErrUnfindable says that it cannot be looked for.
 	Find(ctx context.Context, text string) (found []Verdict, more bool, err error)
 	// Board gives what there is of a board, or ErrNoBoard.
 	Board(ctx context.Context, device board.DeviceID) (BoardHistory, error)
-	// Between gives the verdicts from a time up to another, in the order in which they were journaled.
+	// Between gives the verdicts from a time up to another, in the order in
+	// which they were journaled.
 	Between(ctx context.Context, from, to time.Time) ([]Verdict, error)
 	// Recent gives the newest verdicts, at most n, the newest first.
 	Recent(ctx context.Context, n int) ([]Verdict, error)
-	// Count counts all verdicts, CountLot those of a lot; of one without a name, those since a time.
+	// Count counts all verdicts, CountLot those of a lot; of one without a
+	// name, those since a time.
 	Count(ctx context.Context) (Counts, error)
 	CountLot(ctx context.Context, name string, since time.Time) (Counts, error)
 }
 
 // Evidence hands out files about boards, likewise.
 type Evidence interface {
-	// Proof proves that a board's record is in the signed journal. ErrNoBoard: there is none; ErrUnsigned: it is not signed yet;
+	// Proof proves that a board's record is in the signed journal. ErrNoBoard:
+	// there is none; ErrUnsigned: it is not signed yet;
 	Proof(ctx context.Context, device board.DeviceID) ([]byte, error)
-	// Transcript gives a transcript by a name from BoardHistory, and by no other, or ErrNoTranscript.
+	// Transcript gives a transcript by a name from BoardHistory, and by no
+	// other, or ErrNoTranscript.
 	Transcript(name string) ([]byte, error)
 }
 
@@ -121,7 +127,8 @@ var (
 
 const maxSaid = 500 // characters of what others said
 
-// clean makes of what a board or a registry said something that can be shown in a line: without what would turn or hide the text around it.
+// clean makes of what a board or a registry said something that can be shown in
+// a line: without what would turn or hide the text around it.
 func clean(said string) string {
 	n := 0
 	return strings.Map(func(r rune) rune {

@@ -18,8 +18,9 @@ import (
 	"secretfree/uart"
 )
 
-// BenchmarkIdle has a station with sixteen slots and no board for 5 s: half of the ports are there, the others are not. It
-// reports the share of one core, and the memory of the whole process, tests and all.
+// BenchmarkIdle has a station with sixteen slots and no board for 5 s: half of
+// the ports are there, the others are not. It reports the share of one core,
+// and the memory of the whole process, tests and all.
 func BenchmarkIdle(b *testing.B) {
 	for _, name := range []string{"auto", "ti-at", "ti-csr", "report"} {
 		b.Run(name, func(b *testing.B) {

@@ -13,7 +13,8 @@ import (
 // slot before the start.
 const resumeWindow = 15 * time.Second
 
-// resumePort is how long after the start a port is opened that was there before.
+// resumePort is how long after the start a port is opened that was there
+// before.
 const resumePort = 3 * time.Second
 
 // run is what a slot's goroutine knows of the insertion at hand.
@@ -23,14 +24,16 @@ type run struct {
 	judged     bool    // the slot has had a verdict since the start
 }
 
-// turnedFrom tells whether a state shows another verdict than the one before it.
+// turnedFrom tells whether a state shows another verdict than the one before
+// it.
 func (s slotState) turnedFrom(before slotState) bool {
 	return s.state != before.state || s.reason != before.reason || !s.since.Equal(before.since)
 }
 
-// journalFailure has a failure journaled before it is shown. The caller holds mu,
-// which is released while the disk is waited for: only the slot's own goroutine
-// brings it a verdict. What the journal itself cannot take is shown all the same.
+// journalFailure has a failure journaled before it is shown. The caller holds
+// mu, which is released while the disk is waited for: only the slot's own
+// goroutine brings it a verdict. What the journal itself cannot take is shown
+// all the same.
 func (s *Station) journalFailure(i int, e *event) {
 	before := s.states[i]
 	after := before.next(*e)
@@ -60,7 +63,8 @@ func (s *Station) journalFailure(i int, e *event) {
 	s.mu.Lock()
 }
 
-// outcome is what the journal is told of slot i besides the verdict. The caller holds mu.
+// outcome is what the journal is told of slot i besides the verdict. The caller
+// holds mu.
 func (s *Station) outcome(i int, state slotState) Outcome {
 	now := time.Now()
 	o := Outcome{

@@ -22,9 +22,11 @@ type failure struct {
 func (f *failure) Error() string { return fmt.Sprintf("%s: %v", f.reason, f.err) }
 func (f *failure) Unwrap() error { return f.err }
 
-// judge turns what a board said into a record, or says what is wrong with it. It believes nothing: the
-// signatures are checked here again. label is the one that was scanned for the board, or nil: then one that refused this board before counts.
-// It comes last, so that a board is only called another one when it has proved which it is.
+// judge turns what a board said into a record, or says what is wrong with it.
+// It believes nothing: the signatures are checked here again. label is the one
+// that was scanned for the board, or nil: then one that refused this board
+// before counts. It comes last, so that a board is only called another one when
+// it has proved which it is.
 func (s *Station) judge(report uart.Report, label *label, now time.Time) (board.Record, *failure) {
 	policy := s.settings.Load().policy
 	device, err := board.NewDeviceID(report.Device)
@@ -81,7 +83,8 @@ func (s *Station) judge(report uart.Report, label *label, now time.Time) (board.
 	return record, nil
 }
 
-// boardReason names what is wrong with a board. ok is false for all other errors of a dialect: the port is lost.
+// boardReason names what is wrong with a board. ok is false for all other
+// errors of a dialect: the port is lost.
 func boardReason(err error) (reason Reason, ok bool) {
 	switch {
 	case errors.Is(err, uart.ErrPrivateKey):
@@ -139,7 +142,8 @@ func journalReason(err error) Reason {
 	return ReasonDiskError
 }
 
-// diskReason names what an error of Journal.Append means for the disk: a refusal that could not be journaled has two meanings.
+// diskReason names what an error of Journal.Append means for the disk: a
+// refusal that could not be journaled has two meanings.
 func diskReason(err error) Reason {
 	reason := journalReason(err)
 	if errno, ok := errors.AsType[syscall.Errno](err); ok && reason != ReasonDiskFull {
@@ -148,7 +152,8 @@ func diskReason(err error) Reason {
 	return reason
 }
 
-// portAdvice says what to do about an error of opening a port, and about whom or what; empty if the port is just not there.
+// portAdvice says what to do about an error of opening a port, and about whom
+// or what; empty if the port is just not there.
 func portAdvice(err error) (advice word, detail string) {
 	var refused *uart.OpenError
 	errors.As(err, &refused)

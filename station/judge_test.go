@@ -31,7 +31,8 @@ func spki384(t *testing.T) []byte {
 	return spki
 }
 
-// What a report may say under which policy. The fake journal checks every record that gets through.
+// What a report may say under which policy. The fake journal checks every
+// record that gets through.
 func TestJudge(t *testing.T) {
 	loose := Policy{AllowUnproven: true}
 	for name, c := range map[string]struct {
@@ -89,7 +90,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// A journal that refuses is shown in its words, and asked again for the same board when it is inserted again.
+// A journal that refuses is shown in its words, and asked again for the same
+// board when it is inserted again.
 func TestJournalRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		err    error
@@ -156,8 +158,8 @@ func TestJournalSlow(t *testing.T) {
 	})
 }
 
-// A board that is taken away while the journal is slow has its receipt all the same, and its PASS is not
-// taken for that of the next one.
+// A board that is taken away while the journal is slow has its receipt all the
+// same, and its PASS is not taken for that of the next one.
 func TestGoneBeforeReceipt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1, nil)

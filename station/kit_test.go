@@ -25,8 +25,8 @@ import (
 	"secretfree/uart"
 )
 
-// bench is a station with a cable for each slot, in a synctest bubble. It sees every step of every slot, and
-// complains about a PASS without a receipt.
+// bench is a station with a cable for each slot, in a synctest bubble. It sees
+// every step of every slot, and complains about a PASS without a receipt.
 type bench struct {
 	t *testing.T
 	*Station
@@ -44,7 +44,8 @@ type bench struct {
 
 var errStopped = errors.New("the test is over")
 
-// newBench makes a station with so many slots, all with the dialect of TI, whose ports are there.
+// newBench makes a station with so many slots, all with the dialect of TI,
+// whose ports are there.
 func newBench(t *testing.T, slots int, change func(*Config)) *bench {
 	t.Helper()
 	b := &bench{t: t, history: map[string][]string{}, done: make(chan struct{})}
@@ -103,7 +104,8 @@ func (b *bench) stop() time.Duration {
 	return took
 }
 
-// check is the invariant of every test: as many PASSes as receipts, and what failed was counted.
+// check is the invariant of every test: as many PASSes as receipts, and what
+// failed was counted.
 func (b *bench) check() {
 	b.t.Helper()
 	b.mu.Lock()
@@ -152,7 +154,8 @@ func (b *bench) Write(line []byte) (int, error) {
 		return len(line), nil
 	}
 	step := strings.TrimSpace(entry.State + " " + entry.Reason)
-	// A second event in a state, as the end of a cable that is off already, is no step.
+	// A second event in a state, as the end of a cable that is off already, is
+	// no step.
 	if steps := b.history[entry.Slot]; len(steps) == 0 || steps[len(steps)-1] != step || entry.Message == string(boardFailed) {
 		b.history[entry.Slot] = append(steps, step)
 	}
@@ -221,7 +224,8 @@ func (b *bench) awaitThat(i int, what string, is func(SlotStatus) bool) SlotStat
 	}
 }
 
-// awaitFailed waits for a verdict against a board, and checks that it is this one.
+// awaitFailed waits for a verdict against a board, and checks that it is this
+// one.
 func (b *bench) awaitFailed(i int, reason Reason) SlotStatus {
 	b.t.Helper()
 	s := b.awaitThat(i, "judged", func(s SlotStatus) bool { return s.State == Failed || s.State == Passed })
@@ -231,7 +235,8 @@ func (b *bench) awaitFailed(i int, reason Reason) SlotStatus {
 	return s
 }
 
-// fail takes the verdict against a board. Conflicts and what the disk does come with a record.
+// fail takes the verdict against a board. Conflicts and what the disk does come
+// with a record.
 func (l *ledger) fail(o Outcome) (board.Receipt, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -354,7 +359,8 @@ func (l *ledger) appends() int {
 	return l.asked
 }
 
-// cable is the port of a slot and what hangs on it. What the station sends with no board on it is lost.
+// cable is the port of a slot and what hangs on it. What the station sends with
+// no board on it is lost.
 type cable struct {
 	t   *testing.T
 	usb bool // the port is part of the board: a board that cuts itself off takes it along
@@ -452,7 +458,8 @@ func (c *cable) listen(far net.Conn) {
 	}
 }
 
-// say is what comes over the line, from whomever. It waits in a buffer until the station reads it.
+// say is what comes over the line, from whomever. It waits in a buffer until
+// the station reads it.
 func (c *cable) say(text []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -528,7 +535,8 @@ func bubble(t *testing.T, name string, f func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }
 
-// script is a dialect that says what a test wants: of the board that is given to come, until gone.
+// script is a dialect that says what a test wants: of the board that is given
+// to come, until gone.
 type script struct {
 	come, gone         chan struct{}
 	detect, read, away func() error // what the methods return first, if not nil

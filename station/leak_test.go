@@ -11,7 +11,8 @@ import (
 	"secretfree/uart"
 )
 
-// A board that prints a private key when it has its verdict fails after all, in its own name.
+// A board that prints a private key when it has its verdict fails after all, in
+// its own name.
 func TestLeakAfterVerdict(t *testing.T) {
 	for name, c := range map[string]struct{ dialect, mute string }{
 		"after PASS": {"ti-at", ""}, "after a failure": {"ti-at", "udid"}, "found by auto": {"auto", ""},
@@ -52,7 +53,8 @@ func TestLeakAfterVerdict(t *testing.T) {
 	}
 }
 
-// mustHold takes another board to a slot whose board has leaked a key and is gone: nothing of it is shown before somebody acknowledges the leak.
+// mustHold takes another board to a slot whose board has leaked a key and is
+// gone: nothing of it is shown before somebody acknowledges the leak.
 func mustHold(t *testing.T, b *bench, slot SlotStatus) {
 	t.Helper()
 	if err := b.Acknowledge("no slot"); !errors.Is(err, ErrNoSlot) {
@@ -79,7 +81,8 @@ func mustHold(t *testing.T, b *bench, slot SlotStatus) {
 	b.await(0, Empty)
 }
 
-// A leak from before the start is shown, and no board is read, until somebody acknowledges it; whether its port is there or not.
+// A leak from before the start is shown, and no board is read, until somebody
+// acknowledges it; whether its port is there or not.
 func TestLeakFromBeforeTheStart(t *testing.T) {
 	for name, there := range map[string]bool{"with its port": true, "without its port": false} {
 		bubble(t, name, func(t *testing.T) {
@@ -113,7 +116,8 @@ func TestLeakFromBeforeTheStart(t *testing.T) {
 	}
 }
 
-// A leak in the text of a start, before anybody knows which board it is, stays as well: after the board has gone, and after the port has.
+// A leak in the text of a start, before anybody knows which board it is, stays
+// as well: after the board has gone, and after the port has.
 func TestLeakBeforeTheDialectIsKnown(t *testing.T) {
 	for _, name := range []string{"auto", "ti-at", "ti-csr", "report"} {
 		bubble(t, name, func(t *testing.T) {

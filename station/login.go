@@ -30,7 +30,8 @@ func toLogin(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/login?"+q.Encode(), http.StatusSeeOther)
 }
 
-// localPath is a path on this station, or / if it is something else: nobody is sent elsewhere after logging in.
+// localPath is a path on this station, or / if it is something else: nobody is
+// sent elsewhere after logging in.
 func localPath(next string) string {
 	u, err := url.Parse(next)
 	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || u.Opaque != "" || !strings.HasPrefix(next, "/") || strings.HasPrefix(next, "//") ||
@@ -63,7 +64,8 @@ func (s *Station) loginPage(w http.ResponseWriter, r *http.Request, code int, ne
 	s.render(w, code, loginPage, data)
 }
 
-// remember keeps the language that a query chose, for the pages that are opened next.
+// remember keeps the language that a query chose, for the pages that are opened
+// next.
 func (s *Station) remember(w http.ResponseWriter, r *http.Request, words *catalogue) {
 	if r.URL.Query().Get("lang") == words.language {
 		http.SetCookie(w, &http.Cookie{Name: "lang", Value: words.language, Path: "/", MaxAge: 365 * 24 * 3600, HttpOnly: true, Secure: s.door.Secure, SameSite: http.SameSiteStrictMode})
@@ -89,7 +91,8 @@ func serveStyle(w http.ResponseWriter, _ *http.Request) {
 	w.Write(boardsCSS)
 }
 
-// loggingIn takes the form: who shows a token gets a cookie that stands for its role.
+// loggingIn takes the form: who shows a token gets a cookie that stands for its
+// role.
 func (s *Station) loggingIn(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {

@@ -11,8 +11,10 @@ import (
 	"unicode/utf8"
 )
 
-// Lot counts what is being made. One with a name is a work order, and counts until another is begun; without one, the count is of
-// one day, by the clock of the station. What is counted are verdicts: a board that failed once and passed then is in both counts.
+// Lot counts what is being made. One with a name is a work order, and counts
+// until another is begun; without one, the count is of one day, by the clock of
+// the station. What is counted are verdicts: a board that failed once and
+// passed then is in both counts.
 type Lot struct {
 	Name     string    `json:"name"`     // 1 to 64 printable characters; empty: nobody named one
 	Planned  int       `json:"planned"`  // boards; 0: not known
@@ -54,13 +56,15 @@ func (l Lot) on(now time.Time) Lot {
 	return l
 }
 
-// begin is since when verdicts count for a lot without a name: the beginning of its day.
+// begin is since when verdicts count for a lot without a name: the beginning of
+// its day.
 func (l Lot) begin() time.Time {
 	y, m, d := l.Since.Local().Date()
 	return time.Date(y, m, d, 0, 0, 0, 0, time.Local)
 }
 
-// inFrontOf puts a lot in front of those that were made earlier, in a new list. One without a name is not remembered: its count is that of a day.
+// inFrontOf puts a lot in front of those that were made earlier, in a new list.
+// One without a name is not remembered: its count is that of a day.
 func (l Lot) inFrontOf(earlier []Lot) []Lot {
 	if l.Name == "" {
 		return earlier
@@ -74,8 +78,10 @@ func (l Lot) inFrontOf(earlier []Lot) []Lot {
 	return list
 }
 
-// BeginLot begins another lot. If it has the name of the present one, or of one of the last eight before it, that goes on: only what is
-// planned is changed, if it is known. An empty name ends a lot. The error says what is wrong with the arguments.
+// BeginLot begins another lot. If it has the name of the present one, or of one
+// of the last eight before it, that goes on: only what is planned is changed,
+// if it is known. An empty name ends a lot. The error says what is wrong with
+// the arguments.
 func (s *Station) BeginLot(name string, planned int) error {
 	now := time.Now()
 	next := Lot{Name: name, Planned: planned, Since: now.UTC().Truncate(time.Millisecond)}
@@ -120,7 +126,8 @@ func (s *Station) lotTurned() {
 	}
 }
 
-// keepLots hands the lot to Config.KeepLot when it has changed, again while that fails, until ctx ends, and then once more if what was kept last is not
+// keepLots hands the lot to Config.KeepLot when it has changed, again while
+// that fails, until ctx ends, and then once more if what was kept last is not
 // the lot.
 func (s *Station) keepLots(ctx context.Context) {
 	var told string

@@ -15,7 +15,8 @@ import (
 
 func (l Lot) counts() [3]int { return [3]int{l.Passed, l.Repeated, l.Failed} }
 
-// The lot counts verdicts, goes on under the same name, and begins anew under another.
+// The lot counts verdicts, goes on under the same name, and begins anew under
+// another.
 func TestLotCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		listed := 0
@@ -87,7 +88,8 @@ func TestLotCounts(t *testing.T) {
 	})
 }
 
-// A work order that is scanned again goes on with its count, as long as it is one of the last eight.
+// A work order that is scanned again goes on with its count, as long as it is
+// one of the last eight.
 func TestLotsOfBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		since := time.Now().Add(-time.Hour).UTC().Truncate(time.Millisecond)
@@ -202,7 +204,8 @@ func TestLotIsKept(t *testing.T) {
 		if len(others) != maxEarlier || others[0].Name != "WO-98" || others[0].Planned != 98 || others[maxEarlier-1].Name != "WO-91" {
 			t.Errorf("beside it %+v are kept", others)
 		}
-		// An error is told once, changes nothing else, and the end of Run keeps what was not kept yet.
+		// An error is told once, changes nothing else, and the end of Run keeps
+		// what was not kept yet.
 		refuse(errors.New("no room"))
 		for i := range 3 {
 			if err := b.BeginLot(fmt.Sprint("lot ", i), 0); err != nil {
@@ -213,7 +216,8 @@ func TestLotIsKept(t *testing.T) {
 		if n := strings.Count(b.logged(), "the work order is not kept"); n != 1 {
 			t.Errorf("the log tells %d times of it:\n%s", n, b.logged())
 		}
-		// When there is room again, what was not kept is: without another verdict, and at the end too.
+		// When there is room again, what was not kept is: without another
+		// verdict, and at the end too.
 		refuse(nil)
 		time.Sleep(lotPause)
 		synctest.Wait()
@@ -262,7 +266,8 @@ func TestLotIsKeptAtTheEnd(t *testing.T) {
 	})
 }
 
-// The last ten verdicts are shown, the newest first, and turn to confirmed with the cloud.
+// The last ten verdicts are shown, the newest first, and turn to confirmed with
+// the cloud.
 func TestRecent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		delivered := false

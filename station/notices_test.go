@@ -17,7 +17,8 @@ func TestNoticeCarried(t *testing.T) {
 	}
 }
 
-// What else people must know stands among the station's own notices, what is urgent first.
+// What else people must know stands among the station's own notices, what is
+// urgent first.
 func TestNoticesOfOthers(t *testing.T) {
 	b := shown(t, func(config *Config) {
 		config.Backlog = func() Backlog { return Backlog{Pending: 1, Dead: 1, OldestSeconds: 15} }

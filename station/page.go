@@ -40,9 +40,11 @@ type pages struct {
 	began    time.Time // what the times of events count from
 }
 
-// Handler serves the page (/), its events (/events), /status, /healthz, what the page needs (/assets/), and what changes something, /scan,
-// /lot and /acknowledge, behind Guard. The server around it sets the time-outs and caps for requests, and one for writing an answer: the endless stream of
-// events sets its own.
+// Handler serves the page (/), its events (/events), /status, /healthz, what
+// the page needs (/assets/), and what changes something, /scan, /lot and
+// /acknowledge, behind Guard. The server around it sets the time-outs and caps
+// for requests, and one for writing an answer: the endless stream of events
+// sets its own.
 func (s *Station) Handler() http.Handler {
 	return s.serveRoutes(s.routes())
 }
@@ -100,14 +102,15 @@ func (s *Station) newPages() (*pages, error) {
 	return &pages{Station: s, template: t, assets: files, made: hash.Sum(nil), began: time.Now()}, nil
 }
 
-// build says whether a page that is open is of this program and of the settings of now.
+// build says whether a page that is open is of this program and of the settings
+// of now.
 func (p *pages) build() string {
 	hash := sha256.Sum256(fmt.Appendf(nil, "%x%+v", p.made, p.settings.Load().page))
 	return fmt.Sprintf("%x", hash[:8])
 }
 
-// ownHost guards against DNS rebinding: a stranger's page can make its own name point here, but not an
-// address or localhost.
+// ownHost guards against DNS rebinding: a stranger's page can make its own name
+// point here, but not an address or localhost.
 func (s *Station) ownHost(hostport string) bool {
 	host := hostport
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
@@ -131,7 +134,8 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	w.Write(append(body, '\n')) // a client that went away is its own problem
 }
 
-// serveHealth answers {"ok", "reasons"}: 200, or 503 when work is due and not moving. Who may not look gets no reasons.
+// serveHealth answers {"ok", "reasons"}: 200, or 503 when work is due and not
+// moving. Who may not look gets no reasons.
 func (s *Station) serveHealth(w http.ResponseWriter, r *http.Request) {
 	code, reasons := http.StatusOK, []string{}
 	if err := s.Health(); err != nil {
@@ -250,7 +254,8 @@ func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 	w.Write(b.Bytes())
 }
 
-// layout is how tiles are laid out and how large their words are: page.css has a class for each.
+// layout is how tiles are laid out and how large their words are: page.css has
+// a class for each.
 func (c *catalogue) layout(slots int) string {
 	class := "many"
 	for _, n := range []int{1, 2, 3, 4, 6, 8, 9, 12, 16} {
@@ -280,10 +285,12 @@ func groups(id string) []string {
 	return append(out, id)
 }
 
-// serveEvents sends the status whenever it changes, and as a heartbeat (text/event-stream, WHATWG HTML 9.2). A slow client
-// gets the newest status, not every one. The id of an event is the build of the page, a dot, and ms since the handler was made: a page
-// that slept can tell an event that waited for it from a new one. It ends with the client, with Run, or within a second when the client may not
-// look any more.
+// serveEvents sends the status whenever it changes, and as a heartbeat
+// (text/event-stream, WHATWG HTML 9.2). A slow client gets the newest status,
+// not every one. The id of an event is the build of the page, a dot, and ms
+// since the handler was made: a page that slept can tell an event that waited
+// for it from a new one. It ends with the client, with Run, or within a second
+// when the client may not look any more.
 func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	select {
 	case p.streams <- struct{}{}:

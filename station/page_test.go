@@ -15,7 +15,8 @@ import (
 	"secretfree/station/board"
 )
 
-// ask has a handler answer one request, as a browser on the same machine makes it.
+// ask has a handler answer one request, as a browser on the same machine makes
+// it.
 func ask(h http.Handler, method, path string, change ...func(*http.Request)) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, path, nil)
 	r.Host = "127.0.0.1:8080"
@@ -131,7 +132,8 @@ func TestPageShowsEveryState(t *testing.T) {
 	}
 }
 
-// Without a script, too, a bar names the slots that show FAIL, and leads to them.
+// Without a script, too, a bar names the slots that show FAIL, and leads to
+// them.
 func TestPageNamesFailures(t *testing.T) {
 	failed := slotState{state: Failed, reason: ReasonTimeout, advice: word(ReasonTimeout)}
 	passed := slotState{state: Passed, advice: advicePassed, device: deviceOne}
@@ -244,7 +246,8 @@ func TestPageHeaders(t *testing.T) {
 	if got := page.Header().Get("Content-Security-Policy"); got != policy {
 		t.Errorf("the policy is %q", got)
 	}
-	// The policy forbids what is not there: styles and scripts in the page itself.
+	// The policy forbids what is not there: styles and scripts in the page
+	// itself.
 	if inline := regexp.MustCompile(`(?i)<style|\sstyle=|\son[a-z]+=|<script>|javascript:|https?://`).FindAllString(strings.ReplaceAll(page.Body.String(), "http://www.w3.org/2000/svg", ""), -1); inline != nil {
 		t.Errorf("the page holds %q", inline)
 	}
@@ -395,7 +398,8 @@ func TestHealthz(t *testing.T) {
 	}
 }
 
-// Beside the slots: the lot, the label that waits, and a page of the form alone for a browser without script, which does not load itself.
+// Beside the slots: the lot, the label that waits, and a page of the form alone
+// for a browser without script, which does not load itself.
 func TestPageBeside(t *testing.T) {
 	const id = "0123456789abcdef00112233445566aa"
 	b := shown(t, nil, slotState{state: Empty, advice: adviceEmpty})

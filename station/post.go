@@ -19,7 +19,8 @@ func (s *Station) serveScan(w http.ResponseWriter, r *http.Request) {
 	s.take(w, r, refusal, func(field func(string) string) error { return s.Scan(field("text"), field("slot")) })
 }
 
-// serveLot takes the form fields name and planned; see BeginLot. planned may be empty.
+// serveLot takes the form fields name and planned; see BeginLot. planned may be
+// empty.
 func (s *Station) serveLot(w http.ResponseWriter, r *http.Request) {
 	s.take(w, r, func(error) word { return "lot-refused" }, func(field func(string) string) error {
 		planned := 0
@@ -46,8 +47,9 @@ func (s *Station) serveAcknowledge(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// take hands the fields of a form over. A browser without a script is sent back to the page; whoever accepts JSON gets 204. A form that is
-// refused has 422 and the sentence of its refusal; the log says more.
+// take hands the fields of a form over. A browser without a script is sent back
+// to the page; whoever accepts JSON gets 204. A form that is refused has 422
+// and the sentence of its refusal; the log says more.
 func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal func(error) word, do func(field func(string) string) error) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
 		http.Error(w, "send a form (application/x-www-form-urlencoded)", http.StatusUnsupportedMediaType)

@@ -73,7 +73,8 @@ func TestPosts(t *testing.T) {
 	}
 }
 
-// A leak is acknowledged by the form of its tile, with and without a script, and by nobody else.
+// A leak is acknowledged by the form of its tile, with and without a script,
+// and by nobody else.
 func TestAcknowledge(t *testing.T) {
 	leak := slotState{state: Failed, reason: ReasonPrivateKeyLeak, advice: word(ReasonPrivateKeyLeak), held: true}
 	gone := leak
@@ -121,7 +122,8 @@ func TestAcknowledge(t *testing.T) {
 	}
 }
 
-// Nothing changes but by a form that this station's own page sends, and a stranger learns nothing.
+// Nothing changes but by a form that this station's own page sends, and a
+// stranger learns nothing.
 func TestPostsAreGuarded(t *testing.T) {
 	const lot, kind = "name=evil&planned=5", "application/x-www-form-urlencoded"
 	b := shown(t, func(c *Config) { c.Hosts = []string{"line3.example"} }, slotState{state: Empty, advice: adviceEmpty})
@@ -173,7 +175,8 @@ func TestPostsAreGuarded(t *testing.T) {
 			t.Fatalf("%s changed something: %+v, %+v", name, status.Lot, status.Scan)
 		}
 	}
-	// Its own page under each of its names, a program, and a browser that sends one header or the other.
+	// Its own page under each of its names, a program, and a browser that sends
+	// one header or the other.
 	for name, change := range map[string][]func(*http.Request){
 		"a name":                      {host("line3.example:8080"), header("Origin", "http://line3.example:8080")},
 		"a form without a script":     {fetched("same-origin"), header("Origin", "null")},

@@ -17,7 +17,8 @@ const (
 	retryPort   = 2 * time.Second        // after a port could not be opened
 	retryLost   = 250 * time.Millisecond // after a port was lost, or was not there
 	retryReplug = 2 * time.Second        // after a port was lost, if its node is another one since
-	// replugLosses is what a port counts as after that: one that comes and goes is tried every retryReplug.
+	// replugLosses is what a port counts as after that: one that comes and goes
+	// is tried every retryReplug.
 	replugLosses = 4
 	lookForNode  = 250 * time.Millisecond // between looks at the node of a port that is not tried
 	retryStuck   = 10 * time.Second       // after a port took nothing; so long the slot says so
@@ -28,7 +29,8 @@ const (
 	holdStep     = 250 * time.Millisecond // between looks at whether a leak was acknowledged
 )
 
-// errPanic says that a dialect panicked. The value of the panic is not told: it may quote the board.
+// errPanic says that a dialect panicked. The value of the panic is not told: it
+// may quote the board.
 var errPanic = errors.New("a bug in the dialect")
 
 // serve owns the port of slot i until ctx ends.
@@ -118,7 +120,8 @@ func (s *Station) node(i int) string {
 	return s.slots[i].Node()
 }
 
-// servePort reads one board after the other until the port is lost, and returns how; or until ctx ends.
+// servePort reads one board after the other until the port is lost, and returns
+// how; or until ctx ends.
 func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 	// Ends a Write that waits for room; a Read ends by the context itself.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -151,7 +154,8 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 	}
 }
 
-// awaitAcknowledged returns when no leak waits for its acknowledgement; an error as readBoard. What is said meanwhile is dropped.
+// awaitAcknowledged returns when no leak waits for its acknowledgement; an
+// error as readBoard. What is said meanwhile is dropped.
 func (s *Station) awaitAcknowledged(ctx context.Context, i int, line *uart.Line) error {
 	for waited := false; ; waited = true {
 		s.mu.Lock()
@@ -173,8 +177,9 @@ func (s *Station) awaitAcknowledged(ctx context.Context, i int, line *uart.Line)
 	}
 }
 
-// readBoard waits for a board and brings it to its verdict. An error means that the port is lost or ctx has ended.
-// present ends, besides, when the fixture is opened.
+// readBoard waits for a board and brings it to its verdict. An error means that
+// the port is lost or ctx has ended. present ends, besides, when the fixture is
+// opened.
 func (s *Station) readBoard(ctx, present context.Context, i int, conn uart.Conn, line *uart.Line) error {
 	e, cause, err := s.verdict(ctx, present, i, conn, line)
 	if ctx.Err() != nil {
@@ -188,8 +193,9 @@ func (s *Station) readBoard(ctx, present context.Context, i int, conn uart.Conn,
 	return err
 }
 
-// verdict returns the event that ends the reading of a board, and what caused it; err as readBoard. A board that a reset may help is reset
-// and read once more.
+// verdict returns the event that ends the reading of a board, and what caused
+// it; err as readBoard. A board that a reset may help is reset and read once
+// more.
 func (s *Station) verdict(ctx, present context.Context, i int, conn uart.Conn, line *uart.Line) (e event, cause, err error) {
 	var resets resetBudget
 	var limit time.Time // of all readings together; zero until a board was found
@@ -212,7 +218,8 @@ func (s *Station) verdict(ctx, present context.Context, i int, conn uart.Conn, l
 	}
 }
 
-// attempt is one reading of a board. again says that it was reset: then it is there, and must show itself in time, as in a closed fixture.
+// attempt is one reading of a board. again says that it was reset: then it is
+// there, and must show itself in time, as in a closed fixture.
 func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, again bool, limit *time.Time) (e event, cause, err error) {
 	dialect := s.slots[i].Dialect
 	if err := s.interruptible(present, i, func(waiting context.Context) error {
@@ -288,7 +295,8 @@ func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, 
 	return e, err, nil
 }
 
-// lostBoard is the event of a reading that is cut off, by an opened fixture or a lost port.
+// lostBoard is the event of a reading that is cut off, by an opened fixture or
+// a lost port.
 func lostBoard(err error) event {
 	if errors.Is(err, errFixtureOpened) {
 		return event{kind: boardGone}
@@ -296,8 +304,9 @@ func lostBoard(err error) event {
 	return event{kind: portLost}
 }
 
-// awaitGone returns nil when the board is gone; an error as readBoard, or errResetAsked. Where a presence line says whether the board is
-// there, silence and a fresh start are no reason to read it again.
+// awaitGone returns nil when the board is gone; an error as readBoard, or
+// errResetAsked. Where a presence line says whether the board is there, silence
+// and a fresh start are no reason to read it again.
 func (s *Station) awaitGone(ctx context.Context, i int, line *uart.Line) error {
 	for pause := retryGone; ; pause = min(2*pause, maxRetry) {
 		err := s.interruptible(ctx, i, func(ctx context.Context) error {
@@ -360,8 +369,10 @@ func (s *Station) keep(i int, line *uart.Line, e event, cause error) {
 	s.hand(i, line.Transcript(), e, cause)
 }
 
-// keepLater hands over the recording of what took the place of a verdict. In a replay the same is a verdict of its own: what was sent
-// only to see whether the board is still there is left out, since a reader that looks for a board sends something else.
+// keepLater hands over the recording of what took the place of a verdict. In a
+// replay the same is a verdict of its own: what was sent only to see whether
+// the board is still there is left out, since a reader that looks for a board
+// sends something else.
 func (s *Station) keepLater(i int, line *uart.Line, e event, cause error) {
 	t := line.Transcript()
 	t.Chunks = slices.DeleteFunc(t.Chunks, func(c uart.Chunk) bool { return c.Direction == uart.Sent })

@@ -27,7 +27,8 @@ func TestGoodBoard(t *testing.T) {
 		if r := b.ledger.records[good.Device]; string(r.Key.SPKI()) != string(good.SPKI()) || r.Facts["chip"] != "0x31000019" || r.Proof == nil {
 			t.Errorf("the journal holds %+v", r)
 		}
-		// Nothing is read again while it stays, but who it is: that, and carriage returns, is all that it hears.
+		// Nothing is read again while it stays, but who it is: that, and
+		// carriage returns, is all that it hears.
 		asked, who := c.asked("at+"), c.asked("at+get=iot,udid\r")
 		time.Sleep(10 * time.Minute)
 		who = c.asked("at+get=iot,udid\r") - who
@@ -37,7 +38,8 @@ func TestGoodBoard(t *testing.T) {
 		c.unplug()
 		b.await(0, Empty)
 
-		// The same board again, and one that says the same of itself in other words.
+		// The same board again, and one that says the same of itself in other
+		// words.
 		good.RawSignatures = true
 		c.plug(good)
 		if slot := b.await(0, Passed); slot.Advice != sentences[adviceRepeat] || slot.Device != good.ID() {
@@ -56,7 +58,8 @@ func TestGoodBoard(t *testing.T) {
 	})
 }
 
-// A board that is in the place of another one before that was missed is read: a PASS is of one board.
+// A board that is in the place of another one before that was missed is read: a
+// PASS is of one board.
 func TestQuickHands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1, nil).run()
@@ -71,8 +74,10 @@ func TestQuickHands(t *testing.T) {
 	})
 }
 
-// The same with boards that run already when they touch, so that no start is heard: the board that is there now has nothing of the
-// first one's PASS, however short the pause, whether the first one was there for long, or was still being written down.
+// The same with boards that run already when they touch, so that no start is
+// heard: the board that is there now has nothing of the first one's PASS,
+// however short the pause, whether the first one was there for long, or was
+// still being written down.
 func TestQuickHandsQuietly(t *testing.T) {
 	for _, c := range []struct {
 		dialect, firmware string
@@ -137,7 +142,8 @@ func TestQuickHandsQuietly(t *testing.T) {
 	}
 }
 
-// A board that was read and does not say any more who it is has no PASS any more either.
+// A board that was read and does not say any more who it is has no PASS any
+// more either.
 func TestPassedBoardFallsDumb(t *testing.T) {
 	for _, c := range []struct{ dialect, next string }{
 		{"ti-at", "udid"}, {"auto", "udid"}, {"report", fixtures.DialectAT}, {"auto", fixtures.DialectCSR},
@@ -338,8 +344,8 @@ func TestConflicts(t *testing.T) {
 	}
 }
 
-// The dialogue is cut after every byte. Only a whole one passes; whatever was in the middle is seen to
-// have failed until the next board comes.
+// The dialogue is cut after every byte. Only a whole one passes; whatever was
+// in the middle is seen to have failed until the next board comes.
 func TestUnpluggedAtEveryByte(t *testing.T) {
 	steady := newBoard() // says as many bytes each time
 	steady.RawSignatures = true
@@ -381,7 +387,8 @@ func TestUnpluggedAtEveryByte(t *testing.T) {
 					verdicts[verdict]++
 				})
 			}
-			// A board that was never asked anything has no verdict; the banner is not a third of the dialogue.
+			// A board that was never asked anything has no verdict; the banner
+			// is not a third of the dialogue.
 			if verdicts[""] == 0 || verdicts[want] < 2*verdicts[""] {
 				t.Errorf("the verdicts are %v", verdicts)
 			}
@@ -394,7 +401,8 @@ func TestUnpluggedAtEveryByte(t *testing.T) {
 	}
 }
 
-// plugLater plugs in a copy of a board between two looks at the empty slot, so that it hears the same each time.
+// plugLater plugs in a copy of a board between two looks at the empty slot, so
+// that it hears the same each time.
 func plugLater(b *bench, like *fixtures.Board, cut int) *fixtures.Board {
 	b.await(0, Empty)
 	time.Sleep(100 * time.Millisecond)
@@ -403,8 +411,8 @@ func plugLater(b *bench, like *fixtures.Board, cut int) *fixtures.Board {
 	return fresh
 }
 
-// cutAt returns the verdict over a board that is gone after so many bytes; empty if it was gone before it was
-// noticed.
+// cutAt returns the verdict over a board that is gone after so many bytes;
+// empty if it was gone before it was noticed.
 func cutAt(t *testing.T, like *fixtures.Board, cut int, usb, next bool) string {
 	b := newBench(t, 1, nil)
 	c := b.cables[0]

@@ -29,7 +29,8 @@ const (
 	maxFailures = 500 // that the page lists; the CSV has all
 )
 
-// period is what a report is about: a day in the station's zone, or a shift that begins on it.
+// period is what a report is about: a day in the station's zone, or a shift
+// that begins on it.
 type period struct {
 	Day        string // as 2026-11-29
 	Start, End string // as 06:00 and 14:00; empty for the whole day
@@ -39,8 +40,8 @@ type period struct {
 
 var errPeriod = errors.New("not a day, or not the hours of a shift")
 
-// readPeriod reads day, from and to of a query; what is not there is today, and the whole day. A shift that ends before it begins ends on the
-// next day.
+// readPeriod reads day, from and to of a query; what is not there is today, and
+// the whole day. A shift that ends before it begins ends on the next day.
 func readPeriod(q url.Values, now time.Time, zone *time.Location) (period, error) {
 	p := period{Day: q.Get("day"), Start: q.Get("from"), End: q.Get("to")}
 	if p.Day == "" {
@@ -75,7 +76,8 @@ func readPeriod(q url.Values, now time.Time, zone *time.Location) (period, error
 	return p, nil
 }
 
-// query is the part of an address that asks for the same hours, so many days later.
+// query is the part of an address that asks for the same hours, so many days
+// later.
 func (p period) query(days int) string {
 	q := url.Values{"day": {p.date.AddDate(0, 0, days).Format(dayLayout)}}
 	if p.Start != "" {
@@ -133,10 +135,10 @@ func (r *report) Yield() string {
 	return fmt.Sprintf("%.1f %%", 100*float64(r.First)/float64(r.Boards))
 }
 
-// countVerdicts counts. A board is its id. A failure of which the id is not known
-// is of a board only if a later verdict of the same insertion names it: another
-// board that passes in the same slot says nothing about it. A board that was
-// enrolled before the period is not counted among the boards.
+// countVerdicts counts. A board is its id. A failure of which the id is not
+// known is of a board only if a later verdict of the same insertion names it:
+// another board that passes in the same slot says nothing about it. A board
+// that was enrolled before the period is not counted among the boards.
 func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 	type tried struct{ failed, passed, known bool }
 	r := &report{}
@@ -179,7 +181,8 @@ func countVerdicts(verdicts []Verdict, zone *time.Location) *report {
 		}
 		if v.State == Failed {
 			r.Failures = append(r.Failures, reportFailure{Verdict: v})
-			// A board that gives itself out for one that has passed is not that one.
+			// A board that gives itself out for one that has passed is not that
+			// one.
 			if v.Reason != ReasonDeviceConflict {
 				settle[v.Device] = append(settle[v.Device], len(r.Failures)-1)
 				b.failed = b.failed || !b.passed
@@ -273,7 +276,8 @@ func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
 		if n := len(v.Failures); n > maxFailures {
 			v.Failures, v.Hidden = v.Failures[:maxFailures], n-maxFailures
 		}
-		// Slots stand as on the page; those that it does not have any more come last.
+		// Slots stand as on the page; those that it does not have any more come
+		// last.
 		place := func(t tally) int {
 			if i := slices.IndexFunc(s.slots, func(c SlotConfig) bool { return c.Name == t.Name }); i >= 0 {
 				return i

@@ -17,7 +17,8 @@ import (
 	"secretfree/uart"
 )
 
-// What keeps a port from being opened is shown with its remedy, and holds back no other slot.
+// What keeps a port from being opened is shown with its remedy, and holds back
+// no other slot.
 func TestPortTrouble(t *testing.T) {
 	for name, c := range map[string]struct {
 		err    error
@@ -66,7 +67,8 @@ func TestPortTrouble(t *testing.T) {
 	}
 }
 
-// A port that goes takes its board along, whatever the slot shows; when it comes again, so does the slot.
+// A port that goes takes its board along, whatever the slot shows; when it
+// comes again, so does the slot.
 func TestPortLost(t *testing.T) {
 	for name, c := range map[string]struct {
 		bring func(b *bench)
@@ -108,7 +110,8 @@ func TestPortLost(t *testing.T) {
 	}
 }
 
-// Run ends at once in whatever state a slot is, and the bubble sees that nothing of it stays.
+// Run ends at once in whatever state a slot is, and the bubble sees that
+// nothing of it stays.
 func TestRunEnds(t *testing.T) {
 	for name, bring := range map[string]func(b *bench){
 		"before its first step": func(b *bench) {},
@@ -156,7 +159,8 @@ func TestRunEnds(t *testing.T) {
 	}
 }
 
-// A line that takes no more bytes does not hold up the end: the port is closed under it.
+// A line that takes no more bytes does not hold up the end: the port is closed
+// under it.
 func TestRunEndsHangingWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe() // nobody reads
@@ -204,8 +208,9 @@ func TestOpenedTooLate(t *testing.T) {
 	})
 }
 
-// A bug in a dialect fails one board. Neither the other slots nor the next board notice, and what the panic
-// says, which can quote the board, is not repeated.
+// A bug in a dialect fails one board. Neither the other slots nor the next
+// board notice, and what the panic says, which can quote the board, is not
+// repeated.
 func TestDialectPanics(t *testing.T) {
 	const quoted = "0x4d,0x1f of the board"
 	once := func() func() error {
@@ -258,7 +263,8 @@ func TestDialectPanics(t *testing.T) {
 	}
 }
 
-// A dialect that cannot watch a board is asked again, more and more slowly, and the verdict stays.
+// A dialect that cannot watch a board is asked again, more and more slowly, and
+// the verdict stays.
 func TestGoneFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newScript(newReport(newBoard()))
@@ -314,7 +320,8 @@ func (endless) Read(ctx context.Context, _ *uart.Line) (uart.Report, error) {
 	return uart.Report{}, fmt.Errorf("reading: %w", context.Cause(ctx))
 }
 
-// A slot that is stuck is told by name, to the watchdog and to people; one that waits for a board is not stuck.
+// A slot that is stuck is told by name, to the watchdog and to people; one that
+// waits for a board is not stuck.
 func TestAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var outside []Problem
@@ -363,7 +370,8 @@ func TestAlive(t *testing.T) {
 	})
 }
 
-// Health is red from a record that the disk did not take to the next that it took. What is wrong with a board does not count.
+// Health is red from a record that the disk did not take to the next that it
+// took. What is wrong with a board does not count.
 func TestHealthOfTheDisk(t *testing.T) {
 	for _, c := range []struct {
 		refusal error
@@ -423,7 +431,8 @@ func TestHealthOfTheDisk(t *testing.T) {
 	}
 }
 
-// A transcript that hangs holds its slot, and is noticed as a journal that hangs is.
+// A transcript that hangs holds its slot, and is noticed as a journal that
+// hangs is.
 func TestTranscriptHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := make(chan struct{})

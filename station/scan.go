@@ -61,9 +61,12 @@ var (
 	pairs   = regexp.MustCompile(`^[0-9a-f]{2}(?:[ :.-][0-9a-f]{2}){5}$`)
 )
 
-// parseScan takes 32 hex digits for a device id and 12 for a MAC address, in any case and with blanks, hyphens, colons and points between
-// them; else NAME or NAME;PLANNED for a work order. Twelve decimal digits are a MAC address only in pairs, since work orders have numbers of
-// twelve digits. What looks like a part of a label is refused. A work order that looks like a label is written NAME; with nothing behind it.
+// parseScan takes 32 hex digits for a device id and 12 for a MAC address, in
+// any case and with blanks, hyphens, colons and points between them; else NAME
+// or NAME;PLANNED for a work order. Twelve decimal digits are a MAC address
+// only in pairs, since work orders have numbers of twelve digits. What looks
+// like a part of a label is refused. A work order that looks like a label is
+// written NAME; with nothing behind it.
 func parseScan(text string) (scan, error) {
 	if len(text) > maxScan || !utf8.ValidString(text) {
 		return scan{}, fmt.Errorf("%w: it is longer than %d bytes, or no text", errScan, maxScan)
@@ -116,8 +119,9 @@ func onlyHex(lower string) (digits string, ok bool) {
 	return digits, digits != "" && strings.Trim(digits, hexDigits) == ""
 }
 
-// partial is the number of hex digits of what looks like a label that was not read as it is printed, else 0: 16 or more with a letter among
-// them, about 32 of any kind, or a label with something in front of it.
+// partial is the number of hex digits of what looks like a label that was not
+// read as it is printed, else 0: 16 or more with a letter among them, about 32
+// of any kind, or a label with something in front of it.
 func partial(lower string) int {
 	front := inFront.FindString(lower)
 	digits, ok := onlyHex(lower[len(front):])
@@ -167,11 +171,14 @@ func (l label) check(device board.DeviceID, facts map[string]string) error {
 	return nil
 }
 
-// labels are those that wait for their boards. A label that was scanned for a slot is for the next board in it, any other for the
-// next board anywhere. It is used up by the verdict over that board, unless the board may be tried again: then it waits once more, where
-// it waited before, or in the slot of its board if another label waits there by now. A label that named another board is used up too: it
-// says something of the board that it was held against, and nothing of the next one. That board alone stays refused, in every slot,
-// until it comes with its own label.
+// labels are those that wait for their boards. A label that was scanned for a
+// slot is for the next board in it, any other for the next board anywhere. It
+// is used up by the verdict over that board, unless the board may be tried
+// again: then it waits once more, where it waited before, or in the slot of its
+// board if another label waits there by now. A label that named another board
+// is used up too: it says something of the board that it was held against, and
+// nothing of the next one. That board alone stays refused, in every slot, until
+// it comes with its own label.
 type labels struct {
 	scans   uint64
 	loose   *label
@@ -188,8 +195,8 @@ type refusal struct {
 
 const maxRefused = 256 // boards; of more, the oldest are forgotten
 
-// wait has a label wait; slot is -1 for any. It takes the place of what waited there. One for any slot also ends every retry: a new scan
-// is a new beginning.
+// wait has a label wait; slot is -1 for any. It takes the place of what waited
+// there. One for any slot also ends every retry: a new scan is a new beginning.
 func (w *labels) wait(l label, slot int) {
 	w.scans++
 	l.order, l.loose = w.scans, slot < 0
@@ -205,7 +212,8 @@ func (w *labels) wait(l label, slot int) {
 	}
 }
 
-// clear forgets the labels that wait; slot is -1 for all, and for the boards that were refused. A board that is being read keeps its own.
+// clear forgets the labels that wait; slot is -1 for all, and for the boards
+// that were refused. A board that is being read keeps its own.
 func (w *labels) clear(slot int) {
 	if slot >= 0 {
 		w.bound[slot] = nil
@@ -242,7 +250,8 @@ func (w *labels) settle(slot int, again bool) {
 	}
 }
 
-// refuse remembers that the board in a slot is not the one of its label. settle follows.
+// refuse remembers that the board in a slot is not the one of its label. settle
+// follows.
 func (w *labels) refuse(slot int, device board.DeviceID) {
 	l := w.taken[slot]
 	if l == nil || !device.Valid() {
@@ -268,7 +277,8 @@ func (w *labels) against(device board.DeviceID) *label {
 	return nil
 }
 
-// newest is the label that was scanned last of those that are not used up, and its slot, or -1.
+// newest is the label that was scanned last of those that are not used up, and
+// its slot, or -1.
 func (w *labels) newest() (l *label, slot int) {
 	l, slot = w.loose, -1
 	for i := range w.bound {
@@ -281,7 +291,8 @@ func (w *labels) newest() (l *label, slot int) {
 	return l, slot
 }
 
-// triedAgain: the failures after which the same board may come again, with the same label.
+// triedAgain: the failures after which the same board may come again, with the
+// same label.
 func triedAgain(reason Reason) bool {
 	switch reason {
 	case ReasonUnplugged, ReasonNeedsReset, ReasonTimeout, ReasonGarbled, ReasonNoDialect, ReasonWrongSpeed, ReasonLotUnreadable, ReasonDiskFull, ReasonDiskError:
@@ -305,8 +316,9 @@ func (s Scanned) spaced() string {
 	return s.Text
 }
 
-// Scan takes in the text of a scanner; slot is the name of the slot that a label was scanned for, or empty. The error says what is
-// wrong with the arguments.
+// Scan takes in the text of a scanner; slot is the name of the slot that a
+// label was scanned for, or empty. The error says what is wrong with the
+// arguments.
 func (s *Station) Scan(text, slot string) error {
 	i := slices.IndexFunc(s.slots, func(c SlotConfig) bool { return c.Name == slot })
 	if i < 0 && slot != "" {

@@ -27,7 +27,8 @@ func TestParseScan(t *testing.T) {
 		"4d:1f:8e:27:b3:c0:5a:9e:61:f2:d4:77:88:aa:bb:cc": device,
 		"0800285b55e0": address, "08:00:28:5B:55:E0": address, "08-00-28-5B-55-E0": address, "0800 285B 55E0": address,
 		"0800.285b.55e0": address, "4D1F8E27.B3C05A9E.61F2D477.88AABBCC": device, "1234567890123456789012345678901" + "2": decimal,
-		// Twelve decimal digits are the number of a work order, unless they stand in pairs.
+		// Twelve decimal digits are the number of a work order, unless they
+		// stand in pairs.
 		"000004711234": order("000004711234", 0), "20261129 0001": order("20261129 0001", 0), "2026-1129-0001": order("2026-1129-0001", 0),
 		"12:34:56:78:90:12": pairs, "12-34-56-78-90-12": pairs, "12 34 56 78 90 12": pairs,
 		"": {kind: scanClear}, " \t\r\n": {kind: scanClear},
@@ -86,7 +87,8 @@ func TestParseScanOfAPart(t *testing.T) {
 	}
 }
 
-// What a scan means is one thing, and is the same when it is read again in the form in which it is shown.
+// What a scan means is one thing, and is the same when it is read again in the
+// form in which it is shown.
 func FuzzParseScan(f *testing.F) {
 	for _, text := range []string{"4d1f8e27b3c05a9e61f2d47788aabbcc", "08-00-28-5B-55-E0", "WO-1;250", "", ";", "\xff", "工单", "000004711234", "12:34:56:78:90:12", "ID:4d1f", "0x4d1f8e27b3c05a9e61f2d47788aabbcc"} {
 		f.Add(text)
@@ -154,7 +156,8 @@ func scanText(t *testing.T, s *Station, text, slot string) {
 	}
 }
 
-// A board passes with its own label, and fails with that of another, whether or not a label is asked for; nothing of it is enrolled.
+// A board passes with its own label, and fails with that of another, whether or
+// not a label is asked for; nothing of it is enrolled.
 func TestScannedLabel(t *testing.T) {
 	mac := fixtures.NewDevice // only to have another id
 	for _, needs := range []bool{false, true} {
@@ -180,7 +183,8 @@ func TestScannedLabel(t *testing.T) {
 			if slot := try(0, one, ReasonLabelMismatch); slot.Device != one.ID() || slot.Call != CallQuality {
 				t.Errorf("the slot shows %+v", slot)
 			}
-			// Trying the wrong board once more, or elsewhere, does not help, and the next boards have nothing to do with that label.
+			// Trying the wrong board once more, or elsewhere, does not help,
+			// and the next boards have nothing to do with that label.
 			if got := b.Status().Scan; got != nil {
 				t.Errorf("the label %+v waits for another board", got)
 			}
@@ -200,7 +204,8 @@ func TestScannedLabel(t *testing.T) {
 			}
 			scanText(t, b.Station, other.ID(), "")
 			try(1, other, "")
-			// The refused board still is, whatever was scanned for others, until it has its own label.
+			// The refused board still is, whatever was scanned for others,
+			// until it has its own label.
 			try(0, one, ReasonLabelMismatch)
 			scanText(t, b.Station, one.ID(), "")
 			try(1, one, "")
@@ -248,7 +253,8 @@ func TestScannedLabel(t *testing.T) {
 	}
 }
 
-// A board that may be tried again keeps its label, and what is decided uses it up.
+// A board that may be tried again keeps its label, and what is decided uses it
+// up.
 func TestLabelAfterAFailure(t *testing.T) {
 	for _, reason := range Reasons() {
 		t.Run(string(reason), func(t *testing.T) {
@@ -277,8 +283,10 @@ func TestLabelAfterAFailure(t *testing.T) {
 	}
 }
 
-// Whatever is scanned and inserted in whatever order: no board passes against a label, every board that its label names passes, and a label
-// goes with the board that it let pass or fails, which stays failed. What is expected is worked out from the words of the manual, not from the code.
+// Whatever is scanned and inserted in whatever order: no board passes against a
+// label, every board that its label names passes, and a label goes with the
+// board that it let pass or fails, which stays failed. What is expected is
+// worked out from the words of the manual, not from the code.
 func TestLabelsInAnyOrder(t *testing.T) {
 	runs, steps := 40, 60
 	if testing.Short() {
@@ -307,7 +315,9 @@ func TestLabelsInAnyOrder(t *testing.T) {
 				report.Facts["mac"] = "08:00:28:" + made.ID()[:2] + ":" + made.ID()[2:4] + ":" + made.ID()[4:6]
 				boards, names = append(boards, report), append(names, made.ID())
 			}
-			// waiting holds the labels: where each was scanned for (-1: anywhere), which board it names, and whether a board failed with it.
+			// waiting holds the labels: where each was scanned for (-1:
+			// anywhere), which board it names, and whether a board failed with
+			// it.
 			type waiter struct {
 				slot, names int
 				failed      bool
@@ -402,7 +412,8 @@ func TestLabelsInAnyOrder(t *testing.T) {
 	}
 }
 
-// While two boards are read at once each has its own label, and a retry does not take the one of the other.
+// While two boards are read at once each has its own label, and a retry does
+// not take the one of the other.
 func TestLabelsOfTwoSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := shown(t, nil, slotState{state: Empty, advice: adviceEmpty}, slotState{state: Empty, advice: adviceEmpty})
@@ -420,7 +431,8 @@ func TestLabelsOfTwoSlots(t *testing.T) {
 		if names(0) != "1" || names(1) != "2" {
 			t.Fatalf("the boards have the labels %q and %q", names(0), names(1))
 		}
-		// The first stays where it was, as another label waits for any slot by now.
+		// The first stays where it was, as another label waits for any slot by
+		// now.
 		scanText(t, b.Station, id(3), "")
 		b.apply(0, event{kind: boardFailed, reason: ReasonTimeout}, nil)
 		b.apply(0, event{kind: boardGone}, nil)
@@ -436,7 +448,8 @@ func TestLabelsOfTwoSlots(t *testing.T) {
 		if names(0) != "4" {
 			t.Errorf("after another scan the board has the label %q", names(0))
 		}
-		// A label scanned for a slot while its board fails takes the place of the old one.
+		// A label scanned for a slot while its board fails takes the place of
+		// the old one.
 		scanText(t, b.Station, id(5), "B")
 		b.apply(1, event{kind: boardFailed, reason: ReasonTimeout}, nil)
 		b.apply(1, event{kind: boardGone}, nil)

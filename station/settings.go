@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Settings are what of a Config can be changed while the station runs; see there.
+// Settings are what of a Config can be changed while the station runs; see
+// there.
 type Settings struct {
 	Policy Policy
 	Page   Page
@@ -39,8 +40,9 @@ func newSettings(c Settings, languages map[string]*catalogue) (*settings, error)
 	return s, nil
 }
 
-// Adopt takes new settings, all or none. A board whose key is judged at that moment is judged by the old ones or by the new ones, never by a
-// mixture. Open pages show them at once.
+// Adopt takes new settings, all or none. A board whose key is judged at that
+// moment is judged by the old ones or by the new ones, never by a mixture. Open
+// pages show them at once.
 func (s *Station) Adopt(c Settings) error {
 	next, err := newSettings(c, s.languages)
 	if err != nil {

@@ -43,22 +43,26 @@ const (
 	ReasonDiskError      Reason = "disk-error"       // the journal could not be written for another cause
 )
 
-// slotState is one slot at one moment. It is a value: next makes the following one.
+// slotState is one slot at one moment. It is a value: next makes the following
+// one.
 type slotState struct {
 	state  State
 	device board.DeviceID // of the board that is shown; zero if it is not known
 	reason Reason         // of Failed
 	advice word
 	detail string // that the sentence of the advice has a place for
-	// gone: Failed, but the board is not there any more. The failure stays in sight until another
-	// board or the port appears, since nobody may have looked when it happened.
+	// gone: Failed, but the board is not there any more. The failure stays in
+	// sight until another board or the port appears, since nobody may have
+	// looked when it happened.
 	gone bool
 	// heard is what a port said that is no board, of Failed.
 	heard uart.Heard
-	// searching: Reading, but no board was recognised so far: something talks, or the presence line says that the fixture is closed.
+	// searching: Reading, but no board was recognised so far: something talks,
+	// or the presence line says that the fixture is closed.
 	searching bool
-	// held: Failed with a leak that nobody has acknowledged. Until then no other board is read here, and whatever happens to the board
-	// and the port, this is shown. lost: the port is not there meanwhile.
+	// held: Failed with a leak that nobody has acknowledged. Until then no
+	// other board is read here, and whatever happens to the board and the port,
+	// this is shown. lost: the port is not there meanwhile.
 	held, lost bool
 	since      time.Time // when state became what it is, or a new verdict took the place of an old one
 }
@@ -69,7 +73,8 @@ const (
 	portOpened  eventKind = "port opened"
 	portLost    eventKind = "port lost"    // or never there
 	portTrouble eventKind = "port trouble" // it is there and cannot be opened; advice says what to do
-	// fixtureClosed: the presence line says that a board may be there; it was not heard so far.
+	// fixtureClosed: the presence line says that a board may be there; it was
+	// not heard so far.
 	fixtureClosed eventKind = "fixture closed"
 	boardHeard    eventKind = "board heard" // something is connected, and says something
 	boardFound    eventKind = "board found"
@@ -89,11 +94,13 @@ type event struct {
 	repeat bool           // of boardPassed: it was enrolled before
 	heard  uart.Heard     // of boardFailed, if it is no board
 	next   bool           // of boardGone: something else talks already
-	// journaled: the journal has the verdict. unjournaled: it cannot take it. old: it is none to be counted.
+	// journaled: the journal has the verdict. unjournaled: it cannot take it.
+	// old: it is none to be counted.
 	journaled, unjournaled, old bool
 }
 
-// next is the whole behaviour of a slot. An event that makes no sense in a state changes nothing.
+// next is the whole behaviour of a slot. An event that makes no sense in a
+// state changes nothing.
 func (s slotState) next(e event) slotState {
 	absent := slotState{state: Absent, advice: adviceAbsent, since: e.at}
 	empty := slotState{state: Empty, advice: adviceEmpty, since: e.at}

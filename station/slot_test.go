@@ -17,8 +17,9 @@ var (
 	deviceTwo = board.DeviceID{2}
 )
 
-// slotTable is the whole of next: a row for each state that a slot can be in, a column for each event, and
-// in the cell the state that follows; a dot where nothing changes.
+// slotTable is the whole of next: a row for each state that a slot can be in, a
+// column for each event, and in the cell the state that follows; a dot where
+// nothing changes.
 const slotTable = `
 	               opened    lost         trouble closed heard     found   passed repeat failed   leaked gone         next      seen
 	absent         empty     .            busy    .      .         .       .      .      .        .      .            .         .
@@ -116,7 +117,8 @@ func TestSlotTable(t *testing.T) {
 			t.Errorf("no column for the event %q", kind)
 		}
 	}
-	// What the table cannot say: the same verdict against the next board is a new one.
+	// What the table cannot say: the same verdict against the next board is a
+	// new one.
 	again := slotStates["timeout-gone"]
 	again.since = then
 	if got := again.next(event{kind: boardFailed, reason: ReasonTimeout, at: now}); got.gone || got.since != now {

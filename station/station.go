@@ -1,6 +1,7 @@
-// Package station is what a technician works with: slots that read boards, and the page that shows them. A slot
-// is a pure state machine (slot.go); one goroutine owns its port and feeds it (reader.go); a board
-// passes only when the journal has given a receipt for its record.
+// Package station is what a technician works with: slots that read boards, and
+// the page that shows them. A slot is a pure state machine (slot.go); one
+// goroutine owns its port and feeds it (reader.go); a board passes only when
+// the journal has given a receipt for its record.
 package station
 
 import (
@@ -23,11 +24,11 @@ import (
 
 // Journal keeps verdicts. Many slots may append at once.
 type Journal interface {
-	// Append returns when the verdict is on disk, synced and read back: only then
-	// there is a Receipt. Errors: a *board.Conflict, which is journaled, with the
-	// receipt of that entry; board.ErrRecord; ENOSPC or EDQUOT, wrapped, if there
-	// is no room; anything else is a fault of the disk. After an error the board
-	// can be read again.
+	// Append returns when the verdict is on disk, synced and read back: only
+	// then there is a Receipt. Errors: a *board.Conflict, which is journaled,
+	// with the receipt of that entry; board.ErrRecord; ENOSPC or EDQUOT,
+	// wrapped, if there is no room; anything else is a fault of the disk. After
+	// an error the board can be read again.
 	Append(ctx context.Context, o Outcome) (board.Receipt, error)
 }
 
@@ -45,42 +46,54 @@ type Outcome struct {
 	Resumed    bool    // the board may be in its slot since before the start
 }
 
-// Config is what a station is made of. All of it is required, but for what says otherwise.
+// Config is what a station is made of. All of it is required, but for what says
+// otherwise.
 type Config struct {
 	SKU     string // a board name, see board.CheckName
 	Station string // likewise
 	Slots   []SlotConfig
 	Journal Journal
 	Policy  Policy // optional: the zero value is the strictest
-	// Backlog tells how the delivery to the cloud is doing. It is called often and must be quick.
+	// Backlog tells how the delivery to the cloud is doing. It is called often
+	// and must be quick.
 	Backlog func() Backlog
-	// Delivery tells how far the cloud has the record of a device. Called as Backlog is.
+	// Delivery tells how far the cloud has the record of a device. Called as
+	// Backlog is.
 	Delivery func(board.DeviceID) Delivery
-	// Health, if not nil, reports work outside this package that is due and not moving; none if all is well. Called as Backlog is.
+	// Health, if not nil, reports work outside this package that is due and not
+	// moving; none if all is well. Called as Backlog is.
 	Health func() []Problem
-	// Notices, if not nil, gives what else people must know, the worst first. Called as Backlog is.
+	// Notices, if not nil, gives what else people must know, the worst first.
+	// Called as Backlog is.
 	Notices func() []Problem
 	Page    Page // optional: the zero value is an English page that names nobody
-	// Lot, if not nil, is the lot whose count goes on; otherwise a new one begins, without a name.
+	// Lot, if not nil, is the lot whose count goes on; otherwise a new one
+	// begins, without a name.
 	Lot *Lot
-	// Earlier are lots with names that were made before, the newest first, of which eight are remembered: what is begun again goes on with
-	// its count.
+	// Earlier are lots with names that were made before, the newest first, of
+	// which eight are remembered: what is begun again goes on with its count.
 	Earlier []Lot
-	// KeepLot, if not nil, keeps the lot, and those of Earlier, for the next start. It is called by one goroutine of Run soon after the lot has
-	// changed, at most once a second, and at the end of Run; it changes neither. Its error is logged and changes no verdict.
+	// KeepLot, if not nil, keeps the lot, and those of Earlier, for the next
+	// start. It is called by one goroutine of Run soon after the lot has
+	// changed, at most once a second, and at the end of Run; it changes
+	// neither. Its error is logged and changes no verdict.
 	KeepLot func(lot Lot, earlier []Lot) error
 	// Label, if not empty, was scanned before the start. Only a replay has one.
 	Label string
-	// Transcript, if not nil, gets the dialogue with each board after its verdict, with the header filled in, and the name that the
-	// journal has of it. Called by the slot's goroutine; its error is logged and changes no verdict.
+	// Transcript, if not nil, gets the dialogue with each board after its
+	// verdict, with the header filled in, and the name that the journal has of
+	// it. Called by the slot's goroutine; its error is logged and changes no
+	// verdict.
 	Transcript func(name string, t *uart.Transcript) error
 	// History and Evidence, if not nil, are what the pages show that look back.
 	History  History
 	Evidence Evidence
-	// ReadLimit bounds the reading of one board, whatever its dialect allows; 0 is two minutes.
+	// ReadLimit bounds the reading of one board, whatever its dialect allows; 0
+	// is two minutes.
 	ReadLimit time.Duration
-	// Hosts are names under which the page may be opened, besides localhost and plain addresses. A page
-	// of a stranger that has its own name point here is refused.
+	// Hosts are names under which the page may be opened, besides localhost and
+	// plain addresses. A page of a stranger that has its own name point here is
+	// refused.
 	Hosts  []string
 	Access Access         // optional: the zero value is for loopback
 	Log    zerolog.Logger // optional: the zero value is silent
@@ -107,23 +120,28 @@ func CheckContact(text string) error {
 type SlotConfig struct {
 	Name string // 1 to 32 printable ASCII characters, different for each slot
 	Port string // for people
-	// Open waits until the port is there and opens it; see uart.Wait. The context bounds the waiting alone:
-	// Open is called again and again.
+	// Open waits until the port is there and opens it; see uart.Wait. The
+	// context bounds the waiting alone: Open is called again and again.
 	Open func(ctx context.Context) (uart.Conn, error)
-	// Node, if not nil, identifies what is behind the name of the port now: another text after the port was plugged in anew, empty while
-	// nothing is there. It is called often and must be quick.
+	// Node, if not nil, identifies what is behind the name of the port now:
+	// another text after the port was plugged in anew, empty while nothing is
+	// there. It is called often and must be quick.
 	Node    func() string
 	Dialect uart.Dialect
-	// Reset, if not zero, is how a board is reset: when it needs that, once more before a verdict of time-out, and by ResetSlot. The
-	// connection of Open must have the methods of uart.Outputs then.
+	// Reset, if not zero, is how a board is reset: when it needs that, once
+	// more before a verdict of time-out, and by ResetSlot. The connection of
+	// Open must have the methods of uart.Outputs then.
 	Reset uart.Sequence
-	// Present, if not zero, is the modem input that says whether the fixture is closed: a closed one starts a reading, an open one ends
-	// it. The connection of Open must have the method Modem of an open port then.
+	// Present, if not zero, is the modem input that says whether the fixture is
+	// closed: a closed one starts a reading, an open one ends it. The
+	// connection of Open must have the method Modem of an open port then.
 	Present uart.Presence
-	// Leak, if not nil, is the private-key-leak that this slot showed before the start. The slot shows it, and reads no board, until somebody
+	// Leak, if not nil, is the private-key-leak that this slot showed before
+	// the start. The slot shows it, and reads no board, until somebody
 	// acknowledges it.
 	Leak *Verdict
-	// Nonce, if not nil, draws the challenges; see uart.LineOptions. Only a replay may choose them.
+	// Nonce, if not nil, draws the challenges; see uart.LineOptions. Only a
+	// replay may choose them.
 	Nonce func(n int) string
 }
 
@@ -131,12 +149,15 @@ type SlotConfig struct {
 type Policy struct {
 	AllowUnproven bool              // a board without a proof of possession may pass; a wrong proof never does
 	Algorithms    []board.Algorithm // the allowed types of key; none means P-256 alone
-	// Lot, if not nil, looks a board up on the list of what is made at present: nil if it is there, ErrNotInLot if it is
-	// not, any other error if there is no list to look at. Called by the goroutines of the slots.
+	// Lot, if not nil, looks a board up on the list of what is made at present:
+	// nil if it is there, ErrNotInLot if it is not, any other error if there is
+	// no list to look at. Called by the goroutines of the slots.
 	Lot func(device board.DeviceID, facts map[string]string) error
-	// Listed, if not nil, tells how many boards Lot knows, or 0: what is planned if nobody said another number. Called as Config.Backlog is.
+	// Listed, if not nil, tells how many boards Lot knows, or 0: what is
+	// planned if nobody said another number. Called as Config.Backlog is.
 	Listed func() int
-	// NeedsLabel: a board fails whose label was not scanned. A label that names another board always fails it.
+	// NeedsLabel: a board fails whose label was not scanned. A label that names
+	// another board always fails it.
 	NeedsLabel bool
 }
 
@@ -154,7 +175,8 @@ const (
 	maxSlots         = 64
 	maxContact       = 60 // characters
 	defaultReadLimit = 2 * time.Minute
-	// journalLimit is how long a record may take to reach the disk before the station calls itself stuck.
+	// journalLimit is how long a record may take to reach the disk before the
+	// station calls itself stuck.
 	journalLimit = 30 * time.Second
 )
 
@@ -200,7 +222,8 @@ type Station struct {
 	resets  []resetRequest // by index of slots
 }
 
-// Stats counts the journal's verdicts, and how long readings took since New. Failures of the disk itself, which no journal has, are those since New.
+// Stats counts the journal's verdicts, and how long readings took since New.
+// Failures of the disk itself, which no journal has, are those since New.
 type Stats struct {
 	Passed   uint64            // receipts, repeats included
 	Repeated uint64            // of those, boards that were enrolled before
@@ -296,8 +319,8 @@ func New(c Config) (*Station, error) {
 	return s, s.recall()
 }
 
-// Run serves all slots until ctx ends, then ends the event streams, closes the ports, waits for
-// the slots, and returns nil. It runs once.
+// Run serves all slots until ctx ends, then ends the event streams, closes the
+// ports, waits for the slots, and returns nil. It runs once.
 func (s *Station) Run(ctx context.Context) error {
 	s.mu.Lock()
 	started := s.started
@@ -323,7 +346,8 @@ func (s *Station) Run(ctx context.Context) error {
 	return nil
 }
 
-// apply feeds an event to a slot, and reports whether it changed anything; cause is for the log.
+// apply feeds an event to a slot, and reports whether it changed anything;
+// cause is for the log.
 func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	e.at = time.Now()
 	s.mu.Lock()
@@ -386,8 +410,10 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	return true
 }
 
-// Acknowledge ends the private-key-leak that a slot shows: somebody has put the board aside and called quality. Until then the slot shows
-// it and reads no other board. A slot that has nothing to acknowledge is left as it is. An unknown name is ErrNoSlot.
+// Acknowledge ends the private-key-leak that a slot shows: somebody has put the
+// board aside and called quality. Until then the slot shows it and reads no
+// other board. A slot that has nothing to acknowledge is left as it is. An
+// unknown name is ErrNoSlot.
 func (s *Station) Acknowledge(slot string) error {
 	i := slices.IndexFunc(s.slots, func(c SlotConfig) bool { return c.Name == slot })
 	if i < 0 {
@@ -397,7 +423,8 @@ func (s *Station) Acknowledge(slot string) error {
 	return nil
 }
 
-// turned wakes whoever waits for a change of what is shown. The caller holds mu.
+// turned wakes whoever waits for a change of what is shown. The caller holds
+// mu.
 func (s *Station) turned() {
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -410,14 +437,16 @@ func (s *Station) label(i int) *label {
 	return s.labels.taken[i]
 }
 
-// refusedWith is the label that a board was refused with, until it passes with its own; or nil.
+// refusedWith is the label that a board was refused with, until it passes with
+// its own; or nil.
 func (s *Station) refusedWith(device board.DeviceID) *label {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.labels.against(device)
 }
 
-// toDisk runs what slot i has to wait for the disk for, so that a disk which hangs is noticed.
+// toDisk runs what slot i has to wait for the disk for, so that a disk which
+// hangs is noticed.
 func (s *Station) toDisk(i int, f func()) {
 	set := func(since time.Time) {
 		s.mu.Lock()
@@ -429,7 +458,8 @@ func (s *Station) toDisk(i int, f func()) {
 	f()
 }
 
-// appended notes whether the journal can be written; reason is that of an error.
+// appended notes whether the journal can be written; reason is that of an
+// error.
 func (s *Station) appended(reason Reason) {
 	switch reason {
 	case "", ReasonDiskFull, ReasonDiskError:
@@ -439,8 +469,9 @@ func (s *Station) appended(reason Reason) {
 	}
 }
 
-// Alive reports whether the slots make progress, for a watchdog: nil, or which slot is stuck. What happens
-// outside, as an outage of the registry, does not count.
+// Alive reports whether the slots make progress, for a watchdog: nil, or which
+// slot is stuck. What happens outside, as an outage of the registry, does not
+// count.
 func (s *Station) Alive() error { return details(s.stuck()) }
 
 func (s *Station) stuck() []Problem {
@@ -482,7 +513,8 @@ func (s *Station) disk() []Problem {
 	return []Problem{p}
 }
 
-// red is what makes the health red: slots that are stuck, a journal that could not be written, and what Config.Health adds.
+// red is what makes the health red: slots that are stuck, a journal that could
+// not be written, and what Config.Health adds.
 func (s *Station) red() []Problem {
 	list := append(s.stuck(), s.disk()...)
 	if s.health != nil {
@@ -491,8 +523,9 @@ func (s *Station) red() []Problem {
 	return list
 }
 
-// Health reports work that is due and not moving: Alive, a journal that could not be written, and what Config.Health adds. Its text has
-// a line for each, for IT.
+// Health reports work that is due and not moving: Alive, a journal that could
+// not be written, and what Config.Health adds. Its text has a line for each,
+// for IT.
 func (s *Station) Health() error { return details(s.red()) }
 
 // details is nil for no problem.

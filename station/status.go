@@ -10,8 +10,8 @@ import (
 	"secretfree/uart"
 )
 
-// Status is the answer of GET /status and the data of every event of GET /events, as JSON. What is for people is in the language of
-// the request.
+// Status is the answer of GET /status and the data of every event of GET
+// /events, as JSON. What is for people is in the language of the request.
 type Status struct {
 	Station string       `json:"station"`
 	Slots   []SlotStatus `json:"slots"` // in the order of Config.Slots
@@ -34,11 +34,14 @@ type SlotStatus struct {
 	Confirmed bool      `json:"confirmed"` // Passed, and the cloud has confirmed
 	Since     time.Time `json:"since"`     // UTC; when the state began
 	Port      string    `json:"port"`
-	// Heard: what the port said that is no board: text, login, boot-loader, wrong-speed or noise; else empty.
+	// Heard: what the port said that is no board: text, login, boot-loader,
+	// wrong-speed or noise; else empty.
 	Heard uart.Heard `json:"heard"`
-	// Searching: Reading, and something is connected of which it is not known yet what it is.
+	// Searching: Reading, and something is connected of which it is not known
+	// yet what it is.
 	Searching bool `json:"searching"`
-	// Acknowledge: the failure stays until somebody acknowledges it; see Station.Acknowledge.
+	// Acknowledge: the failure stays until somebody acknowledges it; see
+	// Station.Acknowledge.
 	Acknowledge bool     `json:"acknowledge"`
 	Delivery    Delivery `json:"delivery"` // of Passed, else empty
 }
@@ -82,8 +85,9 @@ type Notice struct {
 	Call   Call   `json:"call"`   // whom the text says to call or to tell
 }
 
-// Problem is what people must know of besides the slots. Its word is a key of the catalogues: if a language has no such key, then
-// <word>-one and <word>-many, and the first argument is the number that chooses between them.
+// Problem is what people must know of besides the slots. Its word is a key of
+// the catalogues: if a language has no such key, then <word>-one and
+// <word>-many, and the first argument is the number that chooses between them.
 type Problem struct {
 	Word   string
 	Args   []any  // of the sentence; a time.Duration is said in its language
@@ -92,7 +96,8 @@ type Problem struct {
 	Call   Call
 }
 
-// Sentence is what people read of a problem; an error if the language or its sentence does not exist, or does not fit the arguments.
+// Sentence is what people read of a problem; an error if the language or its
+// sentence does not exist, or does not fit the arguments.
 func (p Problem) Sentence(language string) (string, error) {
 	languages, err := embedded()
 	if err != nil {
@@ -132,7 +137,8 @@ func (s *Station) Status() Status {
 	return status
 }
 
-// snapshot returns the status, and a channel that closes when a slot changes after it.
+// snapshot returns the status, and a channel that closes when a slot changes
+// after it.
 func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 	s.mu.Lock()
 	states := append([]slotState(nil), s.states...)
@@ -239,7 +245,8 @@ func (s slotState) sentence(words *catalogue) string {
 	return words.Say(s.advice)
 }
 
-// withContact adds who it is that a sentence says to call, if the station was told.
+// withContact adds who it is that a sentence says to call, if the station was
+// told.
 func (s *Station) withContact(words *catalogue, text string, call Call) string {
 	page := s.settings.Load().page
 	switch {

@@ -9,7 +9,8 @@ import (
 	"secretfree/uart"
 )
 
-// A port that takes nothing is said to be that, long enough to be read, and is tried again. What was read on it has failed.
+// A port that takes nothing is said to be that, long enough to be read, and is
+// tried again. What was read on it has failed.
 func TestStuckPort(t *testing.T) {
 	stuck := func() error { return fmt.Errorf("writing: %w", uart.ErrStuck) }
 	for name, c := range map[string]struct {

@@ -30,8 +30,9 @@ var (
 	toleranceOnly     = flag.Int64("onlyvariant", -1, "the number of the one variant to read and to print")
 )
 
-// toleranceKinds are changes of what a good board prints that leave its identity alone. The
-// value says that nearly all boards must still pass; of the others some break the dialogue.
+// toleranceKinds are changes of what a good board prints that leave its
+// identity alone. The value says that nearly all boards must still pass; of the
+// others some break the dialogue.
 var toleranceKinds = map[string]bool{
 	"none": true, "case": true, "spaces": true, "line ends": true, "words": true,
 	"extra lines": false, "order": false, "facts": false, "refusals": false, "several": false,
@@ -42,9 +43,9 @@ const (
 	toleranceShare = 0.99
 )
 
-// TestTolerance: what does not identify a board may be printed in any form. The verdict stays
-// PASS with the same identity, or a failure where the change breaks the dialogue; another
-// identity never passes. The whole campaign is
+// TestTolerance: what does not identify a board may be printed in any form. The
+// verdict stays PASS with the same identity, or a failure where the change
+// breaks the dialogue; another identity never passes. The whole campaign is
 //
 //	go test ./station -run '^TestTolerance$' -v -timeout 0 -args -variants 1000000
 func TestTolerance(t *testing.T) {
@@ -172,7 +173,8 @@ func (c *tolerance) variant(t *testing.T, i uint64) {
 	}
 }
 
-// decorator changes what does not identify a board, in one way for all that a board prints.
+// decorator changes what does not identify a board, in one way for all that a
+// board prints.
 type decorator struct {
 	rng      *rand.Rand
 	does     map[string]bool
@@ -323,7 +325,8 @@ func (d *decorator) extra() string {
 var (
 	toleranceBlanks = regexp.MustCompile(`\[[A-Z]+ [A-Z]+\]| +`)
 	toleranceWord   = regexp.MustCompile(`[A-Za-z]{2,}`)
-	// A reply of ti-at, perhaps in a prompt: its name, its numbers, and base64, which is no decoration.
+	// A reply of ti-at, perhaps in a prompt: its name, its numbers, and base64,
+	// which is no decoration.
 	toleranceReply    = regexp.MustCompile(`(?i)^(.*?)(\+ *[a-z]+)( *: *)(?:([0-9] *, *[0-9]+ *, *)([a-z0-9+/]{40,}=* *)|(.*))$`)
 	toleranceSerial   = regexp.MustCompile(`^(Unique device ID)( = )((?:[0-9a-f]{2} ){16})$`)
 	toleranceNumber   = regexp.MustCompile(`(?i)(?:(?:0x)?[0-9a-f]{1,2}[ ,:;.-]*){16}`) // a serial number in another form
@@ -331,7 +334,8 @@ var (
 	tolerancePEM      = regexp.MustCompile(`^(-+ ?(?:BEGIN|END) )(.*?)( ?-+)$`)
 	tolerancePEMBegin = regexp.MustCompile(`^-+ ?BEGIN`)
 	tolerancePEMEnd   = regexp.MustCompile(`^-+ ?END`)
-	// What the reader knows a question by, the line of the serial number, and an event that cuts either.
+	// What the reader knows a question by, the line of the serial number, and
+	// an event that cuts either.
 	toleranceSubject = regexp.MustCompile(`(?i)^(?:valid.*|expir.*|lifetime|CA|authority|countr.*|states?|provinc.*|localit.*|city|town|location|surname|last|family|organi[sz]ation|org|company|` +
 		`unique|device|serial|number|no|nr|id|identifier|udid|uuid|units?|ou|dep.*|division|common.*|cn|.*name|e|e?mail|days?|certificate|file|paste|BEGIN|END|secretfree|ready|OK|get|NETAPP|WLAN|GENERAL|EVENT|ERROR)$`)
 )
@@ -427,8 +431,8 @@ func (d *decorator) space(text string) string {
 	return text
 }
 
-// recordTranscripts adds the boards of the good transcripts to a pool: those that read as in
-// the transcript when they are asked again.
+// recordTranscripts adds the boards of the good transcripts to a pool: those
+// that read as in the transcript when they are asked again.
 func recordTranscripts(t *testing.T, pool map[string][]*recorded) {
 	paths, err := filepath.Glob("../fixtures/transcripts/*.uart")
 	if err != nil {

@@ -21,7 +21,8 @@ import (
 // word is a stable key of a sentence for people; every Reason is one.
 type word string
 
-// English is the language that every catalogue is measured by, and the one of logs and of what is for IT.
+// English is the language that every catalogue is measured by, and the one of
+// logs and of what is for IT.
 const English = "en"
 
 // Languages are those that the page speaks: folders of words.
@@ -53,8 +54,9 @@ const (
 	advicePortError  word = "port-error"
 )
 
-// catalogue holds the sentences of one language: those of all JSON files in its folder, an object of key and sentence each.
-// It never changes, so many may read it.
+// catalogue holds the sentences of one language: those of all JSON files in its
+// folder, an object of key and sentence each. It never changes, so many may
+// read it.
 type catalogue struct {
 	language  string
 	sentences map[word]string
@@ -72,8 +74,9 @@ var embedded = sync.OnceValues(func() (map[string]*catalogue, error) {
 	return readCatalogues(files)
 })
 
-// readCatalogues reads the folders of all languages. Each must have the keys of English, and a sentence of each with the same verbs in the
-// same order, as the code passes the same arguments to all.
+// readCatalogues reads the folders of all languages. Each must have the keys of
+// English, and a sentence of each with the same verbs in the same order, as the
+// code passes the same arguments to all.
 func readCatalogues(files fs.FS) (map[string]*catalogue, error) {
 	all := map[string]*catalogue{}
 	for _, language := range Languages() {
@@ -113,7 +116,8 @@ func readCatalogue(files fs.FS, language string) (*catalogue, error) {
 	return c, nil
 }
 
-// add reads an object of keys and sentences. encoding/json would take the last of two equal keys, and say nothing.
+// add reads an object of keys and sentences. encoding/json would take the last
+// of two equal keys, and say nothing.
 func (c *catalogue) add(text []byte) error {
 	in := json.NewDecoder(bytes.NewReader(text))
 	if first, err := in.Token(); err != nil || first != json.Delim('{') {
@@ -175,7 +179,8 @@ func (c *catalogue) check(english *catalogue) error {
 	return errors.Join(wrong...)
 }
 
-// Say gives a sentence with its arguments filled in; a template calls it too. A length of time is said as Span says it.
+// Say gives a sentence with its arguments filled in; a template calls it too. A
+// length of time is said as Span says it.
 func (c *catalogue) Say(key word, args ...any) string {
 	if len(args) == 0 {
 		return c.sentences[key]
@@ -189,7 +194,8 @@ func (c *catalogue) Say(key word, args ...any) string {
 	return fmt.Sprintf(c.sentences[key], args...)
 }
 
-// Count chooses between a sentence for one, which names no number, and a sentence for many, whose first argument is n.
+// Count chooses between a sentence for one, which names no number, and a
+// sentence for many, whose first argument is n.
 func (c *catalogue) Count(n int, one, many word, args ...any) string {
 	if n == 1 {
 		return c.Say(one, args...)
@@ -210,7 +216,8 @@ func (c *catalogue) Span(d time.Duration) string {
 	return c.Say("span-days", int(d/(24*time.Hour)))
 }
 
-// wordsFor are those of a request: of its query's lang, else of its cookie lang, else the station's.
+// wordsFor are those of a request: of its query's lang, else of its cookie
+// lang, else the station's.
 func (s *Station) wordsFor(r *http.Request) *catalogue {
 	if c, ok := s.languages[r.URL.Query().Get("lang")]; ok {
 		return c

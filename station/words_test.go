@@ -24,8 +24,9 @@ var english = func() *catalogue {
 
 var sentences = english.sentences
 
-// spoken is what the code and the pages say: the keys, with the number of arguments where it is plain to see, else -1; and all texts that
-// stand in the code, of which some are keys.
+// spoken is what the code and the pages say: the keys, with the number of
+// arguments where it is plain to see, else -1; and all texts that stand in the
+// code, of which some are keys.
 func spoken(t *testing.T) (used map[word]int, texts map[word]bool) {
 	t.Helper()
 	used, texts = map[word]int{}, map[word]bool{}
@@ -123,7 +124,8 @@ func named(e ast.Expr, name string) bool {
 	return ok && ident.Name == name
 }
 
-// Every word that is used has a sentence with a place for each of its arguments, and no sentence lies unused.
+// Every word that is used has a sentence with a place for each of its
+// arguments, and no sentence lies unused.
 func TestWords(t *testing.T) {
 	used, texts := spoken(t)
 	for key, args := range used {

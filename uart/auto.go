@@ -10,12 +10,15 @@ import (
 	"time"
 )
 
-// Auto finds out which dialect a board speaks, and then speaks it. It remembers what it met last and tries that
-// first. Unlike the others it has a memory, so each slot needs one of its own; make them with DialectByName.
+// Auto finds out which dialect a board speaks, and then speaks it. It remembers
+// what it met last and tries that first. Unlike the others it has a memory, so
+// each slot needs one of its own; make them with DialectByName.
 //
-// It never sends a line end before it knows the board, but after it has seen its own probe echoed: then
-// the line is not empty, and an Enter does no harm. (An empty answer to the first question of the CSR example
-// ends that firmware.) So a probe has no line end of its own. Gone sends line ends only with something before them.
+// It never sends a line end before it knows the board, but after it has seen
+// its own probe echoed: then the line is not empty, and an Enter does no harm.
+// (An empty answer to the first question of the CSR example ends that
+// firmware.) So a probe has no line end of its own. Gone sends line ends only
+// with something before them.
 type Auto struct {
 	finders []finder
 
@@ -30,7 +33,8 @@ type Auto struct {
 // finder is a dialect that takes part in auto.
 type finder interface {
 	Dialect
-	// probe makes a board of this dialect speak, without a line end; empty if it speaks for itself at its start.
+	// probe makes a board of this dialect speak, without a line end; empty if
+	// it speaks for itself at its start.
 	probe() string
 	// starts returns the places in text of what a board of this dialect prints
 	// only when it starts, in any words.
@@ -38,12 +42,15 @@ type finder interface {
 	// answers reports whether a board of this dialect has answered, or asked,
 	// in text.
 	answers(text string) bool
-	// recognises tells whether what has arrived is of a board of this dialect. It sees text that is not complete.
+	// recognises tells whether what has arrived is of a board of this dialect.
+	// It sees text that is not complete.
 	recognises(text string) bool
-	// settle brings a board that was recognised to where Read begins, in bounded time. What made it recognised is
-	// still on the line. first says that nothing that was sent in an earlier round may still be answered.
+	// settle brings a board that was recognised to where Read begins, in
+	// bounded time. What made it recognised is still on the line. first says
+	// that nothing that was sent in an earlier round may still be answered.
 	settle(ctx context.Context, l *Line, first bool) error
-	// leave is Gone with probes that no firmware minds, in place of its own: a board of another dialect may take the place.
+	// leave is Gone with probes that no firmware minds, in place of its own: a
+	// board of another dialect may take the place.
 	leave(ctx context.Context, l *Line, v vigil) error
 }
 
@@ -68,8 +75,9 @@ func newAuto(last string, dialects []Dialect) *Auto {
 	return a
 }
 
-// Name implements Dialect. It is "auto", or "auto/" and the dialect that was remembered when the present dialogue
-// began: DialectByName makes of it an Auto that has the same dialogue again.
+// Name implements Dialect. It is "auto", or "auto/" and the dialect that was
+// remembered when the present dialogue began: DialectByName makes of it an Auto
+// that has the same dialogue again.
 func (a *Auto) Name() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -97,8 +105,9 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 	a.current, a.doubted = nil, false
 	first, rounds := true, 0
 	return search(ctx, l, a.known(), func(bounded context.Context) error {
-		// Firmware without echo, as a modem, answers only to a whole line. It is of the round before, and not recorded. An Enter alone
-		// would end the firmware of the CSR example.
+		// Firmware without echo, as a modem, answers only to a whole line. It
+		// is of the round before, and not recorded. An Enter alone would end
+		// the firmware of the CSR example.
 		if rounds > 0 {
 			if err := l.knock(bounded, autoProbe+"\r"); err != nil {
 				return err
@@ -148,7 +157,8 @@ func (a *Auto) known() (names []string) {
 	return names
 }
 
-// round tries one dialect after the other, each for a short time. What came is left on the line.
+// round tries one dialect after the other, each for a short time. What came is
+// left on the line.
 func (a *Auto) round(ctx context.Context, l *Line, order []finder) (found finder, err error) {
 	for _, f := range order {
 		if found, err = a.look(ctx, l, f.probe()); found != nil || err != nil {
@@ -189,7 +199,8 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 			return nil, err
 		}
 		if !more {
-			// The end of our own probe: somebody listens, and has it in its line.
+			// The end of our own probe: somebody listens, and has it in its
+			// line.
 			if !entered && probe != "" && strings.HasSuffix(text[before:], probe[len(probe)-autoEcho:]) {
 				if err := l.Send(ctx, "\r"); err != nil {
 					return nil, err

@@ -24,8 +24,9 @@ func mustDialect(t *testing.T, name string) uart.Dialect {
 	return d
 }
 
-// noBareEnter fails if the board was sent an empty line, but for the one question of the CSR example that has a default: it
-// follows the one that gets the nonce.
+// noBareEnter fails if the board was sent an empty line, but for the one
+// question of the CSR example that has a default: it follows the one that gets
+// the nonce.
 func noBareEnter(t *testing.T, b *fixtures.Board) {
 	t.Helper()
 	typed := b.Typed()
@@ -36,8 +37,8 @@ func noBareEnter(t *testing.T, b *fixtures.Board) {
 	}
 }
 
-// Whatever auto remembers, whenever the board starts, it reads every dialect and takes at most 2 s more than
-// the dialect itself.
+// Whatever auto remembers, whenever the board starts, it reads every dialect
+// and takes at most 2 s more than the dialect itself.
 func TestAuto(t *testing.T) {
 	builds := map[string]func(b *fixtures.Board){
 		"1.1.2": func(b *fixtures.Board) {}, "1.1.1": func(b *fixtures.Board) { b.Build = fixtures.Build111 },
@@ -91,8 +92,8 @@ func TestAuto(t *testing.T) {
 	}
 }
 
-// A CSR board at its first question is not spoiled: it needs a reset, because its serial number is gone, and is
-// read after it.
+// A CSR board at its first question is not spoiled: it needs a reset, because
+// its serial number is gone, and is read after it.
 func TestAutoMeetsCSRLate(t *testing.T) {
 	for _, memory := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -143,7 +144,8 @@ func serve(t *testing.T, b *fixtures.Board, c net.Conn) (remove func()) {
 	}
 }
 
-// One slot sees boards of every dialect in every order, with and without a pause between them.
+// One slot sees boards of every dialect in every order, with and without a
+// pause between them.
 func TestAutoSlot(t *testing.T) {
 	kinds := []string{fixtures.DialectAT, fixtures.DialectCSR, fixtures.DialectReport}
 	for _, pause := range []time.Duration{0, 100 * time.Millisecond, time.Second, 20 * time.Second} {
@@ -197,7 +199,8 @@ func TestAutoSlot(t *testing.T) {
 					next.Dialect, next.Boot = kinds[i%3], 300*time.Millisecond
 					remove = serve(t, next, theirs)
 					if i%3 == 2 && b.Dialect == fixtures.DialectAT {
-						// A report board is silent when it starts: it is seen only when the last one is missed.
+						// A report board is silent when it starts: it is seen
+						// only when the last one is missed.
 						next.Quiet = true
 					}
 					if err := <-gone; err != nil {
@@ -229,7 +232,8 @@ func TestAutoSlot(t *testing.T) {
 	}
 }
 
-// What auto remembers is what it met last, and its name says with what it began.
+// What auto remembers is what it met last, and its name says with what it
+// began.
 func TestAutoRemembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := mustDialect(t, "auto")

@@ -12,11 +12,15 @@ import (
 	"secretfree/uart"
 )
 
-// BenchmarkRead reads boards over ptys that are paced at 115200, one and sixteen at once, and sets the time against the least
-// that it can take: the board's bytes on the wire, and the board's own time. The clock starts when the reader begins to look, with a
-// board there that is silent, or that starts (of ti-csr always: that is its dialogue), and ends with the report. detect-ms is the part of it up to where the
-// reading begins; worst is the ratio of the slowest slot. One auto remembers
-// what it met, so with -benchtime 1x the looks at other dialects are in its figure, and with more they are in the first reading only.
+// BenchmarkRead reads boards over ptys that are paced at 115200, one and
+// sixteen at once, and sets the time against the least that it can take: the
+// board's bytes on the wire, and the board's own time. The clock starts when
+// the reader begins to look, with a board there that is silent, or that starts
+// (of ti-csr always: that is its dialogue), and ends with the report. detect-ms
+// is the part of it up to where the reading begins; worst is the ratio of the
+// slowest slot. One auto remembers what it met, so with -benchtime 1x the looks
+// at other dialects are in its figure, and with more they are in the first
+// reading only.
 func BenchmarkRead(b *testing.B) {
 	at, csr, report := fixtures.DialectAT, fixtures.DialectCSR, fixtures.DialectReport
 	for _, c := range []struct {

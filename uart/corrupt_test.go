@@ -69,8 +69,8 @@ func (n *noisy) Read(p []byte) (int, error) {
 	return k, err
 }
 
-// A byte that is flipped, lost or added anywhere in a good dialogue costs at most the reading: what is read, if anything
-// is, is the true identity.
+// A byte that is flipped, lost or added anywhere in a good dialogue costs at
+// most the reading: what is read, if anything is, is the true identity.
 func TestCorruption(t *testing.T) {
 	for name, change := range map[string]func(b *fixtures.Board){
 		"ti-at 1.1.2": func(b *fixtures.Board) {}, "ti-at 1.1.1": func(b *fixtures.Board) { b.Build, b.PromptCut = fixtures.Build111, 5 },
@@ -154,8 +154,9 @@ func TestCorruption(t *testing.T) {
 	}
 }
 
-// Another digit anywhere in the serial number that TI's CSR example prints at its start is seen: what it prints as the
-// default for the common name is text of other digits then, in each of its forms.
+// Another digit anywhere in the serial number that TI's CSR example prints at
+// its start is seen: what it prints as the default for the common name is text
+// of other digits then, in each of its forms.
 func TestTICSRMisreadDigit(t *testing.T) {
 	for _, form := range []string{fixtures.NameShort, fixtures.NameJoined, fixtures.NamePadded} {
 		synctest.Test(t, func(t *testing.T) {

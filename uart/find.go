@@ -15,8 +15,9 @@ var ErrAmbiguous = errors.New("more than one probe fits")
 
 var autoPattern = regexp.MustCompile(`^auto:([0-9a-f]{4}):([0-9a-f]{4})$`)
 
-// CheckAddress reports whether Open can understand the address of a port: an absolute path, or "auto:<vid>:<pid>" with the USB
-// vendor and product in four hex digits, for a fixture with one probe of that kind.
+// CheckAddress reports whether Open can understand the address of a port: an
+// absolute path, or "auto:<vid>:<pid>" with the USB vendor and product in four
+// hex digits, for a fixture with one probe of that kind.
 func CheckAddress(address string) error {
 	if filepath.IsAbs(address) || autoPattern.MatchString(address) {
 		return nil
@@ -29,8 +30,9 @@ type places struct{ sys, dev string }
 
 func systemPlaces() places { return places{sys: "/sys", dev: "/dev"} }
 
-// resolve finds the path of a port. Of a probe with several ports it takes the one with the lowest interface number: on an XDS110
-// that is the application's, and the other one is silent.
+// resolve finds the path of a port. Of a probe with several ports it takes the
+// one with the lowest interface number: on an XDS110 that is the application's,
+// and the other one is silent.
 func (p places) resolve(address string) (string, error) {
 	m := autoPattern.FindStringSubmatch(address)
 	if m == nil {
@@ -68,7 +70,8 @@ func (p places) resolve(address string) (string, error) {
 	return ports[0], nil
 }
 
-// usbDevice finds the USB device of a port's device, and tells whether it is of a vendor and a product.
+// usbDevice finds the USB device of a port's device, and tells whether it is of
+// a vendor and a product.
 func usbDevice(link, vendor, product string) (device string, number int64, ok bool) {
 	dir, err := filepath.EvalSymlinks(link)
 	if err != nil {

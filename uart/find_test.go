@@ -52,7 +52,8 @@ func TestResolve(t *testing.T) {
 	if _, err := p.resolve("auto:0451:bef3"); !errors.Is(err, ErrAbsent) || !strings.Contains(err.Error(), "0451:bef3") {
 		t.Errorf("no probe: %v, want %v", err, ErrAbsent)
 	}
-	// An XDS110 has two ports; the application's is interface 0, whatever the numbers of the ports.
+	// An XDS110 has two ports; the application's is interface 0, whatever the
+	// numbers of the ports.
 	usbPort(t, p.sys, "1-1", "0451", "bef3", "3", "ttyACM0")
 	usbPort(t, p.sys, "1-1", "0451", "bef3", "0", "ttyACM1")
 	usbPort(t, p.sys, "1-2", "0403", "6001", "0", "ttyUSB0")

@@ -22,9 +22,11 @@ import (
 	"secretfree/uart"
 )
 
-// Whatever a board prints, in whatever order: the reading ends, a report has a proof that holds for the nonces of this
-// reading, and of a private key nothing is kept. The input is what the board says after each thing that it is sent, with
-// bytes ff between; the nonces, with commas between; and where in it a private key is printed, if anywhere.
+// Whatever a board prints, in whatever order: the reading ends, a report has a
+// proof that holds for the nonces of this reading, and of a private key nothing
+// is kept. The input is what the board says after each thing that it is sent,
+// with bytes ff between; the nonces, with commas between; and where in it a
+// private key is printed, if anywhere.
 func FuzzTIAT(f *testing.F)       { fuzzDialect(f, "ti-at") }
 func FuzzTICSR(f *testing.F)      { fuzzDialect(f, "ti-csr") }
 func FuzzReportLine(f *testing.F) { fuzzDialect(f, "report") }
@@ -151,8 +153,8 @@ func fuzzOne(t *testing.T, d uart.Dialect, said []byte, nonces []string, secret 
 	wg.Wait()
 }
 
-// fuzzProof checks a report as the station does. A board cannot make one but with its key over a nonce of this reading;
-// the seeds hold such boards.
+// fuzzProof checks a report as the station does. A board cannot make one but
+// with its key over a nonce of this reading; the seeds hold such boards.
 func fuzzProof(t *testing.T, report uart.Report, nonces []string) {
 	key, err := board.ParseKey(report.SPKI)
 	if err != nil {
@@ -179,7 +181,8 @@ func fuzzProof(t *testing.T, report uart.Report, nonces []string) {
 	}
 }
 
-// TestFuzzSeeds: the seeds reach the check of a proof, so the property is not empty.
+// TestFuzzSeeds: the seeds reach the check of a proof, so the property is not
+// empty.
 func TestFuzzSeeds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, b := range []*fixtures.Board{newBoard(), newCSRBoard(), newReportBoard()} {

@@ -44,7 +44,8 @@ func sec1(key *ecdsa.PrivateKey, curve asn1.ObjectIdentifier, public bool) []byt
 	return must(asn1.Marshal(k))
 }
 
-// Private keys in base64 are seen without a header, in every form that libraries write, however they are wrapped and cut.
+// Private keys in base64 are seen without a header, in every form that
+// libraries write, however they are wrapped and cut.
 func TestGuardBase64(t *testing.T) {
 	oids := map[elliptic.Curve]asn1.ObjectIdentifier{elliptic.P256(): {1, 2, 840, 10045, 3, 1, 7}, elliptic.P384(): {1, 3, 132, 0, 34}, elliptic.P521(): {1, 3, 132, 0, 35}}
 	keys := map[string][]byte{}
@@ -109,8 +110,9 @@ func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
 	return key
 }
 
-// Whatever a board may print of its public half is no leak: keys, requests with subjects of every length, certificates and
-// signatures, in base64 at every alignment.
+// Whatever a board may print of its public half is no leak: keys, requests with
+// subjects of every length, certificates and signatures, in base64 at every
+// alignment.
 func TestGuardLetsPublicThingsPass(t *testing.T) {
 	p256, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	p384, _ := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)

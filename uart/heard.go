@@ -23,8 +23,9 @@ const (
 	HeardNoise      Heard = "noise"       // neither text nor a pattern: disturbance, or another rate
 )
 
-// UnknownError says that something talks that is no board of the dialects which were tried. It matches ErrWrongSpeed or
-// ErrNoDialect. It never quotes what was heard.
+// UnknownError says that something talks that is no board of the dialects which
+// were tried. It matches ErrWrongSpeed or ErrNoDialect. It never quotes what
+// was heard.
 type UnknownError struct {
 	Heard  Heard
 	Tried  []string // names of dialects
@@ -50,7 +51,8 @@ func (e *UnknownError) Unwrap() error {
 }
 
 var (
-	// ErrNoDialect: what is connected talks, but speaks none of the dialects that were tried.
+	// ErrNoDialect: what is connected talks, but speaks none of the dialects
+	// that were tried.
 	ErrNoDialect = errors.New("what is connected speaks none of the dialects that were tried")
 	// ErrWrongSpeed: what is connected talks at another rate.
 	ErrWrongSpeed = errors.New("what is connected talks at another speed")
@@ -68,7 +70,8 @@ const (
 // heardLogin is a question that a computer asks, at the end of its line.
 var heardLogin = regexp.MustCompile(`(?i)(?:^|[\r\n])[^\r\n]{0,80}\b(?:login|user ?name|password|passwort):[ \t]*(?:$|[\r\n]|[^\r\n]{0,64}$)`)
 
-// classify names what was heard. It sees all kinds of bytes, whole or cut anywhere.
+// classify names what was heard. It sees all kinds of bytes, whole or cut
+// anywhere.
 func classify(heard []byte) Heard {
 	if len(heard) == 0 {
 		return HeardNothing
@@ -86,7 +89,8 @@ func classify(heard []byte) Heard {
 		}
 		junk++
 		kinds[b]++
-		// The idle line before a byte is high, as is its stop bit: what counts is within it.
+		// The idle line before a byte is high, as is its stop bit: what counts
+		// is within it.
 		if bits.OnesCount8((b^b>>1)&0x7f) <= 1 {
 			runs++
 		}
@@ -101,7 +105,8 @@ func classify(heard []byte) Heard {
 	case 100*runs >= heardRuns*junk:
 		return HeardWrongSpeed
 	}
-	// Text has few different characters, and so has what another rate makes of it.
+	// Text has few different characters, and so has what another rate makes of
+	// it.
 	values := 0.0
 	for b := range 256 {
 		if !textual(byte(b)) {

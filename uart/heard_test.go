@@ -27,7 +27,8 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// Noise is not called a speed: that would send somebody to change what is right.
+// Noise is not called a speed: that would send somebody to change what is
+// right.
 func TestClassifyNoise(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	const samples = 2000
@@ -46,7 +47,8 @@ func TestClassifyNoise(t *testing.T) {
 	}
 }
 
-// FuzzClassify: any bytes have a name, the error has a sentinel and words, and none of it quotes them.
+// FuzzClassify: any bytes have a name, the error has a sentinel and words, and
+// none of it quotes them.
 func FuzzClassify(f *testing.F) {
 	for _, seed := range []string{"", "login: ", "\x00\xcc\x00\xcc", "\xff\x80\x00", "OK\r\n"} {
 		f.Add([]byte(seed))

@@ -20,11 +20,13 @@ import (
 // OpenError says why a port cannot be opened, for whoever can mend it.
 type OpenError struct {
 	Path string
-	// Kind is ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort, ErrNoLines or ErrAmbiguous; nil for any other cause.
+	// Kind is ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort, ErrNoLines or
+	// ErrAmbiguous; nil for any other cause.
 	Kind   error
 	Holder string // of ErrBusy: who holds the port, as "minicom (process 4711)"; empty if it cannot be seen
 	Group  string // of ErrPermission: the group that may use the port, by its mode; empty if there is none, or it is not known
-	// Change says, of ErrPermission without a Group, what keeps the port shut and what to change; empty if that is not known.
+	// Change says, of ErrPermission without a Group, what keeps the port shut
+	// and what to change; empty if that is not known.
 	Change string
 	Cause  error
 }
@@ -108,8 +110,9 @@ func openKind(err error) error {
 	return nil
 }
 
-// holding is a lock on a port, and the way to write to it. The library's own lock (TIOCEXCL) does not keep root out; this one,
-// an flock on the device as other serial programs take it, does.
+// holding is a lock on a port, and the way to write to it. The library's own
+// lock (TIOCEXCL) does not keep root out; this one, an flock on the device as
+// other serial programs take it, does.
 type holding struct{ fd int }
 
 func hold(path string) (*holding, error) {
@@ -211,7 +214,8 @@ func holder(path string) string {
 	return strings.Join(holders, ", ")
 }
 
-// mayOpen tells which group the mode of a port lets in; or, if it lets in none that could be joined, what to change.
+// mayOpen tells which group the mode of a port lets in; or, if it lets in none
+// that could be joined, what to change.
 func mayOpen(path string) (group, change string) {
 	var device unix.Stat_t
 	if err := unix.Stat(path, &device); err != nil {

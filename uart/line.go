@@ -14,17 +14,19 @@ import (
 )
 
 const (
-	// maxLine caps a line of a board; the longest good one is a base64 signature of about 120.
+	// maxLine caps a line of a board; the longest good one is a base64
+	// signature of about 120.
 	maxLine = 2048
-	// maxText caps what is looked at as one text: a banner, or a request in PEM with events in it.
+	// maxText caps what is looked at as one text: a banner, or a request in PEM
+	// with events in it.
 	maxText = 8 << 10
 	// maxDialogue caps what a board may print from one mark to the next.
 	maxDialogue = 256 << 10
 )
 
-// Line is a board's serial line as a dialect sees it: lines in, commands out. Everything that arrives
-// passes the guard against private keys before anyone sees it, and everything is recorded. One goroutine
-// at a time may use it.
+// Line is a board's serial line as a dialect sees it: lines in, commands out.
+// Everything that arrives passes the guard against private keys before anyone
+// sees it, and everything is recorded. One goroutine at a time may use it.
 type Line struct {
 	conn  Conn
 	nonce func(n int) string
@@ -32,16 +34,18 @@ type Line struct {
 	in    []byte // arrived, not yet consumed; bounded by maxText and one read
 	total int    // bytes since the last Mark
 	guard guard
-	// tainted: the board printed a private key. Until Forget or pardon, nobody sees what it says, for more of
-	// the key may follow.
+	// tainted: the board printed a private key. Until Forget or pardon, nobody
+	// sees what it says, for more of the key may follow.
 	tainted bool
 	unseen  []byte // the end of that, in which the start of another board is looked for; bounded by maxText
 	err     error  // sticks: the line is of no more use
 	tape    *tape
-	// prompt, of TIAT: the board prints it when it is ready for a command, and hears nothing before. Until Forget.
+	// prompt, of TIAT: the board prints it when it is ready for a command, and
+	// hears nothing before. Until Forget.
 	prompt string
 	search *searching // what goes on in Detect; nil: nothing
-	// stranger: what is connected is no board. It may be silent for ever and is still there.
+	// stranger: what is connected is no board. It may be silent for ever and is
+	// still there.
 	stranger bool
 	onSpeech func()
 	// explain gets the meaning of what dialects read; nil: nobody asks.
@@ -49,16 +53,19 @@ type Line struct {
 	arrived int        // bytes since NewLine; the last of them are in
 	lineAt  int        // the place of the line that nextLine returned last
 	answer  answerText // the value of the last answer
-	// device is the serial number that Read has read, for Gone; nil from when the next board is looked for until it was read.
+	// device is the serial number that Read has read, for Gone; nil from when
+	// the next board is looked for until it was read.
 	device *[16]byte
 }
 
-// LineOptions are the settings of a Line; the zero value is right for a real board.
+// LineOptions are the settings of a Line; the zero value is right for a real
+// board.
 type LineOptions struct {
-	// Nonce returns n fresh characters of A-Z, a-z and 0-9. It is for replays; nil draws
-	// them from crypto/rand.
+	// Nonce returns n fresh characters of A-Z, a-z and 0-9. It is for replays;
+	// nil draws them from crypto/rand.
 	Nonce func(n int) string
-	// Heard, if not nil, is called in Detect when the first byte has arrived, by the goroutine that runs Detect: something is connected.
+	// Heard, if not nil, is called in Detect when the first byte has arrived,
+	// by the goroutine that runs Detect: something is connected.
 	Heard func()
 }
 
@@ -87,7 +94,8 @@ func randomText(n int) string {
 	return string(out)
 }
 
-// Mark begins a new recording and a new budget of bytes; what arrived and was not consumed stays.
+// Mark begins a new recording and a new budget of bytes; what arrived and was
+// not consumed stays.
 func (l *Line) Mark() {
 	l.tape = newTape()
 	l.total = 0
@@ -106,16 +114,16 @@ func (l *Line) Forget() {
 	l.Mark()
 }
 
-// pardon ends a taint: of what was dropped unseen, what begins at byte i is of another board, and is on the line again. The
-// guard looks at it.
+// pardon ends a taint: of what was dropped unseen, what begins at byte i is of
+// another board, and is on the line again. The guard looks at it.
 func (l *Line) pardon(i int) error {
 	rest := bytes.Clone(l.unseen[i:])
 	l.Forget()
 	return l.take(rest)
 }
 
-// Nonce draws a fresh challenge of n letters and digits, and notes it in the recording, so that a replay
-// can use the same.
+// Nonce draws a fresh challenge of n letters and digits, and notes it in the
+// recording, so that a replay can use the same.
 func (l *Line) Nonce(n int) string {
 	s := l.nonce(n)
 	l.tape.add(drawn, []byte(s))
@@ -137,8 +145,8 @@ func (l *Line) Send(ctx context.Context, s string) error {
 	return nil
 }
 
-// ReadLine returns the next line that is not empty and whose end has arrived, without its end. Any run of CR
-// and LF is one line end.
+// ReadLine returns the next line that is not empty and whose end has arrived,
+// without its end. Any run of CR and LF is one line end.
 func (l *Line) ReadLine(ctx context.Context) (string, error) {
 	for {
 		if line, ok, err := l.nextLine(); ok || err != nil {
@@ -150,8 +158,8 @@ func (l *Line) ReadLine(ctx context.Context) (string, error) {
 	}
 }
 
-// lineOrSilence is ReadLine that stops when nothing arrives for so long: heard is false
-// then, and not the error of an ended context.
+// lineOrSilence is ReadLine that stops when nothing arrives for so long: heard
+// is false then, and not the error of an ended context.
 func (l *Line) lineOrSilence(ctx context.Context, silence time.Duration) (line string, heard bool, err error) {
 	for {
 		if line, ok, err := l.nextLine(); ok || err != nil {
@@ -189,7 +197,8 @@ func (l *Line) nextLine() (line string, ok bool, err error) {
 	return "", false, nil
 }
 
-// Heard waits up to wait for anything to arrive, and reports whether it did. It consumes nothing.
+// Heard waits up to wait for anything to arrive, and reports whether it did. It
+// consumes nothing.
 func (l *Line) Heard(ctx context.Context, wait time.Duration) (bool, error) {
 	if len(l.in) > 0 {
 		return true, nil
@@ -211,9 +220,10 @@ func (l *Line) more(ctx context.Context, wait time.Duration) (bool, error) {
 	}
 }
 
-// ReadPrompt returns what has arrived up to where end says, as soon as it says so: a prompt has no line end
-// to wait for. end gets all that was not consumed, line ends and all, and returns how many bytes of it to consume; negative
-// is not yet.
+// ReadPrompt returns what has arrived up to where end says, as soon as it says
+// so: a prompt has no line end to wait for. end gets all that was not consumed,
+// line ends and all, and returns how many bytes of it to consume; negative is
+// not yet.
 func (l *Line) ReadPrompt(ctx context.Context, end func(text string) int) (string, error) {
 	for {
 		if l.err != nil {
@@ -234,8 +244,8 @@ func (l *Line) ReadPrompt(ctx context.Context, end func(text string) int) (strin
 	}
 }
 
-// Gather waits until there was silence for so long, or limit has passed, and returns all that has arrived. It
-// consumes nothing.
+// Gather waits until there was silence for so long, or limit has passed, and
+// returns all that has arrived. It consumes nothing.
 func (l *Line) Gather(ctx context.Context, silence, limit time.Duration) (string, error) {
 	end := time.Now().Add(limit)
 	for len(l.in) <= maxText {
@@ -254,8 +264,8 @@ func (l *Line) Gather(ctx context.Context, silence, limit time.Duration) (string
 	return string(l.in), nil
 }
 
-// Discard drops what arrives until there was silence for so long, or limit has passed. It returns what it
-// dropped, capped at 4 KiB.
+// Discard drops what arrives until there was silence for so long, or limit has
+// passed. It returns what it dropped, capped at 4 KiB.
 func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
@@ -315,8 +325,8 @@ func (l *Line) fill(ctx context.Context) error {
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return l.fail(err)
 		}
-		// A deadline that an earlier context set late is no reason to give up; one of our own is, and the context's
-		// end, which says why, is at hand.
+		// A deadline that an earlier context set late is no reason to give up;
+		// one of our own is, and the context's end, which says why, is at hand.
 		if limited && !time.Now().Before(deadline) {
 			<-ctx.Done()
 		}
@@ -358,16 +368,19 @@ func (l *Line) fail(err error) error {
 	return err
 }
 
-// guard looks for private keys in a stream. It folds case, and takes any run of blanks, dashes, underscores and line ends for
-// one blank, so that neither a wrapped nor an odd spelling passes.
+// guard looks for private keys in a stream. It folds case, and takes any run of
+// blanks, dashes, underscores and line ends for one blank, so that neither a
+// wrapped nor an odd spelling passes.
 type guard struct {
 	words  string // the folded end of the stream
 	base64 string // the end of the stream without blanks
 }
 
-// The words, and how private keys begin in base64, whatever their curve or size: a board attached in the middle of a
-// dump may show no header. Each needs what no public structure has in its place: after the length, a version and then
-// key material or the name of an algorithm. (In a CSR the version 0 is followed by a subject.)
+// The words, and how private keys begin in base64, whatever their curve or
+// size: a board attached in the middle of a dump may show no header. Each needs
+// what no public structure has in its place: after the length, a version and
+// then key material or the name of an algorithm. (In a CSR the version 0 is
+// followed by a subject.)
 const leakWords = "PRIVATE KEY"
 
 var leakBase64 = regexp.MustCompile(strings.Join([]string{

@@ -16,7 +16,8 @@ import (
 	"testing"
 )
 
-// Every cut of every spelling of a private key is seen, and nothing innocent is.
+// Every cut of every spelling of a private key is seen, and nothing innocent
+// is.
 func TestGuard(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -59,7 +60,8 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// Two good signatures recover the one key, with either hash; a third by another key is refused.
+// Two good signatures recover the one key, with either hash; a third by another
+// key is refused.
 func TestRecoverKey(t *testing.T) {
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	other, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -16,7 +16,8 @@ import (
 
 // Listed is a serial port that is there.
 type Listed struct {
-	// Path is the name that lasts longest: under /dev/serial/by-path, where that is the socket of the hub, else by-id, else the device itself.
+	// Path is the name that lasts longest: under /dev/serial/by-path, where
+	// that is the socket of the hub, else by-id, else the device itself.
 	Path    string
 	Device  string // as "/dev/ttyUSB0"
 	Vendor  string // of USB, four hex digits; empty on another bus
@@ -26,11 +27,13 @@ type Listed struct {
 	Ports   int    // how many it has
 }
 
-// Silent reports whether this is the second port of an XDS110, on which no board ever speaks.
+// Silent reports whether this is the second port of an XDS110, on which no
+// board ever speaks.
 func (l Listed) Silent() bool { return l.Vendor == "0451" && l.Product == "bef3" && l.Port > 1 }
 
-// List returns the serial ports of this machine, by path; those with a lasting name come first. The placeholders that the kernel keeps for
-// ports that a PC might have had (/dev/ttyS*) are left out. It opens none.
+// List returns the serial ports of this machine, by path; those with a lasting
+// name come first. The placeholders that the kernel keeps for ports that a PC
+// might have had (/dev/ttyS*) are left out. It opens none.
 func List() ([]Listed, error) { return systemPlaces().list() }
 
 func (p places) list() ([]Listed, error) {
@@ -113,7 +116,8 @@ type usb struct {
 	vendor, product string
 }
 
-// findUSB walks from a port's device up to the USB device that has a vendor and a product, and past the interface on the way.
+// findUSB walks from a port's device up to the USB device that has a vendor and
+// a product, and past the interface on the way.
 func findUSB(dir string) (u usb, ok bool) {
 	for ; len(dir) > 1; dir = filepath.Dir(dir) {
 		if text, ok := attribute(dir, "bInterfaceNumber"); ok {
@@ -162,8 +166,10 @@ type User struct {
 	GIDs []uint32
 }
 
-// MayOpen reports, from the mode of a port and without opening it, whether a user may read and write it. The error is an *OpenError whose Kind is
-// ErrAbsent, ErrNotAPort or ErrPermission. It knows nothing of access lists and of what a container or a unit forbids.
+// MayOpen reports, from the mode of a port and without opening it, whether a
+// user may read and write it. The error is an *OpenError whose Kind is
+// ErrAbsent, ErrNotAPort or ErrPermission. It knows nothing of access lists and
+// of what a container or a unit forbids.
 func MayOpen(path string, u User) error {
 	var device unix.Stat_t
 	if err := unix.Stat(path, &device); err != nil {
@@ -187,5 +193,6 @@ func MayOpen(path string, u User) error {
 	return nil
 }
 
-// Holder tells which other processes have a port open, as "minicom (process 4711)", as far as this one may see; empty if none.
+// Holder tells which other processes have a port open, as "minicom (process
+// 4711)", as far as this one may see; empty if none.
 func Holder(path string) string { return holder(path) }

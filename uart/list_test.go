@@ -11,7 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The ports that there are, by their lasting names, and nothing that only looks like one.
+// The ports that there are, by their lasting names, and nothing that only looks
+// like one.
 func TestList(t *testing.T) {
 	root := t.TempDir()
 	p := places{sys: filepath.Join(root, "sys"), dev: filepath.Join(root, "dev")}

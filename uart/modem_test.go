@@ -380,7 +380,8 @@ func TestWaitReturnsForDeadPort(t *testing.T) {
 	}
 }
 
-// A device filter answers EPERM, and no group helps then; a mode answers EACCES.
+// A device filter answers EPERM, and no group helps then; a mode answers
+// EACCES.
 func TestDeviceFilterIsNamed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "port")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -397,8 +398,8 @@ func TestDeviceFilterIsNamed(t *testing.T) {
 	}
 }
 
-// The node behind a name is another one after the port was plugged in anew, also
-// behind a link, and none while the port is not there.
+// The node behind a name is another one after the port was plugged in anew,
+// also behind a link, and none while the port is not there.
 func TestNode(t *testing.T) {
 	name, link := filepath.Join(t.TempDir(), "port"), filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(name, link); err != nil {

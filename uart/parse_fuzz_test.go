@@ -24,8 +24,8 @@ import (
 	"secretfree/station/board"
 )
 
-// The parser of each line of a board by itself; FuzzTIAT and its like have whole dialogues. What parses is all of the
-// text, and encodes to it again.
+// The parser of each line of a board by itself; FuzzTIAT and its like have
+// whole dialogues. What parses is all of the text, and encodes to it again.
 
 func FuzzUDIDLine(f *testing.F) {
 	f.Add("0x4d,0x1f,0x8e,0x27,0xb3,0xc0,0x5a,0x9e,0x61,0xf2,0xd4,0x77,0x88,0xaa,0xbb,0xcc")
@@ -123,7 +123,8 @@ func FuzzSignMsgLine(f *testing.F) {
 	})
 }
 
-// Whatever is taken for a signature: each key that is recovered from it is one under which it holds.
+// Whatever is taken for a signature: each key that is recovered from it is one
+// under which it holds.
 func FuzzSignature(f *testing.F) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -198,7 +199,8 @@ func FuzzCSRPEM(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// It is what the library makes of the same without its odd characters, and it reads back.
+		// It is what the library makes of the same without its odd characters,
+		// and it reads back.
 		block, _ := pem.Decode(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 		if len(der) > 0 && (block == nil || !bytes.Equal(block.Bytes, der)) {
 			t.Fatalf("the library does not read %x back", der)

@@ -15,23 +15,25 @@ import (
 const (
 	// baudRate: device.md's boards speak 115200 8N1, no flow control.
 	baudRate = 115200
-	// readSlice bounds one read of the library. Its Close closes the descriptor before it wakes a
-	// pending Read, which may then read from whatever file got the number; so the reader is let
-	// to end by itself before the port is closed. Waking twice a second costs next to nothing.
+	// readSlice bounds one read of the library. Its Close closes the descriptor
+	// before it wakes a pending Read, which may then read from whatever file
+	// got the number; so the reader is let to end by itself before the port is
+	// closed. Waking twice a second costs next to nothing.
 	readSlice = 500 * time.Millisecond
 	// waitForPort is how often a port that is not there is looked for.
 	waitForPort = 250 * time.Millisecond
 	// maxUnread stops reading from the port until somebody takes what is there.
 	maxUnread = 64 << 10
-	// writeLimit is how long a port may take no byte. A command is a few milliseconds on the wire, and the kernel has room
-	// for many, so only a port that is stuck takes so long.
+	// writeLimit is how long a port may take no byte. A command is a few
+	// milliseconds on the wire, and the kernel has room for many, so only a
+	// port that is stuck takes so long.
 	writeLimit = 3 * time.Second
 	// writeSlice bounds one wait for room, so that Close ends a Write.
 	writeSlice = 20 * time.Millisecond
 )
 
-// port is the one wrapper of the serial library. A goroutine reads the device, so that a Read can
-// have a deadline that somebody else may change.
+// port is the one wrapper of the serial library. A goroutine reads the device,
+// so that a Read can have a deadline that somebody else may change.
 type port struct {
 	path string
 	dev  serial.Port
@@ -181,14 +183,15 @@ func (c PortConfig) Node() string {
 	return fmt.Sprint(node.Dev, node.Ino, node.Rdev, node.Ctim.Nano())
 }
 
-// untilTick is the time to the next beat of a clock that all ports share: waking together costs a small part of waking one by
-// one.
+// untilTick is the time to the next beat of a clock that all ports share:
+// waking together costs a small part of waking one by one.
 func untilTick(period time.Duration) time.Duration {
 	now := time.Now()
 	return now.Truncate(period).Add(period).Sub(now)
 }
 
-// aboutOne is a time near period that ends with a beat: at least half of it, and all of it from then on.
+// aboutOne is a time near period that ends with a beat: at least half of it,
+// and all of it from then on.
 func aboutOne(period time.Duration) time.Duration {
 	d := untilTick(period)
 	if d < period/2 {
@@ -197,7 +200,8 @@ func aboutOne(period time.Duration) time.Duration {
 	return d
 }
 
-// read moves bytes from the device to unread until the device ends or Close is called.
+// read moves bytes from the device to unread until the device ends or Close is
+// called.
 func (p *port) read() {
 	defer close(p.done)
 	buf := make([]byte, 4096)
@@ -294,9 +298,11 @@ func (p *port) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// Write does not go through the library: its descriptor blocks, its Write has no time limit, and neither a Close nor anything
-// else ends it when an adapter is stuck or somebody has stopped the flow. The second descriptor of the same device, which
-// holds the lock, does not block. What it takes is sent with the settings that the library made.
+// Write does not go through the library: its descriptor blocks, its Write has
+// no time limit, and neither a Close nor anything else ends it when an adapter
+// is stuck or somebody has stopped the flow. The second descriptor of the same
+// device, which holds the lock, does not block. What it takes is sent with the
+// settings that the library made.
 func (p *port) Write(b []byte) (int, error) {
 	p.writing.Lock()
 	defer p.writing.Unlock()
@@ -378,7 +384,8 @@ func (p *port) isClosing() bool {
 	}
 }
 
-// Close ends a pending Read and a pending Write with os.ErrClosed, and waits for the reader; at most readSlice.
+// Close ends a pending Read and a pending Write with os.ErrClosed, and waits
+// for the reader; at most readSlice.
 func (p *port) Close() error {
 	p.closeOnce.Do(func() {
 		close(p.closing)
@@ -387,7 +394,8 @@ func (p *port) Close() error {
 		defer p.writing.Unlock()
 		var flushErr error
 		if p.stuck {
-			// Or the kernel waits for these bytes to go out; half a minute, with most drivers.
+			// Or the kernel waits for these bytes to go out; half a minute,
+			// with most drivers.
 			flushErr = p.dev.ResetOutputBuffer()
 		}
 		p.closeErr = errors.Join(flushErr, p.dev.Close())

@@ -11,7 +11,8 @@ import (
 	"secretfree/uart"
 )
 
-// fill writes to a port that nobody reads from until it takes no more, and returns the error that says so.
+// fill writes to a port that nobody reads from until it takes no more, and
+// returns the error that says so.
 func fill(c uart.Conn) error {
 	for command := make([]byte, 80); ; {
 		if _, err := c.Write(command); err != nil {
@@ -20,7 +21,8 @@ func fill(c uart.Conn) error {
 	}
 }
 
-// A port that takes nothing is an error with a name, within a time that people wait.
+// A port that takes nothing is an error with a name, within a time that people
+// wait.
 func TestPortIsStuck(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "slot-a")
 	port, err := fixtures.OpenPort(path)

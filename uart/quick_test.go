@@ -16,8 +16,9 @@ import (
 	"secretfree/uart"
 )
 
-// A board that waits is not made to wait: a reading takes what its bytes and the board itself take. One that does not just wait is
-// given its silence first.
+// A board that waits is not made to wait: a reading takes what its bytes and
+// the board itself take. One that does not just wait is given its silence
+// first.
 func TestReadingTime(t *testing.T) {
 	for name, c := range map[string]struct {
 		dialect string
@@ -69,8 +70,9 @@ func TestReadingTime(t *testing.T) {
 	}
 }
 
-// starter is firmware of the dialect report that says something at once, listens only later, and has a UART that holds 32 bytes while it
-// is busy: two pings, but no nonce.
+// starter is firmware of the dialect report that says something at once,
+// listens only later, and has a UART that holds 32 bytes while it is busy: two
+// pings, but no nonce.
 type starter struct {
 	board *fixtures.Board
 	log   string
@@ -135,8 +137,9 @@ func (s *starter) serve(c net.Conn) {
 	}
 }
 
-// Pings that were sent while a board started are answered when it listens. The nonce is not sent into those answers: it would be
-// lost, and the reader would wait for a signature.
+// Pings that were sent while a board started are answered when it listens. The
+// nonce is not sent into those answers: it would be lost, and the reader would
+// wait for a signature.
 func TestQuickWaitsForOlderPings(t *testing.T) {
 	for _, dialect := range []string{"report", "auto/report"} {
 		for _, log := range []string{"", "boot\r\n"} {
@@ -168,7 +171,8 @@ func TestQuickWaitsForOlderPings(t *testing.T) {
 	}
 }
 
-// A board that answers a carriage return and then falls silent is no board that can be read.
+// A board that answers a carriage return and then falls silent is no board that
+// can be read.
 func TestQuickIsNotEnough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBoard()

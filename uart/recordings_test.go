@@ -8,7 +8,8 @@ import (
 	"secretfree/fixtures"
 )
 
-// recording is a dialogue that the repository keeps, with the board that made it.
+// recording is a dialogue that the repository keeps, with the board that made
+// it.
 type recording struct {
 	name, dialect, expect, note string
 	typed                       string // at the board while it starts, by somebody else

@@ -21,7 +21,8 @@ type signed struct {
 	r, s    *big.Int
 }
 
-// errNoCommonKey: noise on the line can cause it as well as a board that cheats.
+// errNoCommonKey: noise on the line can cause it as well as a board that
+// cheats.
 var errNoCommonKey = fmt.Errorf("%w: its signatures do not belong to one key", ErrNoProof)
 
 var hashes = []struct {
@@ -32,9 +33,10 @@ var hashes = []struct {
 	{"sha256", func(m []byte) []byte { d := sha256.Sum256(m); return d[:] }},
 }
 
-// recoverKey finds the one P-256 key under which every answer holds (SEC 1, 4.1.6). From one signature follow two
-// to four keys, so the first two answers must agree on one and the others confirm it. The hash is found the
-// same way: no device id of firmware says which one it used.
+// recoverKey finds the one P-256 key under which every answer holds (SEC 1,
+// 4.1.6). From one signature follow two to four keys, so the first two answers
+// must agree on one and the others confirm it. The hash is found the same way:
+// no device id of firmware says which one it used.
 func recoverKey(answers []signed) (spki []byte, proof *Proof, err error) {
 	if len(answers) < 3 {
 		return nil, nil, fmt.Errorf("%w: %d signatures, want 3 or more", ErrNoProof, len(answers))
@@ -69,7 +71,8 @@ func recoverKey(answers []signed) (spki []byte, proof *Proof, err error) {
 	return nil, nil, errNoCommonKey
 }
 
-// candidates returns the keys, as uncompressed points, under which (r, s) signs the digest.
+// candidates returns the keys, as uncompressed points, under which (r, s) signs
+// the digest.
 func candidates(digest []byte, r, s *big.Int) map[string]bool {
 	params := elliptic.P256().Params()
 	n, p := params.N, params.P
@@ -87,7 +90,8 @@ func candidates(digest []byte, r, s *big.Int) map[string]bool {
 	if err != nil {
 		return out
 	}
-	// r is the x coordinate of a point, reduced by the order; nearly always nothing was lost.
+	// r is the x coordinate of a point, reduced by the order; nearly always
+	// nothing was lost.
 	for x := new(big.Int).Set(r); x.Cmp(p) < 0; x.Add(x, n) {
 		for _, sign := range []byte{2, 3} {
 			compressed := append([]byte{sign}, x.FillBytes(make([]byte, 32))...)
@@ -106,7 +110,8 @@ func candidates(digest []byte, r, s *big.Int) map[string]bool {
 	return out
 }
 
-// parseSignature reads what is documented (DER) and what is possible (64 raw bytes: r, s).
+// parseSignature reads what is documented (DER) and what is possible (64 raw
+// bytes: r, s).
 func parseSignature(b []byte) (r, s *big.Int, encoding string, err error) {
 	var der struct{ R, S *big.Int }
 	if rest, err := asn1.Unmarshal(b, &der); err == nil && len(rest) == 0 && der.R.Sign() > 0 && der.S.Sign() > 0 {
@@ -121,8 +126,9 @@ func parseSignature(b []byte) (r, s *big.Int, encoding string, err error) {
 // p256Prefix makes a SubjectPublicKeyInfo of an uncompressed point (RFC 5480).
 var p256Prefix = []byte("\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00")
 
-// parsePoint reads a P-256 key in any of the documented forms, and returns its SubjectPublicKeyInfo and the name of
-// the form: "point" (65 bytes, X9.63), "xy" (64) or "spki" (91).
+// parsePoint reads a P-256 key in any of the documented forms, and returns its
+// SubjectPublicKeyInfo and the name of the form: "point" (65 bytes, X9.63),
+// "xy" (64) or "spki" (91).
 func parsePoint(b []byte) (spki []byte, form string, err error) {
 	switch {
 	case len(b) == 65:

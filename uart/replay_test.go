@@ -22,7 +22,8 @@ var update = flag.Bool("update", false, "record the transcripts of fixtures/tran
 
 const transcripts = "../fixtures/transcripts"
 
-// words is the verdict of a reading as a transcript states it; the station has the same words.
+// words is the verdict of a reading as a transcript states it; the station has
+// the same words.
 func words(err error) string {
 	for _, c := range []struct {
 		err  error
@@ -39,7 +40,8 @@ func words(err error) string {
 	return "failed " + err.Error()
 }
 
-// TestReplay replays every file in the folder: a new one needs nothing but to be there.
+// TestReplay replays every file in the folder: a new one needs nothing but to
+// be there.
 func TestReplay(t *testing.T) {
 	paths, err := filepath.Glob(filepath.Join(transcripts, "*"))
 	if err != nil || len(paths) < 40 {
@@ -154,7 +156,8 @@ func TestReplayDeparts(t *testing.T) {
 	})
 }
 
-// TestReplaySpeed: pauses of the board are divided, and without them it is as fast as the reader lets it be.
+// TestReplaySpeed: pauses of the board are divided, and without them it is as
+// fast as the reader lets it be.
 func TestReplaySpeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transcript := &uart.Transcript{Chunks: []uart.Chunk{
@@ -182,8 +185,9 @@ func TestReplaySpeed(t *testing.T) {
 	})
 }
 
-// TestRecordings: the simulated boards still have the verdicts of the transcripts that were made with them; with -update
-// the transcripts are made anew.
+// TestRecordings: the simulated boards still have the verdicts of the
+// transcripts that were made with them; with -update the transcripts are made
+// anew.
 func TestRecordings(t *testing.T) {
 	var names []string
 	for _, r := range recordings() {
@@ -269,7 +273,8 @@ func record(t *testing.T, r recording) {
 	}
 }
 
-// TestStrangerRecordings does for what is no board what TestRecordings does for boards.
+// TestStrangerRecordings does for what is no board what TestRecordings does for
+// boards.
 func TestStrangerRecordings(t *testing.T) {
 	for _, stranger := range fixtures.Strangers() {
 		t.Run(stranger.Name, func(t *testing.T) {

@@ -18,8 +18,9 @@ import (
 	"time"
 )
 
-// ReportLine is the dialect "report": ours, for firmware that a product team writes. It asks once with a fresh nonce and
-// gets one line with the serial number, the key, and a signature over nonce and serial number. README.md
+// ReportLine is the dialect "report": ours, for firmware that a product team
+// writes. It asks once with a fresh nonce and gets one line with the serial
+// number, the key, and a signature over nonce and serial number. README.md
 // specifies it byte for byte.
 type ReportLine struct{}
 
@@ -36,8 +37,8 @@ const (
 )
 
 var (
-	// What begins like an answer must be one, to its end. Case and the number of blanks carry no meaning; the
-	// checksum is over the line as it came.
+	// What begins like an answer must be one, to its end. Case and the number
+	// of blanks carry no meaning; the checksum is over the line as it came.
 	reportLine  = regexp.MustCompile(`(?i)^secretfree[ \t]+([0-9]{1,4})[ \t]+(.*)$`)
 	reportReady = regexp.MustCompile(`(?i)^ready[ \t]+([0-9a-f]{32})$`)
 	reportFull  = regexp.MustCompile(`(?i)^([0-9a-f]{32})[ \t]+([0-9a-f]{128,182})[ \t]+([0-9a-f]{16,144})$`)
@@ -59,7 +60,8 @@ func (d ReportLine) Detect(ctx context.Context, l *Line) error {
 		}
 		_, err := d.ping(ctx, l, aboutOne(reportLook))
 		if err == nil && (looks > 1 || len(bytes.Trim(l.in, "\r\n")) > 0) {
-			// Pings that came while it started are still being answered, and it may not listen meanwhile.
+			// Pings that came while it started are still being answered, and it
+			// may not listen meanwhile.
 			_, err = l.Discard(ctx, tiSilence, reportAnswer)
 		}
 		return err // without more on its way it was waiting
@@ -69,8 +71,8 @@ func (d ReportLine) Detect(ctx context.Context, l *Line) error {
 // errNothing: not a byte came.
 var errNothing = fmt.Errorf("%w: nothing came", ErrTimeout)
 
-// ping asks whether a board is there, and which. It waits for limit, whatever comes, so that it can be repeated
-// at once.
+// ping asks whether a board is there, and which. It waits for limit, whatever
+// comes, so that it can be repeated at once.
 func (d ReportLine) ping(ctx context.Context, l *Line, limit time.Duration) (device [16]byte, err error) {
 	if err := l.Send(ctx, reportPing); err != nil {
 		return device, err
@@ -94,8 +96,8 @@ func (d ReportLine) ping(ctx context.Context, l *Line, limit time.Duration) (dev
 	return device, err
 }
 
-// answer waits for a line that is an answer, and returns what is between version and checksum. Other lines are of
-// somebody else: the echo, a log.
+// answer waits for a line that is an answer, and returns what is between
+// version and checksum. Other lines are of somebody else: the echo, a log.
 func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
@@ -144,7 +146,8 @@ func openAnswer(line string) (string, error) {
 	if m[1] != "1" {
 		return "", fmt.Errorf("%w: its firmware speaks version %s of the dialect report, this program 1", ErrFirmware, m[1])
 	}
-	// An answer has text before its checksum. Without any the line is the echo of a command.
+	// An answer has text before its checksum. Without any the line is the echo
+	// of a command.
 	i := strings.LastIndexAny(m[2], tiBlank)
 	if sum := reportSum.FindStringSubmatch(m[2][i+1:]); i < 0 && sum == nil {
 		return "", errNotMine
@@ -158,7 +161,8 @@ func openAnswer(line string) (string, error) {
 	return text, nil
 }
 
-// sumHolds tells whether a checksum is that of a text, or of the text without the blanks at its end.
+// sumHolds tells whether a checksum is that of a text, or of the text without
+// the blanks at its end.
 func sumHolds(digits, text string) bool {
 	sum, err := strconv.ParseUint(digits, 16, 32)
 	return err == nil && (uint32(sum) == crc32.ChecksumIEEE([]byte(text)) || uint32(sum) == crc32.ChecksumIEEE([]byte(strings.TrimRight(text, tiBlank))))
@@ -211,7 +215,8 @@ func (d ReportLine) Read(ctx context.Context, l *Line) (Report, error) {
 	if err == nil || !(errors.Is(err, ErrTimeout) || errors.Is(err, ErrGarbled) || errors.Is(err, errRefused)) || ctx.Err() != nil {
 		return report, err
 	}
-	// Once more; nothing of the first try is kept. A nonce that was cut on its way is refused as well.
+	// Once more; nothing of the first try is kept. A nonce that was cut on its
+	// way is refused as well.
 	if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
 		return Report{}, err
 	}
@@ -248,7 +253,8 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	return report, nil
 }
 
-// parseReport checks what a board reports of itself. The signature covers the nonce and the serial number.
+// parseReport checks what a board reports of itself. The signature covers the
+// nonce and the serial number.
 func parseReport(text, nonce string) (Report, error) {
 	m := reportFull.FindStringSubmatch(text)
 	if m == nil {
@@ -298,9 +304,10 @@ func parseReport(text, nonce string) (Report, error) {
 // Gone implements Dialect. A board with another serial number is another board.
 func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ctx, l, vigil{}) }
 
-// watch is watch for firmware that need not echo. Each look asks for the serial number: it must be the one that was read, or, of a
-// board that could not be read, the first that is told. A board that was read and that says something else watchAsks
-// times in a row is another one as well.
+// watch is watch for firmware that need not echo. Each look asks for the serial
+// number: it must be the one that was read, or, of a board that could not be
+// read, the first that is told. A board that was read and that says something
+// else watchAsks times in a row is another one as well.
 func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 	if l.stranger {
 		v.probes = append(v.probes, reportPing)

@@ -22,9 +22,10 @@ import (
 	"secretfree/uart"
 )
 
-// reportHarness is the firmware around the C of README.md: the port is descriptor 3. For a signature it writes the message
-// and a line end to descriptor 4, and reads a length and so many bytes from descriptor 5. Serial number and key
-// come on the command line, in hex.
+// reportHarness is the firmware around the C of README.md: the port is
+// descriptor 3. For a signature it writes the message and a line end to
+// descriptor 4, and reads a length and so many bytes from descriptor 5. Serial
+// number and key come on the command line, in hex.
 const reportHarness = `
 #include <stdlib.h>
 #include <unistd.h>
@@ -72,7 +73,8 @@ int main(int argc, char **argv) {
 }
 `
 
-// The C in README.md is what it says: it compiles without a warning, and as a board on a port it is read.
+// The C in README.md is what it says: it compiles without a warning, and as a
+// board on a port it is read.
 func TestReportC(t *testing.T) {
 	text, err := os.ReadFile("README.md")
 	if err != nil {
@@ -143,7 +145,8 @@ func TestReportC(t *testing.T) {
 				}
 				return
 			}
-			// What is not a command has no answer; what is not a nonce has the answer "error".
+			// What is not a command has no answer; what is not a nonce has the
+			// answer "error".
 			for typed, want := range map[string]string{
 				"at+test\r": "", "secretfree 11;": "", "secretfree;": "", ";;\r\n;": "", "xsecretfree 1;": "",
 				"secretfree 1 short\r":                               "secretfree 1 error ",

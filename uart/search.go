@@ -9,15 +9,16 @@ import (
 )
 
 const (
-	// searchLimit is the time from the first byte in which a board must be recognised. A board that shows itself later is still read: its
-	// start, or its first answer, ends Gone.
+	// searchLimit is the time from the first byte in which a board must be
+	// recognised. A board that shows itself later is still read: its start, or
+	// its first answer, ends Gone.
 	searchLimit = 7500 * time.Millisecond
 	// searchSure is the time after which what is certain is said.
 	searchSure = 2500 * time.Millisecond
 	// fellSilent is longer than any pause between two probes of auto.
 	fellSilent = 4 * time.Second
-	// knockEvery is the number of looks of a fixed dialect from one knock to the
-	// next.
+	// knockEvery is the number of looks of a fixed dialect from one knock to
+	// the next.
 	knockEvery = 8
 )
 
@@ -27,12 +28,16 @@ var errUndecided = errors.New("no board was recognised")
 // errNobody: a look brought not a byte.
 var errNobody = errors.New("nothing came")
 
-// search looks for a board again and again, until a look finds one (nil), one that needs a reset, or an error that no further look can
-// change. ErrRemoved is a board that was taken out while it printed its banner. As long as the port is silent it goes on for ever. From the first byte on something is connected, however long it is silent
-// afterwards: then the search ends after searchLimit with an *UnknownError. A look returns errNobody, ErrTimeout or
+// search looks for a board again and again, until a look finds one (nil), one
+// that needs a reset, or an error that no further look can change. ErrRemoved
+// is a board that was taken out while it printed its banner. As long as the
+// port is silent it goes on for ever. From the first byte on something is
+// connected, however long it is silent afterwards: then the search ends after
+// searchLimit with an *UnknownError. A look returns errNobody, ErrTimeout or
 // ErrGarbled for one that found nothing.
 //
-// The recording begins with the look that found the board; without a board it has all from the look that heard the first byte.
+// The recording begins with the look that found the board; without a board it
+// has all from the look that heard the first byte.
 func search(ctx context.Context, l *Line, tried []string, look func(ctx context.Context) error) error {
 	bounded, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -78,9 +83,9 @@ var (
 	tornLine = regexp.MustCompile(`[^\r\n>:$#? \t][ \t]*$|^[\r\n\t =]*$`)
 )
 
-// torn reports whether text is the beginning of a banner of TI's, cut off in the
-// middle of a line or before its first word. A board that prints it and then
-// does not even echo was taken out.
+// torn reports whether text is the beginning of a banner of TI's, cut off in
+// the middle of a line or before its first word. A board that prints it and
+// then does not even echo was taken out.
 func torn(heard string) bool {
 	return tornLine.MatchString(heard) && (tornRule.MatchString(heard) || strings.Trim(heard, "\r\n\t =") == "")
 }
@@ -112,8 +117,8 @@ func (s *searching) speaks(l *Line) {
 	}
 }
 
-// knock sends a line to a port that has said nothing so far. The line belongs to
-// the look before, and is not recorded.
+// knock sends a line to a port that has said nothing so far. The line belongs
+// to the look before, and is not recorded.
 func (l *Line) knock(ctx context.Context, text string) error {
 	if !l.search.spoke.IsZero() {
 		return nil

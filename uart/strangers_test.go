@@ -32,11 +32,13 @@ func stand(s fixtures.Stranger, c net.Conn) (remove func()) {
 	}
 }
 
-// Whatever talks is noticed in noticedIn and named in decidedIn, stays while it is there, and does not harm the board that follows.
+// Whatever talks is noticed in noticedIn and named in decidedIn, stays while it
+// is there, and does not harm the board that follows.
 func TestStrangers(t *testing.T) {
 	for _, stranger := range fixtures.Strangers() {
 		for _, dialect := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report", "ti-at", "ti-csr", "report"} {
-			// A whole line may end the firmware of the CSR example, so ti-csr sends none.
+			// A whole line may end the firmware of the CSR example, so ti-csr
+			// sends none.
 			if stranger.Name == "modem" && dialect == "ti-csr" {
 				continue
 			}
@@ -52,7 +54,8 @@ func TestStrangers(t *testing.T) {
 					err := d.Detect(t.Context(), l)
 					took := time.Since(start)
 					var unknown *uart.UnknownError
-					// The CSR example echoes as well, and has nothing else to say when it is met late.
+					// The CSR example echoes as well, and has nothing else to
+					// say when it is met late.
 					late := dialect == "ti-csr" && errors.Is(err, uart.ErrNeedsReset) && stranger.Answers != nil && stranger.Start == ""
 					if !late && !errors.As(err, &unknown) {
 						t.Fatalf("Detect: %v after %v", err, took)

@@ -242,8 +242,8 @@ func TestAutoSerialInBanner(t *testing.T) {
 	}
 }
 
-// A board that is taken out in the middle of a line of its first banner is gone;
-// one that prints whole lines and falls silent is named.
+// A board that is taken out in the middle of a line of its first banner is
+// gone; one that prints whole lines and falls silent is named.
 func TestTakenOutInBanner(t *testing.T) {
 	for _, firmware := range []string{fixtures.DialectAT, fixtures.DialectCSR} {
 		for _, dialect := range []string{firmware, "auto"} {
@@ -282,8 +282,8 @@ func TestTakenOutInBanner(t *testing.T) {
 	}
 }
 
-// A board that does not tell its serial number needs other firmware, not another
-// try, whatever words it refuses in.
+// A board that does not tell its serial number needs other firmware, not
+// another try, whatever words it refuses in.
 func TestTIATRefusesSerial(t *testing.T) {
 	for _, refusal := range []string{"", "ERROR", "unbekannter Befehl", "-1", "udid: not available"} {
 		for _, dialect := range []string{"ti-at", "auto"} {

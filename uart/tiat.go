@@ -13,11 +13,13 @@ import (
 	"time"
 )
 
-// TIAT is the dialect of TI's "AT Commands" example for the CC3220 and CC3235, in all its builds: 1.1.2, 1.1.1
-// with a prompt before every command, and those whose terminal is in text mode. The identity is
-// the key in index 0 of the network processor. No command prints it, so it is recovered from its signatures
-// over fresh nonces, which proves possession as well. The command public_key reads index 1, which
-// is never the identity; it is noted as the fact "key-1".
+// TIAT is the dialect of TI's "AT Commands" example for the CC3220 and CC3235,
+// in all its builds: 1.1.2, 1.1.1 with a prompt before every command, and those
+// whose terminal is in text mode. The identity is the key in index 0 of the
+// network processor. No command prints it, so it is recovered from its
+// signatures over fresh nonces, which proves possession as well. The command
+// public_key reads index 1, which is never the identity; it is noted as the
+// fact "key-1".
 type TIAT struct{}
 
 // Name implements Dialect.
@@ -36,8 +38,8 @@ const (
 	tiNonceLen = 21 // no padding in base64, and not a multiple of 8: the firmware's decoder writes one byte too many there
 	tiNonces   = 3
 
-	// The silence after a line in other words than the documented ones. Then the line is
-	// the whole answer: a refusal.
+	// The silence after a line in other words than the documented ones. Then
+	// the line is the whole answer: a refusal.
 	tiRefusedNo   = 100 * time.Millisecond // the line begins like an error
 	tiRefused     = 300 * time.Millisecond // any other line
 	tiSignRefused = 600 * time.Millisecond // any other line, while the board may be signing
@@ -54,15 +56,16 @@ var (
 	tiBuild  = regexp.MustCompile(`(?i)\bAT[ _-]?Commands?\b[^\r\n]{0,24}\bver(?:sion)?[:.= \t]*v?([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
 	tiOK     = regexp.MustCompile(`(?i)[\r\n](?:[A-Za-z: ]*)OK[ \t]*([\r\n]+)`)
 	tiSpeaks = regexp.MustCompile(`(?i)enter at command:|[\r\n][ \t]*OK[ \t]*[\r\n]|ERROR[ \t]*:[ \t]*(?:command not exist|number of parameters|parse parameters)[ \t]*,[ \t]*-?[0-9]|\+event[a-z]+:`)
-	// What a board says that was waiting for a command: to a carriage return, and to at+test; and how that begins.
+	// What a board says that was waiting for a command: to a carriage return,
+	// and to at+test; and how that begins.
 	tiQuick   = regexp.MustCompile(`(?i)^(?:\r(?:\n\r|\n\n\r\r|\r\n|\n\r\n)|at\+test\r\n?[\r\n]*OK[ \t]*[\r\n]+)(?:Enter AT Command:)?$`)
 	tiQuickly = regexp.MustCompile(`(?i)^(?:at\+test)?\r[\r\n]*(?:OK?[ \t]*)?[\r\n]*(?:E[A-Za-z ]*)?$`)
 	tiEvents  = regexp.MustCompile(`(?i)\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
 )
 
 // Detect implements Dialect. It sends nothing but carriage returns, which every
-// build ignores, until something comes back. Every few looks it sends a command:
-// a modem without echo answers nothing else.
+// build ignores, until something comes back. Every few looks it sends a
+// command: a modem without echo answers nothing else.
 func (d TIAT) Detect(ctx context.Context, l *Line) error {
 	looks := 0
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
@@ -94,7 +97,8 @@ func (TIAT) Gone(ctx context.Context, l *Line) error {
 	return watch(ctx, l, vigil{probes: []string{"\r"}, starts: TIAT{}.starts, ask: tiWho + "\r", told: tiDevice})
 }
 
-// tiDevice finds the whole answer to tiWho in what a board says, with the OK after it.
+// tiDevice finds the whole answer to tiWho in what a board says, with the OK
+// after it.
 func tiDevice(text string) (device [16]byte, ok bool) {
 	text = tiEvents.ReplaceAllString(text, "")
 	end := strings.LastIndexAny(text, "\r\n")
@@ -122,13 +126,15 @@ func (TIAT) answers(text string) bool { return tiSpeaks.MatchString(text) }
 
 func (d TIAT) recognises(text string) bool { return tiStarts.MatchString(text) || d.answers(text) }
 
-// leave asks for the serial number in a line of its own, after one that is never empty: see Auto.
+// leave asks for the serial number in a line of its own, after one that is
+// never empty: see Auto.
 func (TIAT) leave(ctx context.Context, l *Line, v vigil) error {
 	v.clear, v.ask, v.told = autoProbe+"\r", tiWho+"\r", tiDevice
 	return watch(ctx, l, v)
 }
 
-// settle brings the board to where it waits for a command, whatever was typed before.
+// settle brings the board to where it waits for a command, whatever was typed
+// before.
 func (d TIAT) settle(ctx context.Context, l *Line, _ bool) error {
 	if sure, err := d.quick(ctx, l); sure || err != nil {
 		return err
@@ -136,9 +142,10 @@ func (d TIAT) settle(ctx context.Context, l *Line, _ bool) error {
 	return d.restore(ctx, l)
 }
 
-// quick spares a board the silence that waited for it: one that has answered a carriage return with a line end and nothing else, or at+test
-// with OK, had nothing half typed and listens. at+test fits into what its UART holds, should a prompt still come. False
-// means that it takes more than this to be sure.
+// quick spares a board the silence that waited for it: one that has answered a
+// carriage return with a line end and nothing else, or at+test with OK, had
+// nothing half typed and listens. at+test fits into what its UART holds, should
+// a prompt still come. False means that it takes more than this to be sure.
 func (d TIAT) quick(ctx context.Context, l *Line) (bool, error) {
 	for end := time.Now().Add(tiReady); !tiQuick.Match(l.in); {
 		if !tiQuickly.Match(l.in) {
@@ -164,13 +171,15 @@ func (d TIAT) test(ctx context.Context, l *Line) error {
 	if err != nil {
 		return err
 	}
-	// A prompt that comes once has a line end; one before every command has none.
+	// A prompt that comes once has a line end; one before every command has
+	// none.
 	said = tiEvents.ReplaceAllString(said, "")
 	l.prompt = promptOf(said[strings.LastIndexAny(said, "\r\n")+1:])
 	return d.ping(ctx, l, tiAnswer)
 }
 
-// promptOf returns text that stands before a command on its line, if it can be a prompt.
+// promptOf returns text that stands before a command on its line, if it can be
+// a prompt.
 func promptOf(text string) string {
 	if strings.Trim(text, tiBlank) == "" || len(text) > tiPromptLen || strings.Contains(fold(text), "at+") {
 		return ""
@@ -188,8 +197,9 @@ func (d TIAT) ping(ctx context.Context, l *Line, limit time.Duration) error {
 	return hide(err)
 }
 
-// ready waits for the prompt of a board that has one before every command: until the last character of it is on the wire the
-// firmware does not listen, and more than its UART holds is lost.
+// ready waits for the prompt of a board that has one before every command:
+// until the last character of it is on the wire the firmware does not listen,
+// and more than its UART holds is lost.
 func (TIAT) ready(ctx context.Context, l *Line) error {
 	for end := time.Now().Add(tiReady); ; {
 		said := tiEvents.ReplaceAllString(string(l.in), "")
@@ -219,7 +229,8 @@ func (d TIAT) Read(ctx context.Context, l *Line) (Report, error) {
 	return d.read(ctx, l)
 }
 
-// restore ends whatever was typed or asked, and tests. A board that was reset may take its time to start.
+// restore ends whatever was typed or asked, and tests. A board that was reset
+// may take its time to start.
 func (d TIAT) restore(ctx context.Context, l *Line) error {
 	for try := 1; ; try++ {
 		// While it prints it does not listen.
@@ -260,7 +271,8 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		l.wrongSignature(answers, values)
 		return Report{}, err
 	}
-	// Nothing on this link has a checksum, and boards get swapped: the same answer once more.
+	// Nothing on this link has a checksum, and boards get swapped: the same
+	// answer once more.
 	again, err := d.udid(ctx, l)
 	if err != nil {
 		return Report{}, err
@@ -269,7 +281,8 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		l.wrongAgain(device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
-	// Whatever signed, it must not be the key that a command can make and take away.
+	// Whatever signed, it must not be the key that a command can make and take
+	// away.
 	if print := sha256.Sum256(spki); facts["key-1"] == hex.EncodeToString(print[:]) {
 		l.wrong(values[0].at, values[0].text, 0, "signature over the nonce", "a signature with the key in index 0")
 		return Report{}, fmt.Errorf("%w: it signs with the key in index 1 instead of 0; its firmware is not TI's, use another route", ErrNoProof)
@@ -328,8 +341,8 @@ func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
 	return udid, checkDevice(udid)
 }
 
-// facts asks for what is good to know. A board that refuses, or answers in a form that
-// nobody knows, is no worse for it.
+// facts asks for what is good to know. A board that refuses, or answers in a
+// form that nobody knows, is no worse for it.
 func (d TIAT) facts(ctx context.Context, l *Line, facts map[string]string) error {
 	for _, q := range []struct {
 		command string
@@ -375,8 +388,8 @@ func parseKey1(value string, facts map[string]string) {
 	}
 }
 
-// sign has a fresh nonce signed with key 0. Letters and digits stay letters and digits in base64, so nothing in
-// the command can be taken for a delimiter.
+// sign has a fresh nonce signed with key 0. Letters and digits stay letters and
+// digits in base64, so nothing in the command can be taken for a delimiter.
 func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	nonce := l.Nonce(tiNonceLen)
 	text := base64.StdEncoding.EncodeToString([]byte(nonce))
@@ -403,8 +416,8 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	return signed{message: []byte(nonce), r: r, s: s}, encoding, nil
 }
 
-// refusal is the board's answer to a command that it does not carry out. The text is
-// printable, and capped.
+// refusal is the board's answer to a command that it does not carry out. The
+// text is printable, and capped.
 type refusal struct{ text string }
 
 func (r *refusal) Error() string { return "the board refuses: " + r.text }
@@ -424,11 +437,12 @@ var (
 	errAnew    = fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
 )
 
-// ask sends a command and waits for OK or a refusal. With a reply it returns what follows
-// the reply's name, to the end of the line; the OK after it shows that the line was not
-// cut. Echo, prompts and events are skipped: they can stand anywhere but inside an answer.
-// A line that is none of these, with silence after it, is a refusal in the firmware's own
-// words. Errors: *refusal, ErrTimeout, ErrGarbled and those of Line.
+// ask sends a command and waits for OK or a refusal. With a reply it returns
+// what follows the reply's name, to the end of the line; the OK after it shows
+// that the line was not cut. Echo, prompts and events are skipped: they can
+// stand anywhere but inside an answer. A line that is none of these, with
+// silence after it, is a refusal in the firmware's own words. Errors: *refusal,
+// ErrTimeout, ErrGarbled and those of Line.
 func (d TIAT) ask(ctx context.Context, l *Line, command string, reply *regexp.Regexp, limit time.Duration) (string, error) {
 	value, prompted, err := d.dialogue(ctx, l, command, reply, limit)
 	var refused *refusal
@@ -440,7 +454,8 @@ func (d TIAT) ask(ctx context.Context, l *Line, command string, reply *regexp.Re
 	return value, err
 }
 
-// dialogue is ask up to the end of the answer, and tells whether a prompt came with it.
+// dialogue is ask up to the end of the answer, and tells whether a prompt came
+// with it.
 func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp.Regexp, limit time.Duration) (value string, prompted bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
@@ -464,7 +479,8 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 			l.wrong(at, raw, 0, "the network processor stopped", "an answer")
 			return "", false, errStopped
 		}
-		// After a cut echo an event stands on the same line. What it quotes, a network's name, is anybody's.
+		// After a cut echo an event stands on the same line. What it quotes, a
+		// network's name, is anybody's.
 		var event bool
 		if line, _, event = cutAt(line, tiEvent); event {
 			l.means(at+len(line), raw[len(line):], meaningEvent)

@@ -35,7 +35,8 @@ func mustRead(t *testing.T, d uart.Dialect, b *fixtures.Board) uart.Report {
 	return report
 }
 
-// Every build, with every form that device.md leaves open, gives the same identity, and the facts tell them apart.
+// Every build, with every form that device.md leaves open, gives the same
+// identity, and the facts tell them apart.
 func TestTIATBuilds(t *testing.T) {
 	for name, c := range map[string]struct {
 		board func(b *fixtures.Board)
@@ -71,7 +72,8 @@ func TestTIATBuilds(t *testing.T) {
 	}
 }
 
-// An event may come after any character of any echo, and before any answer, on every build.
+// An event may come after any character of any echo, and before any answer, on
+// every build.
 func TestTIATEventsAnywhere(t *testing.T) {
 	events := []string{
 		event, "+eventwlan:connect,OK,0xa:0x0:0x1:0x2:0x3:0x4", "+eventwlan:connect,+get:0x1,0x2",
@@ -100,7 +102,8 @@ func TestTIATEventsAnywhere(t *testing.T) {
 	}
 }
 
-// On build 1.1.1 the answer to sign_msg comes inside the prompt, at any place; so does a refusal.
+// On build 1.1.1 the answer to sign_msg comes inside the prompt, at any place;
+// so does a refusal.
 func TestTIATAnswerInPrompt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for cut := range len("Enter AT Command:") + 1 {
@@ -121,7 +124,8 @@ func TestTIATAnswerInPrompt(t *testing.T) {
 	})
 }
 
-// A board that starts anew in the middle of any answer is read again, whole, from the start.
+// A board that starts anew in the middle of any answer is read again, whole,
+// from the start.
 func TestTIATReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, build := range []string{fixtures.Build112, fixtures.Build111, fixtures.BuildTextMode} {
@@ -136,7 +140,8 @@ func TestTIATReset(t *testing.T) {
 	})
 }
 
-// Key 1 is never the identity: it is a fact, and a board that signs with it fails.
+// Key 1 is never the identity: it is a fact, and a board that signs with it
+// fails.
 func TestTIATKey1(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBoard()

@@ -15,14 +15,15 @@ import (
 
 var builds = []string{fixtures.Build112, fixtures.Build111, fixtures.BuildTextMode}
 
-// refusals are lines that end an answer in words that TI's firmware does not have.
+// refusals are lines that end an answer in words that TI's firmware does not
+// have.
 var refusals = []string{
 	"ERROR", "error", "Error:", "error: -4", "ERROR : PROCESS COMMAND , -12290", "ERROR -1", "+error", "+CME ERROR: 4", "ERR", "ERR!", "FAIL", "fail 7", "unknown command",
 	"command not exist,0", "not supported", "?", "nope", "Befehl unbekannt", "at+x: command not found", "\x15", "-1",
 }
 
-// Forms that identify no board do not change what is read, on every build, with the dialect
-// named and with auto, and a board that stays is still known.
+// Forms that identify no board do not change what is read, on every build, with
+// the dialect named and with auto, and a board that stays is still known.
 func TestTIATForms(t *testing.T) {
 	optional := []string{"version", "mac_addr", "public_key"}
 	cases := map[string]fixtures.Forms{
@@ -50,7 +51,8 @@ func TestTIATForms(t *testing.T) {
 	}
 }
 
-// formed reads a board whole, within a time after it was detected, and watches it for a while.
+// formed reads a board whole, within a time after it was detected, and watches
+// it for a while.
 func formed(t *testing.T, d uart.Dialect, b *fixtures.Board, limit time.Duration) {
 	l := plug(t, b)
 	if err := d.Detect(t.Context(), l); err != nil {
@@ -114,7 +116,8 @@ func TestTIATOptionalMuted(t *testing.T) {
 	}
 }
 
-// Lines that are no part of an answer do not end the wait for one that comes soon after.
+// Lines that are no part of an answer do not end the wait for one that comes
+// soon after.
 func TestTIATLogLines(t *testing.T) {
 	for _, line := range []string{"wlan: connected", "ERROR: wlan down", "fail", "[0] OK is not all", "+foo: bar"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -155,8 +158,8 @@ func TestTIATFacts(t *testing.T) {
 	}
 }
 
-// Another board in the place of one that was read is seen, in whatever form it tells its
-// serial number.
+// Another board in the place of one that was read is seen, in whatever form it
+// tells its serial number.
 func TestTIATGoneBySerial(t *testing.T) {
 	for _, forms := range []fixtures.Forms{{Hex: fixtures.HexUpper, Spaces: true, OK: "ok "}, {Names: fixtures.NamesTitle, LineEnd: "\r\n"}} {
 		synctest.Test(t, func(t *testing.T) {

@@ -255,7 +255,8 @@ func TestTIATDetectAndGone(t *testing.T) {
 	})
 }
 
-// A board that starts while the last one is waited for is another one, however quick the hands.
+// A board that starts while the last one is waited for is another one, however
+// quick the hands.
 func TestTIATGoneByBanner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
@@ -318,7 +319,8 @@ func TestTIATCancelled(t *testing.T) {
 	})
 }
 
-// After a leak the line stays deaf until the board is gone: the rest of the key must not be recorded.
+// After a leak the line stays deaf until the board is gone: the rest of the key
+// must not be recorded.
 func TestLeakStaysUnseen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBoard()

@@ -16,25 +16,32 @@ import (
 	"secretfree/station/board/certreq"
 )
 
-// TICSR is the dialect of TI's "CSR - Certificate Signing Request" example. After a reset the board prints its serial number, asks for
-// the parts of a subject, and prints a request signed with key 0. The organizational unit carries a fresh nonce, so the request's
-// signature proves possession. No certificate is pasted: the board is left at the question for a file name.
+// TICSR is the dialect of TI's "CSR - Certificate Signing Request" example.
+// After a reset the board prints its serial number, asks for the parts of a
+// subject, and prints a request signed with key 0. The organizational unit
+// carries a fresh nonce, so the request's signature proves possession. No
+// certificate is pasted: the board is left at the question for a file name.
 //
-// The words are decoration: csrPrompt knows a question by its subject and by its unterminated end. An unknown question gets its default. Three
-// things must hold: the serial number line, the request's signature over the nonce, the key.
+// The words are decoration: csrPrompt knows a question by its subject and by
+// its unterminated end. An unknown question gets its default. Three things must
+// hold: the serial number line, the request's signature over the nonce, the
+// key.
 //
-// The serial number is printed once for each reset: a board that is met later is ErrNeedsReset. The second reading is the run of its digits in
-// the text that follows an Enter at the common name, or else the common name in the request; fact second-reading says which (default
-// or request). Digits of another serial number there fail. TI's code may cut the name short, and other firmware may not repeat the number
-// at all: then fact serial-readings is 1.
+// The serial number is printed once for each reset: a board that is met later
+// is ErrNeedsReset. The second reading is the run of its digits in the text
+// that follows an Enter at the common name, or else the common name in the
+// request; fact second-reading says which (default or request). Digits of
+// another serial number there fail. TI's code may cut the name short, and other
+// firmware may not repeat the number at all: then fact serial-readings is 1.
 type TICSR struct{}
 
 // Name implements Dialect.
 func (TICSR) Name() string { return "ti-csr" }
 
 const (
-	// csrProbe is a letter and no line end: it makes a board that waits for an answer echo. An empty answer to
-	// the first question would end the firmware for good; a letter before the number is only asked again.
+	// csrProbe is a letter and no line end: it makes a board that waits for an
+	// answer echo. An empty answer to the first question would end the firmware
+	// for good; a letter before the number is only asked again.
 	csrProbe = "x"
 	csrLook  = tiPing
 	csrEcho  = 20 * time.Millisecond   // of what the UART held; a USB adapter may sit on it for 16 ms
@@ -57,7 +64,8 @@ var (
 	csrChip  = regexp.MustCompile(`(?i)\b(CHIP|NWP)\W*\b([0-9a-fx.]{1,24})[ \t]*(?:[\r\n]|$)`)
 )
 
-// csrAnswers are the answers to the questions. An unknown question gets an empty one, which takes the default.
+// csrAnswers are the answers to the questions. An unknown question gets an
+// empty one, which takes the default.
 var csrAnswers = map[string]string{
 	csrValidity: "3650", csrCA: "0", csrCountry: "US", csrState: "none", csrLocality: "none", csrSurname: "none",
 	csrOrganization: "none", csrUnit: csrFresh, csrCommonName: "", csrEmail: "none",
@@ -73,8 +81,8 @@ var (
 	errDead        = fmt.Errorf("%w: the network processor of the board stopped; reset the board", ErrGarbled)
 )
 
-// Detect implements Dialect. A board that starts is waited for; one that is past its start is
-// ErrNeedsReset.
+// Detect implements Dialect. A board that starts is waited for; one that is
+// past its start is ErrNeedsReset.
 func (d TICSR) Detect(ctx context.Context, l *Line) error {
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
 		heard, err := l.Heard(ctx, aboutOne(csrLook))
@@ -116,8 +124,9 @@ func saysMore(heard string) bool {
 	return false
 }
 
-// awaitSerial waits until the serial number has come, and leaves it on the line. ErrNeedsReset: there is a board,
-// but it will not come; ErrGarbled: what there is makes no sense.
+// awaitSerial waits until the serial number has come, and leaves it on the
+// line. ErrNeedsReset: there is a board, but it will not come; ErrGarbled: what
+// there is makes no sense.
 func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 	end := time.Now().Add(4 * csrStart)
 	for {
@@ -167,7 +176,8 @@ func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 	}
 }
 
-// Read implements Dialect. Only a board that restarts can be read a second time.
+// Read implements Dialect. Only a board that restarts can be read a second
+// time.
 func (d TICSR) Read(ctx context.Context, l *Line) (Report, error) {
 	report, err := d.read(ctx, l)
 	if errors.Is(err, errRestarted) {
@@ -374,8 +384,9 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 	}
 }
 
-// restart returns the place of a serial number line in text that is as sure as the one that was read, or -1. Before the first question it
-// counts only if it tells something new.
+// restart returns the place of a serial number line in text that is as sure as
+// the one that was read, or -1. Before the first question it counts only if it
+// tells something new.
 func (r *csrReading) restart(text string) int {
 	if !strings.ContainsAny(text, "\r\n") {
 		return -1
@@ -388,7 +399,8 @@ func (r *csrReading) restart(text string) int {
 	return -1
 }
 
-// whyGivenUp tells a board that cannot make a request from one that needs a reset.
+// whyGivenUp tells a board that cannot make a request from one that needs a
+// reset.
 func (r *csrReading) whyGivenUp(text string, err error) error {
 	if errors.Is(err, errAborted) && (r.last == csrEmail || csrNoKey.MatchString(text)) {
 		return fmt.Errorf("%w: the board cannot make a request with key 0. Update the service pack of its network processor; "+
@@ -429,8 +441,9 @@ func csrBanner(text string) bool {
 	return tiModule.MatchString(text) || csrTitle.MatchString(text)
 }
 
-// askedAgain waits, after the first question, for the echo of what was typed before: that may have been taken for an answer, and the question comes
-// again. The echo shows it at once.
+// askedAgain waits, after the first question, for the echo of what was typed
+// before: that may have been taken for an answer, and the question comes again.
+// The echo shows it at once.
 func (r *csrReading) askedAgain(ctx context.Context, t csrTurn) (bool, error) {
 	more, err := r.line.Gather(ctx, csrEcho, tiFlush)
 	if err == nil && strings.ContainsAny(t.rest+more, "\r\n") {
@@ -443,7 +456,8 @@ func (r *csrReading) askedAgain(ctx context.Context, t csrTurn) (bool, error) {
 	return asked >= probably, nil
 }
 
-// answer answers a question. The first answer is never an empty one: that may end the firmware.
+// answer answers a question. The first answer is never an empty one: that may
+// end the firmware.
 func (r *csrReading) answer(ctx context.Context, subject string) error {
 	begins := len(r.asked) == 0
 	r.asked[subject]++
@@ -489,7 +503,8 @@ func (p *pemRequest) der() ([]byte, error) {
 	return der, nil
 }
 
-// finish believes nothing: the request must be for this board, over this nonce, by the key that it holds.
+// finish believes nothing: the request must be for this board, over this nonce,
+// by the key that it holds.
 func (r *csrReading) finish(p *pemRequest) (Report, error) {
 	der, err := p.der()
 	if err != nil {
@@ -547,7 +562,8 @@ func (r *csrReading) fresh(unit string) bool {
 	return unit == r.nonce
 }
 
-// confirm compares the common name of the request with the serial number, and notes where that was read a second time.
+// confirm compares the common name of the request with the serial number, and
+// notes where that was read a second time.
 func (r *csrReading) confirm(name string) error {
 	form, other := nameForm(r.device, name)
 	if r.named != "" && name == r.named {
@@ -571,12 +587,15 @@ func (r *csrReading) confirm(name string) error {
 	return nil
 }
 
-// Gone implements Dialect. The board does not end its dialogue by itself, so a letter without a line end shows whether it
-// still echoes; one that has fallen silent is waited for until another one starts or the port is lost.
+// Gone implements Dialect. The board does not end its dialogue by itself, so a
+// letter without a line end shows whether it still echoes; one that has fallen
+// silent is waited for until another one starts or the port is lost.
 //
-// This firmware tells its serial number at its start and never again, so a board that was read cannot be asked who it is. That
-// another one is in its place is known from its start, or from an echo that is missing for csrGone; a board without a pause in its
-// power that is put there between two looks, up to watchSlow apart, is not seen. Such a board has told its serial number
+// This firmware tells its serial number at its start and never again, so a
+// board that was read cannot be asked who it is. That another one is in its
+// place is known from its start, or from an echo that is missing for csrGone; a
+// board without a pause in its power that is put there between two looks, up to
+// watchSlow apart, is not seen. Such a board has told its serial number
 // elsewhere: it needs a reset before it can be read, and its start is seen.
 func (d TICSR) Gone(ctx context.Context, l *Line) error {
 	return d.leave(ctx, l, vigil{probes: []string{csrProbe}, starts: TICSR{}.starts})

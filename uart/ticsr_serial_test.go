@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Whatever single digit of a serial number is another one, the digits run together are other text, and so is every form
-// that the second reading takes.
+// Whatever single digit of a serial number is another one, the digits run
+// together are other text, and so is every form that the second reading takes.
 func TestJoinedDigits(t *testing.T) {
 	const digits = "0123456789abcdef"
 	for range 400 {

@@ -208,7 +208,8 @@ func TestTICSREventsAnywhere(t *testing.T) {
 	})
 }
 
-// A board whose start nobody heard is told from an empty slot, and is read once it is reset.
+// A board whose start nobody heard is told from an empty slot, and is read once
+// it is reset.
 func TestTICSRMetLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
@@ -255,8 +256,8 @@ func TestTICSRMetLate(t *testing.T) {
 	})
 }
 
-// An empty slot stays empty; a board that comes is read, whatever was typed at it while it started; one that is taken
-// away is gone.
+// An empty slot stays empty; a board that comes is read, whatever was typed at
+// it while it started; one that is taken away is gone.
 func TestTICSRDetectAndGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
@@ -328,7 +329,8 @@ func swallow(c net.Conn) (stop func()) {
 	}
 }
 
-// A firmware that fell silent is not taken for an empty slot, and the next board is read whole.
+// A firmware that fell silent is not taken for an empty slot, and the next
+// board is read whole.
 func TestTICSRSilentBoardStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
@@ -374,7 +376,8 @@ func TestTICSRSilentBoardStays(t *testing.T) {
 	})
 }
 
-// After a board that leaked its key the line is usable again, whether that board was seen to go or fell silent.
+// After a board that leaked its key the line is usable again, whether that
+// board was seen to go or fell silent.
 func TestTICSRAfterALeak(t *testing.T) {
 	for _, dialect := range []string{"ti-csr", "auto"} {
 		for _, silent := range []bool{false, true} {
@@ -429,7 +432,8 @@ func TestTICSRAfterALeak(t *testing.T) {
 	}
 }
 
-// More of a key after a long silence is not taken for another board's words: only a start is.
+// More of a key after a long silence is not taken for another board's words:
+// only a start is.
 func TestTICSRLeakGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()

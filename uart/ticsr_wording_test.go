@@ -70,7 +70,8 @@ const (
 	csrNWPDead    = "\r\n[ERROR] - FATAL ERROR: Abort NWP event detected: AbortType=1, AbortData=0x5b883\r\n"
 )
 
-// A good board passes with the same identity, whatever its words are, and the facts say where the serial number was read again.
+// A good board passes with the same identity, whatever its words are, and the
+// facts say where the serial number was read again.
 func TestTICSRWordings(t *testing.T) {
 	for name, c := range map[string]struct {
 		words    string
@@ -170,7 +171,8 @@ func TestTICSRGivesUp(t *testing.T) {
 	}
 }
 
-// A serial number of another board, in whatever words it is repeated, is no reading.
+// A serial number of another board, in whatever words it is repeated, is no
+// reading.
 func TestTICSROtherSerialInAnyWords(t *testing.T) {
 	for _, shown := range []string{"you are {id}", "uuid={joined}", "{ID}", "0x{joined}!", "it is {bytes} then", "default ({0x})", "the name\r\n{id}"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -199,7 +201,8 @@ func TestTICSROtherSerialInAnyWords(t *testing.T) {
 	}
 }
 
-// The simulated board prints TI's stock words byte for byte, as the recording of them has them.
+// The simulated board prints TI's stock words byte for byte, as the recording
+// of them has them.
 func TestStockWords(t *testing.T) {
 	read := func(name string) (said string) {
 		text, err := os.ReadFile(name)

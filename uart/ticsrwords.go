@@ -8,8 +8,10 @@ import (
 	"strings"
 )
 
-// This file recognises what the CSR example prints, whatever its words are. Its functions are pure. The identity is strict: the 16 bytes of
-// the serial number line, and their digits where the firmware repeats them. All other words are decoration.
+// This file recognises what the CSR example prints, whatever its words are. Its
+// functions are pure. The identity is strict: the 16 bytes of the serial number
+// line, and their digits where the firmware repeats them. All other words are
+// decoration.
 
 // Subjects of questions. An unknown question has no subject.
 const (
@@ -26,7 +28,8 @@ const (
 	csrCertificate  = "certificate" // the request to paste one: the dialogue is over
 )
 
-// csrSubjects are the words that name a subject, the most specific subject first.
+// csrSubjects are the words that name a subject, the most specific subject
+// first.
 var csrSubjects = []struct {
 	subject string
 	words   *regexp.Regexp
@@ -49,13 +52,15 @@ var (
 	// csrTypical begins the questions of TI's builds.
 	csrTypical = regexp.MustCompile(`(?i)^\W*(?:enter|is)\b`)
 	csrShown   = regexp.MustCompile(`(?i)^\W*(?:default|using)\b`)
-	// Events come anywhere, in the middle of a prompt as well, and end their line.
+	// Events come anywhere, in the middle of a prompt as well, and end their
+	// line.
 	csrEvent     = regexp.MustCompile(`(?i)\[[a-z_]{2,16} (?:event|error|warning|info)\][^\r\n]*[\r\n]+`)
 	csrOpenEvent = regexp.MustCompile(`(?i)\[[a-z_]{2,16} (?:event|error|warning|info)\][^\r\n]*$`)
 	csrLate      = regexp.MustCompile(`(?i)-(?:enter|is) |error: invalid |netutilcmd error|creating csr|certificate file name`)
 )
 
-// csrSubject names what a question asks for. Words in brackets count only if there are no others: they are examples and defaults.
+// csrSubject names what a question asks for. Words in brackets count only if
+// there are no others: they are examples and defaults.
 func csrSubject(question string) string {
 	question = strings.ReplaceAll(question, "_", " ")
 	plain := csrBrackets.ReplaceAllString(question, " ")
@@ -72,7 +77,8 @@ func csrSubject(question string) string {
 	return ""
 }
 
-// certainty tells how long a reader waits before it takes a text for a question.
+// certainty tells how long a reader waits before it takes a text for a
+// question.
 type certainty int
 
 const (
@@ -82,8 +88,10 @@ const (
 	surely               // no wait
 )
 
-// csrPrompt tells whether text ends in a question, and names its subject. rest is what follows the question on its line: the echo of
-// something that was typed before. Only the first question may have one (stale), or a question in TI's form.
+// csrPrompt tells whether text ends in a question, and names its subject. rest
+// is what follows the question on its line: the echo of something that was
+// typed before. Only the first question may have one (stale), or a question in
+// TI's form.
 func csrPrompt(text string, stale bool) (subject, rest string, c certainty) {
 	if csrOpenEvent.MatchString(text) {
 		return "", "", noQuestion
@@ -175,7 +183,8 @@ func hasLetter(text string) bool {
 	return strings.ContainsFunc(text, func(r rune) bool { return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' })
 }
 
-// withoutEvents removes events, and returns a function that finds a place of the result in text.
+// withoutEvents removes events, and returns a function that finds a place of
+// the result in text.
 func withoutEvents(text string) (clean string, origin func(int) int) {
 	if strings.IndexByte(text, '[') < 0 {
 		return text, func(i int) int { return i }
@@ -199,8 +208,8 @@ func withoutEvents(text string) (clean string, origin func(int) int) {
 	}
 }
 
-// The words before a serial number, the surest first. A line of the first kind is the serial number or an error; what the others name
-// may be another number.
+// The words before a serial number, the surest first. A line of the first kind
+// is the serial number or an error; what the others name may be another number.
 var csrLabels = []*regexp.Regexp{
 	regexp.MustCompile(`(?i)\bunique\W*(?:(?:device|chip|board)\W*)?id(?:entifi(?:er|cation))?\b|\bU\W?D\W?ID\b`),
 	regexp.MustCompile(`(?i)\bdevice\W*id(?:entifi(?:er|cation))?\b`),
@@ -244,7 +253,8 @@ func serialLines(text string) (found []serialLine) {
 	return found
 }
 
-// serialValue splits a line that names a serial number, and begins it at least; kind is negative if it does not.
+// serialValue splits a line that names a serial number, and begins it at least;
+// kind is negative if it does not.
 func serialValue(line string) (kind, start int, value string) {
 	if len(line) < 6 || !strings.ContainsAny(line, "0123456789abcdefABCDEF") || strings.Trim(line, " \t=*-") == "" || !strings.ContainsAny(line, " \t:=,") {
 		return -1, 0, ""
@@ -286,8 +296,10 @@ func startsOf(text string) []int {
 	return found
 }
 
-// parseSerial reads exactly 16 bytes: groups of an even number of hex digits, with or without something between them, in any case, each
-// with 0x before it or not. A single digit is a byte only as 0x and the digit: elsewhere it may have lost the other one.
+// parseSerial reads exactly 16 bytes: groups of an even number of hex digits,
+// with or without something between them, in any case, each with 0x before it
+// or not. A single digit is a byte only as 0x and the digit: elsewhere it may
+// have lost the other one.
 func parseSerial(value string) (device [16]byte, ok bool) {
 	value = strings.Trim(value, " \t\"'.,;)]}>")
 	groups := csrApart.Split(value, -1)
@@ -309,8 +321,9 @@ func parseSerial(value string) (device [16]byte, ok bool) {
 	return device, err == nil
 }
 
-// chooseSerial returns the line of the serial number among the lines of a start. whole says that no other line will come: only then a
-// line of a less sure kind counts. No line yet is nil and no error.
+// chooseSerial returns the line of the serial number among the lines of a
+// start. whole says that no other line will come: only then a line of a less
+// sure kind counts. No line yet is nil and no error.
 func chooseSerial(lines []serialLine, whole bool) (*serialLine, error) {
 	wrong := fmt.Errorf("reading the serial number: %w: not 16 bytes; reset the board", ErrGarbled)
 	for kind := range csrLabels {
@@ -339,7 +352,8 @@ func chooseSerial(lines []serialLine, whole bool) (*serialLine, error) {
 	return nil, nil
 }
 
-// joinedDigits is what the CSR example prints as the default for the common name.
+// joinedDigits is what the CSR example prints as the default for the common
+// name.
 func joinedDigits(device [16]byte) string {
 	text := ""
 	for _, b := range device {
@@ -355,7 +369,8 @@ const (
 	formShort  = "cut-short" // as TI's code takes it for a name: up to the first byte of one digit
 )
 
-// digitRun is a run of hex digits in words. apart is false if nothing but separators is between the run before and this one.
+// digitRun is a run of hex digits in words. apart is false if nothing but
+// separators is between the run before and this one.
 type digitRun struct {
 	digits string
 	apart  bool
@@ -398,8 +413,9 @@ func isHex(c byte) bool   { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' 
 // Digits that can be a serial number: 16 bytes of one or two.
 const minSerial, maxSerial = 16, 32
 
-// repeats looks in words for the digits of a serial number. form is how they repeat it, empty if they do not. other says that digits
-// are there which belong to another serial number.
+// repeats looks in words for the digits of a serial number. form is how they
+// repeat it, empty if they do not. other says that digits are there which
+// belong to another serial number.
 func repeats(device [16]byte, words string) (form string, other bool) {
 	runs := digitRuns(words)
 	forms := map[string]string{joinedDigits(device): formJoined, hex.EncodeToString(device[:]): formPadded}
@@ -435,8 +451,9 @@ func repeats(device [16]byte, words string) (form string, other bool) {
 	return form, false
 }
 
-// lettersAround tells whether a run may be the serial number itself, with the end of a word before it that is hex digits too. It is no
-// reading, and no other serial number.
+// lettersAround tells whether a run may be the serial number itself, with the
+// end of a word before it that is hex digits too. It is no reading, and no
+// other serial number.
 func lettersAround(run digitRun, forms map[string]string) bool {
 	if !run.glued {
 		return false
@@ -449,8 +466,9 @@ func lettersAround(run digitRun, forms map[string]string) bool {
 	return false
 }
 
-// nameForm names the form in which a common name of a request repeats the serial number, as repeats does, or formShort.
-// A name of TI's short form that is not this one's belongs to another serial number.
+// nameForm names the form in which a common name of a request repeats the
+// serial number, as repeats does, or formShort. A name of TI's short form that
+// is not this one's belongs to another serial number.
 func nameForm(device [16]byte, name string) (form string, other bool) {
 	name = strings.ToLower(name)
 	if form, other = repeats(device, name); form == "" && name == shortName(device) {
@@ -471,7 +489,8 @@ func shortName(device [16]byte) string {
 	return name
 }
 
-// isShortName tells whether a name is one that TI's code cuts short: pairs of digits that do not begin with 0, and one digit.
+// isShortName tells whether a name is one that TI's code cuts short: pairs of
+// digits that do not begin with 0, and one digit.
 func isShortName(name string) bool {
 	if len(name)%2 == 0 || len(name) >= maxSerial {
 		return false
@@ -484,7 +503,8 @@ func isShortName(name string) bool {
 	return true
 }
 
-// Marker lines of a request. The words in them are decoration, and how many dashes there are.
+// Marker lines of a request. The words in them are decoration, and how many
+// dashes there are.
 var (
 	csrBegin = regexp.MustCompile(`(?i)-{2,}[ \t]*BEGIN\b([^-\r\n]{0,48})-{2,}`)
 	csrEnd   = regexp.MustCompile(`(?i)-{2,}[ \t]*END\b[^-\r\n]{0,48}(?:-{2,}|[\r\n])`)
@@ -512,7 +532,8 @@ func findPEM(text string) *pemRequest {
 	return nil
 }
 
-// What firmware prints when it has given up, and when its network processor has.
+// What firmware prints when it has given up, and when its network processor
+// has.
 var (
 	csrAbort = regexp.MustCompile(`(?i)\bstrtok\b|\berror\b[^\r\n]{0,64}\bat line\b|\bin function\b|\b(?:no|not) token\b`)
 	csrDead  = regexp.MustCompile(`(?i)\bfatal\W+error|\babort(?:ed|ing)?\W+(?:nwp|event)|\bnwp\b[^\r\n]{0,32}\babort|\babort\W?(?:type|data)\b|\bdevice_abort\b`)

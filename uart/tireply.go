@@ -9,11 +9,12 @@ import (
 	"strings"
 )
 
-// The lines of the AT example. Case and blanks carry no meaning: TI's guide and TI's code
-// differ in both, and so does the firmware of product teams. The bytes of the serial
-// number and the text of a signature are strict.
+// The lines of the AT example. Case and blanks carry no meaning: TI's guide and
+// TI's code differ in both, and so does the firmware of product teams. The
+// bytes of the serial number and the text of a signature are strict.
 var (
-	// Where a reply begins. The echo of a command has = where a reply has the colon.
+	// Where a reply begins. The echo of a command has = where a reply has the
+	// colon.
 	tiGet        = regexp.MustCompile(`(?i)\+[ \t]*get[ \t]*:`)
 	tiNetCfgGet  = regexp.MustCompile(`(?i)\+[ \t]*netcfgget[ \t]*:`)
 	tiNetUtilGet = regexp.MustCompile(`(?i)\+[ \t]*netutilget[ \t]*:`)
@@ -24,7 +25,8 @@ var (
 	// The title of the banner, in the words of any version.
 	tiStarts = regexp.MustCompile(`(?i)\bAT[ _-]?Commands? (?:Example Ver|[^\r\n]{0,24}\bver(?:sion)?[:.= \t]*v?[0-9])`)
 
-	// The documented errors. A prompt, whole or cut, can stand before one on the same line.
+	// The documented errors. A prompt, whole or cut, can stand before one on
+	// the same line.
 	tiError = regexp.MustCompile(`(?i)ERROR[ \t]*:[ \t]*((?:command not exist|number of parameters|parse parameters|process command|allocate)` +
 		`[ \t]*,[ \t]*-?[0-9]{1,6}|length smaller than payload)[ \t]*$`)
 	tiErrorAt = regexp.MustCompile(`(?i)ERROR[ \t]*:`)
@@ -59,8 +61,8 @@ func cutAt(line string, pattern *regexp.Regexp) (before, after string, found boo
 	return line[:at[0]], line[at[1]:], true
 }
 
-// endsAnswer tells whether a line is OK. On builds with a prompt before every command,
-// OK can come in the middle of the prompt.
+// endsAnswer tells whether a line is OK. On builds with a prompt before every
+// command, OK can come in the middle of the prompt.
 func endsAnswer(line, prompt string) bool {
 	line = strings.TrimRight(line, tiBlank+".!")
 	if len(line) < 2 || !strings.EqualFold(line[len(line)-2:], "OK") {
@@ -71,8 +73,9 @@ func endsAnswer(line, prompt string) bool {
 		!strings.ContainsFunc(before, func(r rune) bool { return r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r > '~' })
 }
 
-// echoes tells whether a line is the echo of a command, or a piece of it that an event
-// or the prompt has cut. whole says that all of the command has been echoed.
+// echoes tells whether a line is the echo of a command, or a piece of it that
+// an event or the prompt has cut. whole says that all of the command has been
+// echoed.
 func echoes(line, command, prompt string) (echo, whole bool) {
 	line, command = fold(line), fold(command)
 	if strings.HasSuffix(line, command) {
@@ -89,7 +92,8 @@ func isPrompt(line, prompt string) bool {
 	return strings.Contains(fold(tiPrompt), fold(line)) || strings.Contains(fold(prompt), fold(line))
 }
 
-// parseUDID reads the value of a serial number: 16 bytes in hex, the whole line.
+// parseUDID reads the value of a serial number: 16 bytes in hex, the whole
+// line.
 func parseUDID(value string) (udid [16]byte, ok bool) {
 	fields := strings.Split(value, ",")
 	if len(fields) != len(udid) {
@@ -108,8 +112,8 @@ func parseUDID(value string) (udid [16]byte, ok bool) {
 	return udid, true
 }
 
-// parseVersion reads the value of the versions. The first fields are documented; what
-// some builds add or leave out is in "version-raw".
+// parseVersion reads the value of the versions. The first fields are
+// documented; what some builds add or leave out is in "version-raw".
 func parseVersion(value string, facts map[string]string) {
 	names := []string{"chip", "mac-version", "phy-version", "nwp-version", "rom-version"}
 	fields := strings.Split(value, ",")
@@ -134,7 +138,8 @@ func parseVersion(value string, facts map[string]string) {
 	}
 }
 
-// parseMAC reads a MAC address: six bytes, padded or not, with any separator or none.
+// parseMAC reads a MAC address: six bytes, padded or not, with any separator or
+// none.
 func parseMAC(value string, facts map[string]string) {
 	var mac []byte
 	for _, field := range tiMACSep.Split(strings.Trim(value, tiBlank), -1) {
@@ -174,8 +179,8 @@ func printable(text string, length int) string {
 	return strings.TrimRight(text[:min(len(text), length)], tiBlank)
 }
 
-// parseBase64 reads format 1, a length and base64. The number is the length of the text,
-// not of what it stands for.
+// parseBase64 reads format 1, a length and base64. The number is the length of
+// the text, not of what it stands for.
 func parseBase64(value string) ([]byte, error) {
 	m := tiBase64.FindStringSubmatch(tiBlanks.Replace(value))
 	if m == nil {

@@ -20,9 +20,10 @@ import (
 //	0.001204 < "at+test\r\n\rOK\n\r"
 //	0.250000 ! "line lost"
 //
-// The header has one "key: value" a line, "transcript: 1" first, the others in the order of
-// HeaderKeys; unknown keys are errors. After an empty line comes one line per chunk: seconds since the start
-// with six digits, a direction, the bytes in double quotes, in which \r \n \t \" \\ and \xNN stand for what is
+// The header has one "key: value" a line, "transcript: 1" first, the others in
+// the order of HeaderKeys; unknown keys are errors. After an empty line comes
+// one line per chunk: seconds since the start with six digits, a direction, the
+// bytes in double quotes, in which \r \n \t \" \\ and \xNN stand for what is
 // not printable ASCII. What parses encodes to the same bytes.
 type Transcript struct {
 	Header map[string]string // without "transcript"
@@ -52,8 +53,9 @@ const (
 	Noted    = noted
 )
 
-// headerKeys, in their order. expect is "passed", or "failed" and a
-// reason word; given is what the verdict rested on besides the dialogue, in the words of package station.
+// headerKeys, in their order. expect is "passed", or "failed" and a reason
+// word; given is what the verdict rested on besides the dialogue, in the words
+// of package station.
 var headerKeys = []string{"dialect", "expect", "given", "device", "slot", "recorded", "note"}
 
 // HeaderKeys returns the keys that a header may have, in their order.
@@ -132,8 +134,9 @@ func (t *Transcript) Line(n int) int {
 	return around + len(t.Header) + n
 }
 
-// ParseTranscript reads what Encode writes. Errors name the line. Text whose lines end in CR LF is refused: it is not what was
-// written, and a copy of it would be other bytes.
+// ParseTranscript reads what Encode writes. Errors name the line. Text whose
+// lines end in CR LF is refused: it is not what was written, and a copy of it
+// would be other bytes.
 func ParseTranscript(text []byte) (*Transcript, error) {
 	if len(text) > MaxTranscript {
 		return nil, fmt.Errorf("%w: more than %d bytes", ErrTranscript, MaxTranscript)
@@ -237,8 +240,8 @@ func parseChunk(line string) (Chunk, error) {
 	return c, nil
 }
 
-// Transcript returns what passed since the last Mark. If the board leaked a private key, the bytes are
-// left out and only their number is told.
+// Transcript returns what passed since the last Mark. If the board leaked a
+// private key, the bytes are left out and only their number is told.
 func (l *Line) Transcript() *Transcript {
 	return &Transcript{Header: map[string]string{}, Chunks: slices.Clone(l.tape.chunks)}
 }
@@ -285,7 +288,8 @@ func (t *tape) begin(in []byte) {
 	}
 }
 
-// cut drops what came before the present look, and returns the number of bytes received that remain.
+// cut drops what came before the present look, and returns the number of bytes
+// received that remain.
 func (t *tape) cut() (n int) {
 	if t.look > 0 && !t.blank {
 		kept := slices.Clone(t.chunks[t.look:])
@@ -315,8 +319,9 @@ func (t *tape) note(what string) {
 	}
 }
 
-// redact forgets the dialogue, what came before as well: a key may have begun before it was recognised. What
-// stays is the shortest dialogue with the same verdict.
+// redact forgets the dialogue, what came before as well: a key may have begun
+// before it was recognised. What stays is the shortest dialogue with the same
+// verdict.
 func (t *tape) redact() {
 	var kept []Chunk
 	left := 0

@@ -1,8 +1,9 @@
-// Package uart reads a board's identity over its serial port. It wraps the serial library, speaks the
-// dialects that boards speak, and records what passed. What it returns is decoded, not believed: the
-// caller checks it.
+// Package uart reads a board's identity over its serial port. It wraps the
+// serial library, speaks the dialects that boards speak, and records what
+// passed. What it returns is decoded, not believed: the caller checks it.
 //
-// With a good board no time is waited out but this; all in Detect, before the board is read, but csrEcho and where Read is named:
+// With a good board no time is waited out but this; all in Detect, before the
+// board is read, but csrEcho and where Read is named:
 //
 //   - autoLook, 500 ms, or 250 to 750 ms since looks are made together: dialect auto, for each dialect that is tried before the board's own. The
 //     one that was met last is tried first.
@@ -19,9 +20,11 @@
 //   - autoQuiet, 60 ms: dialect auto, after the echo of a probe that has no line end, before one is sent: an Enter alone
 //     ends the firmware of the CSR example. An echo with nothing before it is spared it.
 //
-// To add a dialect: write one file with a type that implements Dialect, its tests beside it, and add
-// one line to dialects. If it has the methods of finder as well, auto finds it. A proof whose signature covers something else than
-// those there are needs a method of its own, here in Proof and in board.ProofMethod, which says how to check it.
+// To add a dialect: write one file with a type that implements Dialect, its
+// tests beside it, and add one line to dialects. If it has the methods of
+// finder as well, auto finds it. A proof whose signature covers something else
+// than those there are needs a method of its own, here in Proof and in
+// board.ProofMethod, which says how to check it.
 package uart
 
 import (
@@ -33,35 +36,40 @@ import (
 	"time"
 )
 
-// Conn is a way to a board: an open serial port, or an end of a net.Pipe. One goroutine reads and
-// writes; SetReadDeadline and Close may be called from another one and end a pending Read, and Close a pending Write too.
+// Conn is a way to a board: an open serial port, or an end of a net.Pipe. One
+// goroutine reads and writes; SetReadDeadline and Close may be called from
+// another one and end a pending Read, and Close a pending Write too.
 type Conn interface {
-	// Read returns at least one byte or an error: os.ErrDeadlineExceeded after the deadline,
-	// otherwise the connection is of no more use.
+	// Read returns at least one byte or an error: os.ErrDeadlineExceeded after
+	// the deadline, otherwise the connection is of no more use.
 	Read(p []byte) (int, error)
 	Write(p []byte) (int, error)
 	SetReadDeadline(t time.Time) error
 	Close() error
 }
 
-// Dialect is one way to talk to a board. It keeps nothing of a board when it is gone, and one value may serve
-// many ports at once; but see Auto. All three methods return ErrUnplugged when the port is lost, ErrPrivateKey when
-// the board prints private key material, and the context's cause when it ends.
+// Dialect is one way to talk to a board. It keeps nothing of a board when it is
+// gone, and one value may serve many ports at once; but see Auto. All three
+// methods return ErrUnplugged when the port is lost, ErrPrivateKey when the
+// board prints private key material, and the context's cause when it ends.
 type Dialect interface {
 	Name() string
-	// Detect blocks until a board shows itself. Something that talks and is not recognised is an *UnknownError, 10 s after its first byte
-	// at the latest; one that must start anew before it can be read is ErrNeedsReset, and
-	// one that was taken out while it started ErrRemoved.
+	// Detect blocks until a board shows itself. Something that talks and is not
+	// recognised is an *UnknownError, 10 s after its first byte at the latest;
+	// one that must start anew before it can be read is ErrNeedsReset, and one
+	// that was taken out while it started ErrRemoved.
 	Detect(ctx context.Context, l *Line) error
-	// Read has the dialogue with a board that was just detected. It bounds its own time, and tries
-	// a second time, from the start, where that can help. Besides the above: ErrTimeout,
-	// ErrGarbled, ErrNoProof.
+	// Read has the dialogue with a board that was just detected. It bounds its
+	// own time, and tries a second time, from the start, where that can help.
+	// Besides the above: ErrTimeout, ErrGarbled, ErrNoProof.
 	Read(ctx context.Context, l *Line) (Report, error)
-	// Gone blocks until the board does not answer any more or another one has started.
+	// Gone blocks until the board does not answer any more or another one has
+	// started.
 	Gone(ctx context.Context, l *Line) error
 }
 
-// dialects are the ways to talk to a board that there are, in the order in which auto tries them.
+// dialects are the ways to talk to a board that there are, in the order in
+// which auto tries them.
 func dialects() []Dialect {
 	return []Dialect{
 		TIAT{},
@@ -70,8 +78,9 @@ func dialects() []Dialect {
 	}
 }
 
-// DialectByName returns a dialect for one slot: the value for auto has a memory. Besides the names in
-// DialectNames it takes what Auto.Name returns. The error lists the names there are.
+// DialectByName returns a dialect for one slot: the value for auto has a
+// memory. Besides the names in DialectNames it takes what Auto.Name returns.
+// The error lists the names there are.
 func DialectByName(name string) (Dialect, error) {
 	known := dialects()
 	auto, last, remembers := strings.Cut(name, "/")
@@ -114,11 +123,13 @@ func checkDevice(udid [16]byte) error {
 	return nil
 }
 
-// Proof is the evidence that the board owns the key: it signed nonces that this side chose.
+// Proof is the evidence that the board owns the key: it signed nonces that this
+// side chose.
 type Proof struct {
-	// Method: "sign-msg": each signature covers one nonce. "csr": the one nonce is the organizational unit of
-	// the request, the one signature a copy of the request's own. "report": the one signature covers
-	// "secretfree 1 ", the nonce, a space and the device id in hex.
+	// Method: "sign-msg": each signature covers one nonce. "csr": the one nonce
+	// is the organizational unit of the request, the one signature a copy of
+	// the request's own. "report": the one signature covers "secretfree 1 ",
+	// the nonce, a space and the device id in hex.
 	Method     string
 	Hash       string // "sha1" or "sha256"
 	Nonces     [][]byte
@@ -132,17 +143,19 @@ var (
 	ErrBusy       = errors.New("another program holds the port")
 	ErrPermission = errors.New("no permission to open the port")
 	ErrNotAPort   = errors.New("this is not a serial port")
-	// ErrNoLines: the settings of the port need modem lines, and its driver has none.
+	// ErrNoLines: the settings of the port need modem lines, and its driver has
+	// none.
 	ErrNoLines = errors.New("the port has no modem lines")
-	// ErrDead, always with ErrAbsent: the port has a name, and no device answers
-	// behind it (EIO, ENODEV, ENXIO).
+	// ErrDead, always with ErrAbsent: the port has a name, and no device
+	// answers behind it (EIO, ENODEV, ENXIO).
 	ErrDead = errors.New("no device answers at the port")
 	// ErrUnplugged: the port was lost while it was open, and not by our Close.
 	ErrUnplugged = errors.New("the port was unplugged")
-	// ErrRemoved: what was connected was taken out before it was recognised. The
-	// port is still of use.
+	// ErrRemoved: what was connected was taken out before it was recognised.
+	// The port is still of use.
 	ErrRemoved = errors.New("the board was taken out while it started")
-	// ErrStuck: the port is there and takes no bytes. It is of no more use before it is opened again.
+	// ErrStuck: the port is there and takes no bytes. It is of no more use
+	// before it is opened again.
 	ErrStuck = errors.New("the port takes nothing that is sent to it")
 )
 
@@ -150,11 +163,13 @@ var (
 var (
 	ErrTimeout = errors.New("the board did not answer in time")
 	ErrGarbled = errors.New("the answer makes no sense")
-	// ErrFirmware is an ErrGarbled that a second reading does not mend: its firmware or its network processor needs a repair or an update.
+	// ErrFirmware is an ErrGarbled that a second reading does not mend: its
+	// firmware or its network processor needs a repair or an update.
 	ErrFirmware = fmt.Errorf("%w, and will not before its firmware is updated", ErrGarbled)
 	// ErrNeedsReset: it cannot be read before it starts anew.
 	ErrNeedsReset = errors.New("the board printed its serial number before anyone listened; reset it")
 	ErrNoProof    = errors.New("the board did not prove that it owns its key")
-	// ErrPrivateKey: the board printed what looks like a private key. None of it is kept.
+	// ErrPrivateKey: the board printed what looks like a private key. None of
+	// it is kept.
 	ErrPrivateKey = errors.New("the board printed private key material")
 )

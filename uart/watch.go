@@ -13,15 +13,19 @@ type vigil struct {
 	// starts returns the places in a text of what only a fresh start prints;
 	// nil if the dialect knows none.
 	starts func(text string) []int
-	// patient: the firmware may fall silent for good with the board in its place. Only one that echoed before and does not
-	// any more is gone, and one that speaks after a silence is another one.
+	// patient: the firmware may fall silent for good with the board in its
+	// place. Only one that echoed before and does not any more is gone, and one
+	// that speaks after a silence is another one.
 	patient bool
-	// ask is a command that a board of the dialect answers with its serial number, with its line end, and told finds the whole
-	// answer in what it says; empty if it cannot be asked. clear comes first: it ends what the probes have typed.
+	// ask is a command that a board of the dialect answers with its serial
+	// number, with its line end, and told finds the whole answer in what it
+	// says; empty if it cannot be asked. clear comes first: it ends what the
+	// probes have typed.
 	ask, clear string
 	told       func(text string) (device [16]byte, ok bool)
 	gone       time.Duration // in place of watchGone, if not 0
-	// here tells, of something that was not recognised, that it is a board after all; nil if that is not asked.
+	// here tells, of something that was not recognised, that it is a board
+	// after all; nil if that is not asked.
 	here func(text string) bool
 }
 
@@ -30,9 +34,10 @@ const (
 	watchLook  = tiPing
 	watchSlow  = 5 * time.Second // between looks at a board that has been there for long
 	watchQuick = 300             // looks before that: what is typed may fill the firmware's line
-	// watchGone is the silence after which a board is gone, with a look in each watchEcho of it. A board that is busy for a moment, or
-	// whose echo a glitch ate, is still there. Whether it is that board, and not one that was running when it was put there, only its
-	// serial number tells.
+	// watchGone is the silence after which a board is gone, with a look in each
+	// watchEcho of it. A board that is busy for a moment, or whose echo a
+	// glitch ate, is still there. Whether it is that board, and not one that
+	// was running when it was put there, only its serial number tells.
 	watchGone  = 2400 * time.Millisecond
 	watchAsk   = 5 * time.Second // a board that was read is asked for its serial number so often, and when a look at it was missed
 	watchAsks  = 3               // times in a row without an answer, after which nobody can say that it is still there
@@ -40,8 +45,10 @@ const (
 	watchTail  = 256             // what is kept of a look: the beginning of a start, and a line with a serial number
 )
 
-// watch blocks until the board on l is gone, or another one has started or is in its place. What one that has started has printed
-// stays on the line, for its Detect; otherwise nothing stays. Only a board that was read is asked who it is.
+// watch blocks until the board on l is gone, or another one has started or is
+// in its place. What one that has started has printed stays on the line, for
+// its Detect; otherwise nothing stays. Only a board that was read is asked who
+// it is.
 func watch(ctx context.Context, l *Line, v vigil) error {
 	echoed, silence := false, time.Duration(0)
 	missed, unsure, known := true, 0, time.Now() // it may have been swapped while its record was written down
@@ -89,7 +96,8 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 			return v.follow(ctx, l)
 		}
 		echoed, silence = true, 0
-		// A board with a prompt before every command does not listen before that is out.
+		// A board with a prompt before every command does not listen before
+		// that is out.
 		pause := watchLook - watchEcho
 		if _, err := l.Gather(ctx, pause, tiFlush+pause); err != nil {
 			return err
@@ -123,8 +131,8 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 	}
 }
 
-// identify asks the board for its serial number. Nothing is consumed: it may be another one that starts. Not told is no answer, or the
-// start of a board.
+// identify asks the board for its serial number. Nothing is consumed: it may be
+// another one that starts. Not told is no answer, or the start of a board.
 func (v vigil) identify(ctx context.Context, l *Line) (device [16]byte, told bool, err error) {
 	before := len(l.in)
 	if v.clear != "" {
@@ -153,7 +161,8 @@ func (v vigil) identify(ctx context.Context, l *Line) (device [16]byte, told boo
 	}
 }
 
-// started tells whether a board has started: what it printed from there on is on the line, after a leak as well.
+// started tells whether a board has started: what it printed from there on is
+// on the line, after a leak as well.
 func (v vigil) started(l *Line) (bool, error) {
 	if v.here != nil && v.here(string(l.in)) {
 		return true, nil
@@ -182,8 +191,8 @@ func (v vigil) start(text string) int {
 	return slices.Min(at)
 }
 
-// tiModule is a line in the banner of all of TI's examples, and of firmware that
-// was made from them.
+// tiModule is a line in the banner of all of TI's examples, and of firmware
+// that was made from them.
 var tiModule = regexp.MustCompile(`(?i)\bCHIP[ \t]*:[ \t]*0x[0-9a-f]{8}\b`)
 
 // placesOf returns where a pattern matches.
@@ -194,8 +203,8 @@ func placesOf(pattern *regexp.Regexp, text string) (at []int) {
 	return at
 }
 
-// follow ends a watch when something speaks after a silence. After a leak its start is waited for: what comes before that
-// may be more of the key.
+// follow ends a watch when something speaks after a silence. After a leak its
+// start is waited for: what comes before that may be more of the key.
 func (v vigil) follow(ctx context.Context, l *Line) error {
 	for end := time.Now().Add(watchStart); l.tainted; {
 		if started, err := v.started(l); started || err != nil {

@@ -29,9 +29,11 @@ const (
 // maxText caps what is shown of an error of AWS, in bytes.
 const maxText = 300
 
-// Load is what all clients of AWS are made with. An empty region means the SDK's usual places. Credentials come from
-// those too, and are looked for again when they are missing, have expired, or were refused in an answer; a
-// client must also take Signer for its signer. It makes no call, so that an outage does not keep an issuer from starting.
+// Load is what all clients of AWS are made with. An empty region means the
+// SDK's usual places. Credentials come from those too, and are looked for again
+// when they are missing, have expired, or were refused in an answer; a client
+// must also take Signer for its signer. It makes no call, so that an outage
+// does not keep an issuer from starting.
 func Load(ctx context.Context, region string) (aws.Config, *aws.CredentialsCache, error) {
 	load := func(ctx context.Context) (aws.Config, error) {
 		loaded, err := config.LoadDefaultConfig(ctx,
@@ -53,7 +55,8 @@ func Load(ctx context.Context, region string) (aws.Config, *aws.CredentialsCache
 	if loaded.Region == "" {
 		return aws.Config{}, nil, errors.New("no AWS region: set it in the configuration, or in AWS_REGION")
 	}
-	// The SDK by itself reads a credentials file once, and settles at the start where credentials come from.
+	// The SDK by itself reads a credentials file once, and settles at the start
+	// where credentials come from.
 	credentials := aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
 		loaded, err := load(ctx)
 		if err != nil {
@@ -75,15 +78,17 @@ func Load(ctx context.Context, region string) (aws.Config, *aws.CredentialsCache
 	return loaded, credentials, nil
 }
 
-// Signer signs requests. The SDK's own keeps what it derives from a secret under the name of the access key, and would go
-// on with a secret that was wrong.
+// Signer signs requests. The SDK's own keeps what it derives from a secret
+// under the name of the access key, and would go on with a secret that was
+// wrong.
 type Signer struct{}
 
 func (Signer) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, hash, service, region string, at time.Time, options ...func(*v4.SignerOptions)) error {
 	return v4.NewSigner().SignHTTP(ctx, c, r, hash, service, region, at, options...)
 }
 
-// refusedCredentials reports whether AWS answered that it does not take the credentials, and not only that they do not permit it.
+// refusedCredentials reports whether AWS answered that it does not take the
+// credentials, and not only that they do not permit it.
 func refusedCredentials(err error) bool {
 	return slices.Contains([]string{
 		"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired",
@@ -101,7 +106,8 @@ func Code(err error) string {
 	return ""
 }
 
-// callError is an error of a call to AWS in a text that may be shown: one line, not long, and no header of the request.
+// callError is an error of a call to AWS in a text that may be shown: one line,
+// not long, and no header of the request.
 type callError struct {
 	doing, text string
 	err         error
@@ -116,7 +122,8 @@ func Fault(doing string, err error) error {
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		text = api.ErrorCode()
 		if !strings.Contains(text, "Signature") {
-			// The message of a signature error quotes the request's headers, the session token among them.
+			// The message of a signature error quotes the request's headers,
+			// the session token among them.
 			text += ": " + api.ErrorMessage()
 		}
 	}

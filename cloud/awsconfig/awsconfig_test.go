@@ -15,7 +15,8 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// An issuer whose credentials were wrong, or were not there, goes on as soon as they are right.
+// An issuer whose credentials were wrong, or were not there, goes on as soon as
+// they are right.
 func TestAWSCredentialsCorrected(t *testing.T) {
 	for _, code := range []string{"none", "UnrecognizedClientException", "ExpiredTokenException", "InvalidSignatureException"} {
 		t.Run(code, func(t *testing.T) {

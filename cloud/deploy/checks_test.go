@@ -119,8 +119,8 @@ func granted(resources map[string]any) []statement {
 	return out
 }
 
-// iotWithoutResources are the actions for which AWS takes no resource but *: see the table of actions of AWS IoT in the
-// service authorization reference.
+// iotWithoutResources are the actions for which AWS takes no resource but *:
+// see the table of actions of AWS IoT in the service authorization reference.
 func iotWithoutResources() []string {
 	return []string{"iot:AttachThingPrincipal", "iot:CreateCertificateFromCsr", "iot:DescribeEndpoint", "iot:ListCertificates", "iot:RegisterCertificate", "iot:RegisterCertificateWithoutCA"}
 }
@@ -130,7 +130,8 @@ func iotOfTheIssuer() []string {
 	return slices.DeleteFunc(iotWithoutResources(), func(action string) bool { return action == "iot:ListCertificates" })
 }
 
-// exceptions are the resources with a wildcard, by policy and statement, and why there is no narrower one.
+// exceptions are the resources with a wildcard, by policy and statement, and
+// why there is no narrower one.
 func exceptions() map[string][]string {
 	const iot = "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}:"
 	any, cert, thing := []string{"*"}, []string{iot + "cert/*"}, []string{iot + "thing/*"}
@@ -147,7 +148,8 @@ func exceptions() map[string][]string {
 		"OperatorPolicy/IotCertificatesOfThisAccount":   cert,
 		"SweepPolicy/IotCertificatesOfThisAccount":      cert,
 		"ProvisioningRole/IotCertificatesOfThisAccount": cert,
-		// a thing has the name of its device, which begins with nothing in particular
+		// a thing has the name of its device, which begins with nothing in
+		// particular
 		"IssuerPolicy/IotThingsOfThisAccount":     thing,
 		"ProvisioningRole/IotThingsOfThisAccount": thing,
 		"IssuerPolicy/IotGroupOfTheProduct":       thing,
@@ -270,7 +272,8 @@ func roles(resources map[string]any) []string {
 	return p
 }
 
-// authorizer: it is asked for every request on the paths where it sees one, and there are no other doors.
+// authorizer: it is asked for every request on the paths where it sees one, and
+// there are no other doors.
 func authorizer(resources map[string]any) []string {
 	var p problems
 	body := at(resources["Api"], "Properties", "Body")

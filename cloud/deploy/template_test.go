@@ -1,5 +1,6 @@
-// Package deploy holds the template of the cloud's part, and these tests of it. The template is turned into plain
-// CloudFormation first, by the code that AWS runs, and what is asserted is asserted of the result.
+// Package deploy holds the template of the cloud's part, and these tests of it.
+// The template is turned into plain CloudFormation first, by the code that AWS
+// runs, and what is asserted is asserted of the result.
 package deploy
 
 import (
@@ -16,7 +17,8 @@ import (
 
 const templateFile = "template.yaml"
 
-// python is an interpreter that has the packages, with the test skipped where there is none.
+// python is an interpreter that has the packages, with the test skipped where
+// there is none.
 func python(t *testing.T, packages string) string {
 	t.Helper()
 	path := os.Getenv("SECRETFREE_PYTHON")
@@ -89,7 +91,8 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// Each check passes on the template, and finds what it is there for in one that is spoiled.
+// Each check passes on the template, and finds what it is there for in one that
+// is spoiled.
 func TestTemplate(t *testing.T) {
 	text := read(t, templateFile)
 	all, spoils := checks(), spoils()
@@ -186,8 +189,8 @@ func spoils() []spoil {
 	}
 }
 
-// The provisioning template is what IoT Core takes, and makes a thing with the name of the device and nothing that the
-// stack has not.
+// The provisioning template is what IoT Core takes, and makes a thing with the
+// name of the device and nothing that the stack has not.
 func TestProvisioningTemplate(t *testing.T) {
 	type ref struct{ Ref string }
 	var got struct {

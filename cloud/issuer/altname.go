@@ -27,8 +27,8 @@ func (p Policy) alternativeName(device board.DeviceID) string {
 	return strings.ReplaceAll(p.AlternativeName, devicePlace, device.String())
 }
 
-// checkAlternativeName reports a setting that is no URN and no name of a host, or
-// that would give all devices one name.
+// checkAlternativeName reports a setting that is no URN and no name of a host,
+// or that would give all devices one name.
 func (p Policy) checkAlternativeName() error {
 	if p.AlternativeName == "" {
 		return nil

@@ -11,10 +11,13 @@ import (
 	"secretfree/station/board"
 )
 
-// BenchmarkFirstIssue sets the first certificate of a fresh device, from the bytes of its request on and without HTTP, against the least that must be done for
-// it: parse the request, check its signature, open the envelope, and sign. What is on top is the decision, among it the
-// signatures of the factory's proof, and the check of what the CA returned, with its chain. The registry and the
-// claims are in memory. The ratio is our time over the other: 1 is the best.
+// BenchmarkFirstIssue sets the first certificate of a fresh device, from the
+// bytes of its request on and without HTTP, against the least that must be done
+// for it: parse the request, check its signature, open the envelope, and sign.
+// What is on top is the decision, among it the signatures of the factory's
+// proof, and the check of what the CA returned, with its chain. The registry
+// and the claims are in memory. The ratio is our time over the other: 1 is the
+// best.
 func BenchmarkFirstIssue(b *testing.B) {
 	w := issuertest.NewEnv(b, catest.Local(b))
 	ca := catest.Local(b)

@@ -12,7 +12,8 @@ import (
 	"secretfree/station/board"
 )
 
-// CertificateCheck compares the certificates of one CA with their claims. Any number of callers may use it at once.
+// CertificateCheck compares the certificates of one CA with their claims. Any
+// number of callers may use it at once.
 type CertificateCheck struct {
 	profile Profile
 	trust   *trust
@@ -23,7 +24,8 @@ func NewCertificateCheck(profile Profile) *CertificateCheck {
 	return &CertificateCheck{profile: profile, trust: newTrust(profile.Roots)}
 }
 
-// Check compares a certificate with its claim, field by field, and verifies its chain up to a root of the profile.
+// Check compares a certificate with its claim, field by field, and verifies its
+// chain up to a root of the profile.
 func (k *CertificateCheck) Check(c Certificate, claim Claim, now time.Time) error {
 	leaf, err := x509.ParseCertificate(c.Leaf)
 	if err != nil {
@@ -64,7 +66,8 @@ func (k *CertificateCheck) Check(c Certificate, claim Claim, now time.Time) erro
 	return k.trust.verify(leaf, c.Chain, now)
 }
 
-// foreignName is the subject that AWS IoT Core gives where it takes none from a request.
+// foreignName is the subject that AWS IoT Core gives where it takes none from a
+// request.
 const foreignName = "AWS IoT Certificate"
 
 func verifyForeign(leaf *x509.Certificate, claim Claim, now time.Time) error {
@@ -77,8 +80,8 @@ func verifyForeign(leaf *x509.Certificate, claim Claim, now time.Time) error {
 	return nil
 }
 
-// attribute is one AttributeTypeAndValue of a distinguished name. The value stays raw, because decoders fold the string
-// types into one.
+// attribute is one AttributeTypeAndValue of a distinguished name. The value
+// stays raw, because decoders fold the string types into one.
 type attribute struct {
 	Type  asn1.ObjectIdentifier
 	Value asn1.RawValue
@@ -86,7 +89,8 @@ type attribute struct {
 
 type relativeNameSET []attribute // the suffix tells encoding/asn1 that it is a SET OF
 
-// sameSubject compares two distinguished names, but not the string types of their values: CAs choose these.
+// sameSubject compares two distinguished names, but not the string types of
+// their values: CAs choose these.
 func sameSubject(a, b []byte) bool {
 	var x, y []relativeNameSET
 	if rest, err := asn1.Unmarshal(a, &x); err != nil || len(rest) > 0 {

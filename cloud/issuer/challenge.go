@@ -13,12 +13,13 @@ import (
 	"secretfree/station/board"
 )
 
-// A challenge is text of challengeLength characters of a PrintableString, so that it fits into any field of a subject (64 in
-// X.520):
+// A challenge is text of challengeLength characters of a PrintableString, so
+// that it fits into any field of a subject (64 in X.520):
 //
 //	"sfc1." base32( until when, 4 bytes of Unix seconds | 8 random bytes | 16 bytes of HMAC-SHA-256 )
 //
-// The HMAC is over what stands before it, and the SKU. Nobody has to remember a challenge to know it again.
+// The HMAC is over what stands before it, and the SKU. Nobody has to remember a
+// challenge to know it again.
 const (
 	challengePrefix = "sfc1."
 	challengeBody   = 12
@@ -33,16 +34,17 @@ var challengeText = base32.StdEncoding.WithPadding(base32.NoPadding)
 // DefaultChallengeLife is how long a device has to answer.
 const DefaultChallengeLife = 5 * time.Minute
 
-// Challenges makes challenges, and knows its own again. It may be used at once, and by any number of issuers that share its
-// key. Challenges keeps nothing; that each opens one epoch at the most is seen to by the claims.
+// Challenges makes challenges, and knows its own again. It may be used at once,
+// and by any number of issuers that share its key. Challenges keeps nothing;
+// that each opens one epoch at the most is seen to by the claims.
 type Challenges struct {
 	sku  string
 	key  []byte
 	life time.Duration
 }
 
-// NewChallenges takes a secret key of 32 bytes. It protects no certificate by itself: whoever knows it can only have a
-// device answer ahead of time.
+// NewChallenges takes a secret key of 32 bytes. It protects no certificate by
+// itself: whoever knows it can only have a device answer ahead of time.
 func NewChallenges(sku string, key []byte, life time.Duration) (*Challenges, error) {
 	if err := board.CheckName(sku); err != nil {
 		return nil, fmt.Errorf("challenges: the SKU: %w", err)

@@ -17,8 +17,9 @@ import (
 	"secretfree/station/board"
 )
 
-// Claim is the intent to issue one certificate, written down before anything is signed. It fixes all that a CA could
-// choose, so that signing twice gives the same certificate.
+// Claim is the intent to issue one certificate, written down before anything is
+// signed. It fixes all that a CA could choose, so that signing twice gives the
+// same certificate.
 type Claim struct {
 	Device      board.DeviceID
 	Fingerprint board.Fingerprint
@@ -43,7 +44,8 @@ func (c Claim) Subject() pkix.Name {
 	return name
 }
 
-// Serial is the serial number of a certificate: 128 random bits. As text it is 32 lower-case hex digits.
+// Serial is the serial number of a certificate: 128 random bits. As text it is
+// 32 lower-case hex digits.
 type Serial [16]byte
 
 func (s Serial) String() string { return hex.EncodeToString(s[:]) }
@@ -75,15 +77,18 @@ func newClaim(a Approved, epoch int, ca string, now time.Time) (Claim, error) {
 	return c, nil
 }
 
-// ID names what may be issued once: this device with this key in this generation and epoch.
+// ID names what may be issued once: this device with this key in this
+// generation and epoch.
 func (c Claim) ID() string { return c.Device.String() + "/" + c.SortKey() }
 
-// sortKey puts the claims of a device in the order of their generations and epochs.
+// sortKey puts the claims of a device in the order of their generations and
+// epochs.
 func (c Claim) SortKey() string {
 	return fmt.Sprintf("%06d-%06d-%s", c.Generation, c.Epoch, c.Fingerprint)
 }
 
-// Covers reports whether c is a claim for a, and a was approved. Every CA asks before it signs.
+// Covers reports whether c is a claim for a, and a was approved. Every CA asks
+// before it signs.
 func (c Claim) Covers(a Approved) error {
 	if err := a.check(); err != nil {
 		return err
@@ -144,7 +149,8 @@ func (i Issuance) Equal(o Issuance) bool {
 // IssuanceState is how far an issuance has come.
 type IssuanceState string
 
-// The states. A retry goes on from Claimed and Signed. From Revoking it only goes on to Revoked.
+// The states. A retry goes on from Claimed and Signed. From Revoking it only
+// goes on to Revoked.
 const (
 	Claimed  IssuanceState = "claimed"  // nothing is known to be signed
 	Signed   IssuanceState = "signed"   // the certificate is here, and may be on its way to where devices connect
@@ -153,25 +159,31 @@ const (
 	Revoked  IssuanceState = "revoked"
 )
 
-// Claims is the memory of what was issued. Any number of callers, in any number of processes, may use it at
-// once. After an error nothing is known; the caller may try again, and will meet what was stored.
+// Claims is the memory of what was issued. Any number of callers, in any number
+// of processes, may use it at once. After an error nothing is known; the caller
+// may try again, and will meet what was stored.
 type Claims interface {
-	// Issuances returns all of a device in ascending order of generation and epoch, read consistently.
+	// Issuances returns all of a device in ascending order of generation and
+	// epoch, read consistently.
 	Issuances(ctx context.Context, device board.DeviceID) ([]Issuance, error)
-	// Create stores an issuance of version 1 if there is none with the ID of its claim, and returns what is stored: this
-	// one, or the one that was there first. What it returns is durable.
+	// Create stores an issuance of version 1 if there is none with the ID of
+	// its claim, and returns what is stored: this one, or the one that was
+	// there first. What it returns is durable.
 	Create(ctx context.Context, issuance Issuance) (Issuance, error)
-	// Replace stores the next version of an issuance if the stored one is of the version before, and returns what is
-	// stored: this one, or what another caller made of it. What it returns is durable. ErrNoClaim: there is none.
+	// Replace stores the next version of an issuance if the stored one is of
+	// the version before, and returns what is stored: this one, or what another
+	// caller made of it. What it returns is durable. ErrNoClaim: there is none.
 	Replace(ctx context.Context, next Issuance) (Issuance, error)
 	// Serial finds the issuance whose claim has a serial, or ErrNoClaim.
 	Serial(ctx context.Context, serial Serial) (Issuance, error)
-	// All gives every issuance once. What is written meanwhile may be missing. After one that cannot be read (ErrBadClaim) it goes
-	// on; any other error is the last.
+	// All gives every issuance once. What is written meanwhile may be missing.
+	// After one that cannot be read (ErrBadClaim) it goes on; any other error
+	// is the last.
 	All(ctx context.Context) iter.Seq2[Issuance, error]
 }
 
-// What a store of claims says when what it holds cannot be used. Trying again does not help.
+// What a store of claims says when what it holds cannot be used. Trying again
+// does not help.
 var (
 	ErrBadClaim = errors.New("a stored claim cannot be read")
 	ErrNoClaim  = errors.New("there is no such claim")
@@ -214,8 +226,8 @@ func (i Issuance) Check() error {
 // maxChain caps how many certificates a stored chain may have.
 const MaxChain = 8
 
-// ParseCertificate reads the PEM that LeafPEM and ChainPEM write. It does not parse what is in the blocks:
-// CertificateCheck does.
+// ParseCertificate reads the PEM that LeafPEM and ChainPEM write. It does not
+// parse what is in the blocks: CertificateCheck does.
 func ParseCertificate(leaf, chain []byte) (Certificate, error) {
 	var c Certificate
 	for rest := leaf; len(rest) > 0; {

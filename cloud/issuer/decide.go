@@ -1,8 +1,10 @@
-// Package issuer deviceLocks a certificate signing request from a customer's home and the factory's record of that board into
-// a certificate: parse, look up, Decide, claim, sign, check, register, finish, answer.
+// Package issuer deviceLocks a certificate signing request from a customer's
+// home and the factory's record of that board into a certificate: parse, look
+// up, Decide, claim, sign, check, register, finish, answer.
 //
-// Start reading at Decide, then Approved.plan (what a device gets that has had one before), then Issuer.Issue. HTTP, EST
-// and Lambda are shells around them. Issuer.Sweep settles what broke off.
+// Start reading at Decide, then Approved.plan (what a device gets that has had
+// one before), then Issuer.Issue. HTTP, EST and Lambda are shells around them.
+// Issuer.Sweep settles what broke off.
 package issuer
 
 import (
@@ -18,17 +20,19 @@ import (
 	"secretfree/station/board/certreq"
 )
 
-// DefaultValidity is how long a certificate is valid where the policy does not say. It is long, because stock firmware
-// makes plain requests only, and cannot renew without an operator.
+// DefaultValidity is how long a certificate is valid where the policy does not
+// say. It is long, because stock firmware makes plain requests only, and cannot
+// renew without an operator.
 const DefaultValidity = 10 * 365 * 24 * time.Hour
 
 const maxValidity = 50 * 365 * 24 * time.Hour
 
-// DefaultOverlap is how long a former certificate stays valid beside the one that
-// renewed it, where the policy does not say.
+// DefaultOverlap is how long a former certificate stays valid beside the one
+// that renewed it, where the policy does not say.
 const DefaultOverlap = 24 * time.Hour
 
-// backdate is how long before the decision a certificate begins, for devices whose clocks are slow.
+// backdate is how long before the decision a certificate begins, for devices
+// whose clocks are slow.
 const backdate = 5 * time.Minute
 
 // Policy is what one SKU allows.
@@ -37,30 +41,39 @@ type Policy struct {
 	Stations []board.Verifier // whose records are believed; none means that every request is refused
 	// Algorithms of keys that get certificates. None means P-256 alone.
 	Algorithms []board.Algorithm
-	// RefuseSHA1 refuses requests signed with ECDSA and SHA-1, which is all that stock firmware can do. Such
-	// a signature only shows possession of the key; no certificate is ever signed so.
+	// RefuseSHA1 refuses requests signed with ECDSA and SHA-1, which is all
+	// that stock firmware can do. Such a signature only shows possession of the
+	// key; no certificate is ever signed so.
 	RefuseSHA1 bool
-	// AllowNoProof lets records pass in which the board proved nothing at the factory.
+	// AllowNoProof lets records pass in which the board proved nothing at the
+	// factory.
 	AllowNoProof bool
 	Validity     time.Duration // 0 means DefaultValidity
-	// Renew is how long before its end a certificate may be renewed by a fresh request. 0 means a third of Validity.
+	// Renew is how long before its end a certificate may be renewed by a fresh
+	// request. 0 means a third of Validity.
 	Renew time.Duration
-	// Overlap is how long a certificate stays valid beside the one that renewed it: a device that fails half-way still has the former
-	// one. Then the former one is revoked. 0 means DefaultOverlap.
+	// Overlap is how long a certificate stays valid beside the one that renewed
+	// it: a device that fails half-way still has the former one. Then the
+	// former one is revoked. 0 means DefaultOverlap.
 	Overlap time.Duration
 	// Challenges are what makes a request fresh; nil if this issuer makes none.
 	Challenges *Challenges
-	// RequireFresh refuses every request that answers no challenge. Without it the first certificate of an epoch is free, for
-	// firmware that only makes a plain request; the same again as well; any further one needs a fresh request, or an operator.
+	// RequireFresh refuses every request that answers no challenge. Without it
+	// the first certificate of an epoch is free, for firmware that only makes a
+	// plain request; the same again as well; any further one needs a fresh
+	// request, or an operator.
 	RequireFresh bool
 	// MinGeneration refuses records of earlier generations; 0 means none.
 	MinGeneration int
 	// Holds keeps back whole lots.
 	Holds []LotHold
-	// Organization stands in each subject beside the common name, unless it is empty.
+	// Organization stands in each subject beside the common name, unless it is
+	// empty.
 	Organization string
-	// AlternativeName is what each certificate has as its one alternative name, with {device} for the device id: a URN, such as
-	// urn:dev:ops:widgiot-{device}, or the name of a host. Empty means none; of the request none is taken.
+	// AlternativeName is what each certificate has as its one alternative name,
+	// with {device} for the device id: a URN, such as
+	// urn:dev:ops:widgiot-{device}, or the name of a host. Empty means none; of
+	// the request none is taken.
 	AlternativeName string
 }
 
@@ -75,7 +88,8 @@ func (h LotHold) holds(r board.Record) bool {
 	return (h.Station == "" || h.Station == r.Origin()) && !r.ReadAt.Before(h.From) && (h.To.IsZero() || r.ReadAt.Before(h.To))
 }
 
-// Check reports a policy that could never let anything through, or lets through too much.
+// Check reports a policy that could never let anything through, or lets through
+// too much.
 func (p Policy) Check() error {
 	if err := board.CheckName(p.SKU); err != nil {
 		return fmt.Errorf("policy: the SKU: %w", err)
@@ -135,8 +149,9 @@ func (p Policy) renew() time.Duration {
 	return p.Renew
 }
 
-// Approved is what may be made into a certificate. Only Decide makes one that is not zero, and a CA refuses the
-// zero value; so nothing that was not decided on can be signed.
+// Approved is what may be made into a certificate. Only Decide makes one that
+// is not zero, and a CA refuses the zero value; so nothing that was not decided
+// on can be signed.
 type Approved struct {
 	device     board.DeviceID
 	key        board.Key
@@ -161,8 +176,9 @@ func (a Approved) Key() board.Key { return a.key }
 // Generation of the record.
 func (a Approved) Generation() int { return a.generation }
 
-// CSR is a fresh copy of the request in DER, for CAs that sign nothing else. Its signature was verified; of the rest
-// nothing but the key may get into a certificate.
+// CSR is a fresh copy of the request in DER, for CAs that sign nothing else.
+// Its signature was verified; of the rest nothing but the key may get into a
+// certificate.
 func (a Approved) CSR() []byte { return []byte(a.csr) }
 
 func (a Approved) check() error {
@@ -172,12 +188,13 @@ func (a Approved) check() error {
 	return nil
 }
 
-// Decide is the whole policy. It looks at the request, at what the registry holds under the claimed
-// device (nil if nothing), at the policy and at the clock, and at nothing else. The error wraps the
-// Refusal of the first rule that does not hold.
+// Decide is the whole policy. It looks at the request, at what the registry
+// holds under the claimed device (nil if nothing), at the policy and at the
+// clock, and at nothing else. The error wraps the Refusal of the first rule
+// that does not hold.
 //
-// An unknown device and a wrong key are told apart before any costly check of the record, so that
-// they take alike.
+// An unknown device and a wrong key are told apart before any costly check of
+// the record, so that they take alike.
 func Decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) (Approved, error) {
 	approved, trail := decide(request, enrolment, policy, now, ruleTrace{})
 	return approved, trail.err
@@ -335,9 +352,10 @@ const (
 	oidBasicConstraints   = "2.5.29.19"
 )
 
-// onlyHarmlessNames lets the attributes pass that the boards' own firmware fills in. They are ignored: no
-// part of the subject is copied. Any other attribute, and any alternative name, is somebody's attempt at
-// another identity.
+// onlyHarmlessNames lets the attributes pass that the boards' own firmware
+// fills in. They are ignored: no part of the subject is copied. Any other
+// attribute, and any alternative name, is somebody's attempt at another
+// identity.
 func onlyHarmlessNames(request Request) error {
 	for _, a := range request.csr.Subject {
 		switch a.Type {
@@ -358,7 +376,8 @@ func onlyHarmlessNames(request Request) error {
 	return nil
 }
 
-// notForACA refuses a request that asks for more than a device gets. Other extensions are ignored.
+// notForACA refuses a request that asks for more than a device gets. Other
+// extensions are ignored.
 func notForACA(csr *certreq.Request) error {
 	for _, extension := range csr.Extensions {
 		if extension.ID != oidBasicConstraints {

@@ -604,7 +604,8 @@ func TestParseForms(t *testing.T) {
 	der := c.DER(t)
 	b64 := base64.StdEncoding.EncodeToString
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-	// What the CSR example of the boards' maker prints: a first row of 63 characters, line ends of every kind.
+	// What the CSR example of the boards' maker prints: a first row of 63
+	// characters, line ends of every kind.
 	whole := b64(der)
 	odd := "-----BEGIN CERTIFICATE REQUEST-----\r\n\r" + whole[:63] + "\r\n"
 	for row := range slices.Chunk([]byte(whole[63:]), 64) {
@@ -671,7 +672,8 @@ func FuzzParseRequest(f *testing.F) {
 	})
 }
 
-// Whatever is done to a request or to a record, only this board's key is approved, under this board's id.
+// Whatever is done to a request or to a record, only this board's key is
+// approved, under this board's id.
 func FuzzDecide(f *testing.F) {
 	st, boards := issuertest.Fuzzed(f)
 	b := boards[0]

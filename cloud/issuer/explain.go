@@ -14,16 +14,16 @@ type Verdict struct {
 	Detail  string  `json:"detail,omitempty"`
 }
 
-// explainDevice tells the decision rule by rule without a request: what is known of
-// the device, and whether a request of its own would get a certificate as far as
-// that goes. Rules about the request are "not asked".
+// explainDevice tells the decision rule by rule without a request: what is
+// known of the device, and whether a request of its own would get a certificate
+// as far as that goes. Rules about the request are "not asked".
 func explainDevice(device board.DeviceID, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
 	_, t := decide(Request{}, enrolment, policy, now, ruleTrace{about: &device})
 	return t.verdicts(), t.err
 }
 
-// ruleTrace notes the rules that decide goes through. After the first one that does not hold, the others are
-// named and not run.
+// ruleTrace notes the rules that decide goes through. After the first one that
+// does not hold, the others are named and not run.
 type ruleTrace struct {
 	rules  []Refusal
 	failed int // index of the refusal in rules, if err is not nil

@@ -46,7 +46,8 @@ func (c *Challenges) Again(text string) string {
 	return challengePrefix + challengeText.EncodeToString(append(slices.Clone(body), c.mac(body)...))
 }
 
-// Explain is Decide told rule by rule, in its order. The error is that of Decide.
+// Explain is Decide told rule by rule, in its order. The error is that of
+// Decide.
 func Explain(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) ([]Verdict, error) {
 	_, t := decide(request, enrolment, policy, now, ruleTrace{})
 	return t.verdicts(), t.err

@@ -15,7 +15,8 @@ import (
 	"secretfree/cloud/issuer/server"
 )
 
-// corpus are the hostile requests as seeds: the values of their headers device-csr, what comes beside, and all that may be a body.
+// corpus are the hostile requests as seeds: the values of their headers
+// device-csr, what comes beside, and all that may be a body.
 func corpus(f *testing.F) (headers []string, beside [][2]string, bodies [][]byte) {
 	f.Helper()
 	for _, h := range hostileFiles(f) {
@@ -46,7 +47,8 @@ func mustBeMalformed(t *testing.T, err error) {
 	}
 }
 
-// There is one header for a text, and what parses is the same request in the plainest form.
+// There is one header for a text, and what parses is the same request in the
+// plainest form.
 func FuzzParseHeader(f *testing.F) {
 	headers, _, _ := corpus(f)
 	for _, value := range headers {
@@ -91,7 +93,8 @@ func FuzzWithSignature(f *testing.F) {
 	})
 }
 
-// A text that is taken for a challenge, be it expired, is byte for byte what encodes its content under the key.
+// A text that is taken for a challenge, be it expired, is byte for byte what
+// encodes its content under the key.
 func FuzzChallenge(f *testing.F) {
 	c, err := issuer.NewChallenges(issuertest.SKU, []byte(strings.Repeat("k", 32)), issuer.DefaultChallengeLife)
 	if err != nil {
@@ -113,7 +116,8 @@ func FuzzChallenge(f *testing.F) {
 	})
 }
 
-// However a request is spread over headers and body, it is one request, or malformed by name.
+// However a request is spread over headers and body, it is one request, or
+// malformed by name.
 func FuzzRequestFrom(f *testing.F) {
 	for _, h := range hostileFiles(f) {
 		header := h.httpHeader()

@@ -298,7 +298,8 @@ func flawsOfForm() []flaw {
 	}
 }
 
-// newSimulatedHeader is the request of another board under the name of this one.
+// newSimulatedHeader is the request of another board under the name of this
+// one.
 func newSimulatedHeader(m *making) string {
 	c := issuertest.NewBoard(m.t).CSR()
 	c.Subject = m.csr.Subject

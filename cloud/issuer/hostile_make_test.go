@@ -36,7 +36,8 @@ var update = flag.Bool("update", false, "write the hostile corpus anew")
 // corpusClock is that of every file.
 var corpusClock = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 
-// making is a file of the corpus before it is written: a scene, and how it is sent.
+// making is a file of the corpus before it is written: a scene, and how it is
+// sent.
 type making struct {
 	*scene
 	path   string
@@ -144,7 +145,8 @@ func (m *making) spki(spki []byte) {
 	m.content(func(c *content) { c.Key = asn1.RawValue{FullBytes: spki} })
 }
 
-// onCurve is the SubjectPublicKeyInfo of a point of a curve, both as they are encoded.
+// onCurve is the SubjectPublicKeyInfo of a point of a curve, both as they are
+// encoded.
 func (m *making) onCurve(curve asn1.ObjectIdentifier, point []byte) []byte {
 	return issuertest.MustASN1(m.t, struct {
 		Algorithm struct{ ID, Curve asn1.ObjectIdentifier }
@@ -201,7 +203,8 @@ func san(value ...byte) []issuertest.Extension {
 	return []issuertest.Extension{{ID: oid(2, 5, 29, 17), Value: value}}
 }
 
-// wideOID is an object identifier with an arc over 31 bits, and wideExtension an extension of that name in a list.
+// wideOID is an object identifier with an arc over 31 bits, and wideExtension
+// an extension of that name in a list.
 var (
 	wideOID       = []byte{6, 7, 0x2b, 0x06, 0xa5, 0xa0, 0xaf, 0xc7, 0x00}
 	wideExtension = []byte{0x30, 0x0f, 0x30, 0x0d, 6, 7, 0x2b, 0x06, 0xa5, 0xa0, 0xaf, 0xc7, 0x00, 4, 2, 5, 0}
@@ -224,8 +227,9 @@ func repeat[T any](n int, make func(i int) T) []T {
 	return out
 }
 
-// TestMakeHostileCorpus writes the corpus with -update, the same each time. Without, it only sees to it that every flaw has its
-// file; a file without a flaw was written by hand.
+// TestMakeHostileCorpus writes the corpus with -update, the same each time.
+// Without, it only sees to it that every flaw has its file; a file without a
+// flaw was written by hand.
 func TestMakeHostileCorpus(t *testing.T) {
 	names, err := filepath.Glob(filepath.Join(hostileFolder, "*.txt"))
 	if err != nil {

@@ -232,8 +232,8 @@ func hostileCA(t *testing.T) issuer.CA {
 	return authority
 }
 
-// Each file of the corpus is refused by its name, by Decide and over HTTP; a stranger reads one of three constants; nothing of
-// the request is in the log.
+// Each file of the corpus is refused by its name, by Decide and over HTTP; a
+// stranger reads one of three constants; nothing of the request is in the log.
 func TestHostileCorpus(t *testing.T) {
 	authority := hostileCA(t)
 	for _, h := range hostileFiles(t) {
@@ -384,7 +384,8 @@ func (h hostile) send(t *testing.T, to net.Addr) (status int, answer string) {
 	return response.StatusCode, string(got)
 }
 
-// leak finds a piece of the request in a log: of a header that proves something, or of the body, in base64 or as it came.
+// leak finds a piece of the request in a log: of a header that proves
+// something, or of the body, in base64 or as it came.
 func (h hostile) leak(logs string) string {
 	const (
 		piece = 16
@@ -433,7 +434,8 @@ func TestHostileLeakIsFound(t *testing.T) {
 	t.Error("there is no file plain")
 }
 
-// elsewhere are the refusals that no single request reaches, and the tests that do.
+// elsewhere are the refusals that no single request reaches, and the tests that
+// do.
 var elsewhere = map[issuer.Refusal]struct{ why, test string }{
 	issuer.ItemMismatch:       {"a registry gives no item of another device: it says that it is damaged", "TestDecideRefuses"},
 	issuer.StateUnknown:       {"a registry gives no signed item without a state: it says that it is damaged", "TestDecideRefuses"},
@@ -472,7 +474,8 @@ func TestHostileCorpusIsComplete(t *testing.T) {
 	}
 }
 
-// refusalNames are the values of the constants of type Refusal, from their source.
+// refusalNames are the values of the constants of type Refusal, from their
+// source.
 func refusalNames(t testing.TB) []string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "refusal.go", nil, 0)

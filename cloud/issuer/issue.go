@@ -12,8 +12,9 @@ import (
 
 // Registry is where the factory's records are.
 type Registry interface {
-	// Lookup returns what is held under a device id, read consistently. An error that wraps
-	// board.ErrNotEnrolled says for sure that there is nothing; any other says that it is not known.
+	// Lookup returns what is held under a device id, read consistently. An
+	// error that wraps board.ErrNotEnrolled says for sure that there is
+	// nothing; any other says that it is not known.
 	Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error)
 }
 
@@ -22,15 +23,20 @@ type Config struct {
 	Policy   Policy
 	Registry Registry
 	Claims   Claims
-	// CAs by name, of at most 64 characters. A claim remembers its CA's name, and any retry goes to the same, so a name
-	// outlives the claims that were made under it.
+	// CAs by name, of at most 64 characters. A claim remembers its CA's name,
+	// and any retry goes to the same, so a name outlives the claims that were
+	// made under it.
 	CAs map[string]CA
-	// Retired are CAs that sign nothing new. What they have signed is still answered, checked and revoked.
+	// Retired are CAs that sign nothing new. What they have signed is still
+	// answered, checked and revoked.
 	Retired map[string]CA
-	// Registrar is where certificates are made known before they are answered; nil if nowhere.
+	// Registrar is where certificates are made known before they are answered;
+	// nil if nowhere.
 	Registrar Registrar
-	// Admit, if set, is asked before a request of a device costs more than reading what it has had; an error means try later. Requests
-	// that get the certificate that the device has are not asked about: whoever recorded one must not keep the device from renewing.
+	// Admit, if set, is asked before a request of a device costs more than
+	// reading what it has had; an error means try later. Requests that get the
+	// certificate that the device has are not asked about: whoever recorded one
+	// must not keep the device from renewing.
 	Admit func(board.DeviceID) error
 	Now   func() time.Time // nil: time.Now
 }
@@ -80,9 +86,9 @@ func (i *Issuer) SKU() string { return i.config.Policy.SKU }
 // CA is the CA of a name that signs new certificates; nil if there is none.
 func (i *Issuer) CA(name string) CA { return i.config.CAs[name] }
 
-// CheckStored compares a stored certificate with its claim and with the CA that has
-// the name of the claim's, at the time when it was made. An error that wraps
-// ErrWrongCertificate says that this CA did not sign it.
+// CheckStored compares a stored certificate with its claim and with the CA that
+// has the name of the claim's, at the time when it was made. An error that
+// wraps ErrWrongCertificate says that this CA did not sign it.
 func (i *Issuer) CheckStored(issuance Issuance) error {
 	if i.cas[issuance.Claim.CA] == nil {
 		return fmt.Errorf("%w: %q", ErrUnknownCA, issuance.Claim.CA)
@@ -93,15 +99,19 @@ func (i *Issuer) CheckStored(issuance Issuance) error {
 	return i.checked(*issuance.Certificate, issuance.Claim, issuance.Claim.NotBefore)
 }
 
-// conflictTries is how often a step is tried again when other requests of the same device were first.
+// conflictTries is how often a step is tried again when other requests of the
+// same device were first.
 const conflictTries = 8
 
-// ErrBusy says that other requests of the same device kept being first. Asking again helps.
+// ErrBusy says that other requests of the same device kept being first. Asking
+// again helps.
 var ErrBusy = errors.New("other requests of this device are under way")
 
-// Issue gives the one certificate of the device, key, generation and epoch of a request; repeated, the same one. A new one
-// is made by the CA of that name. An error that wraps a Refusal is a verdict. Any other says that it could not be done now: asking
-// again goes on from where it broke off, and nothing that was signed is lost.
+// Issue gives the one certificate of the device, key, generation and epoch of a
+// request; repeated, the same one. A new one is made by the CA of that name. An
+// error that wraps a Refusal is a verdict. Any other says that it could not be
+// done now: asking again goes on from where it broke off, and nothing that was
+// signed is lost.
 func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certificate, error) {
 	if i.config.CAs[ca] == nil {
 		return Certificate{}, fmt.Errorf("there is no CA %q", ca)
@@ -177,13 +187,15 @@ var ErrUnknownCA = errors.New("the claim is with a CA that this issuer does not 
 // staleClaim is how old a claim gets for which nothing was asked of a CA.
 const staleClaim = time.Hour
 
-// outdated reports whether a claim for which nothing was asked of a CA says something else than one of today would.
+// outdated reports whether a claim for which nothing was asked of a CA says
+// something else than one of today would.
 func (i *Issuer) outdated(c Claim, a Approved, now time.Time) bool {
 	return i.config.CAs[c.CA] == nil || now.Before(c.NotBefore) || now.Sub(c.Created) > staleClaim || c.Org != a.org || c.AltName != a.altName ||
 		c.NotAfter.Sub(c.NotBefore) > a.notAfter.Sub(a.notBefore) || c.NotAfter.After(i.ends(c.CA, c.NotAfter))
 }
 
-// ends is when what a CA signs has to end at the latest, or at, if that is not known or later.
+// ends is when what a CA signs has to end at the latest, or at, if that is not
+// known or later.
 func (i *Issuer) ends(ca string, at time.Time) time.Time {
 	if limited, ok := i.config.CAs[ca].(interface{ NotAfter() time.Time }); ok && limited.NotAfter().Before(at) {
 		return limited.NotAfter()
@@ -205,7 +217,8 @@ func (i *Issuer) newClaim(approved Approved, epoch int, ca string, now time.Time
 	return c, nil
 }
 
-// propose puts today's claim in the place of one for which nothing was asked of a CA. Who was about to ask is told by the version.
+// propose puts today's claim in the place of one for which nothing was asked of
+// a CA. Who was about to ask is told by the version.
 func (i *Issuer) propose(ctx context.Context, approved Approved, issuance Issuance, door string, now time.Time) (Issuance, bool, error) {
 	proposal, err := i.newClaim(approved, issuance.Claim.Epoch, door, now)
 	if err != nil {
@@ -216,12 +229,14 @@ func (i *Issuer) propose(ctx context.Context, approved Approved, issuance Issuan
 	return i.replace(ctx, issuance)
 }
 
-// step takes an issuance one state further. It is done when the certificate may be answered.
+// step takes an issuance one state further. It is done when the certificate may
+// be answered.
 func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance, door string, now time.Time) (_ Issuance, done bool, err error) {
 	if err := issuance.Claim.Covers(approved); err != nil {
 		return Issuance{}, false, err
 	}
-	// Nothing was asked of the claim's CA: a request for another CA need not wait for that one.
+	// Nothing was asked of the claim's CA: a request for another CA need not
+	// wait for that one.
 	if issuance.State == Claimed && issuance.CAState == "" && (issuance.Claim.CA != door || i.outdated(issuance.Claim, approved, now)) {
 		return i.propose(ctx, approved, issuance, door, now)
 	}
@@ -263,7 +278,8 @@ func (i *Issuer) step(ctx context.Context, approved Approved, issuance Issuance,
 	return Issuance{}, false, fmt.Errorf("%w: epoch %d, because of %s", CertificateRevoked, issuance.Claim.Epoch, issuance.Reason)
 }
 
-// activate registers a certificate that is written down, and notes that it was done.
+// activate registers a certificate that is written down, and notes that it was
+// done.
 func (i *Issuer) activate(ctx context.Context, issuance Issuance, now time.Time) (Issuance, bool, error) {
 	if i.config.Registrar != nil {
 		if err := i.config.Registrar.Register(ctx, issuance.Claim.Device, *issuance.Certificate); err != nil {
@@ -274,7 +290,8 @@ func (i *Issuer) activate(ctx context.Context, issuance Issuance, now time.Time)
 	next.State, next.Activated = Live, now.UTC().Truncate(time.Second)
 	stored, done, err := i.replace(ctx, next)
 	if err == nil && (stored.State == Revoking || stored.State == Revoked) && i.config.Registrar != nil {
-		// It was revoked while it was being registered, and that may have come last.
+		// It was revoked while it was being registered, and that may have come
+		// last.
 		if err := i.config.Registrar.Deactivate(ctx, stored.Claim.Device, *issuance.Certificate); err != nil {
 			return Issuance{}, false, fmt.Errorf("deactivating a certificate that was revoked meanwhile: %w", err)
 		}
@@ -282,7 +299,8 @@ func (i *Issuer) activate(ctx context.Context, issuance Issuance, now time.Time)
 	return stored, done, err
 }
 
-// replace writes the next version of an issuance; done, if it was this one that was written, and it may be answered.
+// replace writes the next version of an issuance; done, if it was this one that
+// was written, and it may be answered.
 func (i *Issuer) replace(ctx context.Context, next Issuance) (Issuance, bool, error) {
 	next.Version++
 	stored, err := i.config.Claims.Replace(ctx, next)
@@ -318,8 +336,9 @@ func (m *claimState) Write(ctx context.Context, text string) error {
 	return nil
 }
 
-// Explain looks up the device that a request claims to be, and tells every rule of the decision, and then what the device would
-// get. The verdicts are nil if the registry, or what was issued, could not be read. It writes nothing.
+// Explain looks up the device that a request claims to be, and tells every rule
+// of the decision, and then what the device would get. The verdicts are nil if
+// the registry, or what was issued, could not be read. It writes nothing.
 func (i *Issuer) Explain(ctx context.Context, request Request) ([]Verdict, error) {
 	enrolment, err := i.lookup(ctx, request)
 	if err != nil {
@@ -388,12 +407,12 @@ func (i *Issuer) enrolment(ctx context.Context, device board.DeviceID) (*board.E
 	return &enrolment, nil
 }
 
-// ErrWrongCertificate says that a CA, or the store of claims, returned another certificate than the approved
-// one. It does not leave.
+// ErrWrongCertificate says that a CA, or the store of claims, returned another
+// certificate than the approved one. It does not leave.
 var ErrWrongCertificate = errors.New("the certificate is not the one that was approved")
 
-// checked compares a certificate with its claim. One that was made while the clock
-// was ahead is checked at the time when it begins to be valid.
+// checked compares a certificate with its claim. One that was made while the
+// clock was ahead is checked at the time when it begins to be valid.
 func (i *Issuer) checked(c Certificate, claim Claim, now time.Time) error {
 	if now.Before(claim.NotBefore) {
 		now = claim.NotBefore

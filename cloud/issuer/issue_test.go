@@ -48,7 +48,8 @@ func TestIssue(t *testing.T) {
 	if len(leaf.Extensions) != 5 {
 		t.Errorf("%d extensions, want the profile's 5", len(leaf.Extensions))
 	}
-	// A new request of the same board, with other bytes, gets the same certificate.
+	// A new request of the same board, with other bytes, gets the same
+	// certificate.
 	sha256 := w.Board.CSR()
 	sha256.SHA256 = true
 	for _, again := range []issuer.Request{request, w.Board.CSR().Request(t), sha256.Request(t)} {
@@ -88,7 +89,8 @@ func TestIssueRefuses(t *testing.T) {
 	if _, err := w.Issuer.Issue(t.Context(), nameless.Request(t), issuertest.CAName); !errors.Is(err, issuer.NoCN) || w.Registry.Calls != calls {
 		t.Errorf("no CN: %v, after %d calls", err, w.Registry.Calls-calls)
 	}
-	// Whoever can write the table, but does not have a station's key, enrols nobody.
+	// Whoever can write the table, but does not have a station's key, enrols
+	// nobody.
 	forged := issuertest.Enrolment(t, w.Board.Record(t, w.Station), w.Station)
 	forged.Device, forged.Key = stranger.ID, stranger.BoardKey(t)
 	w.Registry.Put(forged)
@@ -100,7 +102,8 @@ func TestIssueRefuses(t *testing.T) {
 	if _, err := w.Issuer.Issue(t.Context(), stranger.CSR().Request(t), issuertest.CAName); !errors.Is(err, issuer.UntrustedRecord) {
 		t.Errorf("a forged record: %v", err)
 	}
-	// A device that has its certificate and is held gets nothing, not even a repeat.
+	// A device that has its certificate and is held gets nothing, not even a
+	// repeat.
 	request := w.Board.CSR().Request(t)
 	if _, err := w.Issuer.Issue(t.Context(), request, issuertest.CAName); err != nil {
 		t.Fatal(err)
@@ -260,7 +263,8 @@ func TestWhatDoesNotLeave(t *testing.T) {
 	}
 }
 
-// Who can write the table of claims cannot make the issuer hand out another certificate.
+// Who can write the table of claims cannot make the issuer hand out another
+// certificate.
 func TestStoredCertificateIsChecked(t *testing.T) {
 	w := issuertest.NewEnv(t, catest.Local(t))
 	other := issuertest.NewBoard(t)

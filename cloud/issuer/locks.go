@@ -8,8 +8,9 @@ import (
 	"secretfree/station/board"
 )
 
-// deviceLocks lets one request of a device go on at a time. In another process another one may: the claims settle that. It only spares the
-// CA what would be thrown away.
+// deviceLocks lets one request of a device go on at a time. In another process
+// another one may: the claims settle that. It only spares the CA what would be
+// thrown away.
 type deviceLocks struct {
 	mu      sync.Mutex
 	devices map[board.DeviceID]*deviceLock

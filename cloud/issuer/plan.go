@@ -7,15 +7,19 @@ import (
 	"secretfree/station/board"
 )
 
-// earlyRenewal is how old a certificate must be before it renews itself ahead of the policy's window.
+// earlyRenewal is how old a certificate must be before it renews itself ahead
+// of the policy's window.
 const earlyRenewal = 24 * time.Hour
 
-// plan says what an approved request gets, given what the device has had (in the order of Claims.Issuances): the issuance to go on
-// from, or, if that is nil, a new one in the epoch that is returned. The error wraps a Refusal.
+// plan says what an approved request gets, given what the device has had (in
+// the order of Claims.Issuances): the issuance to go on from, or, if that is
+// nil, a new one in the epoch that is returned. The error wraps a Refusal.
 //
-// An epoch has one certificate, and a request that is repeated gets it again, whatever the clock does. The next epoch is opened by an operator
-// (Enrolment.Epoch), or by a fresh request when the certificate is about to expire or has; a device that showed in TLS that it has
-// the certificate may renew it earlier.
+// An epoch has one certificate, and a request that is repeated gets it again,
+// whatever the clock does. The next epoch is opened by an operator
+// (Enrolment.Epoch), or by a fresh request when the certificate is about to
+// expire or has; a device that showed in TLS that it has the certificate may
+// renew it earlier.
 func (a Approved) plan(had []Issuance, policy Policy, now time.Time) (*Issuance, int, error) {
 	if err := a.renewing(had); err != nil {
 		return nil, 0, err
@@ -61,12 +65,14 @@ func (a Approved) plan(had []Issuance, policy Policy, now time.Time) (*Issuance,
 	return latest, c.Epoch, nil
 }
 
-// hasPeer reports whether the sender authenticated itself with the certificate of an issuance.
+// hasPeer reports whether the sender authenticated itself with the certificate
+// of an issuance.
 func (a Approved) hasPeer(i *Issuance) bool {
 	return a.peer != nil && i.Certificate != nil && string(a.peer.Raw) == string(i.Certificate.Leaf)
 }
 
-// renewing says why a request to renew may not: nil is good. had is all that the device had.
+// renewing says why a request to renew may not: nil is good. had is all that
+// the device had.
 func (a Approved) renewing(had []Issuance) error {
 	if !a.renewal {
 		return nil
@@ -86,7 +92,8 @@ func (a Approved) renewing(had []Issuance) error {
 	return fmt.Errorf("%w: the certificate that it shows is none that this device had here", NoPeer)
 }
 
-// nextEpoch is the first epoch that a device has had no part of: what an operator grants.
+// nextEpoch is the first epoch that a device has had no part of: what an
+// operator grants.
 func nextEpoch(had []Issuance, enrolment board.Enrolment) int {
 	next := max(enrolment.Epoch, 1)
 	for _, i := range had {

@@ -36,7 +36,8 @@ func planned(t testing.TB) Approved {
 	return Approved{device: board.DeviceID{1}, key: key, generation: 1, notBefore: now.Add(-backdate), notAfter: now.Add(DefaultValidity)}
 }
 
-// with adds an issuance of an epoch, valid from some days ago to some days ahead.
+// with adds an issuance of an epoch, valid from some days ago to some days
+// ahead.
 func (p *past) with(t testing.TB, epoch, since, left int, state IssuanceState, challenge string) *past {
 	t.Helper()
 	const day = 24 * time.Hour
@@ -60,7 +61,8 @@ func (p *past) with(t testing.TB, epoch, since, left int, state IssuanceState, c
 	return p
 }
 
-// fresh makes the request answer a challenge; peer makes it come with the certificate of an epoch.
+// fresh makes the request answer a challenge; peer makes it come with the
+// certificate of an epoch.
 func (p *past) fresh(challenge string) *past { p.a.challenge = challenge; return p }
 func (p *past) peer(epoch int) *past {
 	p.a.peer = &x509.Certificate{Raw: []byte{byte(epoch)}}

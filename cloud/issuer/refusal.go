@@ -1,7 +1,8 @@
 package issuer
 
-// Refusal is the stable name of a reason why a request gets no certificate. It is an error: errors.Is
-// finds a named one, errors.AsType the name. Logs and metrics use the text; strangers never see it.
+// Refusal is the stable name of a reason why a request gets no certificate. It
+// is an error: errors.Is finds a named one, errors.AsType the name. Logs and
+// metrics use the text; strangers never see it.
 type Refusal string
 
 // What makes the bytes no request at all (400, malformed).
@@ -52,18 +53,21 @@ const (
 const (
 	// ChallengeReplayed: the challenge has opened an earlier epoch.
 	ChallengeReplayed Refusal = "challenge-replayed"
-	// CertificateExpired: the certificate of the epoch has expired, and a repeat would only give the same one again. A
-	// fresh request opens the next epoch; so does an operator.
+	// CertificateExpired: the certificate of the epoch has expired, and a
+	// repeat would only give the same one again. A fresh request opens the next
+	// epoch; so does an operator.
 	CertificateExpired Refusal = "certificate-expired"
 	// CertificateRevoked: only an operator opens another epoch.
 	CertificateRevoked Refusal = "certificate-revoked"
-	// NoPeer: a request to renew that was not authenticated by the certificate that it renews.
+	// NoPeer: a request to renew that was not authenticated by the certificate
+	// that it renews.
 	NoPeer Refusal = "no-peer"
 )
 
 func (r Refusal) Error() string { return string(r) }
 
-// Malformed reports whether r says that the bytes were no request, rather than one that is refused.
+// Malformed reports whether r says that the bytes were no request, rather than
+// one that is refused.
 func (r Refusal) Malformed() bool {
 	switch r {
 	case NoRequest, TwoRequests, ContentType, TooLarge, NotBase64, NotOnePEM, NotARequest, NoSignature:

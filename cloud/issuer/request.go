@@ -15,14 +15,16 @@ import (
 	"secretfree/station/board/certreq"
 )
 
-// Caps on a request, in bytes. The base64 of the PEM of a request of MaxDER bytes fits into MaxText.
+// Caps on a request, in bytes. The base64 of the PEM of a request of MaxDER
+// bytes fits into MaxText.
 const (
 	MaxDER  = certreq.MaxBytes
 	MaxText = 8192
 )
 
-// Request is a certificate signing request (PKCS #10, RFC 2986) that was parsed, and nothing more: nothing in it
-// is believed yet. It is parsed once; Decide, logs and certificates use this value.
+// Request is a certificate signing request (PKCS #10, RFC 2986) that was
+// parsed, and nothing more: nothing in it is believed yet. It is parsed once;
+// Decide, logs and certificates use this value.
 type Request struct {
 	csr        *certreq.Request
 	challenges []string // that stand in the request, under its signature
@@ -37,7 +39,8 @@ type detached struct {
 	signature []byte
 }
 
-// ParseHeader reads the value of a device-csr header: the base64 of a PEM block, in one line.
+// ParseHeader reads the value of a device-csr header: the base64 of a PEM
+// block, in one line.
 func ParseHeader(value string) (Request, error) {
 	if len(value) > MaxText {
 		return Request{}, fmt.Errorf("%w: a header of %d bytes, at most %d are read", TooLarge, len(value), MaxText)
@@ -60,8 +63,8 @@ func ParseHeader(value string) (Request, error) {
 }
 
 // ParseRequest reads a body: PEM, DER, or the base64 of the DER with or without
-// line breaks. A text may begin with the byte order mark of UTF-8 and end with the
-// NUL of a string in C. Its errors wrap a Refusal that is Malformed.
+// line breaks. A text may begin with the byte order mark of UTF-8 and end with
+// the NUL of a string in C. Its errors wrap a Refusal that is Malformed.
 func ParseRequest(data []byte) (Request, error) {
 	if len(data) > MaxText {
 		return Request{}, fmt.Errorf("%w: %d bytes, at most %d are read", TooLarge, len(data), MaxText)
@@ -90,9 +93,10 @@ func ParseRequest(data []byte) (Request, error) {
 	return parseDER(der)
 }
 
-// decodePEM takes one block (RFC 7468) with white space around it and nothing else; the standard
-// decoder would step over a block that it cannot read and take the next. Carriage returns go
-// anywhere, because the boards' own firmware puts them anywhere.
+// decodePEM takes one block (RFC 7468) with white space around it and nothing
+// else; the standard decoder would step over a block that it cannot read and
+// take the next. Carriage returns go anywhere, because the boards' own firmware
+// puts them anywhere.
 func decodePEM(text []byte) ([]byte, error) {
 	text = bytes.TrimSpace(bytes.ReplaceAll(text, []byte("\r"), nil))
 	for _, label := range []string{"CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"} {
@@ -135,12 +139,14 @@ func parseDER(der []byte) (Request, error) {
 	return r, nil
 }
 
-// maxAttributes caps those of a subject, those of a request, and its extensions.
+// maxAttributes caps those of a subject, those of a request, and its
+// extensions.
 const maxAttributes = 24
 
-// challengesIn finds what a device answers under the request's own signature: in the attribute challengePassword (RFC
-// 2985, 5.4.1), or, for firmware that can only fill in a subject, as an organizational unit. The reader of a unit that is no
-// challenge leaves it alone.
+// challengesIn finds what a device answers under the request's own signature:
+// in the attribute challengePassword (RFC 2985, 5.4.1), or, for firmware that
+// can only fill in a subject, as an organizational unit. The reader of a unit
+// that is no challenge leaves it alone.
 func challengesIn(csr *certreq.Request) (found []string, err error) {
 	for _, a := range csr.Subject {
 		if a.Type == oidOrganizationalUnit && bytes.HasPrefix(a.Value.Bytes, []byte(challengePrefix)) {
@@ -159,8 +165,9 @@ func challengesIn(csr *certreq.Request) (found []string, err error) {
 	return found, nil
 }
 
-// WithSignature adds a signature over a challenge that stands beside the request: base64 of ECDSA in DER, with SHA-256 or SHA-1,
-// over the text of the challenge. The errors wrap a Refusal that is Malformed.
+// WithSignature adds a signature over a challenge that stands beside the
+// request: base64 of ECDSA in DER, with SHA-256 or SHA-1, over the text of the
+// challenge. The errors wrap a Refusal that is Malformed.
 func (r Request) WithSignature(challenge, signature string) (Request, error) {
 	if len(challenge) > maxChallenge || len(signature) > MaxText {
 		return r, fmt.Errorf("%w: the challenge or its signature", TooLarge)
@@ -179,14 +186,16 @@ func (r Request) WithSignature(challenge, signature string) (Request, error) {
 	return r, nil
 }
 
-// WithPeer adds the certificate with which the sender authenticated itself in TLS, whose handshake showed that
-// it has the key. Whether it counts is decided later.
+// WithPeer adds the certificate with which the sender authenticated itself in
+// TLS, whose handshake showed that it has the key. Whether it counts is decided
+// later.
 func (r Request) WithPeer(certificate *x509.Certificate) Request {
 	r.peer = certificate
 	return r
 }
 
-// AsRenewal asks for no more than to renew: without a peer that has a certificate of the device it is refused (NoPeer).
+// AsRenewal asks for no more than to renew: without a peer that has a
+// certificate of the device it is refused (NoPeer).
 func (r Request) AsRenewal() Request {
 	r.renewal = true
 	return r
@@ -200,9 +209,9 @@ func (r Request) DER() []byte {
 	return bytes.Clone(r.csr.Raw)
 }
 
-// Claimed is the device that r says it comes from: what to look up, and nothing to believe. It is false
-// where r does not have exactly one common name that is a device id; Decide refuses such a
-// request by name.
+// Claimed is the device that r says it comes from: what to look up, and nothing
+// to believe. It is false where r does not have exactly one common name that is
+// a device id; Decide refuses such a request by name.
 func (r Request) Claimed() (board.DeviceID, bool) {
 	names := r.commonNames()
 	if len(names) != 1 {
@@ -225,7 +234,8 @@ func (r Request) commonNames() []asn1.RawValue {
 	return names
 }
 
-// deviceIDOf takes the string types with one byte a character; of the others no value is a device id, byte for byte.
+// deviceIDOf takes the string types with one byte a character; of the others no
+// value is a device id, byte for byte.
 func deviceIDOf(value asn1.RawValue) (board.DeviceID, error) {
 	if value.Class != asn1.ClassUniversal || value.IsCompound {
 		return board.DeviceID{}, fmt.Errorf("the common name is not a string")
@@ -237,8 +247,8 @@ func deviceIDOf(value asn1.RawValue) (board.DeviceID, error) {
 	return board.DeviceID{}, fmt.Errorf("the common name is of string type %d", value.Tag)
 }
 
-// answered is the challenge that r answers in whatever way; empty if none. once is false if there are several that
-// differ.
+// answered is the challenge that r answers in whatever way; empty if none. once
+// is false if there are several that differ.
 func (r Request) answered() (challenge string, once bool) {
 	all := r.challenges
 	if r.detached != nil {

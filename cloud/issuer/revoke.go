@@ -9,9 +9,11 @@ import (
 	"secretfree/station/board"
 )
 
-// Revoke revokes every certificate that a device has or may be about to get, of epochs before one (0: all), and returns what it has
-// had, as it is then. What breaks off is finished by calling it again, or by Sweep. A device that is still Active in the
-// registry gets no other certificate until an operator raises its epoch.
+// Revoke revokes every certificate that a device has or may be about to get, of
+// epochs before one (0: all), and returns what it has had, as it is then. What
+// breaks off is finished by calling it again, or by Sweep. A device that is
+// still Active in the registry gets no other certificate until an operator
+// raises its epoch.
 func (i *Issuer) Revoke(ctx context.Context, device board.DeviceID, before int, reason Reason) ([]Issuance, error) {
 	had, err := i.config.Claims.Issuances(ctx, device)
 	if err != nil {
@@ -32,8 +34,8 @@ func (i *Issuer) Revoke(ctx context.Context, device board.DeviceID, before int, 
 	return had, errors.Join(failed...)
 }
 
-// revoke first writes down that a certificate must not be answered any more, then tells the registrar and the CA, then that
-// this was done.
+// revoke first writes down that a certificate must not be answered any more,
+// then tells the registrar and the CA, then that this was done.
 func (i *Issuer) revoke(ctx context.Context, issuance Issuance, reason Reason) (Issuance, error) {
 	for range conflictTries {
 		switch issuance.State {
@@ -88,17 +90,20 @@ func (i *Issuer) NextEpoch(ctx context.Context, device board.DeviceID) (int, err
 // SweepOptions say what Sweep does.
 type SweepOptions struct {
 	Apply bool // without it, Sweep only tells
-	// Stuck is how long an issuance may take before it counts as broken off. 0 means 10 minutes.
+	// Stuck is how long an issuance may take before it counts as broken off. 0
+	// means 10 minutes.
 	Stuck time.Duration
 	// Overlap replaces that of the policy. 0 means the policy's.
 	Overlap time.Duration
-	// Unknown revokes what devices have that the registry does not know. A registry forgets no device, so it may be the wrong one,
-	// or an empty one: nobody but a person should say so.
+	// Unknown revokes what devices have that the registry does not know. A
+	// registry forgets no device, so it may be the wrong one, or an empty one:
+	// nobody but a person should say so.
 	Unknown bool
 }
 
-// confirmRevoked is how long after a revocation Sweep sees to it once more: a request that was being registered meanwhile may
-// have come last, and its issuer may have died.
+// confirmRevoked is how long after a revocation Sweep sees to it once more: a
+// request that was being registered meanwhile may have come last, and its
+// issuer may have died.
 const confirmRevoked = 24 * time.Hour
 
 // Finding is something that is not as it should stay.
@@ -122,9 +127,11 @@ const (
 	Wait     SweepAction = "wait"     // nothing is done: somebody else has to act
 )
 
-// Sweep finds what broke off or has to end, and settles it: afterwards no certificate is active that should not be. It reads every
-// claim, and looks up every device that has one in the registry. It calls tell for each finding, and goes on after one that could
-// not be settled and after a device that could not be read; the error says so.
+// Sweep finds what broke off or has to end, and settles it: afterwards no
+// certificate is active that should not be. It reads every claim, and looks up
+// every device that has one in the registry. It calls tell for each finding,
+// and goes on after one that could not be settled and after a device that could
+// not be read; the error says so.
 func (i *Issuer) Sweep(ctx context.Context, o SweepOptions, tell func(Finding)) error {
 	if o.Stuck == 0 {
 		o.Stuck = 10 * time.Minute
@@ -237,8 +244,8 @@ func look(issuance Issuance, later []Issuance, enrolment *board.Enrolment, o Swe
 	return f, false // held, or expired, and not active
 }
 
-// supersededBy finds the epoch, among those later than a certificate's, that has
-// been active for longer than the overlap.
+// supersededBy finds the epoch, among those later than a certificate's, that
+// has been active for longer than the overlap.
 func supersededBy(later []Issuance, overlap time.Duration, now time.Time) (epoch int, ok bool) {
 	for _, l := range later {
 		if l.State == Live && !now.Before(l.Activated.Add(overlap)) {
@@ -252,8 +259,9 @@ func supersededBy(later []Issuance, overlap time.Duration, now time.Time) (epoch
 // certificates.
 const supersedeTimeout = 5 * time.Second
 
-// revokeSuperseded revokes what a device had and renewed longer than the overlap
-// ago. A failure is left to Sweep: the device's answer does not depend on it.
+// revokeSuperseded revokes what a device had and renewed longer than the
+// overlap ago. A failure is left to Sweep: the device's answer does not depend
+// on it.
 func (i *Issuer) revokeSuperseded(ctx context.Context, had []Issuance, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, supersedeTimeout)
 	defer cancel()

@@ -89,7 +89,8 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
-// Whatever breaks while a certificate is revoked, it is not answered any more, and a sweep brings it to its end.
+// Whatever breaks while a certificate is revoked, it is not answered any more,
+// and a sweep brings it to its end.
 func TestRevokeGoesOn(t *testing.T) {
 	for _, step := range []string{"before deactivate", "after deactivate", "before replace", "after replace"} {
 		t.Run(step, func(t *testing.T) {
@@ -122,7 +123,8 @@ func TestRevokeGoesOn(t *testing.T) {
 	}
 }
 
-// A request that is under way when its device is revoked leaves nothing active, whichever comes last.
+// A request that is under way when its device is revoked leaves nothing active,
+// whichever comes last.
 func TestRevokeWhileIssuing(t *testing.T) {
 	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
 	revoked := make(chan error, 1)
@@ -334,7 +336,8 @@ func TestSweepTellsFailures(t *testing.T) {
 	l.Settled(t)
 }
 
-// A policy that changes does not lock out who has a certificate, nor who was about to get one.
+// A policy that changes does not lock out who has a certificate, nor who was
+// about to get one.
 func TestPolicyChanges(t *testing.T) {
 	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
 	first := l.MustIssue(t, "")
@@ -358,7 +361,8 @@ func TestPolicyChanges(t *testing.T) {
 	if err != nil || len(had) != 1 || had[0].Claim.Org != "Gadgets" || had[0].Claim.NotAfter.Sub(had[0].Claim.NotBefore) != 48*time.Hour {
 		t.Errorf("%+v, %v", had, err)
 	}
-	// A claim that is old, and for which nothing was asked, is made anew; its certificate begins today.
+	// A claim that is old, and for which nothing was asked, is made anew; its
+	// certificate begins today.
 	third := issuertest.NewBoard(t)
 	l.Registry.Put(issuertest.Enrolment(t, third.Record(t, l.Station), l.Station))
 	l.Board = third
@@ -374,7 +378,8 @@ func TestPolicyChanges(t *testing.T) {
 	l.Claims.Stored = nil // the invariants are about certificates that are valid now
 }
 
-// A certificate ends with its CA, whatever the policy says, and a CA at its end signs nothing.
+// A certificate ends with its CA, whatever the policy says, and a CA at its end
+// signs nothing.
 func TestCAEnds(t *testing.T) {
 	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
 	l.Policy.Validity = issuer.MaxValidity
@@ -452,8 +457,8 @@ func TestRetiredCA(t *testing.T) {
 	}
 }
 
-// Whatever the clock does, plain repeats give one certificate, or a refusal, and
-// open no epoch. Failures break issuances off at every step.
+// Whatever the clock does, plain repeats give one certificate, or a refusal,
+// and open no epoch. Failures break issuances off at every step.
 func TestClockOpensNoEpoch(t *testing.T) {
 	const histories, requests = 60, 12
 	seed := time.Now().UnixNano()
@@ -501,8 +506,8 @@ func TestClockOpensNoEpoch(t *testing.T) {
 	}
 }
 
-// A device whose certificate was made while the clock was ahead gets it again after
-// the clock was set right, and another one for a challenge.
+// A device whose certificate was made while the clock was ahead gets it again
+// after the clock was set right, and another one for a challenge.
 func TestClockWasAhead(t *testing.T) {
 	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
 	right := l.Now
@@ -517,9 +522,9 @@ func TestClockWasAhead(t *testing.T) {
 	}
 }
 
-// A renewal leaves the former certificate active for the overlap, and not longer:
-// the device's next request revokes it, or a sweep does. What fails of that fails no
-// request.
+// A renewal leaves the former certificate active for the overlap, and not
+// longer: the device's next request revokes it, or a sweep does. What fails of
+// that fails no request.
 func TestRenewalRevokesFormer(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -569,8 +574,8 @@ func TestRenewalRevokesFormer(t *testing.T) {
 	}
 }
 
-// After a request for one CA failed there, a request for another CA is answered by
-// that one: nothing was asked of the first that could be lost.
+// After a request for one CA failed there, a request for another CA is answered
+// by that one: nothing was asked of the first that could be lost.
 func TestOtherCAAfterFailure(t *testing.T) {
 	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
 	proto := &issuertest.CountingCA{CA: catest.Local(t), Before: func() error { return issuertest.ErrInjected }}

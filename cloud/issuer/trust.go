@@ -12,8 +12,9 @@ import (
 
 // trust checks the chains of one CA. It may be used by many at once.
 //
-// A CA sends the same chain with all its certificates. What lies above the leaf is a matter of these bytes, of the roots and of the time
-// alone, so it is verified once, and from then on the leaf under the CA that signed it.
+// A CA sends the same chain with all its certificates. What lies above the leaf
+// is a matter of these bytes, of the roots and of the time alone, so it is
+// verified once, and from then on the leaf under the CA that signed it.
 type trust struct {
 	roots *x509.CertPool
 	last  atomic.Pointer[path]
@@ -34,7 +35,8 @@ func newTrust(roots []*x509.Certificate) *trust {
 	return t
 }
 
-// verify checks that a certificate for client authentication, without any alternative name, chains to a root.
+// verify checks that a certificate for client authentication, without any
+// alternative name, chains to a root.
 func (t *trust) verify(leaf *x509.Certificate, chain [][]byte, now time.Time) error {
 	if p := t.last.Load(); p != nil && p.covers(chain, now) {
 		if _, err := leaf.Verify(clientAuth(p.signer, nil, now)); err == nil {

@@ -99,7 +99,8 @@ func TestTrust(t *testing.T) {
 		{"before all of it", device(lower), whole, start.Add(-time.Hour), "not yet valid"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			// What is refused is refused before and after the chain was seen, in the same words.
+			// What is refused is refused before and after the chain was seen,
+			// in the same words.
 			first := newTrust([]*x509.Certificate{root.Certificate}).verify(test.leaf, test.chain, test.now)
 			later := verified(t).verify(test.leaf, test.chain, test.now)
 			if first == nil || later == nil || first.Error() != later.Error() || !strings.Contains(later.Error(), test.why) {

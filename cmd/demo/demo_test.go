@@ -40,7 +40,8 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// await waits until the demo has said something after what it had said before, and returns all it said.
+// await waits until the demo has said something after what it had said before,
+// and returns all it said.
 func (l *lockedBuffer) await(t *testing.T, from int, text string) int {
 	t.Helper()
 	patience := time.NewTimer(30 * time.Second)
@@ -60,7 +61,8 @@ func (l *lockedBuffer) await(t *testing.T, from int, text string) int {
 
 func newBuffer() *lockedBuffer { return &lockedBuffer{changed: make(chan struct{}, 1)} }
 
-// The story, and then the same folder once more: the story goes on from what is there, and the keys work on a real terminal.
+// The story, and then the same folder once more: the story goes on from what is
+// there, and the keys work on a real terminal.
 func TestDemo(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "kept")
 	t.Run("once", func(t *testing.T) { testOnce(t, dir) })
@@ -104,7 +106,8 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cli.ErrStopped)
 	out := newBuffer()
-	// Whoever asks for the story alone counts on it; who plays may stop at any time.
+	// Whoever asks for the story alone counts on it; who plays may stop at any
+	// time.
 	err := (&grammar{Once: true, Listen: "127.0.0.1:0"}).Run(ctx, &cli.Output{Out: out, People: out, Err: out})
 	if !errors.Is(err, cli.ErrStopped) || !strings.Contains(err.Error(), "the story was not told to its end") {
 		t.Errorf("a demo with -once that is stopped: %v", err)

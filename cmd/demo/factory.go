@@ -53,7 +53,8 @@ type factory struct {
 
 func (f *factory) path(name string) string { return filepath.Join(f.dir, name) }
 
-// openFactory starts everything in dir, which may hold what an earlier demo left.
+// openFactory starts everything in dir, which may hold what an earlier demo
+// left.
 func openFactory(ctx context.Context, dir, listen string) (_ *factory, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("finding the folder: %w", err)
@@ -84,7 +85,8 @@ func openFactory(ctx context.Context, dir, listen string) (_ *factory, err error
 	return f, f.startIssuer(running)
 }
 
-// takeFolder makes the folder and holds it until the file is closed: a second demo in it would take the first one's ports away.
+// takeFolder makes the folder and holds it until the file is closed: a second
+// demo in it would take the first one's ports away.
 func takeFolder(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the demo's folder: %w", err)
@@ -215,7 +217,8 @@ func (f *factory) close() error {
 	return errors.Join(err, f.lock.Close())
 }
 
-// socket is a place for a board, on a port that stays when boards come and go, unless it is torn out.
+// socket is a place for a board, on a port that stays when boards come and go,
+// unless it is torn out.
 type socket struct {
 	name, path string
 	port       *fixtures.Port // nil: torn out
@@ -288,7 +291,8 @@ func newBoard() *fixtures.Board {
 	return &fixtures.Board{Device: fixtures.NewDevice(), Key: fixtures.NewKey(), Baud: baud, Boot: boardBoot, Sign: boardSign}
 }
 
-// again is the same board plugged in another time: a simulated board starts once.
+// again is the same board plugged in another time: a simulated board starts
+// once.
 func again(b *fixtures.Board) *fixtures.Board {
 	next := newBoard()
 	next.Device, next.Key = b.Device, b.Key

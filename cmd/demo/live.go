@@ -136,7 +136,8 @@ func (s *story) toggleRegistry() error {
 	return nil
 }
 
-// pressable makes a terminal give each key at once, without showing it; Ctrl-C stays a signal.
+// pressable makes a terminal give each key at once, without showing it; Ctrl-C
+// stays a signal.
 func pressable(in *os.File) (restore func(), err error) {
 	fd := int(in.Fd())
 	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)

@@ -1,5 +1,6 @@
-// Demo is a factory and a customer's home on one machine: the daemons' own code, with simulated boards on
-// pseudo-terminals, a registry in a folder and a CA made on the spot.
+// Demo is a factory and a customer's home on one machine: the daemons' own
+// code, with simulated boards on pseudo-terminals, a registry in a folder and a
+// CA made on the spot.
 package main
 
 import (
@@ -75,7 +76,8 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) (err error) {
 	return g.ending(ctx, s.live(ctx, os.Stdin))
 }
 
-// ending takes a signal for an orderly end, unless somebody counts on the whole story.
+// ending takes a signal for an orderly end, unless somebody counts on the whole
+// story.
 func (g *grammar) ending(ctx context.Context, err error) error {
 	if ctx.Err() == nil || !errors.Is(context.Cause(ctx), cli.ErrStopped) {
 		return err

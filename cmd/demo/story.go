@@ -29,7 +29,8 @@ const (
 	glance   = 20 * time.Millisecond
 )
 
-// story walks one board from the factory to its certificate, and some others to where they belong.
+// story walks one board from the factory to its certificate, and some others to
+// where they belong.
 type story struct {
 	*factory
 	out io.Writer
@@ -218,7 +219,8 @@ func (s *story) atHome(ctx context.Context) (certificates, forgeries int, err er
 	return 1, 2, nil
 }
 
-// ask sends a request as the reference's clients do. refused is the stranger's answer.
+// ask sends a request as the reference's clients do. refused is the stranger's
+// answer.
 func (s *story) ask(ctx context.Context, csr []byte) (certificate []byte, refused string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -286,7 +288,8 @@ func (s *story) check(text []byte, id string) (*x509.Certificate, error) {
 	return leaf, nil
 }
 
-// refuse sends a forged request; the stranger must learn nothing, and the log the reason.
+// refuse sends a forged request; the stranger must learn nothing, and the log
+// the reason.
 func (s *story) refuse(ctx context.Context, csr []byte, want issuer.Refusal) error {
 	certificate, refused, err := s.ask(ctx, csr)
 	if err != nil {
@@ -306,7 +309,8 @@ func (s *story) refuse(ctx context.Context, csr []byte, want issuer.Refusal) err
 	return nil
 }
 
-// splice puts another public key of the same length into a request; its signature does not know.
+// splice puts another public key of the same length into a request; its
+// signature does not know.
 func splice(csr, in, out []byte) ([]byte, error) {
 	block, _ := pem.Decode(csr)
 	if block == nil || bytes.Count(block.Bytes, out) != 1 || len(in) != len(out) {

@@ -18,24 +18,28 @@ import (
 	"secretfree/cloud/issuer/server"
 )
 
-// decideTimeout is less than the function's own, so that an outage ends in an error that says so.
+// decideTimeout is less than the function's own, so that an outage ends in an
+// error that says so.
 const decideTimeout = 8 * time.Second
 
 // decider is what an authorizer asks; see issuerd.Decider.
 type decider interface {
-	// Decide returns an error that wraps an issuer.Refusal for a verdict, any other if none could be reached.
+	// Decide returns an error that wraps an issuer.Refusal for a verdict, any
+	// other if none could be reached.
 	Decide(ctx context.Context, request issuer.Request) (issuer.Approved, error)
 }
 
-// authorizer answers API Gateway's question whether a request may go on to the issuer (a REQUEST authorizer whose answers are
-// not cached). It decides as the issuer will, issues nothing, and grants nothing but that one method.
+// authorizer answers API Gateway's question whether a request may go on to the
+// issuer (a REQUEST authorizer whose answers are not cached). It decides as the
+// issuer will, issues nothing, and grants nothing but that one method.
 type authorizer struct {
 	decider decider
 	log     zerolog.Logger
 }
 
-// isMethodARN reports whether an ARN is that of one method of one stage: with a wildcard or a variable in it, it would be more than
-// the called method. It is read by hand because an expression takes its time at every start.
+// isMethodARN reports whether an ARN is that of one method of one stage: with a
+// wildcard or a variable in it, it would be more than the called method. It is
+// read by hand because an expression takes its time at every start.
 func isMethodARN(arn string) bool {
 	const lower, upper, digits = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
 	of := func(text, set string) bool { return strings.Trim(text, set) == "" }
@@ -58,7 +62,8 @@ func isMethodARN(arn string) bool {
 
 var errMethodARN = errors.New("the ARN of the called method is not one")
 
-// invoke returns an error, and API Gateway an error of the server, only if there is no verdict.
+// invoke returns an error, and API Gateway an error of the server, only if
+// there is no verdict.
 func (a *authorizer) invoke(ctx context.Context, event events.APIGatewayCustomAuthorizerRequestTypeRequest) (_ events.APIGatewayCustomAuthorizerResponse, err error) {
 	start := time.Now()
 	defer func() {

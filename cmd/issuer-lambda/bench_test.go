@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// pythonRuntime is what AWS's runtime for Python does around a function, with nothing else in it: the least that a function in
-// Python takes from its start to its first answer, with the libraries that an authorizer needs.
+// pythonRuntime is what AWS's runtime for Python does around a function, with
+// nothing else in it: the least that a function in Python takes from its start
+// to its first answer, with the libraries that an authorizer needs.
 const pythonRuntime = `
 import json, os, urllib.request
 import boto3, cryptography.x509
@@ -19,8 +20,9 @@ while True:
     urllib.request.urlopen(urllib.request.Request(base + id + "/response", data=answer, method="POST")).close()
 `
 
-// From the start of the process to the first answer: of the authorizer, with its decision, against a function in Python that
-// decides nothing. Asked: 0.05 or less.
+// From the start of the process to the first answer: of the authorizer, with
+// its decision, against a function in Python that decides nothing. Asked: 0.05
+// or less.
 func BenchmarkStart(b *testing.B) {
 	interpreter := python(b, "boto3, cryptography")
 	w, program := newWorld(b), build(b)

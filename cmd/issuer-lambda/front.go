@@ -26,7 +26,8 @@ import (
 	"secretfree/cmd/internal/issuerd"
 )
 
-// What API Gateway lets pass, and what a request may need, in bytes. Something else than API Gateway may call a function.
+// What API Gateway lets pass, and what a request may need, in bytes. Something
+// else than API Gateway may call a function.
 const (
 	maxHeaders = 10_240                     // with the names, and the four bytes around each
 	maxBody    = (issuer.MaxText/3 + 1) * 4 // as base64
@@ -38,7 +39,8 @@ const (
 	contextDigest = "deviceCsrSha256" // of the bytes of the header, in hex
 )
 
-// refusal is the name of a reason why a request does not reach the issuer; see issuer.Refusal.
+// refusal is the name of a reason why a request does not reach the issuer; see
+// issuer.Refusal.
 type refusal string
 
 const (
@@ -51,11 +53,14 @@ const (
 
 func (r refusal) Error() string { return string(r) }
 
-// front is what stands between API Gateway (a REST API with Lambda proxy integration) and the issuer's HTTP handler. The
-// libraries that do this put the whole event into headers and the path through a parser, and print both when they fail.
+// front is what stands between API Gateway (a REST API with Lambda proxy
+// integration) and the issuer's HTTP handler. The libraries that do this put
+// the whole event into headers and the path through a parser, and print both
+// when they fail.
 type front struct {
 	handler http.Handler
-	// requireAuthorizer refuses a request that the authorizer has not seen, bar those on paths that have none: see withoutAuthorizer.
+	// requireAuthorizer refuses a request that the authorizer has not seen, bar
+	// those on paths that have none: see withoutAuthorizer.
 	requireAuthorizer bool
 	log               zerolog.Logger
 }
@@ -131,14 +136,15 @@ func (f *front) request(ctx context.Context, event events.APIGatewayProxyRequest
 	return r.WithContext(ctx), nil
 }
 
-// withoutAuthorizer are the paths whose request is in the body, which an authorizer does not see, or which have none. The
-// issuer alone decides there, by the same rules.
+// withoutAuthorizer are the paths whose request is in the body, which an
+// authorizer does not see, or which have none. The issuer alone decides there,
+// by the same rules.
 func withoutAuthorizer(path string) bool {
 	return path == "/challenge" || path == "/healthz" || strings.HasPrefix(path, "/.well-known/est/")
 }
 
-// authorized binds what the authorizer approved to what is issued: both must be about the same bytes. It grants nothing: the
-// issuer decides again.
+// authorized binds what the authorizer approved to what is issued: both must be
+// about the same bytes. It grants nothing: the issuer decides again.
 func authorized(told map[string]any, header http.Header) error {
 	digest, ok := told[contextDigest].(string)
 	values := header.Values(server.HeaderCSR)
@@ -156,7 +162,8 @@ func digestOf(value string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// headersOf keeps every value of a header, and finds it in whatever case the device wrote it.
+// headersOf keeps every value of a header, and finds it in whatever case the
+// device wrote it.
 func headersOf(multi map[string][]string, single map[string]string) http.Header {
 	header := http.Header{}
 	for name, values := range multi {
@@ -182,8 +189,8 @@ func sizeOf(header http.Header) int {
 	return size
 }
 
-// pathOf is the path below the stage and below the base path of a domain name, which event.Path has in it: that of the
-// resource, with its parameters.
+// pathOf is the path below the stage and below the base path of a domain name,
+// which event.Path has in it: that of the resource, with its parameters.
 func pathOf(event events.APIGatewayProxyRequest) string {
 	if event.Resource == "" {
 		return event.Path
@@ -220,7 +227,8 @@ func errorAnswer(event events.APIGatewayProxyRequest, err error) (events.APIGate
 // decided logs a request as issuerd does.
 func (f *front) decided(d server.Decision) { issuerd.LogDecision(f.log, d) }
 
-// recovered logs where a panic came from, and of its value only the type: it may hold what a stranger sent.
+// recovered logs where a panic came from, and of its value only the type: it
+// may hold what a stranger sent.
 func recovered(log zerolog.Logger, v any) bool {
 	if v == nil {
 		return false

@@ -69,7 +69,8 @@ func TestEventToRequest(t *testing.T) {
 		t.Error(diff)
 	}
 
-	// The older form of an event, and a path that a parser of URLs would take apart.
+	// The older form of an event, and a path that a parser of URLs would take
+	// apart.
 	out, err = newFront(echo).invoke(t.Context(), events.APIGatewayProxyRequest{Path: "/a%zz?b", HTTPMethod: "GET",
 		Headers: map[string]string{"Accept": "a/a"}, QueryStringParameters: map[string]string{"q": "1"}})
 	must(t, err)
@@ -160,7 +161,8 @@ func TestFrontPanics(t *testing.T) {
 	}
 }
 
-// The authorizer grants nothing: with its word for it, the issuer still refuses a request that is signed with a wrong key.
+// The authorizer grants nothing: with its word for it, the issuer still refuses
+// a request that is signed with a wrong key.
 func TestForgedAuthorization(t *testing.T) {
 	w := newWorld(t)
 	var logs bytes.Buffer

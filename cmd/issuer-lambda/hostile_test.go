@@ -31,7 +31,8 @@ import (
 
 const hostileFolder = "../../cloud/issuer/testdata/hostile"
 
-// hostile is a file of the issuer's corpus: see the README.md there. Its form is checked by the issuer's own tests.
+// hostile is a file of the issuer's corpus: see the README.md there. Its form
+// is checked by the issuer's own tests.
 type hostile struct {
 	name, want string
 	clock      time.Time
@@ -114,7 +115,8 @@ log = {level = "debug"}
 %s`, registry, authority, filepath.Join(authority, "passphrase"), store, key, h.policy), root
 }
 
-// oldCA is a CA of the corpus's time. The key of a real one is slow to open by intent; this one's is not.
+// oldCA is a CA of the corpus's time. The key of a real one is slow to open by
+// intent; this one's is not.
 func oldCA(t *testing.T, at time.Time) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "ca")
@@ -138,8 +140,9 @@ func oldCA(t *testing.T, at time.Time) string {
 	return dir
 }
 
-// Both functions give each file of the issuer's corpus its name, the stranger one of three constants, and the log at its most
-// talkative nothing of the request.
+// Both functions give each file of the issuer's corpus its name, the stranger
+// one of three constants, and the log at its most talkative nothing of the
+// request.
 func TestHostileCorpus(t *testing.T) {
 	names, err := filepath.Glob(filepath.Join(hostileFolder, "*.txt"))
 	if err != nil || len(names) < 40 {
@@ -255,7 +258,8 @@ func (h hostile) authorize(t *testing.T, invoke func(context.Context, events.API
 	h.keepQuiet(t, logs)
 }
 
-// keepQuiet finds pieces of the request in a log: of a header that proves something, or of the body, in base64 or as it came.
+// keepQuiet finds pieces of the request in a log: of a header that proves
+// something, or of the body, in base64 or as it came.
 func (h hostile) keepQuiet(t *testing.T, logs *bytes.Buffer) {
 	const piece = 16
 	texts := []string{base64.StdEncoding.EncodeToString(h.body)}

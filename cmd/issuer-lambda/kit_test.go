@@ -19,7 +19,8 @@ import (
 	"secretfree/station/board"
 )
 
-// world is a factory that has enrolled one board, and what an issuer needs: a registry, a CA, claims, a station's key.
+// world is a factory that has enrolled one board, and what an issuer needs: a
+// registry, a CA, claims, a station's key.
 type world struct {
 	root     string // of the package; the folder stations is in it
 	registry string

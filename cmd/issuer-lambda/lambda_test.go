@@ -21,7 +21,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// behaviour makes this test's own program a function of Lambda, for what the real one must not do.
+// behaviour makes this test's own program a function of Lambda, for what the
+// real one must not do.
 const behaviour = "SECRETFREE_TEST_BEHAVIOUR"
 
 func TestMain(m *testing.M) {
@@ -178,7 +179,8 @@ func TestLambda(t *testing.T) {
 	}
 }
 
-// What a function may do wrong ends in an error, and the next event finds it well.
+// What a function may do wrong ends in an error, and the next event finds it
+// well.
 func TestLambdaFaults(t *testing.T) {
 	self, err := os.Executable()
 	must(t, err)

@@ -1,11 +1,13 @@
-// Issuer-lambda is the issuer behind API Gateway: one binary for two functions of AWS Lambda. The environment says which:
+// Issuer-lambda is the issuer behind API Gateway: one binary for two functions
+// of AWS Lambda. The environment says which:
 //
 //	SECRETFREE_ROLE                issuer, which answers requests, or authorizer, which says beforehand whether the issuer would
 //	SECRETFREE_CONFIG              the text of issuerd's configuration file
 //	SECRETFREE_REQUIRE_AUTHORIZER  1: the issuer takes a header device-csr only if the authorizer has seen the same one
 //
-// The environment of a function holds 4 KB, so the keys of the stations are files of the package: stations/*.pub, each
-// a station's station.pub. They count as if they were [[trusted_station]] in the configuration.
+// The environment of a function holds 4 KB, so the keys of the stations are
+// files of the package: stations/*.pub, each a station's station.pub. They
+// count as if they were [[trusted_station]] in the configuration.
 //
 // What is wrong with the settings ends the process before it takes a request.
 package main
@@ -62,8 +64,9 @@ func taskRoot() string {
 	return "."
 }
 
-// open makes the handler of the role. It calls nothing outside this machine but for what keys in KMS need, so that another outage does not keep a function from
-// starting, and the first request waits for nothing.
+// open makes the handler of the role. It calls nothing outside this machine but
+// for what keys in KMS need, so that another outage does not keep a function
+// from starting, and the first request waits for nothing.
 func open(ctx context.Context, getenv func(string) string, root string, logs io.Writer) (any, error) {
 	role := getenv(roleSetting)
 	if role != roleIssuer && role != roleAuthorizer {

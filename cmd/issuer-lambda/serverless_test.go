@@ -33,7 +33,8 @@ func serverless(t *testing.T) string {
 	return folder
 }
 
-// The gateway of the template, as serverless-offline has it. Its functions hand their events to the real program.
+// The gateway of the template, as serverless-offline has it. Its functions hand
+// their events to the real program.
 const gatewayConfig = `service: widgiot
 frameworkVersion: "*"
 provider:
@@ -68,7 +69,8 @@ exports.authorizer = invoke("authorizer");
 exports.issuer = invoke("issuer");
 `
 
-// Events that others make of requests: the authorizer and the issuer behind a gateway.
+// Events that others make of requests: the authorizer and the issuer behind a
+// gateway.
 func TestServerlessOffline(t *testing.T) {
 	folder := serverless(t)
 	w, program := newWorld(t), build(t)
@@ -130,14 +132,16 @@ func TestServerlessOffline(t *testing.T) {
 	if !strings.Contains(issues.log(), `"authorizer_id":"`) || !strings.Contains(asks.log(), `"refusal":"key-mismatch"`) {
 		t.Errorf("logs:\n%s\n%s", asks.log(), issues.log())
 	}
-	// Not asked, and refused by name: the gateway lets only through what its authorizer let through, and the program does not rely on it.
+	// Not asked, and refused by name: the gateway lets only through what its
+	// authorizer let through, and the program does not rely on it.
 	_, failed, body := issues.invoke(t.Context(), post(t, "/new", good, nil))
 	if failed || !strings.Contains(string(body), string(server.Refused)) {
 		t.Errorf("%v %s", failed, body)
 	}
 }
 
-// startGateway returns the address of a serverless-offline that ends with the test.
+// startGateway returns the address of a serverless-offline that ends with the
+// test.
 func startGateway(t *testing.T, folder, stubs string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -21,8 +21,9 @@ import (
 
 const maxPayload = 6 << 20 // of Lambda, both ways
 
-// function is a function of Lambda: a program behind Lambda's runtime API, and in front of it the call that invokes it. A
-// sandbox starts when it is first needed, serves one event at a time, and is started again after it has ended.
+// function is a function of Lambda: a program behind Lambda's runtime API, and
+// in front of it the call that invokes it. A sandbox starts when it is first
+// needed, serves one event at a time, and is started again after it has ended.
 type function struct {
 	name      string
 	command   []string
@@ -81,7 +82,8 @@ func (f *function) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body)
 }
 
-// invoke returns the status of the call, whether the function failed, and its answer or error.
+// invoke returns the status of the call, whether the function failed, and its
+// answer or error.
 func (f *function) invoke(ctx context.Context, payload []byte) (status int, failed bool, body []byte) {
 	if len(payload) > maxPayload {
 		return http.StatusRequestEntityTooLarge, false, []byte(`{"Type":"User","message":"Request must be smaller than 6291456 bytes for the InvokeFunction operation"}`)

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// python is an interpreter that has the packages, with the test skipped where there is none.
+// python is an interpreter that has the packages, with the test skipped where
+// there is none.
 func python(t testing.TB, packages string) string {
 	t.Helper()
 	path := os.Getenv("SECRETFREE_PYTHON")

@@ -44,7 +44,8 @@ func (c *crl) Run(ctx context.Context, out *cli.Output) error {
 		fmt.Sprintf("%s: %s, until %s\n", c.Out, cli.Count(n, "revoked certificate", "revoked certificates"), list.NextUpdate.Format("2006-01-02 15:04:05 MST"))))
 }
 
-// replaceFile puts data in the place of a file, durably; readers see the one or the other. All may read it.
+// replaceFile puts data in the place of a file, durably; readers see the one or
+// the other. All may read it.
 func replaceFile(name string, data []byte) error {
 	dir := filepath.Dir(name)
 	f, err := os.CreateTemp(dir, ".new-crl-*")

@@ -24,12 +24,15 @@ type device struct {
 	Transfer deviceTransfer `cmd:"" help:"It changes hands: its former certificates count no more, and it gets another."`
 }
 
-// hooks join a change of a device's state with what was issued to it. One that is nil is left out.
+// hooks join a change of a device's state with what was issued to it. One that
+// is nil is left out.
 type hooks struct {
-	// nextEpoch is an epoch in which nothing was issued to the device, and which comes after all in which something was.
+	// nextEpoch is an epoch in which nothing was issued to the device, and
+	// which comes after all in which something was.
 	nextEpoch func(ctx context.Context, c issuerd.Config, device board.DeviceID) (int, error)
-	// afterChange does what else a change asks for, such as revoking certificates. It is called again when the same change is made
-	// again. e is what is enrolled now.
+	// afterChange does what else a change asks for, such as revoking
+	// certificates. It is called again when the same change is made again. e is
+	// what is enrolled now.
 	afterChange func(ctx context.Context, c issuerd.Config, e board.Enrolment, action cloud.Action) error
 }
 
@@ -209,7 +212,8 @@ func (f *changeFlags) change(ctx context.Context, out *cli.Output, action cloud.
 	return out.Print(line, text)
 }
 
-// explainChange tells a refusal, which ends it, from a failure, after which nobody knows.
+// explainChange tells a refusal, which ends it, from a failure, after which
+// nobody knows.
 func explainChange(c cloud.Change, err error) error {
 	if errors.Is(err, cloud.ErrChange) {
 		return fmt.Errorf("%w: %w", cli.ErrMisuse, err)

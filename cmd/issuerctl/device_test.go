@@ -29,14 +29,16 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// enrolled is a registry in a folder, with one device, and the configuration of an issuer that uses it.
+// enrolled is a registry in a folder, with one device, and the configuration of
+// an issuer that uses it.
 type enrolled struct {
 	config   string
 	registry *cloud.Dir
 	device   board.DeviceID
 }
 
-// configFile writes an issuer's configuration, with this table [registry] and a station whose signer is returned.
+// configFile writes an issuer's configuration, with this table [registry] and a
+// station whose signer is returned.
 func configFile(t *testing.T, dir, registry string) (name string, station note.Signer) {
 	t.Helper()
 	secret, public, err := note.GenerateKey(rand.Reader, "widgiot/line3-a")
@@ -108,7 +110,8 @@ func (e *enrolled) state(t *testing.T, state board.State, epoch, changes int) {
 	}
 }
 
-// The epoch is one in which nothing was issued, and is asked for only where the change needs it.
+// The epoch is one in which nothing was issued, and is asked for only where the
+// change needs it.
 func TestNextEpoch(t *testing.T) {
 	e := enrol(t)
 	next, asked := 7, 0
@@ -154,7 +157,8 @@ func TestNextEpochUnknown(t *testing.T) {
 	e.state(t, board.Active, 0, 0)
 }
 
-// What follows from a change fails: it is said how to carry on, and then the change is not made twice.
+// What follows from a change fails: it is said how to carry on, and then the
+// change is not made twice.
 func TestAfterChange(t *testing.T) {
 	e := enrol(t)
 	away := errors.New("the CA is away")

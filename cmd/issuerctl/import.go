@@ -174,7 +174,8 @@ func (i *importTable) summarise(out *cli.Output, s importSummary) error {
 	return nil
 }
 
-// needs says what the issuer's configuration lacks for what is imported to get certificates.
+// needs says what the issuer's configuration lacks for what is imported to get
+// certificates.
 func needs(c issuerd.Config, operator *journal.Identity, all []cloud.Loaded) []string {
 	lacks := []string{}
 	lacking := map[board.Algorithm]bool{}

@@ -25,7 +25,8 @@ import (
 	"secretfree/station/board"
 )
 
-// The table is away after the first item: the rest is left, and the next run carries on.
+// The table is away after the first item: the rest is left, and the next run
+// carries on.
 func TestImportBreaksOff(t *testing.T) {
 	for name, value := range map[string]string{
 		"AWS_CONFIG_FILE": "/nonexistent", "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true",

@@ -46,7 +46,8 @@ func onIssued() hooks {
 				if before = e.Epoch; before == 0 {
 					return nil
 				}
-				// What the device got since, in its own epoch, stays: an old change may be made again.
+				// What the device got since, in its own epoch, stays: an old
+				// change may be made again.
 			}
 			return withIssuer(ctx, c, func(o *issuerd.Components) error {
 				_, err := o.Revoke(ctx, e.Device, before, reason)

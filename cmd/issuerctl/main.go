@@ -1,4 +1,5 @@
-// Issuerctl makes a CA, says why an issuer decides as it does, and lets operators decide about devices.
+// Issuerctl makes a CA, says why an issuer decides as it does, and lets
+// operators decide about devices.
 package main
 
 import (
@@ -188,7 +189,8 @@ func readRequest(name string) ([]byte, error) {
 	return data, nil
 }
 
-// parseRequest reads what a device may send, in the body or in the header: base64 of a PEM.
+// parseRequest reads what a device may send, in the body or in the header:
+// base64 of a PEM.
 func parseRequest(data []byte) (issuer.Request, error) {
 	request, err := issuer.ParseRequest(data)
 	if err == nil {

@@ -1,4 +1,5 @@
-// Issuerd turns a factory's records and the requests of its boards into certificates, over HTTP.
+// Issuerd turns a factory's records and the requests of its boards into
+// certificates, over HTTP.
 package main
 
 import (
@@ -46,7 +47,8 @@ of its files is seen anyway. Sockets of systemd are taken by the names listen an
 func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 	c, err := issuerd.Load(g.Config)
 	if errors.Is(err, fs.ErrNotExist) {
-		// As misuse, so that the unit fails once and is not started again and again.
+		// As misuse, so that the unit fails once and is not started again and
+		// again.
 		return fmt.Errorf("%w: there is no configuration %s yet: write one, as the sample in /usr/share/doc/secretfree-issuer/examples, or name another one with --config (%w)", cli.ErrMisuse, g.Config, err)
 	}
 	if err != nil {

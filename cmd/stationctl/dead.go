@@ -165,7 +165,8 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 	return nil
 }
 
-// sources are a copy of the state directory, if one is named, and the archive, if a configuration names a registry.
+// sources are a copy of the state directory, if one is named, and the archive,
+// if a configuration names a registry.
 func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 	var sources spool.Sources
 	if s.From != "" {

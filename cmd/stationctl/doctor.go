@@ -124,7 +124,8 @@ func resultText(r doctor.Result) string {
 	return text
 }
 
-// oneLine is what others said, such as the name of a process or a notice of another station, without what a terminal would obey.
+// oneLine is what others said, such as the name of a process or a notice of
+// another station, without what a terminal would obey.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

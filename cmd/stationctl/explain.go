@@ -129,8 +129,8 @@ func (o *observer) where(t *uart.Transcript) string {
 }
 
 // place is where the reader left the good path. exact says that the dialect
-// named the place. Otherwise it is the end of what arrived, after a time-out, or
-// the beginning of the line that was used last.
+// named the place. Otherwise it is the end of what arrived, after a time-out,
+// or the beginning of the line that was used last.
 func (o *observer) place(t *uart.Transcript) (p spot, exact bool) {
 	all := received(t)
 	if piece, i := o.otherSerial(t.Header["device"]); piece != nil {

@@ -124,7 +124,8 @@ func identity(seen *observer) (pieces []uart.Piece) {
 	return pieces
 }
 
-// damage returns a transcript with another byte at a place of what was received.
+// damage returns a transcript with another byte at a place of what was
+// received.
 func damage(transcript *uart.Transcript, n int, b byte) *uart.Transcript {
 	damaged := &uart.Transcript{Header: transcript.Header}
 	for _, c := range transcript.Chunks {

@@ -115,7 +115,8 @@ func failedIf(bad int) error {
 	return nil
 }
 
-// apply applies the receipts on the stick. One that is not believed is told, and does not keep the others back.
+// apply applies the receipts on the stick. One that is not believed is told,
+// and does not keep the others back.
 func (e *export) apply(ctx context.Context, control *stationd.Control, origin string, out *cli.Output) (bad int, err error) {
 	receipts, err := spool.Receipts(e.Stick, origin)
 	if err != nil {

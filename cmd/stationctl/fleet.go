@@ -147,7 +147,8 @@ func (f *fleet) Run(ctx context.Context, out *cli.Output) error {
 	return showFleet(out, members)
 }
 
-// members are the stations of the archives and those that are to be asked, by name.
+// members are the stations of the archives and those that are to be asked, by
+// name.
 func (f *fleet) members(ctx context.Context) ([]*member, error) {
 	byName := map[string]*member{}
 	get := func(name string) *member {
@@ -218,7 +219,8 @@ func (f *fleet) members(ctx context.Context) ([]*member, error) {
 	return members, nil
 }
 
-// openJournals opens the registry of a station's configuration, or of an importer's.
+// openJournals opens the registry of a station's configuration, or of an
+// importer's.
 func openJournals(ctx context.Context, name string) (journals, error) {
 	var registry config.Registry
 	sku := ""
@@ -292,7 +294,8 @@ func isPage(address string) bool {
 	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && !strings.ContainsAny(address, "?#@")
 }
 
-// safe tells whether a token may be shown at such an address: it goes there encrypted, or does not leave this machine.
+// safe tells whether a token may be shown at such an address: it goes there
+// encrypted, or does not leave this machine.
 func safe(address string) bool {
 	u, err := url.Parse(address)
 	if err != nil || u.User != nil {
@@ -464,7 +467,8 @@ func (f *fleet) judgeSilence(m *member) {
 	}
 }
 
-// verifyArchive computes the root of what is archived, and compares it with the checkpoints that are beside the segments.
+// verifyArchive computes the root of what is archived, and compares it with the
+// checkpoints that are beside the segments.
 func verifyArchive(ctx context.Context, m *member, a archived) {
 	origin, _, _ := strings.Cut(string(a.Checkpoint), "\n")
 	var hashes []tlog.Hash

@@ -105,7 +105,8 @@ func (l *line) checkpoint(t *testing.T, size int) []byte {
 	return text
 }
 
-// archive stores a sealed segment of all but the last entry, and a checkpoint over all.
+// archive stores a sealed segment of all but the last entry, and a checkpoint
+// over all.
 func (s *shop) archive(l *line, first int) {
 	s.t.Helper()
 	last := len(l.lines) - 2
@@ -319,7 +320,8 @@ func TestFleetFromStations(t *testing.T) {
 	if asked.Load() == 0 || !strings.Contains(table, " health: Call IT: the[2J disk.") {
 		t.Errorf("asked %d times\n%s", asked.Load(), table)
 	}
-	// What nobody was asked for, or did not answer, is not shown as nothing; what is red begins with its word, and has its address once.
+	// What nobody was asked for, or did not answer, is not shown as nothing;
+	// what is red begins with its word, and has its address once.
 	for _, want := range []string{`(?m)^green +good +- +- +- +- +2 +0 good +v1\.2$`, `(?m)^red +gone +- +- +- +- +- +- +- +-$`, `(?m)^ +away: ` + regexp.QuoteMeta(gone.URL) + `: dial tcp .*connection refused$`} {
 		if !regexp.MustCompile(want).MatchString(table) {
 			t.Errorf("nothing is like %s:\n%s", want, table)
@@ -334,7 +336,8 @@ func TestFleetFromStations(t *testing.T) {
 	}
 }
 
-// A line that is none is told with its file, its number and what to write; the same of a second address.
+// A line that is none is told with its file, its number and what to write; the
+// same of a second address.
 func TestFleetLines(t *testing.T) {
 	list := filepath.Join(t.TempDir(), "floor.txt")
 	for text, want := range map[string]string{
@@ -355,7 +358,8 @@ func TestFleetLines(t *testing.T) {
 	}
 }
 
-// A station that answers is silent only if it has signed what the archive lacks.
+// A station that answers is silent only if it has signed what the archive
+// lacks.
 func TestFleetFromBoth(t *testing.T) {
 	s := newShop(t)
 	l := newLine(t, "line1")
@@ -411,7 +415,8 @@ func TestFleetMisused(t *testing.T) {
 	}
 }
 
-// A token is shown to https and to this machine, by whatever name, and to nobody else.
+// A token is shown to https and to this machine, by whatever name, and to
+// nobody else.
 func TestFleetTokenStays(t *testing.T) {
 	for address, want := range map[string]bool{
 		"https://line3-a.factory.example:8443": true, "http://127.0.0.1:8080": true, "http://127.0.0.2": true, "http://[::1]:8080": true, "http://LOCALHOST:8080": true,

@@ -1,4 +1,5 @@
-// Stationctl looks into a station: what its journal holds, what its slots show, and whether both are as they should be.
+// Stationctl looks into a station: what its journal holds, what its slots show,
+// and whether both are as they should be.
 package main
 
 import (
@@ -91,7 +92,8 @@ func (p place) dir() (string, error) {
 	return dir, err
 }
 
-// station is the state directory, and whose receipts the configuration trusts: nobody's if none is read.
+// station is the state directory, and whose receipts the configuration trusts:
+// nobody's if none is read.
 func (p place) station() (string, note.Verifiers, error) {
 	if p.StateDir != "" {
 		return p.StateDir, note.VerifierList(), nil

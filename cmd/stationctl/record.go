@@ -41,7 +41,8 @@ func (r *record) Run(ctx context.Context, out *cli.Output) error {
 	if err := tryDir(r.Dir); err != nil {
 		return err
 	}
-	// A port that is not there may come; one that is there and cannot be opened is told at once.
+	// A port that is not there may come; one that is there and cannot be opened
+	// is told at once.
 	switch conn, err := uart.Open(ctx, r.Port); {
 	case err == nil:
 		if err := conn.Close(); err != nil {
@@ -85,7 +86,8 @@ func (r *record) Run(ctx context.Context, out *cli.Output) error {
 	return err
 }
 
-// tryDir says before anyone takes the trouble whether transcripts can be written.
+// tryDir says before anyone takes the trouble whether transcripts can be
+// written.
 func tryDir(dir string) error {
 	f, err := os.CreateTemp(dir, ".try-*")
 	switch {
@@ -99,7 +101,8 @@ func tryDir(dir string) error {
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
-// writeNew writes a transcript under the next free name: board-1.uart, board-2.uart, …
+// writeNew writes a transcript under the next free name: board-1.uart,
+// board-2.uart, …
 func writeNew(dir string, text []byte) (string, error) {
 	for n := 1; ; n++ {
 		name := filepath.Join(dir, fmt.Sprintf("board-%d.uart", n))

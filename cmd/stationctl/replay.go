@@ -104,8 +104,8 @@ func (r *replay) Run(ctx context.Context, out *cli.Output) error {
 	return nil
 }
 
-// checkSpeed refuses what is no speed. Package fixtures takes 0 for no pause at all; nobody who types 0 can be taken to mean the
-// fastest.
+// checkSpeed refuses what is no speed. Package fixtures takes 0 for no pause at
+// all; nobody who types 0 can be taken to mean the fastest.
 func checkSpeed(speed float64) error {
 	if err := fixtures.CheckSpeed(speed); err != nil || speed == 0 {
 		return fmt.Errorf("%w: --speed is %v, want a number above 0: 1 is as recorded, 1000 leaves next to no pause", cli.ErrMisuse, speed)
@@ -197,7 +197,8 @@ func verdicts() []string {
 
 var errNoVerdict = errors.New("there is no verdict: the recording may not hold the whole dialogue")
 
-// judge is nil if the verdict of the daemon's code is the one that the transcript expects.
+// judge is nil if the verdict of the daemon's code is the one that the
+// transcript expects.
 func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, result *replayed) error {
 	dialect, err := uart.DialectByName(t.Header["dialect"])
 	if err != nil {
@@ -211,8 +212,9 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	if err != nil {
 		return err
 	}
-	// Whoever asks for what is not recorded ends the replay at once, and so does a wait after its end: this is for a reader that
-	// goes on looking for a board in the middle.
+	// Whoever asks for what is not recorded ends the replay at once, and so
+	// does a wait after its end: this is for a reader that goes on looking for
+	// a board in the middle.
 	var length time.Duration
 	if n := len(t.Chunks); n > 0 {
 		length = time.Duration(float64(t.Chunks[n-1].At) * max(1, 1/r.Speed))
@@ -225,7 +227,8 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	played.Go(func() {
 		select {
 		case until := <-opened: // what a board says before is lost, as on a real port
-			// After a verdict the bench has its own end, and an error of what is not played any more is none.
+			// After a verdict the bench has its own end, and an error of what
+			// is not played any more is none.
 			if err := port.Replay(playing, t, fixtures.ReplayOptions{Speed: r.Speed, Until: until, Stay: patience}); err != nil {
 				stop(err)
 			}

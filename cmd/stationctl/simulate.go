@@ -129,7 +129,8 @@ func (s *simulate) group() (int, error) {
 	return -1, nil
 }
 
-// makeFolders makes a folder with those above it; remove takes away again what was made, as far as nothing else is in it.
+// makeFolders makes a folder with those above it; remove takes away again what
+// was made, as far as nothing else is in it.
 func makeFolders(dir string) (remove func(), err error) {
 	var made []string
 	for d := dir; ; d = filepath.Dir(d) {
@@ -184,7 +185,8 @@ func (s *simulate) serve(ctx context.Context, port *fixtures.Port, b *fixtures.B
 	return context.Cause(ctx)
 }
 
-// bounded runs something for a time; an error is its own, or that of an outer context.
+// bounded runs something for a time; an error is its own, or that of an outer
+// context.
 func bounded(ctx context.Context, d time.Duration, run func(context.Context) error) error {
 	inner, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -202,7 +204,8 @@ func (s *simulate) replay(ctx context.Context, port *fixtures.Port, speed float6
 	if err := out.Print(plugged{Port: s.Port, Device: t.Header["device"]}, fmt.Sprintf("%s  %s\n", s.Port, words(t))); err != nil {
 		return err
 	}
-	// The reader draws its own nonces, so a recorded board proves nothing to it, unless it is a replay.
+	// The reader draws its own nonces, so a recorded board proves nothing to
+	// it, unless it is a replay.
 	fmt.Fprintln(out.Err, "A recorded board answers what it was asked then: another nonce is where its dialogue departs.")
 	if err := port.Replay(ctx, t, fixtures.ReplayOptions{Speed: speed}); err != nil {
 		return err

@@ -138,7 +138,8 @@ func (s *status) target() (target, error) {
 	return t, nil
 }
 
-// only trusts a certificate that is here as a file, whatever names it has and whoever signed it: it is the station's own.
+// only trusts a certificate that is here as a file, whatever names it has and
+// whoever signed it: it is the station's own.
 func only(file string) (*tls.Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

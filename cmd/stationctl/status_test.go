@@ -14,7 +14,8 @@ import (
 	"secretfree/cmd/internal/cli"
 )
 
-// A station with TLS and a token answers to who reads its configuration, or is told what it takes; and to nobody else.
+// A station with TLS and a token answers to who reads its configuration, or is
+// told what it takes; and to nobody else.
 func TestStatusOfGuardedStation(t *testing.T) {
 	const token = "view-token-0123456789"
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -11,7 +11,8 @@ import (
 	"secretfree/uart"
 )
 
-// bench is a station with one slot and a journal in memory: it reads boards with the daemon's own code and keeps nothing.
+// bench is a station with one slot and a journal in memory: it reads boards
+// with the daemon's own code and keeps nothing.
 type bench struct {
 	dialect uart.Dialect
 	open    func(ctx context.Context) (uart.Conn, error)
@@ -22,8 +23,9 @@ type bench struct {
 // errEnough ends a bench that has seen all that was asked for.
 var errEnough = errors.New("enough")
 
-// run hands over the recording of each board, with its verdict in the header, until the callback returns an error or ctx ends. An
-// error of the callback is returned, but errEnough is not.
+// run hands over the recording of each board, with its verdict in the header,
+// until the callback returns an error or ctx ends. An error of the callback is
+// returned, but errEnough is not.
 func (b bench) run(ctx context.Context, each func(*uart.Transcript) error) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -58,7 +60,8 @@ func (b bench) run(ctx context.Context, each func(*uart.Transcript) error) error
 	return nil
 }
 
-// patience is how long a replay may take after the end of the recording: longer than any dialect waits for one answer.
+// patience is how long a replay may take after the end of the recording: longer
+// than any dialect waits for one answer.
 const patience = 20 * time.Second
 
 // words are what a verdict is for people: "passed", or "failed" and the reason.

@@ -49,7 +49,8 @@ const defaultState = "/var/lib/stationd"
 // stationUser is whom the unit runs stationd as.
 const stationUser = "stationd"
 
-// runner is who will run stationd, as far as can be told: its user if we are root and there is one, otherwise whoever we are.
+// runner is who will run stationd, as far as can be told: its user if we are
+// root and there is one, otherwise whoever we are.
 func runner() (u uart.User, owned stationd.Owned, err error) {
 	owned = stationd.Owned{UID: -1, GID: -1, Mode: 0o644}
 	if os.Geteuid() == 0 {
@@ -75,7 +76,8 @@ func runner() (u uart.User, owned stationd.Owned, err error) {
 		if err != nil {
 			return u, owned, fmt.Errorf("looking for the user %s: %w", stationUser, err)
 		}
-		// Root writes it, and everybody may read it: stationctl status does, and there is no secret in it.
+		// Root writes it, and everybody may read it: stationctl status does,
+		// and there is no secret in it.
 		return u, stationd.Owned{UID: 0, GID: gid, Mode: 0o644}, nil
 	}
 	groups, err := os.Getgroups()
@@ -183,7 +185,8 @@ func lacks(c stationd.Choices) (flags []string) {
 	return flags
 }
 
-// writable refuses early, before people have answered questions, what would be refused in the end.
+// writable refuses early, before people have answered questions, what would be
+// refused in the end.
 func (i *initCommand) writable() error {
 	if _, err := os.Lstat(i.Output); err == nil && !i.Force {
 		return fmt.Errorf("%w: %s; --force keeps it as %s.old and writes a new one", stationd.ErrExists, i.Output, i.Output)
@@ -205,7 +208,8 @@ func (i *initCommand) writable() error {
 	}
 }
 
-// unwritable says which folders the unit may not write to as it is, and what to do.
+// unwritable says which folders the unit may not write to as it is, and what to
+// do.
 func unwritable(c stationd.Config) string {
 	var all []string
 	text := ""

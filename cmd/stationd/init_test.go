@@ -8,7 +8,8 @@ import (
 	"secretfree/cmd/internal/stationd"
 )
 
-// Whoever chose other folders than the unit's learns what the unit lacks, before it is started.
+// Whoever chose other folders than the unit's learns what the unit lacks,
+// before it is started.
 func TestUnitMayNotWrite(t *testing.T) {
 	for name, c := range map[string]struct {
 		state, kind, dir string

@@ -1,4 +1,5 @@
-// Stationd puts the hardware identities of the boards on a test fixture on record.
+// Stationd puts the hardware identities of the boards on a test fixture on
+// record.
 package main
 
 import (
@@ -52,7 +53,8 @@ type serveCommand struct {
 func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 	c, err := stationd.LoadToServe(s.Config)
 	if errors.Is(err, fs.ErrNotExist) {
-		// As misuse, so that the unit fails once and is not started again and again.
+		// As misuse, so that the unit fails once and is not started again and
+		// again.
 		return fmt.Errorf("%w: there is no configuration %s yet: run stationd init, which writes one, or name another one with --config (%w)", cli.ErrMisuse, s.Config, err)
 	}
 	if err != nil {

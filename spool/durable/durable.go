@@ -1,4 +1,5 @@
-// Package durable writes files that a power failure cannot tear, and locks folders.
+// Package durable writes files that a power failure cannot tear, and locks
+// folders.
 package durable
 
 import (
@@ -51,7 +52,8 @@ func (OS) SyncDir(dir string) error {
 
 type osFile struct{ *os.File }
 
-// Sync is fdatasync: the length counts as data, the time of the last change does not.
+// Sync is fdatasync: the length counts as data, the time of the last change
+// does not.
 func (f osFile) Sync() error {
 	for {
 		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
@@ -60,8 +62,10 @@ func (f osFile) Sync() error {
 	}
 }
 
-// WriteFile replaces a file: when it returns nil, the new content is on disk, and at no time was there a part of it. It is made
-// from a file of a fixed name, so that what a crash leaves is gone with the next write: one process at a time may call it for a path.
+// WriteFile replaces a file: when it returns nil, the new content is on disk,
+// and at no time was there a part of it. It is made from a file of a fixed
+// name, so that what a crash leaves is gone with the next write: one process at
+// a time may call it for a path.
 func WriteFile(d Disk, path string, data []byte, mode fs.FileMode) error {
 	temporary := path + ".tmp"
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -14,7 +14,8 @@ import (
 // ErrLocked says that another process has the lock. The message names it.
 var ErrLocked = errors.New("another process uses this folder")
 
-// holder is who has the spool, as the lock file says. The lock is the flock; what the file says is for people.
+// holder is who has the spool, as the lock file says. The lock is the flock;
+// what the file says is for people.
 type holder struct {
 	PID     int    `json:"pid"`
 	Program string `json:"program"`
@@ -29,7 +30,8 @@ func (h holder) String() string {
 	return fmt.Sprintf("process %d (%.64q on host %.64q, since %.40s)", h.PID, h.Program, h.Host, h.Since)
 }
 
-// Lock takes the lock of a folder. It returns the lock and who had it before, if that is known.
+// Lock takes the lock of a folder. It returns the lock and who had it before,
+// if that is known.
 func Lock(dir string) (lock *os.File, before holder, err error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -62,8 +64,8 @@ func Lock(dir string) (lock *os.File, before holder, err error) {
 	return f, before, nil
 }
 
-// Elsewhere warns when the folder was last used by another machine. A copy of a station's folder is the way to two
-// machines that sign as one.
+// Elsewhere warns when the folder was last used by another machine. A copy of a
+// station's folder is the way to two machines that sign as one.
 func (h holder) Elsewhere() (notice string, moved bool) {
 	host, err := os.Hostname()
 	if err != nil || h.Host == "" || h.Host == host {

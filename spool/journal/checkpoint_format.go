@@ -17,7 +17,8 @@ import (
 // ErrTampered says that the journal is not the one that its station signed.
 var ErrTampered = errors.New("the journal was changed after it was signed")
 
-// Checkpoint is what a station signs of its journal: its first size entries have this root.
+// Checkpoint is what a station signs of its journal: its first size entries
+// have this root.
 type Checkpoint struct {
 	Size uint64
 	Root tlog.Hash
@@ -25,13 +26,15 @@ type Checkpoint struct {
 
 func CheckpointPath(dir string) string { return filepath.Join(dir, "journal", "checkpoint") }
 
-// Encode is the C2SP tlog-checkpoint: origin, size, root in base64, as a signed note.
+// Encode is the C2SP tlog-checkpoint: origin, size, root in base64, as a signed
+// note.
 func (c Checkpoint) Encode(s note.Signer) ([]byte, error) {
 	text := fmt.Sprintf("%s\n%d\n%s\n", s.Name(), c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
 	return note.Sign(&note.Note{Text: text}, s)
 }
 
-// ParseCheckpoint reads a checkpoint that one station signed. Witnesses may have signed it too.
+// ParseCheckpoint reads a checkpoint that one station signed. Witnesses may
+// have signed it too.
 func ParseCheckpoint(text []byte, v note.Verifier) (Checkpoint, error) {
 	n, err := note.Open(text, note.VerifierList(v))
 	if err != nil {
@@ -44,8 +47,8 @@ func ParseCheckpoint(text []byte, v note.Verifier) (Checkpoint, error) {
 	return c, nil
 }
 
-// CheckpointOf reads a checkpoint, and whose it says it is, without looking at its
-// signature.
+// CheckpointOf reads a checkpoint, and whose it says it is, without looking at
+// its signature.
 func CheckpointOf(text []byte) (origin string, c Checkpoint, err error) {
 	body, _, signed := strings.Cut(string(text), "\n\n")
 	origin, _, _ = strings.Cut(body, "\n")

@@ -43,7 +43,8 @@ type Entry struct {
 	Lost      *Lost
 }
 
-// Record returns the DSSE envelope of a passed verdict, nil for any other entry.
+// Record returns the DSSE envelope of a passed verdict, nil for any other
+// entry.
 func (e *Entry) Record() []byte {
 	if e.Verdict == nil {
 		return nil
@@ -95,8 +96,8 @@ type Known struct {
 }
 
 // Rejection says that the registry refused the record of an entry for good.
-// Reason Resolved says that it took the record later, after somebody cleared the
-// cause and requeued it.
+// Reason Resolved says that it took the record later, after somebody cleared
+// the cause and requeued it.
 type Rejection struct {
 	Of          uint64            `json:"of"`
 	Device      board.DeviceID    `json:"device"`
@@ -230,8 +231,9 @@ func (r *Rejection) check() error {
 }
 
 // ParseEntry reads what Encode writes: what parses encodes to the same bytes. A
-// record's envelope is looked at by board.OpenEnvelope, not here. The first entry
-// of a segment of a newer format is board.ErrNewer, that of an older one ErrFormat.
+// record's envelope is looked at by board.OpenEnvelope, not here. The first
+// entry of a segment of a newer format is board.ErrNewer, that of an older one
+// ErrFormat.
 func ParseEntry(data []byte) (Entry, error) {
 	if len(data) > MaxEntryLine {
 		return Entry{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrEntry, len(data), MaxEntryLine)
@@ -276,7 +278,8 @@ func ParseEntry(data []byte) (Entry, error) {
 
 var Castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// EncodeLine is the JSON, a space, its CRC-32C in 8 hex digits, and a line feed.
+// EncodeLine is the JSON, a space, its CRC-32C in 8 hex digits, and a line
+// feed.
 func EncodeLine(data []byte) []byte {
 	return fmt.Appendf(bytes.Clone(data), " %08x\n", crc32.Checksum(data, Castagnoli))
 }

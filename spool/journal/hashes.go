@@ -10,11 +10,13 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// split is the size of the left half of a tree (RFC 6962, 2.1): the largest power of two below n, which is at least 2.
+// split is the size of the left half of a tree (RFC 6962, 2.1): the largest
+// power of two below n, which is at least 2.
 func split(n uint64) uint64 { return 1 << (bits.Len64(n-1) - 1) }
 
-// RangeRoot computes the root of the leaves from lo up to hi, from those of a run of them and the roots of the subtrees that have none of
-// the run, which it takes from the front of beside.
+// RangeRoot computes the root of the leaves from lo up to hi, from those of a
+// run of them and the roots of the subtrees that have none of the run, which it
+// takes from the front of beside.
 func RangeRoot(lo, hi, first uint64, run []tlog.Hash, beside *[]tlog.Hash) (tlog.Hash, bool) {
 	if hi <= first || first+uint64(len(run)) <= lo {
 		if len(*beside) == 0 {
@@ -75,7 +77,8 @@ func (h *Hashes) subtree(lo, hi uint64) (tlog.Hash, error) {
 
 var errNoLeaf = errors.New("the hash of a leaf is not known")
 
-// InclusionProof computes the proof of an entry from the hashes of all leaves, one after the other, in little memory.
+// InclusionProof computes the proof of an entry from the hashes of all leaves,
+// one after the other, in little memory.
 func InclusionProof(ctx context.Context, dir string, size, index uint64) (tlog.RecordProof, error) {
 	type part struct {
 		lo, hi uint64

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// Identity is a station's signing key, in the key format of golang.org/x/mod/sumdb/note.
+// Identity is a station's signing key, in the key format of
+// golang.org/x/mod/sumdb/note.
 type Identity struct {
 	Signer   note.Signer
 	Verifier note.Verifier
@@ -24,8 +25,9 @@ type Identity struct {
 // ErrIdentity says that a station's key file cannot be used as it is.
 var ErrIdentity = errors.New("the station's key cannot be used")
 
-// LoadIdentity reads dir/station.key, or makes it at the first start, and writes dir/station.pub beside it. The key's
-// name is the origin, "<sku>/<station>". When it returns nil both files are synced.
+// LoadIdentity reads dir/station.key, or makes it at the first start, and
+// writes dir/station.pub beside it. The key's name is the origin,
+// "<sku>/<station>". When it returns nil both files are synced.
 func LoadIdentity(dir, origin string) (Identity, error) {
 	return LoadIdentityOn(durable.OS{}, dir, origin)
 }
@@ -66,7 +68,8 @@ func LoadIdentityOn(d durable.Disk, dir, origin string) (Identity, error) {
 	return Identity{Signer: signer, Verifier: verifier, Key: key}, nil
 }
 
-// OpenIdentity reads the identity that is in dir, whosever it is. It makes none.
+// OpenIdentity reads the identity that is in dir, whosever it is. It makes
+// none.
 func OpenIdentity(dir string) (Identity, error) {
 	pub, err := os.ReadFile(filepath.Join(dir, "station.pub"))
 	if err != nil {

@@ -20,13 +20,15 @@ type Info struct {
 	SignedAt time.Time // when that was written
 	Torn     int64     // bytes of a line that is not whole: being written, or cut short
 	Damage   []Damage  // of the newest segment
-	// Sample is a record of the newest segment, to ask a registry for; nil if there is none.
+	// Sample is a record of the newest segment, to ask a registry for; nil if
+	// there is none.
 	Sample *board.Sealed
 }
 
-// Inspect reads the newest segment and the newest checkpoint of the station whose folder this is. It takes no lock, changes nothing, and the daemon
-// may be writing. An error that wraps ErrTampered says that the checkpoint is not signed with this key, or that the journal
-// is shorter than what was signed.
+// Inspect reads the newest segment and the newest checkpoint of the station
+// whose folder this is. It takes no lock, changes nothing, and the daemon may
+// be writing. An error that wraps ErrTampered says that the checkpoint is not
+// signed with this key, or that the journal is shorter than what was signed.
 func Inspect(dir string, v note.Verifier) (g Info, err error) {
 	// The checkpoint first: the journal only grows meanwhile.
 	signed, have, err := ReadCheckpoint(dir, v)

@@ -1,5 +1,6 @@
-// Package journal is the file format of a station's journal: entries, segments, the
-// Merkle tree over them, checkpoints, proofs, and verification without a network.
+// Package journal is the file format of a station's journal: entries, segments,
+// the Merkle tree over them, checkpoints, proofs, and verification without a
+// network.
 package journal
 
 import (
@@ -14,8 +15,9 @@ import (
 	"strconv"
 )
 
-// DamageError says that the journal is damaged where it cannot be a write cut short by a power failure. Open
-// quarantines what can be told apart from the good lines around it, and goes on; what Open returns as this error stops the
+// DamageError says that the journal is damaged where it cannot be a write cut
+// short by a power failure. Open quarantines what can be told apart from the
+// good lines around it, and goes on; what Open returns as this error stops the
 // station, with nothing changed.
 type DamageError struct {
 	Path   string
@@ -29,8 +31,9 @@ func (e *DamageError) Error() string {
 
 func (e *DamageError) Unwrap() error { return e.Reason }
 
-// Damage is a place of the journal that cannot be read. Entries First up to but not including Next are missing; if
-// the two are equal, nothing is: there are bytes that do not belong there.
+// Damage is a place of the journal that cannot be read. Entries First up to but
+// not including Next are missing; if the two are equal, nothing is: there are
+// bytes that do not belong there.
 type Damage struct {
 	Segment uint64 `json:"segment"` // the first seq of the segment, its file's name
 	First   uint64 `json:"first"`
@@ -71,23 +74,28 @@ type Position struct {
 // MaxGroup is how many entries one write holds at the most.
 const MaxGroup = 64
 
-// maxHole is how many entries may be missing in one place. More than a few segments hold is no damage, but another file.
+// maxHole is how many entries may be missing in one place. More than a few
+// segments hold is no damage, but another file.
 const maxHole = 1 << 24
 
-// Scan reads segments in order. Every line that has its checksum and its place in the sequence is visited; every
-// other place is damage, but for what was cut short at the end of the last segment.
+// Scan reads segments in order. Every line that has its checksum and its place
+// in the sequence is visited; every other place is damage, but for what was cut
+// short at the end of the last segment.
 type Scan struct {
 	Dir  string
 	Disk durable.Disk
-	// Sure is the entry from which on there was no receipt yet, as the index knows. One write may hold several lines,
-	// and a power failure may tear it anywhere: good lines behind a bad one are part of the same write if all of
-	// them are from sure on and fewer than maxGroup. Without an index it is as high as can be, and such lines are damage.
+	// Sure is the entry from which on there was no receipt yet, as the index
+	// knows. One write may hold several lines, and a power failure may tear it
+	// anywhere: good lines behind a bad one are part of the same write if all
+	// of them are from sure on and fewer than maxGroup. Without an index it is
+	// as high as can be, and such lines are damage.
 	Sure uint64
 	// data is valid during the call.
 	Visit   func(at Position, seq uint64, data []byte) error
 	Damaged func(d Damage) error
 	Done    func(s SegmentFile, next uint64) error // after each segment that another follows; may be nil
-	// Sealed returns the end of a segment if the hashes beside it tell: how damage at its end is told from a missing file.
+	// Sealed returns the end of a segment if the hashes beside it tell: how
+	// damage at its end is told from a missing file.
 	Sealed func(first uint64) (next uint64, ok bool)
 
 	Next     uint64   // the seq of the next entry
@@ -235,8 +243,9 @@ func (s *Scan) segment(first, limit uint64) error {
 	return nil
 }
 
-// isTorn tells whether a bad line, which ends before an offset, begins a write that was cut short: nothing good follows it, or
-// only lines that were in the same write.
+// isTorn tells whether a bad line, which ends before an offset, begins a write
+// that was cut short: nothing good follows it, or only lines that were in the
+// same write.
 func (s *Scan) isTorn(f io.ReaderAt, offset int64) (torn, good bool, err error) {
 	r := bufio.NewReaderSize(&tolerant{f: f, offset: offset}, MaxEntryLine)
 	for {

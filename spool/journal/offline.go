@@ -11,12 +11,14 @@ import (
 	"secretfree/station/board"
 )
 
-// Walk yields the entries of the journal under dir in order. It takes no lock: a daemon may be writing, and a line that is
-// not whole yet ends the walk. A damaged place is yielded as a *DamageError, and the walk goes on behind it; every other fault
-// is yielded as the last error.
+// Walk yields the entries of the journal under dir in order. It takes no lock:
+// a daemon may be writing, and a line that is not whole yet ends the walk. A
+// damaged place is yielded as a *DamageError, and the walk goes on behind it;
+// every other fault is yielded as the last error.
 func Walk(dir string) iter.Seq2[Entry, error] { return WalkFrom(dir, 0) }
 
-// WalkFrom is Walk from an entry on: what is before it is not looked at, and segments before that entry's are not read.
+// WalkFrom is Walk from an entry on: what is before it is not looked at, and
+// segments before that entry's are not read.
 func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		stop := errors.New("stop")
@@ -65,12 +67,15 @@ type VerifyReport struct {
 	Damage                            []Damage // what cannot be read
 }
 
-// VerifyDir checks a journal with nothing but the station's public key: every line's checksum and sequence, every record's
-// signature and proof of possession, that no device has two keys and no key two devices, and that the journal
-// is the one which the checkpoints signed, also the one beside each sealed segment. It takes no lock.
+// VerifyDir checks a journal with nothing but the station's public key: every
+// line's checksum and sequence, every record's signature and proof of
+// possession, that no device has two keys and no key two devices, and that the
+// journal is the one which the checkpoints signed, also the one beside each
+// sealed segment. It takes no lock.
 //
-// Damage is no end: all else is checked, with the hashes beside the sealed segments in the place of what cannot be read, and the first of it
-// is returned as a *DamageError. Everything else that is wrong is returned when it is met.
+// Damage is no end: all else is checked, with the hashes beside the sealed
+// segments in the place of what cannot be read, and the first of it is returned
+// as a *DamageError. Everything else that is wrong is returned when it is met.
 func VerifyDir(dir string, v note.Verifier) (VerifyReport, error) {
 	check := verification{dir: dir, v: v, devices: map[board.DeviceID]board.Fingerprint{}, keys: map[board.Fingerprint]board.DeviceID{}}
 	err := check.run()

@@ -20,18 +20,21 @@ import (
 var (
 	// ErrNoRecord: the journal has no record of that device.
 	ErrNoRecord = errors.New("the journal has no record of this device")
-	// ErrUnsigned: there is a record, but no checkpoint over it yet, or none whose root can be computed.
+	// ErrUnsigned: there is a record, but no checkpoint over it yet, or none
+	// whose root can be computed.
 	ErrUnsigned = errors.New("no checkpoint covers this record yet")
 	// ErrProof says that something is no proof, or does not prove what it says.
 	ErrProof = errors.New("not a valid proof")
 )
 
-// MaxProof caps a proof, in bytes: an entry in base64, 63 hashes, a checkpoint with many witnesses.
+// MaxProof caps a proof, in bytes: an entry in base64, 63 hashes, a checkpoint
+// with many witnesses.
 const MaxProof = 2*MaxEntryLine + 63*45 + 64<<10
 
 const proofHeader = "c2sp.org/tlog-proof@v1"
 
-// Proof is a C2SP tlog-proof. Its extra data is the entry's JSON: what it proves is in it.
+// Proof is a C2SP tlog-proof. Its extra data is the entry's JSON: what it
+// proves is in it.
 type Proof struct {
 	Entry      []byte
 	Index      uint64
@@ -50,7 +53,8 @@ func (p *Proof) Encode() []byte {
 	return b.Bytes()
 }
 
-// ParseProof reads what encode writes: what parses encodes to the same bytes. It checks nothing but the form.
+// ParseProof reads what encode writes: what parses encodes to the same bytes.
+// It checks nothing but the form.
 func ParseProof(data []byte) (Proof, error) {
 	var p Proof
 	if len(data) > MaxProof {
@@ -85,16 +89,20 @@ func ParseProof(data []byte) (Proof, error) {
 	return p, nil
 }
 
-// Proven is what a proof proves: the station signed this record, and a journal that holds it.
+// Proven is what a proof proves: the station signed this record, and a journal
+// that holds it.
 type Proven struct {
 	Entry  Entry
 	Sealed board.Sealed
 	Size   uint64 // of the journal that was signed, in entries
 }
 
-// VerifyProof checks a proof that Prove made, with nothing but the station's public key: that the entry is in the journal under the
-// checkpoint, that the station signed the checkpoint and the record, and that the board had proved to have the key, if the record says
-// so (Record.Proof is nil if it does not). Otherwise the error is ErrProof, ErrTampered for a checkpoint of somebody else, or that of the record.
+// VerifyProof checks a proof that Prove made, with nothing but the station's
+// public key: that the entry is in the journal under the checkpoint, that the
+// station signed the checkpoint and the record, and that the board had proved
+// to have the key, if the record says so (Record.Proof is nil if it does not).
+// Otherwise the error is ErrProof, ErrTampered for a checkpoint of somebody
+// else, or that of the record.
 func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
 	p, err := ParseProof(data)
 	if err != nil {
@@ -126,15 +134,18 @@ func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
 	return Proven{e, sealed, signed.Size}, nil
 }
 
-// Prove returns a proof that the newest record of a device is in the journal under dir: a C2SP tlog-proof with the entry in it, which
-// VerifyProof checks with nothing but the station's public key. It takes no lock, and reads the whole journal. It returns
-// ErrNoRecord, or ErrUnsigned up to a minute after the record was appended, or as long as the journal is damaged in a way that keeps checkpoints
-// from being signed.
+// Prove returns a proof that the newest record of a device is in the journal
+// under dir: a C2SP tlog-proof with the entry in it, which VerifyProof checks
+// with nothing but the station's public key. It takes no lock, and reads the
+// whole journal. It returns ErrNoRecord, or ErrUnsigned up to a minute after
+// the record was appended, or as long as the journal is damaged in a way that
+// keeps checkpoints from being signed.
 func Prove(dir string, device board.DeviceID) ([]byte, error) {
 	return ProveContext(context.Background(), dir, device)
 }
 
-// NewestCheckpoint reads the one over the journal under dir. Without one it is ErrUnsigned.
+// NewestCheckpoint reads the one over the journal under dir. Without one it is
+// ErrUnsigned.
 func NewestCheckpoint(dir string) (text []byte, signed Checkpoint, err error) {
 	text, err = os.ReadFile(CheckpointPath(dir))
 	if errors.Is(err, os.ErrNotExist) {
@@ -228,7 +239,8 @@ func (h *Hashes) Add(leaf tlog.Hash) error {
 	return nil
 }
 
-// ReadHashes reads a journal and computes the hashes of the tree over its first entries. All entries are visited.
+// ReadHashes reads a journal and computes the hashes of the tree over its first
+// entries. All entries are visited.
 func ReadHashes(dir string, size uint64, visit func(at Position, seq uint64, data []byte) error) (*Hashes, error) {
 	segments, err := ListSegments(dir)
 	if err != nil {
@@ -263,18 +275,23 @@ func ReadHashes(dir string, size uint64, visit func(at Position, seq uint64, dat
 	return h, nil
 }
 
-// Errors of comparing a journal with a checkpoint that was found elsewhere, as in a registry.
+// Errors of comparing a journal with a checkpoint that was found elsewhere, as
+// in a registry.
 var (
-	// ErrFork: the station's key signed another journal than this one. Two machines sign as one station, or this journal was
-	// put back from a backup and went on from there.
+	// ErrFork: the station's key signed another journal than this one. Two
+	// machines sign as one station, or this journal was put back from a backup
+	// and went on from there.
 	ErrFork = errors.New("the station's key has signed another journal")
-	// ErrBehind: the checkpoint is over more entries than this journal has. Either it is a fork, or this journal lost its end.
+	// ErrBehind: the checkpoint is over more entries than this journal has.
+	// Either it is a fork, or this journal lost its end.
 	ErrBehind = errors.New("a checkpoint is over more than this journal holds")
 )
 
-// Consistent tells whether the journal under dir is the one, or the continuation of the one, that a checkpoint was signed over: nil if it
-// is, ErrFork or ErrBehind if not, ErrTampered if the station did not sign the checkpoint, ErrUnsigned if damage hides it.
-// It takes no lock, and reads the whole journal.
+// Consistent tells whether the journal under dir is the one, or the
+// continuation of the one, that a checkpoint was signed over: nil if it is,
+// ErrFork or ErrBehind if not, ErrTampered if the station did not sign the
+// checkpoint, ErrUnsigned if damage hides it. It takes no lock, and reads the
+// whole journal.
 func Consistent(dir string, v note.Verifier, checkpoint []byte) error {
 	signed, err := ParseCheckpoint(checkpoint, v)
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// LineReader reads entries whose places are known, without their envelopes. It keeps the file of the last one open.
+// LineReader reads entries whose places are known, without their envelopes. It
+// keeps the file of the last one open.
 type LineReader struct {
 	Dir  string
 	of   uint64
@@ -62,7 +63,8 @@ func (r *LineReader) Entry(at Position, seq uint64) (Entry, error) {
 	}
 }
 
-// ParseFront reads an entry without the envelope of a record, whose checksum was looked at: most of an entry's bytes are in it.
+// ParseFront reads an entry without the envelope of a record, whose checksum
+// was looked at: most of an entry's bytes are in it.
 func ParseFront(data []byte) (Entry, error) {
 	front, _, ok := bytes.Cut(data, []byte(`,"record":{`))
 	if !ok {
@@ -79,7 +81,8 @@ func ParseFront(data []byte) (Entry, error) {
 	return Entry{Seq: w.Seq, Time: at.UTC(), Kind: w.Kind, Verdict: w.Verdict}, nil
 }
 
-// EnvelopeOf cuts the envelope out of the JSON of a record's entry, where it stands last.
+// EnvelopeOf cuts the envelope out of the JSON of a record's entry, where it
+// stands last.
 func EnvelopeOf(data []byte) ([]byte, error) {
 	_, rest, ok := bytes.Cut(data, []byte(`,"record":`))
 	envelope, ok2 := bytes.CutSuffix(rest, []byte("}}"))
@@ -137,7 +140,8 @@ func Covers(damage []Damage, seq uint64) bool {
 
 const Unprovable = "no checkpoint is signed until the journal is repaired: a damaged entry's hash is not known, so neither is the root"
 
-// Quarantine writes evidence of damage, durably, under a name with the first number under which there is no other.
+// Quarantine writes evidence of damage, durably, under a name with the first
+// number under which there is no other.
 func Quarantine(d durable.Disk, dir, name string, data []byte) (path string, err error) {
 	for n := 1; ; n++ {
 		path = QuarantinePath(dir, fmt.Sprintf(name, n))

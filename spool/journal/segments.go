@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tolerant reads a file in order, and goes on behind what the disk cannot read: a bad sector is damage to a few lines, not
-// the end of the journal. What cannot be read reads as zeros, which are no line.
+// tolerant reads a file in order, and goes on behind what the disk cannot read:
+// a bad sector is damage to a few lines, not the end of the journal. What
+// cannot be read reads as zeros, which are no line.
 type tolerant struct {
 	f      io.ReaderAt
 	offset int64

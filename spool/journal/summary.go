@@ -43,14 +43,16 @@ type Summary struct {
 	Rejection *Rejection
 }
 
-// Tags are the texts of a verdict that the index needs. Many entries share them.
+// Tags are the texts of a verdict that the index needs. Many entries share
+// them.
 type Tags struct{ Slot, Reason, Order string }
 
 // IsRecord tells of an entry that enrols a board.
 func (e *Summary) IsRecord() bool { return e.Result == Passed }
 
-// Summarize decodes of an entry what the index needs. Signatures, proofs and the
-// one encoding are VerifyDir's to look at. known makes tags that are shared; nil: none are.
+// Summarize decodes of an entry what the index needs. Signatures, proofs and
+// the one encoding are VerifyDir's to look at. known makes tags that are
+// shared; nil: none are.
 func Summarize(at Position, seq uint64, data []byte, known TagTable) (Summary, error) {
 	if e, ok := ScanVerdict(data, known); ok {
 		e.At, e.Seq = at, seq
@@ -104,8 +106,8 @@ func (t TagTable) of(slot, reason, order []byte) *Tags {
 	return &fresh
 }
 
-// ScanVerdict reads a verdict in the one encoding by its fixed order of fields, some
-// ten times as fast as a decoder. If it is not sure it says so.
+// ScanVerdict reads a verdict in the one encoding by its fixed order of fields,
+// some ten times as fast as a decoder. If it is not sure it says so.
 func ScanVerdict(data []byte, known TagTable) (e Summary, ok bool) {
 	rest := data[bytes.IndexByte(data, ',')+1:]
 	text, rest, ok := field(rest, `"time":"`)
@@ -195,7 +197,8 @@ func (e *Summary) scanMAC(envelope []byte) bool {
 	if err != nil {
 		return false
 	}
-	// Within a string of JSON every quote has a backslash before it, so that this can be nothing but the fact.
+	// Within a string of JSON every quote has a backslash before it, so that
+	// this can be nothing but the fact.
 	_, said, ok := bytes.Cut(payload[:n], []byte(`"mac":"`))
 	if end := bytes.IndexByte(said, '"'); ok && end >= 0 {
 		e.MAC = ParseMAC(string(said[:end]))
@@ -213,7 +216,8 @@ func TimeOf(data []byte) (time.Time, error) {
 	return time.Parse(TimeLayout, string(text))
 }
 
-// field takes a string from the front of some JSON. The strings that are looked at here have no escapes.
+// field takes a string from the front of some JSON. The strings that are looked
+// at here have no escapes.
 func field(data []byte, name string) (text, rest []byte, ok bool) {
 	if len(data) < len(name) || string(data[:len(name)]) != name {
 		return nil, nil, false
@@ -231,7 +235,8 @@ func lowerHex(to, text []byte) bool {
 	return err == nil && !bytes.ContainsAny(text, "ABCDEF")
 }
 
-// AsDamage names what an entry with a good checksum has that no entry has. A newer version is no damage.
+// AsDamage names what an entry with a good checksum has that no entry has. A
+// newer version is no damage.
 func AsDamage(err error) error {
 	if errors.Is(err, board.ErrNewer) || errors.Is(err, ErrFormat) {
 		return fmt.Errorf("reading the journal: %w", err)

@@ -18,15 +18,18 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// Tree is the right edge of the Merkle tree (RFC 6962, 2.1): the roots of its full subtrees, the largest first.
+// Tree is the right edge of the Merkle tree (RFC 6962, 2.1): the roots of its
+// full subtrees, the largest first.
 type Tree struct {
 	N        uint64
 	Frontier []tlog.Hash
-	// Incomplete is set when the hash of a leaf is not known, because its line is damaged. There is no root any more.
+	// Incomplete is set when the hash of a leaf is not known, because its line
+	// is damaged. There is no root any more.
 	Incomplete bool
 }
 
-// Add takes the hash of the next leaf. The zero hash, which no leaf has, stands for one that is not known.
+// Add takes the hash of the next leaf. The zero hash, which no leaf has, stands
+// for one that is not known.
 func (t *Tree) Add(h tlog.Hash) {
 	if t.Incomplete || h == (tlog.Hash{}) {
 		t.Incomplete = true
@@ -55,8 +58,9 @@ func (t *Tree) Root() tlog.Hash {
 
 func (t *Tree) Clone() Tree { return Tree{t.N, slices.Clone(t.Frontier), t.Incomplete} }
 
-// Leaves are the hashes of a sealed segment's entries, kept beside it: with them the root can be computed although a line
-// cannot be read, and a line that is had back can be told from a wrong one.
+// Leaves are the hashes of a sealed segment's entries, kept beside it: with
+// them the root can be computed although a line cannot be read, and a line that
+// is had back can be told from a wrong one.
 type Leaves struct {
 	Origin string
 	First  uint64
@@ -65,7 +69,8 @@ type Leaves struct {
 
 func (l *Leaves) Next() uint64 { return l.First + uint64(len(l.Hashes)) }
 
-// KnowsMore tells whether l knows every hash that other does, and some that it does not.
+// KnowsMore tells whether l knows every hash that other does, and some that it
+// does not.
 func (l *Leaves) KnowsMore(other Leaves) bool {
 	if l.Origin != other.Origin || l.First != other.First || len(l.Hashes) < len(other.Hashes) {
 		return false
@@ -170,8 +175,8 @@ func OpenLeafHashes(dir string) (*LeafHashReader, error) {
 	return s, nil
 }
 
-// Hash returns the zero hash if it is not known. A file that cannot be read knows nothing: it is written anew when
-// its segment is read.
+// Hash returns the zero hash if it is not known. A file that cannot be read
+// knows nothing: it is written anew when its segment is read.
 func (s *LeafHashReader) Hash(seq uint64) tlog.Hash {
 	if seq < s.now.First || seq >= s.now.Next() {
 		i, found := slices.BinarySearchFunc(s.firsts, seq, cmp.Compare)

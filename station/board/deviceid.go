@@ -1,6 +1,7 @@
-// Package board holds the one noun that every room shares: a board's identity as the
-// factory writes it down. It parses, checks and encodes device ids, public keys and records, and
-// seals a record under its station's key. It does no input or output.
+// Package board holds the one noun that every room shares: a board's identity
+// as the factory writes it down. It parses, checks and encodes device ids,
+// public keys and records, and seals a record under its station's key. It does
+// no input or output.
 package board
 
 import (
@@ -10,15 +11,15 @@ import (
 	"strings"
 )
 
-// DeviceID is a board's UDID, the 16 bytes that its network processor reports. As text it is 32
-// lower-case hex digits. The zero value is not a device id.
+// DeviceID is a board's UDID, the 16 bytes that its network processor reports.
+// As text it is 32 lower-case hex digits. The zero value is not a device id.
 type DeviceID [16]byte
 
 // ErrDeviceID says that something is not a device id.
 var ErrDeviceID = errors.New("not a device id (32 lower-case hex digits, not all 0 and not all f)")
 
-// NewDeviceID checks the bytes of a UDID. All 00 and all FF, what an unprogrammed memory reads as,
-// are refused.
+// NewDeviceID checks the bytes of a UDID. All 00 and all FF, what an
+// unprogrammed memory reads as, are refused.
 func NewDeviceID(udid [16]byte) (DeviceID, error) {
 	id := DeviceID(udid)
 	if !id.Valid() {
@@ -27,7 +28,8 @@ func NewDeviceID(udid [16]byte) (DeviceID, error) {
 	return id, nil
 }
 
-// ParseDeviceID reads exactly the form that String prints; nothing is trimmed, folded or padded.
+// ParseDeviceID reads exactly the form that String prints; nothing is trimmed,
+// folded or padded.
 func ParseDeviceID(s string) (DeviceID, error) {
 	var id DeviceID
 	if len(s) != 2*len(id) {
@@ -73,6 +75,6 @@ func CheckName(s string) error {
 	return nil
 }
 
-// Origin is the identity of a station: the name of its signing key, and the origin line of its
-// checkpoints.
+// Origin is the identity of a station: the name of its signing key, and the
+// origin line of its checkpoints.
 func Origin(sku, station string) string { return sku + "/" + station }

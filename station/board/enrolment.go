@@ -26,8 +26,8 @@ func ParseState(s string) (State, error) {
 	return "", fmt.Errorf("%q is not a state of a device: active, held, scrapped or revoked", s)
 }
 
-// Enrolment is what a registry holds of a device. Nothing in it is believed because it is there: the
-// envelope says what a station vouched for.
+// Enrolment is what a registry holds of a device. Nothing in it is believed
+// because it is there: the envelope says what a station vouched for.
 type Enrolment struct {
 	Device     DeviceID
 	Key        Key
@@ -36,8 +36,9 @@ type Enrolment struct {
 	EnrolledAt time.Time
 	State      State
 	Generation int
-	// Epoch, if not 0, is the first whose certificates count: an operator raises it to let a device have another
-	// certificate, when the former ones were revoked or the device changed hands.
+	// Epoch, if not 0, is the first whose certificates count: an operator
+	// raises it to let a device have another certificate, when the former ones
+	// were revoked or the device changed hands.
 	Epoch int
 }
 
@@ -51,18 +52,21 @@ type Receipt struct {
 	Resumed bool      // Entry is of before the start: it says the same of the same board, and nothing was added
 }
 
-// The two ways in which a record contradicts what is known. A *Conflict is one of them.
+// The two ways in which a record contradicts what is known. A *Conflict is one
+// of them.
 var (
 	ErrDeviceConflict = errors.New("this device id is known with another key")
 	ErrKeyConflict    = errors.New("this key is known under another device id")
 )
 
-// Conflict is a verdict that can never change: one device, one key; one key, one device.
+// Conflict is a verdict that can never change: one device, one key; one key,
+// one device.
 type Conflict struct {
 	Kind   error // ErrDeviceConflict or ErrKeyConflict
 	Device DeviceID
 	Key    Fingerprint
-	// What is known: the other key of this device, or the other device of this key.
+	// What is known: the other key of this device, or the other device of this
+	// key.
 	KnownDevice DeviceID
 	KnownKey    Fingerprint
 	KnownBy     string // the origin of the station that enrolled it, if known

@@ -17,9 +17,10 @@ const PayloadType = "application/vnd.secretfree.record.v1+json"
 // MaxEnvelope caps the size of an envelope, in bytes.
 const MaxEnvelope = 2 * MaxRecord
 
-// Signer signs with a station's Ed25519 key. A note.Signer of golang.org/x/mod/sumdb/note is one.
-// The same key signs checkpoints; the two cannot be taken for each other, because what DSSE signs
-// starts with "DSSEv1 " and a checkpoint starts with an origin, which has no capitals.
+// Signer signs with a station's Ed25519 key. A note.Signer of
+// golang.org/x/mod/sumdb/note is one. The same key signs checkpoints; the two
+// cannot be taken for each other, because what DSSE signs starts with "DSSEv1 "
+// and a checkpoint starts with an origin, which has no capitals.
 type Signer interface {
 	Name() string // the station's Origin
 	KeyHash() uint32
@@ -33,7 +34,8 @@ type Verifier interface {
 	Verify(message, signature []byte) bool
 }
 
-// Sealed is a record with the envelope that holds its encoding and its station's signature.
+// Sealed is a record with the envelope that holds its encoding and its
+// station's signature.
 type Sealed struct {
 	Record   Record
 	Envelope []byte // canonical JSON, at most MaxEnvelope bytes
@@ -43,16 +45,17 @@ type Sealed struct {
 // Errors of opening an envelope.
 var (
 	ErrEnvelope = errors.New("not an envelope of a record")
-	// ErrUntrusted: no trusted key has signed this. It may be forged, or the station is not on the list.
+	// ErrUntrusted: no trusted key has signed this. It may be forged, or the
+	// station is not on the list.
 	ErrUntrusted = errors.New("not signed by a trusted station")
 )
 
-// KeyID is how envelopes name a station's key: its name, "+", and its note key hash in 8 hex digits, which is
-// how the note key format begins.
+// KeyID is how envelopes name a station's key: its name, "+", and its note key
+// hash in 8 hex digits, which is how the note key format begins.
 func KeyID(name string, hash uint32) string { return fmt.Sprintf("%s+%08x", name, hash) }
 
-// Seal encodes and signs a record (DSSE v1, one signature). A station can sign for itself only: the
-// signer's name must be the record's Origin.
+// Seal encodes and signs a record (DSSE v1, one signature). A station can sign
+// for itself only: the signer's name must be the record's Origin.
 func Seal(r Record, s Signer) (Sealed, error) {
 	payload, err := r.Encode()
 	if err != nil {
@@ -76,8 +79,8 @@ func Seal(r Record, s Signer) (Sealed, error) {
 	return Sealed{Record: r, Envelope: envelope, KeyID: KeyID(s.Name(), s.KeyHash())}, nil
 }
 
-// ParseEnvelope reads the canonical form that Seal writes. It does not check the signature: what it returns is
-// what somebody claims.
+// ParseEnvelope reads the canonical form that Seal writes. It does not check
+// the signature: what it returns is what somebody claims.
 func ParseEnvelope(envelope []byte) (Sealed, error) {
 	_, sealed, err := parseEnvelope(envelope)
 	return sealed, err
@@ -119,9 +122,10 @@ func parseEnvelope(envelope []byte) (*dsse.Envelope, Sealed, error) {
 	return &e, Sealed{Record: record, Envelope: bytes.Clone(envelope), KeyID: e.Signatures[0].KeyID}, nil
 }
 
-// OpenEnvelope reads an envelope and checks that one of the trusted stations signed it, and that it
-// speaks for itself: the record's Origin is the name of that key. Otherwise the error is ErrUntrusted,
-// ErrEnvelope or ErrRecord; ErrNewer for a record of a version that this program does not know.
+// OpenEnvelope reads an envelope and checks that one of the trusted stations
+// signed it, and that it speaks for itself: the record's Origin is the name of
+// that key. Otherwise the error is ErrUntrusted, ErrEnvelope or ErrRecord;
+// ErrNewer for a record of a version that this program does not know.
 func OpenEnvelope(envelope []byte, trusted ...Verifier) (Sealed, error) {
 	e, sealed, err := parseEnvelope(envelope)
 	if err != nil {

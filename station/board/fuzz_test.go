@@ -120,7 +120,8 @@ func FuzzParseRecord(f *testing.F) {
 	})
 }
 
-// FuzzParseEnvelope holds one thing more: nobody without the station's key makes an envelope that opens.
+// FuzzParseEnvelope holds one thing more: nobody without the station's key
+// makes an envelope that opens.
 func FuzzParseEnvelope(f *testing.F) {
 	s := fixedStation(f)
 	keyID := board.KeyID(s.Name(), s.KeyHash())

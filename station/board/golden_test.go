@@ -11,11 +11,13 @@ import (
 	"secretfree/station/board"
 )
 
-// goldenStation is the public key of the station that sealed the golden envelope.
+// goldenStation is the public key of the station that sealed the golden
+// envelope.
 const goldenStation = "widgiot/line3-a+bf121880+Ae90f/+bRybHpOU1BGRBgdSnAO/W8ilEQDj0fhQ/uMWa"
 
-// Version 1 is on disks and in registries: it opens for ever, and is written with the same bytes. There
-// is no flag that makes these files anew; another form is another version, with files of its own.
+// Version 1 is on disks and in registries: it opens for ever, and is written
+// with the same bytes. There is no flag that makes these files anew; another
+// form is another version, with files of its own.
 func TestGolden(t *testing.T) {
 	record, err := os.ReadFile("testdata/record-v1.json")
 	must(t, err)

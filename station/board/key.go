@@ -17,8 +17,8 @@ import (
 // Algorithm names a type of key, as policies list it.
 type Algorithm string
 
-// The algorithms that ParseKey knows. A CC32xx has P-256; the others are for policies that allow
-// devices of other makes.
+// The algorithms that ParseKey knows. A CC32xx has P-256; the others are for
+// policies that allow devices of other makes.
 const (
 	P256 Algorithm = "P-256"
 	P384 Algorithm = "P-384"
@@ -30,15 +30,15 @@ var ErrKey = errors.New("not an acceptable public key")
 
 const maxSPKI = 2048 // an RSA key of 8192 bits takes 1062
 
-// Key is a public key that was checked: its point is on its curve, its encoding is the one DER form. Keys
-// are equal if == says so. The zero value is no key.
+// Key is a public key that was checked: its point is on its curve, its encoding
+// is the one DER form. Keys are equal if == says so. The zero value is no key.
 type Key struct {
 	spki      string
 	algorithm Algorithm
 }
 
-// ParseKey reads a SubjectPublicKeyInfo in DER (RFC 5280, 4.1.2.7). Any other encoding of the same key
-// is refused, so that one key has one fingerprint.
+// ParseKey reads a SubjectPublicKeyInfo in DER (RFC 5280, 4.1.2.7). Any other
+// encoding of the same key is refused, so that one key has one fingerprint.
 func ParseKey(spki []byte) (Key, error) {
 	if len(spki) > maxSPKI {
 		return Key{}, fmt.Errorf("%w: %d bytes of SubjectPublicKeyInfo, at most %d are read", ErrKey, len(spki), maxSPKI)
@@ -50,7 +50,8 @@ func ParseKey(spki []byte) (Key, error) {
 	return NewKey(public, spki)
 }
 
-// NewKey checks a parsed public key. If spki is not nil, it must be the key's one DER form.
+// NewKey checks a parsed public key. If spki is not nil, it must be the key's
+// one DER form.
 func NewKey(public crypto.PublicKey, spki []byte) (Key, error) {
 	var algorithm Algorithm
 	switch public := public.(type) {
@@ -90,7 +91,8 @@ func NewKey(public crypto.PublicKey, spki []byte) (Key, error) {
 	return Key{spki: string(canonical), algorithm: algorithm}, nil
 }
 
-// ParseKeyPEM reads one PUBLIC KEY block of PEM with nothing but white space around it.
+// ParseKeyPEM reads one PUBLIC KEY block of PEM with nothing but white space
+// around it.
 func ParseKeyPEM(text []byte) (Key, error) {
 	text = bytes.TrimSpace(text)
 	block, rest := pem.Decode(text)
@@ -110,7 +112,8 @@ func (k Key) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.SPKI()})
 }
 
-// Public returns the key for use with the standard library; nil for the zero Key.
+// Public returns the key for use with the standard library; nil for the zero
+// Key.
 func (k Key) Public() crypto.PublicKey {
 	public, err := x509.ParsePKIXPublicKey(k.SPKI())
 	if err != nil {

@@ -21,8 +21,9 @@ import (
 	"secretfree/station/board"
 )
 
-// rsaKey is a public key that nobody has the private one of: what is checked here is its form. It is the
-// same for the same arguments, in every process of a fuzzer.
+// rsaKey is a public key that nobody has the private one of: what is checked
+// here is its form. It is the same for the same arguments, in every process of
+// a fuzzer.
 func rsaKey(t testing.TB, bits, e int) *rsa.PublicKey {
 	t.Helper()
 	b := make([]byte, (bits+7)/8)

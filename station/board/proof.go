@@ -16,20 +16,26 @@ import (
 	"secretfree/station/board/certreq"
 )
 
-// ProofMethod names how a board proved that it owns its key, and so what a signature covers.
+// ProofMethod names how a board proved that it owns its key, and so what a
+// signature covers.
 type ProofMethod string
 
 const (
-	// ProofSignMsg: each signature is ECDSA in DER (RFC 3279, 2.2.3) over the hash of one nonce. It takes at
-	// least two nonces: the key is recovered from the signatures themselves, and from a single one
-	// a key can be recovered that nobody owns.
+	// ProofSignMsg: each signature is ECDSA in DER (RFC 3279, 2.2.3) over the
+	// hash of one nonce. It takes at least two nonces: the key is recovered
+	// from the signatures themselves, and from a single one a key can be
+	// recovered that nobody owns.
 	ProofSignMsg ProofMethod = "sign-msg"
-	// ProofCSR: Request is a certificate signing request (PKCS #10, DER) of the board. The one nonce is its one
-	// organizational unit. Its common name, if it has one, is not made of the digits of another device id: padded, run together without
-	// padding, or cut short as TI's example does, after the first byte of one digit. The one signature is a copy of the request's
-	// own, which is ECDSA over the hash of the request's CertificationRequestInfo.
+	// ProofCSR: Request is a certificate signing request (PKCS #10, DER) of the
+	// board. The one nonce is its one organizational unit. Its common name, if
+	// it has one, is not made of the digits of another device id: padded, run
+	// together without padding, or cut short as TI's example does, after the
+	// first byte of one digit. The one signature is a copy of the request's
+	// own, which is ECDSA over the hash of the request's
+	// CertificationRequestInfo.
 	ProofCSR ProofMethod = "csr"
-	// ProofReport: the one signature is ECDSA in DER over the hash of what ReportMessage returns.
+	// ProofReport: the one signature is ECDSA in DER over the hash of what
+	// ReportMessage returns.
 	ProofReport ProofMethod = "report"
 )
 
@@ -42,9 +48,10 @@ const (
 	SHA256 Hash = "sha256"
 )
 
-// Proof shows, with the device id and the key of its record and nothing else, that the board owned the private
-// key when it was read: the station chose the nonces at random and the board signed them. Its form depends on
-// the method; each method has one form.
+// Proof shows, with the device id and the key of its record and nothing else,
+// that the board owned the private key when it was read: the station chose the
+// nonces at random and the board signed them. Its form depends on the method;
+// each method has one form.
 type Proof struct {
 	Method     ProofMethod `json:"method"`
 	Hash       Hash        `json:"hash"`
@@ -63,8 +70,9 @@ const (
 	maxProofs = 8
 )
 
-// ReportMessage is what a board of the dialect "report" signs: "secretfree 1 ", the nonce, a space, the device
-// id as text. Neither a bare nonce nor a request can be taken for it.
+// ReportMessage is what a board of the dialect "report" signs: "secretfree 1 ",
+// the nonce, a space, the device id as text. Neither a bare nonce nor a request
+// can be taken for it.
 func ReportMessage(device DeviceID, nonce []byte) []byte {
 	return fmt.Appendf(nil, "secretfree 1 %s %s", nonce, device)
 }
@@ -104,7 +112,8 @@ func (p *Proof) check() error {
 		if len(nonce) < minNonce || len(nonce) > maxNonce {
 			return fmt.Errorf("%w: a nonce of %d bytes, want %d to %d", ErrProof, len(nonce), minNonce, maxNonce)
 		}
-		// Where other text surrounds a nonce, nothing in the nonce may be taken for that text.
+		// Where other text surrounds a nonce, nothing in the nonce may be taken
+		// for that text.
 		if p.Method != ProofSignMsg && bytes.ContainsFunc(nonce, notAlphanumeric) {
 			return fmt.Errorf("%w: a nonce that is not of letters and digits", ErrProof)
 		}
@@ -131,7 +140,8 @@ func notAlphanumeric(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
 }
 
-// parseRequest reads the request and checks that the hash and the signature beside it are the request's.
+// parseRequest reads the request and checks that the hash and the signature
+// beside it are the request's.
 func (p *Proof) parseRequest() (*certreq.Request, error) {
 	request, err := certreq.Parse(p.Request)
 	if err != nil {
@@ -147,7 +157,8 @@ func (p *Proof) parseRequest() (*certreq.Request, error) {
 	return request, nil
 }
 
-// Verify checks every signature of p under key, and, where the method covers the device id, that it is device.
+// Verify checks every signature of p under key, and, where the method covers
+// the device id, that it is device.
 func (p *Proof) Verify(device DeviceID, key Key) error {
 	if err := p.check(); err != nil {
 		return err
@@ -179,7 +190,8 @@ func (p *Proof) Verify(device DeviceID, key Key) error {
 	return nil
 }
 
-// requestMessage checks what the request says, and returns what its signature covers.
+// requestMessage checks what the request says, and returns what its signature
+// covers.
 func (p *Proof) requestMessage(device DeviceID, key Key) ([]byte, error) {
 	request, err := p.parseRequest()
 	if err != nil {
@@ -205,7 +217,8 @@ func (p *Proof) requestMessage(device DeviceID, key Key) ([]byte, error) {
 	return request.TBS, nil
 }
 
-// namesAnother tells whether a common name is the digits of another device id. Firmware may have any other name: it is decoration.
+// namesAnother tells whether a common name is the digits of another device id.
+// Firmware may have any other name: it is decoration.
 func namesAnother(device DeviceID, name string) bool {
 	digits := strings.ToLower(name)
 	if slices.Contains(commonNames(device), digits) || strings.Trim(digits, "0123456789abcdef") != "" {

@@ -18,7 +18,8 @@ import (
 	"secretfree/station/board/certreq"
 )
 
-// proofBoard is a board with a key in software, for the proofs that cover a device id.
+// proofBoard is a board with a key in software, for the proofs that cover a
+// device id.
 type proofBoard struct {
 	id      DeviceID
 	private *ecdsa.PrivateKey

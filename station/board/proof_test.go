@@ -39,7 +39,8 @@ func TestProofRefusals(t *testing.T) {
 	for i := range 9 {
 		nine = append(nine, fmt.Sprintf("nonce number %d", i))
 	}
-	// The form is what a record is held to; the signatures are for Verify alone.
+	// The form is what a record is held to; the signatures are for Verify
+	// alone.
 	for name, c := range map[string]struct {
 		key    board.Key
 		change func(*board.Proof)

@@ -92,7 +92,8 @@ func (r *random) record() board.Record {
 	return out
 }
 
-// Any valid value comes back from its text as it was, and there is one text only.
+// Any valid value comes back from its text as it was, and there is one text
+// only.
 func TestRoundTrip(t *testing.T) {
 	r := newRandom(t)
 	for range 500 {

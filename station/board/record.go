@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// RecordVersion is the version of record that this program writes, and the newest it reads.
+// RecordVersion is the version of record that this program writes, and the
+// newest it reads.
 const RecordVersion = 1
 
 // MaxRecord caps the encoded size of a record, in bytes.
@@ -20,7 +21,8 @@ const maxFacts = 32
 // readAtLayout is RFC 3339 in UTC with exactly three digits of milliseconds.
 const readAtLayout = "2006-01-02T15:04:05.000Z"
 
-// Record is what a station writes down about one board: this serial number has this public key.
+// Record is what a station writes down about one board: this serial number has
+// this public key.
 type Record struct {
 	SKU        string
 	Station    string
@@ -28,14 +30,15 @@ type Record struct {
 	Key        Key
 	ReadAt     time.Time // UTC, whole milliseconds
 	Generation int       // 1 at first; raised when a device is deliberately enrolled anew
-	// Facts is what the board said of itself, nothing that the station believes: keys of 1 to
-	// 32 of a-z 0-9 . -, values of at most 256 printable ASCII characters, at most 32 of them.
+	// Facts is what the board said of itself, nothing that the station
+	// believes: keys of 1 to 32 of a-z 0-9 . -, values of at most 256 printable
+	// ASCII characters, at most 32 of them.
 	Facts map[string]string
 	Proof *Proof // nil only where the SKU's policy asks for none
 }
 
-// ErrRecord says that something is not a valid record. It can never become one: a caller need not
-// try again.
+// ErrRecord says that something is not a valid record. It can never become one:
+// a caller need not try again.
 var ErrRecord = errors.New("not a valid record")
 
 // ErrNewer says that something was written by a newer version of this software.
@@ -61,8 +64,8 @@ func (r *Record) Fingerprint() Fingerprint { return r.Key.Fingerprint() }
 // Origin is the identity of the station that read the board.
 func (r *Record) Origin() string { return Origin(r.SKU, r.Station) }
 
-// Check reports what keeps r from being a valid record. It looks at the form of the proof; Proof.Verify
-// checks its signatures.
+// Check reports what keeps r from being a valid record. It looks at the form of
+// the proof; Proof.Verify checks its signatures.
 func (r *Record) Check() error {
 	for _, name := range []string{r.SKU, r.Station} {
 		if err := CheckName(name); err != nil {
@@ -111,7 +114,8 @@ func checkFact(name, value string) error {
 	return nil
 }
 
-// Encode returns the one encoding of r: JSON in a fixed order, facts sorted by name, no white space.
+// Encode returns the one encoding of r: JSON in a fixed order, facts sorted by
+// name, no white space.
 func (r *Record) Encode() ([]byte, error) {
 	if err := r.Check(); err != nil {
 		return nil, err
@@ -131,7 +135,8 @@ func (r *Record) Encode() ([]byte, error) {
 	return out, err
 }
 
-// ParseRecord reads exactly what Encode writes: what parses encodes to the same bytes.
+// ParseRecord reads exactly what Encode writes: what parses encodes to the same
+// bytes.
 func ParseRecord(data []byte) (Record, error) {
 	if len(data) > MaxRecord {
 		return Record{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrRecord, len(data), MaxRecord)
@@ -165,7 +170,8 @@ func ParseRecord(data []byte) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	// The fingerprint is computed from the key, so a false one fails here as well.
+	// The fingerprint is computed from the key, so a false one fails here as
+	// well.
 	if !bytes.Equal(again, data) {
 		return Record{}, fmt.Errorf("%w: not in its one encoding", ErrRecord)
 	}

@@ -1,10 +1,12 @@
-// Build makes the package that the functions of the template run: issuer-lambda.zip, with the program as bootstrap, the keys of
-// the trusted stations and, for a CA whose key is in KMS, its certificates. The same sources and files give the same bytes,
-// wherever they lie.
+// Build makes the package that the functions of the template run:
+// issuer-lambda.zip, with the program as bootstrap, the keys of the trusted
+// stations and, for a CA whose key is in KMS, its certificates. The same
+// sources and files give the same bytes, wherever they lie.
 //
 //	go run ./cloud/deploy/build -stations DIR [-ca DIR] [-out dist]
 //
-// It runs in the module's folder or below it, and needs the toolchain that go.mod names.
+// It runs in the module's folder or below it, and needs the toolchain that
+// go.mod names.
 package main
 
 import (
@@ -88,8 +90,8 @@ func run(ctx context.Context, out, stations, ca, arch, program string) error {
 	return err
 }
 
-// compile builds the program for Lambda. Nothing of this machine gets into it: no path, no version control, no cgo.
-// program is what is packed.
+// compile builds the program for Lambda. Nothing of this machine gets into it:
+// no path, no version control, no cgo. program is what is packed.
 const program = "secretfree/cmd/issuer-lambda"
 
 func compile(ctx context.Context, arch, program string) ([]byte, error) {

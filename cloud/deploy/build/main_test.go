@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Two copies of the sources, in two folders, give the same bytes.
-// small stands for the real program, which takes minutes to compile without paths.
+// Two copies of the sources, in two folders, give the same bytes. small stands
+// for the real program, which takes minutes to compile without paths.
 const small = "secretfree/cloud/deploy/build"
 
 func TestReproducible(t *testing.T) {

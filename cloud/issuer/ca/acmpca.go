@@ -24,17 +24,21 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/acmpca/types"
 )
 
-// The templates of ACM PCA that give a device's certificate with a subject that is ours.
+// The templates of ACM PCA that give a device's certificate with a subject that
+// is ours.
 const (
-	// PCAClientAuth is the default. What its certificates are for is fixed at AWS, so that a policy of IAM can hold an issuer to
-	// it; it always allows the key to encipher keys too, which means nothing for an elliptic curve.
+	// PCAClientAuth is the default. What its certificates are for is fixed at
+	// AWS, so that a policy of IAM can hold an issuer to it; it always allows
+	// the key to encipher keys too, which means nothing for an elliptic curve.
 	PCAClientAuth = "EndEntityClientAuthCertificate_APIPassthrough/V1"
-	// PCABlank leaves to the issuer what a certificate is for, and so gives the same extensions as a local CA.
+	// PCABlank leaves to the issuer what a certificate is for, and so gives the
+	// same extensions as a local CA.
 	PCABlank = "BlankEndEntityCertificate_CriticalBasicConstraints_APIPassthrough/V1"
 )
 
 const (
-	// pcaTokenWindow is how long after the first call of an attempt its token is used again. AWS forgets it after five minutes.
+	// pcaTokenWindow is how long after the first call of an attempt its token
+	// is used again. AWS forgets it after five minutes.
 	pcaTokenWindow = 4 * time.Minute
 	pcaWait        = 20 * time.Second // for a certificate that was asked for
 	pcaFirstDelay  = 200 * time.Millisecond
@@ -47,11 +51,13 @@ var (
 	errCAState      = errors.New("the CA is not active: enable or renew it")
 )
 
-// ACMPCAConfig names a private CA of ACM PCA. On its ARN it needs acm-pca:IssueCertificate (with the condition that acm-pca:TemplateArn is
-// the template's), acm-pca:GetCertificate and acm-pca:RevokeCertificate.
+// ACMPCAConfig names a private CA of ACM PCA. On its ARN it needs
+// acm-pca:IssueCertificate (with the condition that acm-pca:TemplateArn is the
+// template's), acm-pca:GetCertificate and acm-pca:RevokeCertificate.
 type ACMPCAConfig struct {
 	ARN string // of the CA
-	// Roots are the trust anchors. The CA is not asked for them, because then it would vouch for itself.
+	// Roots are the trust anchors. The CA is not asked for them, because then
+	// it would vouch for itself.
 	Roots            []*x509.Certificate
 	Template         string // PCAClientAuth if empty, or PCABlank
 	SigningAlgorithm string // of the CA's own key: SHA256WITHECDSA if empty; see acmpca/types.SigningAlgorithm
@@ -61,8 +67,9 @@ type ACMPCAConfig struct {
 	test awsTest
 }
 
-// ACMPCA signs at ACM PCA. For one claim it gives one certificate, except where the answer to a request was lost and nobody
-// asked again for four minutes: then AWS has made one more, which never left it. It is made by OpenACMPCA.
+// ACMPCA signs at ACM PCA. For one claim it gives one certificate, except where
+// the answer to a request was lost and nobody asked again for four minutes:
+// then AWS has made one more, which never left it. It is made by OpenACMPCA.
 type ACMPCA struct {
 	client    *acmpca.Client
 	arn       string
@@ -177,7 +184,8 @@ func parsePCAMemo(text string) (pcaMemo, error) {
 	return m, nil
 }
 
-// Issue is that of the interface CA. It waits for the certificate, for up to 20 seconds.
+// Issue is that of the interface CA. It waits for the certificate, for up to 20
+// seconds.
 func (ca *ACMPCA) Issue(ctx context.Context, approved issuer.Approved, claim issuer.Claim, memo issuer.CAState) (issuer.Certificate, error) {
 	if err := claim.Covers(approved); err != nil {
 		return issuer.Certificate{}, err
@@ -197,7 +205,8 @@ func (ca *ACMPCA) Issue(ctx context.Context, approved issuer.Approved, claim iss
 		}
 		if m.ARN, err = ca.request(ctx, approved, claim, m.Attempt); err != nil {
 			if first && refusedRequest(err) {
-				// Nothing was ever made for this claim: it may be made anew, as the policy is then.
+				// Nothing was ever made for this claim: it may be made anew, as
+				// the policy is then.
 				return issuer.Certificate{}, errors.Join(err, memo.Write(ctx, ""))
 			}
 			return issuer.Certificate{}, err
@@ -208,13 +217,15 @@ func (ca *ACMPCA) Issue(ctx context.Context, approved issuer.Approved, claim iss
 	}
 	certificate, err := ca.wait(ctx, m.ARN)
 	if _, failed := errors.AsType[*types.RequestFailedException](err); failed {
-		// It will never be there. The next to ask makes another request, in an attempt of its own.
+		// It will never be there. The next to ask makes another request, in an
+		// attempt of its own.
 		return issuer.Certificate{}, errors.Join(err, memo.Write(ctx, pcaMemo{Attempt: m.Attempt, started: time.Unix(0, 0)}.text()))
 	}
 	return certificate, err
 }
 
-// refusedRequest reports whether ACM PCA has surely made nothing, because of what the request says.
+// refusedRequest reports whether ACM PCA has surely made nothing, because of
+// what the request says.
 func refusedRequest(err error) bool {
 	return slices.Contains([]string{"ValidationException", "InvalidArgsException", "MalformedCSRException"}, awsconfig.Code(err))
 }
@@ -295,7 +306,8 @@ func (ca *ACMPCA) wait(ctx context.Context, arn string) (issuer.Certificate, err
 	}
 }
 
-// certificate reads what ACM PCA answers, and ends the chain with the root if it does not.
+// certificate reads what ACM PCA answers, and ends the chain with the root if
+// it does not.
 func (ca *ACMPCA) certificate(leaf, chain string) (issuer.Certificate, error) {
 	c, err := issuer.ParseCertificate([]byte(leaf), []byte(chain))
 	if err == nil && (c.Leaf == nil || len(c.Chain) == 0) {
@@ -323,8 +335,9 @@ var pcaReasons = map[issuer.Reason]types.RevocationReason{
 	issuer.CessationOfOperation: types.RevocationReasonCessationOfOperation,
 }
 
-// Revoke is that of the interface CA. AWS writes the revocation list, about half an hour later. A certificate that was
-// asked for and never fetched is fetched first.
+// Revoke is that of the interface CA. AWS writes the revocation list, about
+// half an hour later. A certificate that was asked for and never fetched is
+// fetched first.
 func (ca *ACMPCA) Revoke(ctx context.Context, issuance issuer.Issuance, reason issuer.Reason) error {
 	m, err := parsePCAMemo(issuance.CAState)
 	if err != nil {

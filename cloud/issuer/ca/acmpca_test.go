@@ -64,7 +64,8 @@ func (p *pcaTest) mustIssue(t *testing.T) issuer.Certificate {
 	return c
 }
 
-// Each call fails in each way, once or for a whole request; within the window there is one certificate.
+// Each call fails in each way, once or for a whole request; within the window
+// there is one certificate.
 func TestPCAWeather(t *testing.T) {
 	for name, f := range fates {
 		for _, operation := range []string{"IssueCertificate", "GetCertificate"} {
@@ -88,7 +89,8 @@ func TestPCAWeather(t *testing.T) {
 	}
 }
 
-// An answer that was lost long ago does not block the claim. AWS has then made one more, which nobody has.
+// An answer that was lost long ago does not block the claim. AWS has then made
+// one more, which nobody has.
 func TestPCATokenWindow(t *testing.T) {
 	for _, test := range []struct {
 		after time.Duration
@@ -113,7 +115,8 @@ func TestPCATokenWindow(t *testing.T) {
 	}
 }
 
-// The memo is written before the first call of an attempt; if that fails, nothing was asked for.
+// The memo is written before the first call of an attempt; if that fails,
+// nothing was asked for.
 func TestPCAMemoFirst(t *testing.T) {
 	onPCA(t, func(t *testing.T, p *pcaTest) {
 		p.memo.Fail = func(string) error { return issuer.ErrCAStateChanged }
@@ -172,7 +175,8 @@ func FuzzPCAMemo(f *testing.F) {
 	})
 }
 
-// A certificate that takes too long is waited for, but not for ever; the next request goes on waiting.
+// A certificate that takes too long is waited for, but not for ever; the next
+// request goes on waiting.
 func TestPCAWaitIsBounded(t *testing.T) {
 	onPCA(t, func(t *testing.T, p *pcaTest) {
 		p.fake.pending = 30 * time.Second
@@ -197,7 +201,8 @@ func TestPCAWaitIsBounded(t *testing.T) {
 	})
 }
 
-// A request that fails at AWS after it was accepted is made again, in another attempt.
+// A request that fails at AWS after it was accepted is made again, in another
+// attempt.
 func TestPCARequestFailed(t *testing.T) {
 	onPCA(t, func(t *testing.T, p *pcaTest) {
 		p.fake.failing = true
@@ -241,8 +246,8 @@ func TestPCARefusals(t *testing.T) {
 	}
 }
 
-// What the CA refuses because of the claim leaves no memo: the claim may be made anew, as the policy is then. Once it was asked for
-// something, it stays.
+// What the CA refuses because of the claim leaves no memo: the claim may be
+// made anew, as the policy is then. Once it was asked for something, it stays.
 func TestPCARefusesTheClaim(t *testing.T) {
 	onPCA(t, func(t *testing.T, p *pcaTest) {
 		good := p.claim
@@ -318,8 +323,9 @@ func TestOpenACMPCARefuses(t *testing.T) {
 	}
 }
 
-// moto proves the shape of the requests, and that the chain of a CA under an offline root verifies. It ignores validity and template: the
-// issuer refuses what it makes.
+// moto proves the shape of the requests, and that the chain of a CA under an
+// offline root verifies. It ignores validity and template: the issuer refuses
+// what it makes.
 func TestPCAOnMoto(t *testing.T) {
 	endpoint := motoEndpoint(t)
 	fake := newFakePCA(t) // for its root

@@ -15,8 +15,9 @@ import (
 	"secretfree/cloud/issuer/issuertest"
 )
 
-// weather stands before a server of AWS as the HTTP client of the SDK, and spoils what it is told to. Nothing in it
-// waits for a network, so that a test may have a clock of its own.
+// weather stands before a server of AWS as the HTTP client of the SDK, and
+// spoils what it is told to. Nothing in it waits for a network, so that a test
+// may have a clock of its own.
 type weather struct {
 	server    http.Handler
 	operation func(*http.Request) string
@@ -91,7 +92,8 @@ func (w *weather) Do(r *http.Request) (*http.Response, error) {
 	return answer.Result(), nil
 }
 
-// lose makes the next n requests of an operation fail; negative: all, until it is called again.
+// lose makes the next n requests of an operation fail; negative: all, until it
+// is called again.
 func (w *weather) lose(what string, f fate, n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -112,7 +114,8 @@ func (w *weather) count(operation string) int {
 	return w.seen[operation]
 }
 
-// refuse answers with an error as AWS's JSON services do; rest are more fields of it, in pairs.
+// refuse answers with an error as AWS's JSON services do; rest are more fields
+// of it, in pairs.
 func refuse(w http.ResponseWriter, status int, code, message string, rest ...string) {
 	body := map[string]string{"__type": code, "message": message}
 	for i := 0; i+1 < len(rest); i += 2 {

@@ -18,7 +18,8 @@ import (
 	"secretfree/cloud/issuer"
 )
 
-// fakeIoT is the registry of AWS IoT Core and its own CA, by the rules of its API reference.
+// fakeIoT is the registry of AWS IoT Core and its own CA, by the rules of its
+// API reference.
 type fakeIoT struct {
 	mux   http.ServeMux
 	names map[string]string // of operations, by pattern

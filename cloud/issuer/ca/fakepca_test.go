@@ -22,7 +22,8 @@ import (
 	"secretfree/cloud/issuer"
 )
 
-// fakePCA is ACM PCA with one CA, by the rules of its API reference and of its user guide.
+// fakePCA is ACM PCA with one CA, by the rules of its API reference and of its
+// user guide.
 type fakePCA struct {
 	root, ca *x509.Certificate
 	rootKey  *ecdsa.PrivateKey

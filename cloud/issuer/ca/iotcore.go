@@ -20,9 +20,10 @@ import (
 	"secretfree/station/board"
 )
 
-// IoTCoreConfig says where AWS IoT Core is that signs. Issue needs iot:CreateCertificateFromCsr on * and
-// iot:DescribeCertificate on cert/*, Revoke iot:UpdateCertificate on cert/*, and Sweep iot:ListCertificates on * and
-// iot:DeleteCertificate and iot:DescribeCertificate on cert/*.
+// IoTCoreConfig says where AWS IoT Core is that signs. Issue needs
+// iot:CreateCertificateFromCsr on * and iot:DescribeCertificate on cert/*,
+// Revoke iot:UpdateCertificate on cert/*, and Sweep iot:ListCertificates on *
+// and iot:DeleteCertificate and iot:DescribeCertificate on cert/*.
 type IoTCoreConfig struct {
 	Region   string // empty: the SDK's usual places
 	Endpoint string // empty for AWS's own
@@ -46,9 +47,10 @@ func (c IoTCoreConfig) client(ctx context.Context) (*iot.Client, error) {
 	}), nil
 }
 
-// IoTCore lets AWS IoT Core's own CA sign. That chooses subject and validity itself, gives no chain, and makes another certificate
-// each time it is asked. So an answer that is lost leaves a certificate that nobody has: it is inactive, and Sweep
-// deletes it. It is made by OpenIoTCore.
+// IoTCore lets AWS IoT Core's own CA sign. That chooses subject and validity
+// itself, gives no chain, and makes another certificate each time it is asked.
+// So an answer that is lost leaves a certificate that nobody has: it is
+// inactive, and Sweep deletes it. It is made by OpenIoTCore.
 type IoTCore struct{ client *iot.Client }
 
 // OpenIoTCore makes the client. It makes no call.
@@ -89,7 +91,8 @@ func parseIoTMemo(text string) (iotMemo, error) {
 	return m, nil
 }
 
-// certificateID is the name of a certificate in AWS IoT Core: SHA-256 of its DER, in hex.
+// certificateID is the name of a certificate in AWS IoT Core: SHA-256 of its
+// DER, in hex.
 func certificateID(leaf []byte) string {
 	sum := sha256.Sum256(leaf)
 	return hex.EncodeToString(sum[:])
@@ -135,7 +138,8 @@ func (ca *IoTCore) Issue(ctx context.Context, approved issuer.Approved, claim is
 	return issuer.Certificate{Leaf: leaf}, nil
 }
 
-// Revoke is that of the interface CA. There is no revocation list: the certificate may no more connect.
+// Revoke is that of the interface CA. There is no revocation list: the
+// certificate may no more connect.
 func (ca *IoTCore) Revoke(ctx context.Context, issuance issuer.Issuance, _ issuer.Reason) error {
 	m, err := parseIoTMemo(issuance.CAState)
 	if err != nil {
@@ -166,7 +170,8 @@ type iotCertificate struct {
 	status types.CertificateStatus
 }
 
-// describeCertificate gives an error that wraps types.ResourceNotFoundException where there is none.
+// describeCertificate gives an error that wraps types.ResourceNotFoundException
+// where there is none.
 func describeCertificate(ctx context.Context, client *iot.Client, id string) (iotCertificate, error) {
 	out, err := client.DescribeCertificate(ctx, &iot.DescribeCertificateInput{CertificateId: aws.String(id)})
 	if err != nil {
@@ -183,7 +188,8 @@ func describeCertificate(ctx context.Context, client *iot.Client, id string) (io
 	return iotCertificate{aws.ToString(d.CertificateArn), leaf, d.Status}, nil
 }
 
-// setStatus changes the status of a certificate. One that is not known is no error, unless it is to be active.
+// setStatus changes the status of a certificate. One that is not known is no
+// error, unless it is to be active.
 func setStatus(ctx context.Context, client *iot.Client, id string, status types.CertificateStatus) error {
 	_, err := client.UpdateCertificate(ctx, &iot.UpdateCertificateInput{CertificateId: aws.String(id), NewStatus: status})
 	if _, unknown := errors.AsType[*types.ResourceNotFoundException](err); unknown && status != types.CertificateStatusActive {
@@ -195,7 +201,8 @@ func setStatus(ctx context.Context, client *iot.Client, id string, status types.
 	return nil
 }
 
-// Orphan is a certificate that AWS IoT Core made for one of our devices and no claim knows.
+// Orphan is a certificate that AWS IoT Core made for one of our devices and no
+// claim knows.
 type Orphan struct {
 	CertificateID string
 	Device        board.DeviceID
@@ -203,9 +210,11 @@ type Orphan struct {
 	Err           error // why it was not deleted
 }
 
-// Sweep deletes what lost answers left: certificates that are inactive, older than an hour (olderThan may say longer), for the key of a claim, and known
-// to no claim of that device. An active one is never deleted. It goes through all certificates of the account and
-// all claims; what it returns before an error was done. With dry it deletes nothing.
+// Sweep deletes what lost answers left: certificates that are inactive, older
+// than an hour (olderThan may say longer), for the key of a claim, and known to
+// no claim of that device. An active one is never deleted. It goes through all
+// certificates of the account and all claims; what it returns before an error
+// was done. With dry it deletes nothing.
 func (ca *IoTCore) Sweep(ctx context.Context, claims issuer.Claims, olderThan time.Duration, dry bool) ([]Orphan, error) {
 	devices := map[board.Fingerprint]board.DeviceID{}
 	for issuance, err := range claims.All(ctx) {

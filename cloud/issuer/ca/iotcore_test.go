@@ -68,8 +68,9 @@ func (i *iotTest) active() (ids []string) {
 	return ids
 }
 
-// Each call fails in each way, for a whole request. Asking again comes to one active certificate, which is the one that is answered, with all that it needs;
-// what was left is inactive, and swept after an hour.
+// Each call fails in each way, for a whole request. Asking again comes to one
+// active certificate, which is the one that is answered, with all that it
+// needs; what was left is inactive, and swept after an hour.
 func TestIoTWeather(t *testing.T) {
 	for _, operation := range []string{
 		"CreateCertificateFromCsr", "DescribeCertificate", "RegisterCertificate", "RegisterCertificateWithoutCA", "CreateThing",
@@ -116,7 +117,8 @@ func TestIoTWeather(t *testing.T) {
 	}
 }
 
-// check sees that c is the one that may connect, with all that it needs, and that a sweep leaves nothing else.
+// check sees that c is the one that may connect, with all that it needs, and
+// that a sweep leaves nothing else.
 func (i *iotTest) check(t *testing.T, w *caWorld, c issuer.Certificate) {
 	t.Helper()
 	id, device := certificateID(c.Leaf), w.board.ID.String()
@@ -164,7 +166,8 @@ func TestIoTSweepKeeps(t *testing.T) {
 		if _, err := ca.Issue(t.Context(), foreign, issuertest.NewClaim(t, foreign), &issuertest.MemCAState{}); err != nil { // for a key of no claim
 			t.Fatal(err)
 		}
-		// Only the memo knows the one of a claim whose certificate was not written down.
+		// Only the memo knows the one of a claim whose certificate was not
+		// written down.
 		noted := issuertest.Approved(t)
 		claim, memo := issuertest.NewClaim(t, noted), &issuertest.MemCAState{}
 		if _, err := ca.Issue(t.Context(), noted, claim, memo); err != nil {
@@ -204,7 +207,8 @@ func TestIoTSweepKeeps(t *testing.T) {
 	})
 }
 
-// A certificate that was deleted before its claim was finished does not block the claim.
+// A certificate that was deleted before its claim was finished does not block
+// the claim.
 func TestIoTCertificateDeleted(t *testing.T) {
 	onIoT(t, func(t *testing.T, i *iotTest) {
 		a, ca, memo := issuertest.Approved(t), i.ca(t), &issuertest.MemCAState{}
@@ -347,7 +351,8 @@ func TestIoTDeactivate(t *testing.T) {
 	})
 }
 
-// Where IoT Core registers by itself, what is revoked before its device has ever connected is registered as revoked.
+// Where IoT Core registers by itself, what is revoked before its device has
+// ever connected is registered as revoked.
 func TestJITP(t *testing.T) {
 	onIoT(t, func(t *testing.T, i *iotTest) {
 		a, r := issuertest.Approved(t), i.registrar(t)
@@ -400,7 +405,8 @@ func TestOpenIoTRegistrarRefuses(t *testing.T) {
 	}
 }
 
-// AWS is asked once an hour where devices connect, and an old answer is better than none.
+// AWS is asked once an hour where devices connect, and an old answer is better
+// than none.
 func TestIoTDataEndpoint(t *testing.T) {
 	onIoT(t, func(t *testing.T, i *iotTest) {
 		r := i.registrar(t)

@@ -21,9 +21,11 @@ import (
 // kmsTimeout caps a signature whose caller can pass no context.
 const kmsTimeout = 20 * time.Second
 
-// KMSConfig names a key of AWS KMS. What signs is an ECC_NIST_P256 key for SIGN_VERIFY and needs kms:GetPublicKey and
-// kms:Sign; what KMSMac derives from is an HMAC_256 key for GENERATE_VERIFY_MAC and needs kms:GenerateMac. Each is needed on that key alone.
-// A policy that names an alias instead needs the condition kms:RequestAlias.
+// KMSConfig names a key of AWS KMS. What signs is an ECC_NIST_P256 key for
+// SIGN_VERIFY and needs kms:GetPublicKey and kms:Sign; what KMSMac derives from
+// is an HMAC_256 key for GENERATE_VERIFY_MAC and needs kms:GenerateMac. Each is
+// needed on that key alone. A policy that names an alias instead needs the
+// condition kms:RequestAlias.
 type KMSConfig struct {
 	KeyID    string // its id or ARN, or an alias
 	Region   string // empty: the SDK's usual places
@@ -51,8 +53,9 @@ func (c KMSConfig) client(ctx context.Context) (*kms.Client, error) {
 	}), nil
 }
 
-// KMSSigner is a crypto.Signer whose key stays in AWS KMS. It signs SHA-256 digests with ECDSA on P-256. Its signatures of one digest
-// differ each time. Any number of callers may use it at once. It is made by OpenKMSSigner.
+// KMSSigner is a crypto.Signer whose key stays in AWS KMS. It signs SHA-256
+// digests with ECDSA on P-256. Its signatures of one digest differ each time.
+// Any number of callers may use it at once. It is made by OpenKMSSigner.
 type KMSSigner struct {
 	client *kms.Client
 	keyID  string
@@ -92,7 +95,8 @@ func (s *KMSSigner) in(ctx context.Context) *KMSSigner {
 	return &bound
 }
 
-// Sign is that of crypto.Signer. The signature is verified before it is returned.
+// Sign is that of crypto.Signer. The signature is verified before it is
+// returned.
 func (s *KMSSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if opts.HashFunc() != crypto.SHA256 || len(digest) != crypto.SHA256.Size() {
 		return nil, fmt.Errorf("signing in KMS: a digest by %v of %d bytes, want SHA-256", opts.HashFunc(), len(digest))
@@ -116,8 +120,9 @@ func (s *KMSSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 	return out.Signature, nil
 }
 
-// KMSMac derives 32 secret bytes from a key in KMS and a label (1 to 4096 bytes). For one key and label they are always the same, so
-// that any number of processes share them, and a new one has them again.
+// KMSMac derives 32 secret bytes from a key in KMS and a label (1 to 4096
+// bytes). For one key and label they are always the same, so that any number of
+// processes share them, and a new one has them again.
 func KMSMac(ctx context.Context, c KMSConfig, label string) ([]byte, error) {
 	client, err := c.client(ctx)
 	if err != nil {

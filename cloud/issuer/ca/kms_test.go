@@ -21,7 +21,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 )
 
-// fakeKMS is KMS with one key to sign and one to make MACs, as its API reference has it.
+// fakeKMS is KMS with one key to sign and one to make MACs, as its API
+// reference has it.
 type fakeKMS struct {
 	key     *ecdsa.PrivateKey
 	opened  crypto.PublicKey // what GetPublicKey answers

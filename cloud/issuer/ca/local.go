@@ -1,5 +1,5 @@
-// Package ca has the certificate authorities of an issuer: a local one (key in an
-// encrypted file or in AWS KMS), ACM Private CA and AWS IoT Core, and the
+// Package ca has the certificate authorities of an issuer: a local one (key in
+// an encrypted file or in AWS KMS), ACM Private CA and AWS IoT Core, and the
 // registrar that makes certificates known to AWS IoT Core.
 //
 // Start reading at Local, which is the smallest.
@@ -28,7 +28,8 @@ import (
 	"secretfree/cloud/issuer/keyfile"
 )
 
-// The files of a local CA. The root's key is needed only to make another issuing CA: take it offline.
+// The files of a local CA. The root's key is needed only to make another
+// issuing CA: take it offline.
 const (
 	rootCertificateFile    = "root.pem"
 	rootKeyFile            = "root.key"
@@ -41,9 +42,11 @@ const (
 type LocalInit struct {
 	Dir  string // must not exist, or be empty
 	Name string // in the common names of the root and the issuing CA; at most 48 bytes of printable ASCII
-	// Organization and Country (two capital letters) stand in the subjects of both, unless they are empty.
+	// Organization and Country (two capital letters) stand in the subjects of
+	// both, unless they are empty.
 	Organization, Country string
-	// Passphrase encrypts the issuing key, RootPassphrase the root's key. If RootPassphrase is empty both take Passphrase.
+	// Passphrase encrypts the issuing key, RootPassphrase the root's key. If
+	// RootPassphrase is empty both take Passphrase.
 	Passphrase     []byte
 	RootPassphrase []byte
 	RootValidity   time.Duration // 0 means 30 years
@@ -52,9 +55,10 @@ type LocalInit struct {
 	Iterations int // of PBKDF2; 0 means 600 000, and only tests want others
 }
 
-// InitLocal makes a root and an issuing CA, both ECDSA P-256, in a folder of their own. The keys are
-// encrypted PKCS #8 (RFC 5958; PBES2 of RFC 8018), as `openssl pkey` reads them. All files appear at once and are
-// durable when it returns; an existing folder that is not empty is refused and left as it is.
+// InitLocal makes a root and an issuing CA, both ECDSA P-256, in a folder of
+// their own. The keys are encrypted PKCS #8 (RFC 5958; PBES2 of RFC 8018), as
+// `openssl pkey` reads them. All files appear at once and are durable when it
+// returns; an existing folder that is not empty is refused and left as it is.
 func InitLocal(init LocalInit) error {
 	if len(init.Passphrase) == 0 {
 		return errors.New("making a CA: the passphrase is empty; a CA's key is never kept in the clear")
@@ -156,7 +160,8 @@ func newLocalCA(init LocalInit, now time.Time) (map[string][]byte, error) {
 	return files, nil
 }
 
-// Local signs with a key in memory, or with a signer that keeps it elsewhere. It is made by OpenLocal.
+// Local signs with a key in memory, or with a signer that keeps it elsewhere.
+// It is made by OpenLocal.
 type Local struct {
 	key     crypto.Signer // of an ECDSA key
 	issuing *x509.Certificate
@@ -167,18 +172,22 @@ type Local struct {
 	crlURL, ocspURL string
 }
 
-// LocalConfig says where a local CA is. Only root.pem, issuing.pem and issuing.key need to be there, and chain.pem where the
-// root did not sign the issuing CA itself.
+// LocalConfig says where a local CA is. Only root.pem, issuing.pem and
+// issuing.key need to be there, and chain.pem where the root did not sign the
+// issuing CA itself.
 type LocalConfig struct {
 	Dir            string
 	PassphraseFile string // see keyfile.Passphrase
-	// Signer has the issuing CA's key, if issuing.key has not: a *KMSSigner. Certificates of one claim then have one serial
-	// number but differ in their signatures.
+	// Signer has the issuing CA's key, if issuing.key has not: a *KMSSigner.
+	// Certificates of one claim then have one serial number but differ in their
+	// signatures.
 	Signer crypto.Signer
-	// Keyless opens the certificates alone, for who checks and revokes. It signs nothing.
+	// Keyless opens the certificates alone, for who checks and revokes. It
+	// signs nothing.
 	Keyless bool
-	// CRLURL and OCSPURL stand in every certificate, if they are not empty: where others find out whether it is revoked. To change
-	// them changes what a claim that was cut short is signed with.
+	// CRLURL and OCSPURL stand in every certificate, if they are not empty:
+	// where others find out whether it is revoked. To change them changes what
+	// a claim that was cut short is signed with.
 	CRLURL, OCSPURL string
 }
 
@@ -279,8 +288,9 @@ func (ca *Local) Chain() []*x509.Certificate {
 // NotAfter is when the issuing CA expires; no certificate outlives it.
 func (ca *Local) NotAfter() time.Time { return ca.issuing.NotAfter }
 
-// Issue signs the certificate of the claim. For one claim the bytes are always the same: nothing in it is chosen
-// here, and the signature is deterministic (RFC 6979), unless a signer of the configuration makes it.
+// Issue signs the certificate of the claim. For one claim the bytes are always
+// the same: nothing in it is chosen here, and the signature is deterministic
+// (RFC 6979), unless a signer of the configuration makes it.
 func (ca *Local) Issue(ctx context.Context, approved issuer.Approved, claim issuer.Claim, _ issuer.CAState) (issuer.Certificate, error) {
 	if err := claim.Covers(approved); err != nil {
 		return issuer.Certificate{}, err
@@ -323,11 +333,12 @@ func (ca *Local) Issue(ctx context.Context, approved issuer.Approved, claim issu
 // Profile is that of the interface CA.
 func (ca *Local) Profile() issuer.Profile { return issuer.Profile{Roots: []*x509.Certificate{ca.root}} }
 
-// Revoke is that of the interface CA. There is nothing to do: the next revocation list is made from the claims.
+// Revoke is that of the interface CA. There is nothing to do: the next
+// revocation list is made from the claims.
 func (ca *Local) Revoke(context.Context, issuer.Issuance, issuer.Reason) error { return nil }
 
-// template is the profile of a device's certificate (RFC 5280): all that is in it comes from here, bar the
-// issuer's name and key identifier.
+// template is the profile of a device's certificate (RFC 5280): all that is in
+// it comes from here, bar the issuer's name and key identifier.
 func template(approved issuer.Approved, claim issuer.Claim) *x509.Certificate {
 	fingerprint := approved.Key().Fingerprint()
 	return &x509.Certificate{

@@ -98,7 +98,8 @@ func TestInitLocalCA(t *testing.T) {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
 
-	// An empty folder is taken; the root's key can have a passphrase of its own.
+	// An empty folder is taken; the root's key can have a passphrase of its
+	// own.
 	if err := os.Mkdir(fresh, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -456,7 +457,8 @@ func TestKeylessCA(t *testing.T) {
 	}
 }
 
-// Organization and country stand in the subjects of both CAs, and the chain holds.
+// Organization and country stand in the subjects of both CAs, and the chain
+// holds.
 func TestInitLocalSubject(t *testing.T) {
 	dir := t.TempDir()
 	passphrase := filepath.Join(dir, "passphrase")

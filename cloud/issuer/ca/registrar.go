@@ -27,21 +27,28 @@ var (
 // endpointFor is how long the answer of AWS is used for where devices connect.
 const endpointFor = time.Hour
 
-// IoTRegistrarConfig says how certificates are registered with AWS IoT Core. It needs iot:RegisterCertificate or
-// iot:RegisterCertificateWithoutCA on *; iot:DescribeCertificate and iot:UpdateCertificate on cert/*; iot:CreateThing, iot:DescribeThing and
-// iot:AttachThingPrincipal on thing/* (the last on cert/* too); iot:AddThingToThingGroup on thing/* and on the group; iot:AttachPolicy on cert/* where there is
-// a Policy; and iot:DescribeEndpoint on *.
+// IoTRegistrarConfig says how certificates are registered with AWS IoT Core. It
+// needs iot:RegisterCertificate or iot:RegisterCertificateWithoutCA on *;
+// iot:DescribeCertificate and iot:UpdateCertificate on cert/*; iot:CreateThing,
+// iot:DescribeThing and iot:AttachThingPrincipal on thing/* (the last on cert/*
+// too); iot:AddThingToThingGroup on thing/* and on the group; iot:AttachPolicy
+// on cert/* where there is a Policy; and iot:DescribeEndpoint on *.
 type IoTRegistrarConfig struct {
-	// CARegistered says that the issuing CA is registered with AWS IoT Core in this region.
+	// CARegistered says that the issuing CA is registered with AWS IoT Core in
+	// this region.
 	CARegistered bool
 	ThingType    string            // of each device's thing; may be empty
 	Attributes   map[string]string // of each device's thing; at most 3
-	// ThingGroup is where each thing is added; a policy on it holds for all. Policy is attached to each certificate by
-	// itself, which AWS lets happen 15 times a second. Each may be empty, but a device may do nothing without a policy.
+	// ThingGroup is where each thing is added; a policy on it holds for all.
+	// Policy is attached to each certificate by itself, which AWS lets happen
+	// 15 times a second. Each may be empty, but a device may do nothing without
+	// a policy.
 	ThingGroup string
 	Policy     string
-	// JITP says that AWS IoT Core registers certificates by itself, when a device first connects, by the provisioning template of the CA.
-	// Then Register does nothing, and Deactivate also registers a certificate that was never seen, as revoked.
+	// JITP says that AWS IoT Core registers certificates by itself, when a
+	// device first connects, by the provisioning template of the CA. Then
+	// Register does nothing, and Deactivate also registers a certificate that
+	// was never seen, as revoked.
 	JITP     bool
 	Region   string // empty: the SDK's usual places
 	Endpoint string // of the API; empty for AWS's own
@@ -49,21 +56,24 @@ type IoTRegistrarConfig struct {
 	test awsTest
 }
 
-// What AWS IoT Core takes in names, and in attributes and their values, besides letters and digits.
+// What AWS IoT Core takes in names, and in attributes and their values, besides
+// letters and digits.
 const (
 	iotName      = ":_-"
 	iotAttribute = "_.,@/:#=[]-"
 )
 
-// iotTakes reports whether text is 1 to most of letters, digits and others. A regular expression of this kind takes 30 ms to compile, at every start.
+// iotTakes reports whether text is 1 to most of letters, digits and others. A
+// regular expression of this kind takes 30 ms to compile, at every start.
 func iotTakes(text, others string, most int) bool {
 	return len(text) >= 1 && len(text) <= most && !strings.ContainsFunc(text, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(others, r)
 	})
 }
 
-// IoTRegistrar makes certificates known to AWS IoT Core, with a thing named after the device. Any number of callers may
-// use it at once. It is made by OpenIoTRegistrar.
+// IoTRegistrar makes certificates known to AWS IoT Core, with a thing named
+// after the device. Any number of callers may use it at once. It is made by
+// OpenIoTRegistrar.
 type IoTRegistrar struct {
 	client *iot.Client
 	config IoTRegistrarConfig
@@ -73,7 +83,8 @@ type IoTRegistrar struct {
 	asked    time.Time // when AWS last answered
 }
 
-// OpenIoTRegistrar checks the configuration and makes the client. It makes no call.
+// OpenIoTRegistrar checks the configuration and makes the client. It makes no
+// call.
 func OpenIoTRegistrar(ctx context.Context, c IoTRegistrarConfig) (*IoTRegistrar, error) {
 	for what, name := range map[string]string{"thing type": c.ThingType, "thing group": c.ThingGroup, "policy": c.Policy} {
 		if name != "" && !iotTakes(name, iotName, 128) {
@@ -95,8 +106,9 @@ func OpenIoTRegistrar(ctx context.Context, c IoTRegistrarConfig) (*IoTRegistrar,
 	return &IoTRegistrar{client: client, config: c}, nil
 }
 
-// Register is that of the interface Registrar. A certificate without a chain is one that AWS IoT Core made itself. One that was
-// revoked stays revoked: the error wraps errCertificateStatus.
+// Register is that of the interface Registrar. A certificate without a chain is
+// one that AWS IoT Core made itself. One that was revoked stays revoked: the
+// error wraps errCertificateStatus.
 func (r *IoTRegistrar) Register(ctx context.Context, device board.DeviceID, certificate issuer.Certificate) error {
 	if r.config.JITP {
 		return nil
@@ -130,7 +142,8 @@ func (r *IoTRegistrar) Register(ctx context.Context, device board.DeviceID, cert
 	return setStatus(ctx, r.client, certificateID(certificate.Leaf), types.CertificateStatusActive)
 }
 
-// known sees to it that AWS IoT Core holds a certificate, and returns its ARN. A new one gets the status.
+// known sees to it that AWS IoT Core holds a certificate, and returns its ARN.
+// A new one gets the status.
 func (r *IoTRegistrar) known(ctx context.Context, certificate issuer.Certificate, status types.CertificateStatus) (arn string, err error) {
 	var out *string
 	switch text := aws.String(string(certificate.LeafPEM())); {
@@ -178,7 +191,8 @@ func (r *IoTRegistrar) held(ctx context.Context, certificate issuer.Certificate)
 	return stored.arn, nil
 }
 
-// thing sees to it that the device's thing is there as configured. Attributes that others gave it stay.
+// thing sees to it that the device's thing is there as configured. Attributes
+// that others gave it stay.
 func (r *IoTRegistrar) thing(ctx context.Context, device board.DeviceID) error {
 	name := aws.String(device.String())
 	in := &iot.CreateThingInput{ThingName: name}
@@ -210,7 +224,8 @@ func (r *IoTRegistrar) thing(ctx context.Context, device board.DeviceID) error {
 	return nil
 }
 
-// Deactivate is that of the interface Registrar. The certificate is then revoked for good; its thing stays.
+// Deactivate is that of the interface Registrar. The certificate is then
+// revoked for good; its thing stays.
 func (r *IoTRegistrar) Deactivate(ctx context.Context, _ board.DeviceID, certificate issuer.Certificate) error {
 	if r.config.JITP {
 		if _, err := r.known(ctx, certificate, types.CertificateStatusRevoked); err != nil && !errors.Is(err, errCertificateStatus) {
@@ -220,8 +235,8 @@ func (r *IoTRegistrar) Deactivate(ctx context.Context, _ board.DeviceID, certifi
 	return setStatus(ctx, r.client, certificateID(certificate.Leaf), types.CertificateStatusRevoked)
 }
 
-// DataEndpoint is the host name where devices connect. AWS is asked at most once an hour, and what it said before is used when it
-// does not answer.
+// DataEndpoint is the host name where devices connect. AWS is asked at most
+// once an hour, and what it said before is used when it does not answer.
 func (r *IoTRegistrar) DataEndpoint(ctx context.Context) (string, error) {
 	r.mu.Lock()
 	known, fresh := r.endpoint, time.Since(r.asked) < endpointFor

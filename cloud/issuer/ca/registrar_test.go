@@ -11,8 +11,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iot/types"
 )
 
-// moto proves the shape of the requests, and that a certificate comes to be active with thing, group and policy. What it gets wrong is
-// asserted on the fake.
+// moto proves the shape of the requests, and that a certificate comes to be
+// active with thing, group and policy. What it gets wrong is asserted on the
+// fake.
 func TestIoTRegistrarOnMoto(t *testing.T) {
 	for name, registered := range map[string]bool{"CA registered": true, "without CA": false} {
 		t.Run(name, func(t *testing.T) {

@@ -15,7 +15,8 @@ import (
 	"secretfree/cloud/issuer/keyfile"
 )
 
-// The files of a delegated responder beside those of a local CA, if it has one. The key has the passphrase of the issuing key.
+// The files of a delegated responder beside those of a local CA, if it has one.
+// The key has the passphrase of the issuing key.
 const (
 	responderCertificateFile = "ocsp.pem"
 	responderKeyFile         = "ocsp.key"
@@ -61,7 +62,8 @@ func readResponder(config LocalConfig, passphrase []byte, issuing *x509.Certific
 	return &responder{certificate, key}, nil
 }
 
-// Responder is the delegated responder of OCSP, while its certificate is valid; otherwise nil and the issuing CA's own key.
+// Responder is the delegated responder of OCSP, while its certificate is valid;
+// otherwise nil and the issuing CA's own key.
 func (ca *Local) Responder(ctx context.Context, now time.Time) (*x509.Certificate, crypto.Signer) {
 	if d := ca.responder; d != nil && now.After(d.certificate.NotBefore) && now.Before(d.certificate.NotAfter) {
 		return d.certificate, d.key

@@ -9,7 +9,8 @@ import (
 
 const testPassphrase = "correct horse"
 
-// sharedFolder is a local CA that the tests of this package share; catest has the one of other packages.
+// sharedFolder is a local CA that the tests of this package share; catest has
+// the one of other packages.
 var sharedFolder = sync.OnceValues(func() (string, error) {
 	parent, err := os.MkdirTemp("", "ca-test-*")
 	if err != nil {

@@ -26,7 +26,8 @@ type caBackend struct {
 	same  bool       // for one claim it always gives the same bytes
 	count func() int // certificates that it ever made; nil if it keeps none
 	one   bool       // however many ask at once, it makes one
-	// revoked tells the reason of a certificate that is revoked at the CA, or is empty; nil if revocation is not the CA's.
+	// revoked tells the reason of a certificate that is revoked at the CA, or
+	// is empty; nil if revocation is not the CA's.
 	revoked func(leaf []byte) string
 }
 
@@ -262,8 +263,8 @@ func TestCAConcurrent(t *testing.T) {
 	})
 }
 
-// The alternative name is that of the claim, and of the request none, at every CA
-// that lets it be chosen.
+// The alternative name is that of the claim, and of the request none, at every
+// CA that lets it be chosen.
 func TestCAAlternativeName(t *testing.T) {
 	for name, setting := range map[string]string{"URN": "urn:dev:ops:widgiot-{device}", "host": "{device}.devices.example.com", "none": ""} {
 		t.Run(name, func(t *testing.T) {
@@ -299,8 +300,8 @@ func TestCAAlternativeName(t *testing.T) {
 	}
 }
 
-// A renewal revokes the former certificate at every CA after the overlap, and not
-// before it.
+// A renewal revokes the former certificate at every CA after the overlap, and
+// not before it.
 func TestCARenewal(t *testing.T) {
 	onEveryCA(t, func(t *testing.T, b caBackend) {
 		w := newCAWorld(t, b.ca, nil)

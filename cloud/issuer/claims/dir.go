@@ -27,14 +27,16 @@ import (
 	"secretfree/station/board"
 )
 
-// Dir keeps claims in a folder, for one machine, and for several processes on it. Each version of an issuance is a line of
-// claims.log: its JSON, a space, the CRC-32C of that in 8 hex digits, LF. The last version of an issuance counts. Requests that
-// come at once share one sync of the disk. It is made by OpenDir; Close gives the file back.
+// Dir keeps claims in a folder, for one machine, and for several processes on
+// it. Each version of an issuance is a line of claims.log: its JSON, a space,
+// the CRC-32C of that in 8 hex digits, LF. The last version of an issuance
+// counts. Requests that come at once share one sync of the disk. It is made by
+// OpenDir; Close gives the file back.
 type Dir struct {
 	path string
 	file *os.File
-	// fault, in tests, fails a step: "before create", "during create" (it is written, and not synced), "after create", or the same
-	// with "replace".
+	// fault, in tests, fails a step: "before create", "during create" (it is
+	// written, and not synced), "after create", or the same with "replace".
 	fault func(step string) error
 
 	queue   sync.Mutex // of waiting
@@ -46,11 +48,13 @@ type Dir struct {
 	serials map[issuer.Serial]claimPlace
 	signed  map[string]claimEntry // by the name of a CA, the last certificate that was read from the log
 	index   sync.Mutex            // taken after mu, and by readers while another request waits for the disk
-	// busy: a batch is on its way to the disk, and no other process can write. pending is what its devices had before.
+	// busy: a batch is on its way to the disk, and no other process can write.
+	// pending is what its devices had before.
 	busy    bool
 	pending map[board.DeviceID][]claimEntry
 
-	// broken is what the disk said when it failed and what it had written could not be taken back; brokenSize is the log's size then.
+	// broken is what the disk said when it failed and what it had written could
+	// not be taken back; brokenSize is the log's size then.
 	broken     error
 	brokenSize int64
 }
@@ -101,9 +105,10 @@ type claimsMarkerJSON struct {
 	Version int `json:"version"`
 }
 
-// InitDir makes a folder of claims, durably, or finds that it is one already; one that holds something else is refused. It is
-// not done in passing by OpenDir: the empty mount point of a disk that is not there must not be taken for a store
-// without claims.
+// InitDir makes a folder of claims, durably, or finds that it is one already;
+// one that holds something else is refused. It is not done in passing by
+// OpenDir: the empty mount point of a disk that is not there must not be taken
+// for a store without claims.
 func InitDir(path string) error {
 	if err := initClaimsDir(path); err != nil {
 		return fmt.Errorf("making the claims folder: %w", err)
@@ -160,8 +165,9 @@ func initClaimsDir(path string) error {
 	return errors.Join(keyfile.SyncDir(path), keyfile.SyncDir(filepath.Dir(filepath.Clean(path))))
 }
 
-// OpenDir opens what InitDir made. What a crash left half-written at the end of the log was never answered: it is
-// put aside in a file of its own. Any other damage is refused; it wraps ErrBadClaim.
+// OpenDir opens what InitDir made. What a crash left half-written at the end of
+// the log was never answered: it is put aside in a file of its own. Any other
+// damage is refused; it wraps ErrBadClaim.
 func OpenDir(path string) (*Dir, error) {
 	if err := usableClaims(path); err != nil {
 		return nil, err
@@ -227,15 +233,17 @@ func (d *Dir) locked(do func() error) (err error) {
 	return do()
 }
 
-// catchUp reads what was written since the last time, by whatever process. The log is locked, so nobody is writing what is
-// unfinished at its end: it is put aside.
+// catchUp reads what was written since the last time, by whatever process. The
+// log is locked, so nobody is writing what is unfinished at its end: it is put
+// aside.
 func (d *Dir) catchUp() error {
 	info, err := d.file.Stat()
 	if err != nil {
 		return err
 	}
 	if d.broken != nil {
-		// What could not be taken back counts for nobody, unless another process has taken it up since.
+		// What could not be taken back counts for nobody, unless another
+		// process has taken it up since.
 		if info.Size() == d.brokenSize {
 			if err := d.cut(d.end); err != nil {
 				return fmt.Errorf("after %w: %w", d.broken, err)
@@ -345,7 +353,8 @@ func claimLine(i issuer.Issuance) ([]byte, error) {
 	return fmt.Appendf(data, " %08x\n", crc32.Checksum(data, castagnoli)), nil
 }
 
-// errTorn says that a line is not as it was written. One that is, and cannot be read all the same, is not torn.
+// errTorn says that a line is not as it was written. One that is, and cannot be
+// read all the same, is not torn.
 var errTorn = errors.New("a torn line")
 
 // parseClaimLine reads a line without its end, and tells how long its JSON is.
@@ -435,7 +444,8 @@ func (d *Dir) Issuances(_ context.Context, device board.DeviceID) (out []issuer.
 	return out, err
 }
 
-// whileBusy is what a device has on disk while a batch is on its way there, so that who reads need not wait for the disk.
+// whileBusy is what a device has on disk while a batch is on its way there, so
+// that who reads need not wait for the disk.
 func (d *Dir) whileBusy(device board.DeviceID) ([]claimEntry, bool) {
 	d.index.Lock()
 	defer d.index.Unlock()
@@ -515,7 +525,8 @@ func (d *Dir) Replace(_ context.Context, next issuer.Issuance) (issuer.Issuance,
 	return d.write(&claimWrite{next: next, done: make(chan struct{})})
 }
 
-// write waits until w is on disk, with all that came at the same time. Whoever finds nobody at work writes for all that wait.
+// write waits until w is on disk, with all that came at the same time. Whoever
+// finds nobody at work writes for all that wait.
 func (d *Dir) write(w *claimWrite) (issuer.Issuance, error) {
 	d.queue.Lock()
 	d.waiting = append(d.waiting, w)
@@ -589,8 +600,8 @@ func (d *Dir) append(batch []*claimWrite) error {
 	return d.step("after " + batch[0].kind())
 }
 
-// admit judges a batch one after the other, and returns the lines of what may be written, and what takes each back. Readers see
-// none of it yet.
+// admit judges a batch one after the other, and returns the lines of what may
+// be written, and what takes each back. Readers see none of it yet.
 func (d *Dir) admit(batch []*claimWrite) (out []byte, undo []func()) {
 	d.index.Lock()
 	defer d.index.Unlock()
@@ -635,7 +646,8 @@ func (d *Dir) admit(batch []*claimWrite) (out []byte, undo []func()) {
 	return out, undo
 }
 
-// before returns what takes back that a claim is learnt; at is where find found it.
+// before returns what takes back that a claim is learnt; at is where find found
+// it.
 func (d *Dir) before(c issuer.Claim, at int) func() {
 	if at >= 0 {
 		old := d.devices[c.Device][at]

@@ -96,8 +96,9 @@ func TestClaimsDirRefusesFolders(t *testing.T) {
 	}
 }
 
-// Damage with something whole behind it is refused, and changes nothing. At the end it is what a crash leaves: it is put
-// aside, and no answer was ever given for it.
+// Damage with something whole behind it is refused, and changes nothing. At the
+// end it is what a crash leaves: it is put aside, and no answer was ever given
+// for it.
 func TestClaimsDirDamage(t *testing.T) {
 	path, d := newClaimsDir(t)
 	var last issuer.Issuance
@@ -191,7 +192,8 @@ func flipped(data []byte, at int) []byte {
 	return out
 }
 
-// Processes on one machine share a folder: each has its own file, and sees what the others wrote.
+// Processes on one machine share a folder: each has its own file, and sees what
+// the others wrote.
 func TestClaimsDirIsShared(t *testing.T) {
 	path, first := newClaimsDir(t)
 	second, err := OpenDir(path)
@@ -234,7 +236,8 @@ func TestClaimsDirIsShared(t *testing.T) {
 	checkClaimsDir(t, path)
 }
 
-// A disk that fails leaves nothing behind that counts, and takes nothing away that another process wrote meanwhile.
+// A disk that fails leaves nothing behind that counts, and takes nothing away
+// that another process wrote meanwhile.
 func TestClaimsDirFullDisk(t *testing.T) {
 	for name, torn := range map[string]bool{"nothing was written": false, "half a line was written": true} {
 		t.Run(name, func(t *testing.T) {
@@ -244,7 +247,8 @@ func TestClaimsDirFullDisk(t *testing.T) {
 			if _, err := d.Create(t.Context(), claim); err != nil {
 				t.Fatal(err)
 			}
-			// The log on a file that takes nothing, and whose end cannot be cut either.
+			// The log on a file that takes nothing, and whose end cannot be cut
+			// either.
 			closed, err := os.Open(filepath.Join(path, claimsLog))
 			if err != nil {
 				t.Fatal(err)

@@ -17,8 +17,9 @@ import (
 	"secretfree/station/board"
 )
 
-// The key of an item in the table of claims. The item of a serial number has the partition key "serial:<serial>" and the sort
-// key "claim", and names the claim.
+// The key of an item in the table of claims. The item of a serial number has
+// the partition key "serial:<serial>" and the sort key "claim", and names the
+// claim.
 const (
 	attrDevice = "device-id" // partition key
 	attrClaim  = "claim"     // sort key
@@ -32,23 +33,25 @@ const (
 // TableName is the name of the table of claims of a SKU.
 func TableName(sku string) string { return sku + "-iot-issuance" }
 
-// DynamoDBConfig says where the table is. Credentials come from the SDK's usual places.
+// DynamoDBConfig says where the table is. Credentials come from the SDK's usual
+// places.
 type DynamoDBConfig struct {
 	Table    string
 	Region   string
 	Endpoint string // empty for AWS's own
 }
 
-// DynamoDB keeps claims in a table with the partition key device-id (S) and the sort key claim (S): an item for each, and one
-// for its serial number. It needs dynamodb:PutItem, GetItem and Query on that table; All needs Scan. It is made by
-// OpenDynamoDB.
+// DynamoDB keeps claims in a table with the partition key device-id (S) and the
+// sort key claim (S): an item for each, and one for its serial number. It needs
+// dynamodb:PutItem, GetItem and Query on that table; All needs Scan. It is made
+// by OpenDynamoDB.
 type DynamoDB struct {
 	client *dynamodb.Client
 	table  string
 }
 
-// OpenDynamoDB makes the client. It does not call the table, so that an outage does not keep an
-// issuer from starting.
+// OpenDynamoDB makes the client. It does not call the table, so that an outage
+// does not keep an issuer from starting.
 func OpenDynamoDB(ctx context.Context, c DynamoDBConfig) (*DynamoDB, error) {
 	if c.Table == "" || c.Region == "" {
 		return nil, errors.New("claims in DynamoDB: it needs a table and a region")
@@ -90,7 +93,8 @@ func (d *DynamoDB) Issuances(ctx context.Context, device board.DeviceID) ([]issu
 	return out, nil
 }
 
-// Create is that of the interface Claims. The claim and the item of its serial are written in one transaction.
+// Create is that of the interface Claims. The claim and the item of its serial
+// are written in one transaction.
 func (d *DynamoDB) Create(ctx context.Context, issuance issuer.Issuance) (issuer.Issuance, error) {
 	if err := issuance.Check(); err != nil || issuance.Version != 1 {
 		return issuer.Issuance{}, fmt.Errorf("creating a claim: version %d: %w", issuance.Version, errors.Join(err))
@@ -108,8 +112,8 @@ func (d *DynamoDB) Create(ctx context.Context, issuance issuer.Issuance) (issuer
 	if err == nil {
 		return issuance, nil
 	}
-	// The condition may have failed on our own write, whose answer was lost; any other error may hide a write
-	// that was done. What is stored tells.
+	// The condition may have failed on our own write, whose answer was lost;
+	// any other error may hide a write that was done. What is stored tells.
 	stored, readErr := d.read(ctx, c.Device.String(), c.SortKey())
 	if readErr != nil {
 		if errors.Is(readErr, issuer.ErrNoClaim) {
@@ -244,7 +248,8 @@ func dynamoFromClaim(i issuer.Issuance) map[string]types.AttributeValue {
 	return item
 }
 
-// claimFromDynamo reads an item. Attributes of other names are let pass: global tables add some.
+// claimFromDynamo reads an item. Attributes of other names are let pass: global
+// tables add some.
 func claimFromDynamo(item map[string]types.AttributeValue) (issuer.Issuance, error) {
 	var s storedClaim
 	bad := func(name string) error {

@@ -45,8 +45,9 @@ func TestIssueAtOnce(t *testing.T) {
 	}
 }
 
-// A failure at any step, before or after it took effect, leaves what a later request goes on from; a new
-// Issuer stands for a process that was started again.
+// A failure at any step, before or after it took effect, leaves what a later
+// request goes on from; a new Issuer stands for a process that was started
+// again.
 func TestIssueGoesOn(t *testing.T) {
 	for name, open := range claimsBackends() {
 		if name == "dynamodb" {
@@ -95,9 +96,11 @@ func TestIssueGoesOn(t *testing.T) {
 	}
 }
 
-// Two thousand requests of a hundred devices at once, while every remote call fails now and then, before or after it took
-// effect, and issuers die and are started again. Devices ask until they have an answer. Then each has one certificate in each
-// epoch, the same for all who asked, and after a sweep nothing else is active.
+// Two thousand requests of a hundred devices at once, while every remote call
+// fails now and then, before or after it took effect, and issuers die and are
+// started again. Devices ask until they have an answer. Then each has one
+// certificate in each epoch, the same for all who asked, and after a sweep
+// nothing else is active.
 func TestIssueInAStorm(t *testing.T) {
 	t.Run("model", func(t *testing.T) {
 		l := issuertest.NewRegisteredEnv(t, catest.Local(t))

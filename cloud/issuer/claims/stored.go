@@ -10,7 +10,8 @@ import (
 	"secretfree/station/board"
 )
 
-// storedClaim is how all back ends write an issuance; the names are those of the table's attributes. The first two are its key.
+// storedClaim is how all back ends write an issuance; the names are those of
+// the table's attributes. The first two are its key.
 type storedClaim struct {
 	Device      string `json:"device-id"`
 	Claim       string `json:"claim"`

@@ -26,8 +26,9 @@ import (
 	"github.com/truora/minidyn/server"
 )
 
-// claimsBackend is a store under test. fail makes its next write fail: the step is "create" or "replace"; applied says that
-// the write is done and only the answer is lost.
+// claimsBackend is a store under test. fail makes its next write fail: the step
+// is "create" or "replace"; applied says that the write is done and only the
+// answer is lost.
 type claimsBackend struct {
 	issuer.Claims
 	fail func(step string, applied bool)
@@ -57,7 +58,8 @@ func claimsBackends() map[string]func(t *testing.T) claimsBackend {
 			return newClaimsTable(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				answer := httptest.NewRecorder()
 				peer.ServeHTTP(answer, r)
-				// AWS sends the checksum; the client complains where there is none.
+				// AWS sends the checksum; the client complains where there is
+				// none.
 				w.Header().Set("X-Amz-Crc32", strconv.FormatUint(uint64(crc32.ChecksumIEEE(answer.Body.Bytes())), 10))
 				w.Header().Set("Content-Type", answer.Header().Get("Content-Type"))
 				w.WriteHeader(answer.Code)
@@ -170,7 +172,8 @@ func newClaimsTable(t *testing.T, peer http.Handler) claimsBackend {
 	}}
 }
 
-// checkClaimsDir: a process that opens the folder anew finds what is there, whole.
+// checkClaimsDir: a process that opens the folder anew finds what is there,
+// whole.
 func checkClaimsDir(t *testing.T, path string) {
 	t.Helper()
 	d, err := OpenDir(path)
@@ -182,7 +185,8 @@ func checkClaimsDir(t *testing.T, path string) {
 	checkClaims(t, d)
 }
 
-// checkClaims: every claim is found by its device and by its serial, once, and is as All gives it.
+// checkClaims: every claim is found by its device and by its serial, once, and
+// is as All gives it.
 func checkClaims(t *testing.T, claims issuer.Claims) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
@@ -222,7 +226,8 @@ func checkClaims(t *testing.T, claims issuer.Claims) {
 	}
 }
 
-// checkClaimsTable: every item is a claim that reads back, or the serial of one, with the attributes of the contract and no others.
+// checkClaimsTable: every item is a claim that reads back, or the serial of
+// one, with the attributes of the contract and no others.
 func checkClaimsTable(t *testing.T, d *DynamoDB) {
 	t.Helper()
 	checkClaims(t, d)

@@ -15,7 +15,8 @@ func WriteCredentials(t testing.TB, path, id, secret string) {
 	}
 }
 
-// noAWSEnvironment keeps what this machine knows of AWS from a test, and returns the path of its credentials file.
+// noAWSEnvironment keeps what this machine knows of AWS from a test, and
+// returns the path of its credentials file.
 func NoAWSEnvironment(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "credentials")

@@ -50,8 +50,9 @@ func (w *Env) Open(t testing.TB, claims issuer.Claims) {
 	}
 }
 
-// check looks at all that is stored: every claim is of an enrolled board, and what is finished is its certificate;
-// for each claim at most one certificate was ever signed.
+// check looks at all that is stored: every claim is of an enrolled board, and
+// what is finished is its certificate; for each claim at most one certificate
+// was ever signed.
 func (w *Env) check(t testing.TB) {
 	t.Helper()
 	check := issuer.NewCertificateCheck(w.CA.Profile())
@@ -93,7 +94,8 @@ func (w *Env) check(t testing.TB) {
 	}
 }
 
-// fakeRegistrar is where devices connect. Each call can fail before or after it took effect.
+// fakeRegistrar is where devices connect. Each call can fail before or after it
+// took effect.
 type fakeRegistrar struct {
 	Mu     sync.Mutex
 	Active map[[32]byte]board.DeviceID
@@ -175,7 +177,8 @@ func (l *RegisteredEnv) Sweep(t testing.TB, apply bool) (found []issuer.Finding)
 	return found
 }
 
-// settled: what is active where devices connect is a certificate that the claims call active, and the reverse.
+// settled: what is active where devices connect is a certificate that the
+// claims call active, and the reverse.
 func (l *RegisteredEnv) Settled(t testing.TB) {
 	t.Helper()
 	live := map[[32]byte]board.DeviceID{}

@@ -89,7 +89,8 @@ func NewBoard(t testing.TB) Board {
 	return s
 }
 
-// fuzzed are a station and two boards, the same in each of the processes that a fuzzer starts.
+// fuzzed are a station and two boards, the same in each of the processes that a
+// fuzzer starts.
 func Fuzzed(f *testing.F) (st Station, boards [2]Board) {
 	f.Helper()
 	random := mathrand.NewChaCha8([32]byte{1})
@@ -544,7 +545,8 @@ func Begun(c issuer.Claim) issuer.Issuance {
 	return issuer.Issuance{Claim: c, Version: 1, State: issuer.Claimed}
 }
 
-// deviceTemplate is what a local CA signs, for benchmarks that do no more than that.
+// deviceTemplate is what a local CA signs, for benchmarks that do no more than
+// that.
 func DeviceTemplate(device board.DeviceID, key board.Key, serial issuer.Serial, from, to time.Time) *x509.Certificate {
 	fingerprint := key.Fingerprint()
 	return &x509.Certificate{

@@ -8,7 +8,8 @@ import (
 	"path/filepath"
 )
 
-// WriteFolder makes dir with files, all or nothing: a folder beside it is filled, synced and renamed.
+// WriteFolder makes dir with files, all or nothing: a folder beside it is
+// filled, synced and renamed.
 func WriteFolder(dir string, files map[string][]byte) (err error) {
 	parent := filepath.Dir(filepath.Clean(dir))
 	temp, err := os.MkdirTemp(parent, ".new-ca-*") // 0700

@@ -21,13 +21,15 @@ import (
 const (
 	maxPEMFile    = 64 << 10
 	maxPassphrase = 1024
-	// pbkdf2Iterations of HMAC-SHA-256: what OWASP asks for in 2023 and later. It costs a quarter of a second at start.
+	// pbkdf2Iterations of HMAC-SHA-256: what OWASP asks for in 2023 and later.
+	// It costs a quarter of a second at start.
 	pbkdf2Iterations = 600_000
 	maxCertificates  = 6 // certificates of a file: of a chain, those between the issuing CA and the root
 )
 
-// Encrypt is the text of a key file: PEM of encrypted PKCS #8, as ca.InitLocal writes it. The iterations are those of PBKDF2: 0 means
-// 600 000, and only tests want others. An empty passphrase is refused. No error tells of the key.
+// Encrypt is the text of a key file: PEM of encrypted PKCS #8, as ca.InitLocal
+// writes it. The iterations are those of PBKDF2: 0 means 600 000, and only
+// tests want others. An empty passphrase is refused. No error tells of the key.
 func Encrypt(key *ecdsa.PrivateKey, passphrase []byte, iterations int) ([]byte, error) {
 	if len(passphrase) == 0 {
 		return nil, errors.New("encrypting the key: the passphrase is empty")
@@ -45,8 +47,8 @@ func Encrypt(key *ecdsa.PrivateKey, passphrase []byte, iterations int) ([]byte, 
 	return pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der}), nil
 }
 
-// Passphrase reads a passphrase from a file: its text without the line end. A file that is empty or that anybody
-// on the machine may read is refused.
+// Passphrase reads a passphrase from a file: its text without the line end. A
+// file that is empty or that anybody on the machine may read is refused.
 func Passphrase(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -97,7 +99,8 @@ func Block(path, label string) ([]byte, error) {
 	return block.Bytes, nil
 }
 
-// Read reads what Encrypt wrote: an encrypted P-256 key. No error tells of the key or the passphrase.
+// Read reads what Encrypt wrote: an encrypted P-256 key. No error tells of the
+// key or the passphrase.
 func Read(path string, passphrase []byte) (*ecdsa.PrivateKey, error) {
 	der, err := Block(path, "ENCRYPTED PRIVATE KEY")
 	if err != nil {
@@ -134,7 +137,8 @@ func Certificate(path string) (*x509.Certificate, error) {
 	return certificate, nil
 }
 
-// Chain reads certificates one after another. Where there is no file there are none.
+// Chain reads certificates one after another. Where there is no file there are
+// none.
 func Chain(path string) ([]*x509.Certificate, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

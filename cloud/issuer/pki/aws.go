@@ -26,10 +26,14 @@ const (
 	callTimeout  = 20 * time.Second // of one attempt
 )
 
-// AWS makes clients of AWS itself. The endpoints are URLs of private endpoints or test servers; empty for AWS's own. A run needs
-// acm-pca:GetCertificateAuthorityCsr, GetCertificateAuthorityCertificate and ImportCertificateAuthorityCertificate on each CA, for a CA that is
-// registered with IoT Core also acm-pca:IssueCertificate and GetCertificate, and iot:GetRegistrationCode, RegisterCACertificate and
-// DescribeCACertificate; for a bucket s3:PutObject, s3:GetObject and s3:ListBucket (without which what is not there looks forbidden).
+// AWS makes clients of AWS itself. The endpoints are URLs of private endpoints
+// or test servers; empty for AWS's own. A run needs
+// acm-pca:GetCertificateAuthorityCsr, GetCertificateAuthorityCertificate and
+// ImportCertificateAuthorityCertificate on each CA, for a CA that is registered
+// with IoT Core also acm-pca:IssueCertificate and GetCertificate, and
+// iot:GetRegistrationCode, RegisterCACertificate and DescribeCACertificate; for
+// a bucket s3:PutObject, s3:GetObject and s3:ListBucket (without which what is
+// not there looks forbidden).
 type AWS struct {
 	PCAEndpoint, IoTEndpoint, S3Endpoint string
 }

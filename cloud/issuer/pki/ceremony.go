@@ -34,16 +34,19 @@ type Step struct {
 	run func(context.Context) error
 }
 
-// Ceremony is a folder that is open, and locked against others. It is not for several callers at once.
+// Ceremony is a folder that is open, and locked against others. It is not for
+// several callers at once.
 type Ceremony struct {
 	c       Config
 	journal *journal
 
-	// cut is for tests: it is called before and after what is durable, and breaks the step off by an error.
+	// cut is for tests: it is called before and after what is durable, and
+	// breaks the step off by an error.
 	cut func(what string) error
 }
 
-// Open reads what was made in a folder so far, and checks that the files are still those. The caller closes it.
+// Open reads what was made in a folder so far, and checks that the files are
+// still those. The caller closes it.
 func Open(c Config) (*Ceremony, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -59,8 +62,9 @@ func Open(c Config) (*Ceremony, error) {
 	return x, nil
 }
 
-// Left lists the steps that are left in a folder, with nothing but reading its files: no lock, no key, no network. A folder in which
-// nothing was made yet has them all.
+// Left lists the steps that are left in a folder, with nothing but reading its
+// files: no lock, no key, no network. A folder in which nothing was made yet
+// has them all.
 func Left(c Config) ([]Step, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -96,7 +100,8 @@ func (x *Ceremony) dirs() []string {
 	return dirs
 }
 
-// unchanged checks the files that the journal speaks of. A key may be away, in a safe or where it is used.
+// unchanged checks the files that the journal speaks of. A key may be away, in
+// a safe or where it is used.
 func unchanged(dir string, entries []Entry) error {
 	for _, e := range entries {
 		for _, f := range e.Files {
@@ -131,8 +136,10 @@ func (f File) state(dir string) (string, error) {
 // Left is what Run would do.
 func (x *Ceremony) Left() ([]Step, error) { return x.left() }
 
-// Run takes all steps that are left, each durable before the next. After any error, and after the end of the process at any place,
-// another run goes on. If a key's holder has to come the error wraps ErrNoPassphrase and is a *StepError that names the key.
+// Run takes all steps that are left, each durable before the next. After any
+// error, and after the end of the process at any place, another run goes on. If
+// a key's holder has to come the error wraps ErrNoPassphrase and is a
+// *StepError that names the key.
 func (x *Ceremony) Run(ctx context.Context) error {
 	for before := ""; ; {
 		left, err := x.left()
@@ -171,7 +178,8 @@ func (x *Ceremony) take(ctx context.Context, s Step) error {
 	return nil
 }
 
-// SignCRLs signs a new list of each authority, RootKey and LineKey, and publishes what is not published yet.
+// SignCRLs signs a new list of each authority, RootKey and LineKey, and
+// publishes what is not published yet.
 func (x *Ceremony) SignCRLs(ctx context.Context, authorities ...string) error {
 	for _, a := range authorities {
 		if _, err := x.authority(a); err != nil {
@@ -189,8 +197,10 @@ func (x *Ceremony) SignCRLs(ctx context.Context, authorities ...string) error {
 	return nil
 }
 
-// Revoke notes that the certificate of a region's issuing CA, or of the line if region is empty, is not to be believed any more. It is
-// durable on return; what tells the world is the next CRL. Repeated, it changes nothing. A revoked CA takes no more steps.
+// Revoke notes that the certificate of a region's issuing CA, or of the line if
+// region is empty, is not to be believed any more. It is durable on return;
+// what tells the world is the next CRL. Repeated, it changes nothing. A revoked
+// CA takes no more steps.
 func (x *Ceremony) Revoke(region, reason string) error {
 	if _, ok := reasons[reason]; !ok {
 		return fmt.Errorf("the reason %q is none of %s", reason, strings.Join(Reasons(), ", "))
@@ -303,7 +313,8 @@ func days(d time.Duration) string { return fmt.Sprintf("%d days", d/(24*time.Hou
 
 func regionStep(region, what string) string { return "regions/" + region + "/" + what }
 
-// sameRegion refuses a plan that says something else of a region than when its key was settled.
+// sameRegion refuses a plan that says something else of a region than when its
+// key was settled.
 func (x *Ceremony) sameRegion(r Region) error {
 	if e := x.journal.made(regionStep(r.Name, "csr")); e != nil && (r.Kind != KindACMPCA || e.AWS["pca"] != r.ARN) {
 		return fmt.Errorf("region %s is in ACM Private CA as %s, and the plan says another: %w", r.Name, e.AWS["pca"], ErrConflict)
@@ -388,7 +399,8 @@ func (x *Ceremony) certificate(step, file string) (*x509.Certificate, error) {
 	return c, nil
 }
 
-// make signs a certificate into a file, or takes the one that is there, and notes it. Others are files beside it that are written before.
+// make signs a certificate into a file, or takes the one that is there, and
+// notes it. Others are files beside it that are written before.
 func (x *Ceremony) make(step, key, file string, p profile, others map[string][]byte) error {
 	now := time.Now()
 	var made *x509.Certificate

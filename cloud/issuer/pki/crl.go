@@ -81,7 +81,8 @@ func (x *Ceremony) crlStep(authority string) Step {
 			if err != nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
-			// One that was found may be older than the last revocations, and is then followed by another; never may it have others.
+			// One that was found may be older than the last revocations, and is
+			// then followed by another; never may it have others.
 			if crl.Number != number || slices.ContainsFunc(crl.Serials, func(serial string) bool {
 				return !slices.ContainsFunc(revoked, func(r Revocation) bool { return r.Serial == serial })
 			}) {
@@ -107,7 +108,8 @@ type Objects interface {
 	GetObject(context.Context, *s3.GetObjectInput, ...func(*s3.Options)) (*s3.GetObjectOutput, error)
 }
 
-// publishSteps are those of the lists that are not in the bucket yet, the ones that a run is still to sign among them.
+// publishSteps are those of the lists that are not in the bucket yet, the ones
+// that a run is still to sign among them.
 func (x *Ceremony) publishSteps() []Step {
 	p := x.c.Plan.CRL
 	if p.Bucket == "" {
@@ -166,7 +168,8 @@ func (x *Ceremony) publish(ctx context.Context, id, authority string, number uin
 	return x.note(Entry{Step: id, AWS: map[string]string{"bucket": b.name, "object": object, "stable": stable, "sha256": digest(der)}})
 }
 
-// point makes the stable name stand for a list, unless for a newer one that is this folder's as well.
+// point makes the stable name stand for a list, unless for a newer one that is
+// this folder's as well.
 func (x *Ceremony) point(ctx context.Context, b bucket, authority string, number uint64, stable string, der []byte) error {
 	by, err := x.authority(authority)
 	if err != nil {
@@ -198,7 +201,8 @@ func (x *Ceremony) point(ctx context.Context, b bucket, authority string, number
 	return err
 }
 
-// bucket is of S3, with the conditions that keep writers from undoing each other's work.
+// bucket is of S3, with the conditions that keep writers from undoing each
+// other's work.
 type bucket struct {
 	Objects
 	name string

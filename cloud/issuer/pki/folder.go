@@ -24,8 +24,9 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// writeNew makes a file that is durable on return. A file that is there already is never written over: with the same
-// content it is taken, with another it is an error that wraps ErrConflict.
+// writeNew makes a file that is durable on return. A file that is there already
+// is never written over: with the same content it is taken, with another it is
+// an error that wraps ErrConflict.
 func writeNew(path string, data []byte) error {
 	return put(path, data, func(temp string) error {
 		err := os.Link(temp, path)

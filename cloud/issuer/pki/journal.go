@@ -20,14 +20,16 @@ const (
 	maxJournal  = 64 << 20
 )
 
-// Entry is a line of the journal: JSON in this order of fields, without white space, and LF. Each carries the hash of the line
-// before it, so that a line that was changed or taken out is seen.
+// Entry is a line of the journal: JSON in this order of fields, without white
+// space, and LF. Each carries the hash of the line before it, so that a line
+// that was changed or taken out is seen.
 type Entry struct {
 	Seq      uint64    `json:"seq"` // from 1
 	Time     time.Time `json:"time"`
 	Operator string    `json:"operator"`
 	Step     string    `json:"step"`
-	// Found says that a run which was cut off had made it; it was checked, not made again.
+	// Found says that a run which was cut off had made it; it was checked, not
+	// made again.
 	Found       bool              `json:"found,omitempty"`
 	Key         string            `json:"key,omitempty"` // public, base64 of the SPKI
 	Files       []File            `json:"files,omitempty"`
@@ -124,7 +126,8 @@ func digest(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ReadJournal reads what was made in a folder. It takes no lock, and leaves out a line that was cut off.
+// ReadJournal reads what was made in a folder. It takes no lock, and leaves out
+// a line that was cut off.
 func ReadJournal(dir string) ([]Entry, error) {
 	f, err := os.Open(filepath.Join(dir, journalFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -175,7 +178,8 @@ func openJournal(dir string) (*journal, error) {
 }
 
 func (j *journal) open(dir string) error {
-	// The lock is the process's; the kernel frees it whatever becomes of the process.
+	// The lock is the process's; the kernel frees it whatever becomes of the
+	// process.
 	if err := syscall.Flock(int(j.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return fmt.Errorf("%s: %w (%v)", dir, ErrBusy, err)
 	}

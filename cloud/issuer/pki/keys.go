@@ -16,33 +16,39 @@ import (
 	"secretfree/cloud/issuer/keyfile"
 )
 
-// The names of the two keys that are offline. Those of a region are regions/<name>/issuing and regions/<name>/ocsp.
+// The names of the two keys that are offline. Those of a region are
+// regions/<name>/issuing and regions/<name>/ocsp.
 const (
 	RootKey = "root"
 	LineKey = "line"
 )
 
-// Keys holds the private keys: files here, and a token or a module where somebody has one.
+// Keys holds the private keys: files here, and a token or a module where
+// somebody has one.
 type Keys interface {
-	// Make makes the key of a name, ECDSA P-256, and returns its public half. It is durable on return; if it is there already it
-	// is kept.
+	// Make makes the key of a name, ECDSA P-256, and returns its public half.
+	// It is durable on return; if it is there already it is kept.
 	Make(name string) (crypto.PublicKey, error)
-	// Open returns the key of a name. An error that wraps ErrNoPassphrase says that its holder has to come.
+	// Open returns the key of a name. An error that wraps ErrNoPassphrase says
+	// that its holder has to come.
 	Open(name string) (crypto.Signer, error)
 }
 
-// FileKeys keeps keys as files, <name>.key in a folder: encrypted PKCS #8, each under a passphrase of its own. It is not for
-// several callers at once. A file may be away while its key is not wanted.
+// FileKeys keeps keys as files, <name>.key in a folder: encrypted PKCS #8, each
+// under a passphrase of its own. It is not for several callers at once. A file
+// may be away while its key is not wanted.
 type FileKeys struct {
 	Dir string
-	// Passphrases by the name of the key. Those that are not given are asked for by ErrNoPassphrase when they are wanted.
+	// Passphrases by the name of the key. Those that are not given are asked
+	// for by ErrNoPassphrase when they are wanted.
 	Passphrases map[string][]byte
 
 	iterations int // see keyfile.Encrypt
 	open       map[string]crypto.Signer
 }
 
-// Check refuses passphrases that are weak (ErrWeak), and one that is both the root's or the line's and another's.
+// Check refuses passphrases that are weak (ErrWeak), and one that is both the
+// root's or the line's and another's.
 func (k *FileKeys) Check() error {
 	for name, passphrase := range k.Passphrases {
 		if err := CheckPassphrase(passphrase); err != nil {
@@ -59,8 +65,9 @@ func (k *FileKeys) Check() error {
 
 const minPassphrase = 12
 
-// CheckPassphrase refuses what is guessed at once: what is shorter than 12 bytes, repeats itself, counts, or is made of a
-// well-known word. The error wraps ErrWeak and does not hold the passphrase.
+// CheckPassphrase refuses what is guessed at once: what is shorter than 12
+// bytes, repeats itself, counts, or is made of a well-known word. The error
+// wraps ErrWeak and does not hold the passphrase.
 func CheckPassphrase(passphrase []byte) error {
 	if len(passphrase) < minPassphrase {
 		return fmt.Errorf("%w: it is shorter than %d bytes; make one with: openssl rand -base64 33", ErrWeak, minPassphrase)
@@ -96,7 +103,8 @@ func steps(text []byte) bool {
 	return n > len(text)*3/4
 }
 
-// digitsAndWords says whether there is a letter, so that well-known words are all there is beside digits and signs.
+// digitsAndWords says whether there is a letter, so that well-known words are
+// all there is beside digits and signs.
 func digitsAndWords(text []byte) bool {
 	return bytes.ContainsFunc(text, unicode.IsLetter)
 }

@@ -145,7 +145,8 @@ func (w *world) IoT(_ context.Context, region string) (IoT, error) { return w.io
 
 func (w *world) S3(_ context.Context, region string) (Objects, error) { return w, nil }
 
-// call runs a remote call that may fail before it has an effect, and may lose its answer after it.
+// call runs a remote call that may fail before it has an effect, and may lose
+// its answer after it.
 func call[Out any](w *world, name string, do func() (*Out, error)) (*Out, error) {
 	if err := w.event("request " + name); err != nil {
 		return nil, err
@@ -387,7 +388,8 @@ func tree(t testing.TB, dir string) map[string][]byte {
 	return files
 }
 
-// noSecrets looks for private keys and passphrases in everything that was written or said.
+// noSecrets looks for private keys and passphrases in everything that was
+// written or said.
 func noSecrets(t testing.TB, files map[string][]byte, keys *FileKeys) {
 	t.Helper()
 	var secrets [][]byte

@@ -65,7 +65,8 @@ func (p privateCA) request(ctx context.Context) ([]byte, error) {
 	return []byte(aws.ToString(out.Csr)), nil
 }
 
-// installed says whether the CA has this certificate and chain. It errs if it has others.
+// installed says whether the CA has this certificate and chain. It errs if it
+// has others.
 func (p privateCA) installed(ctx context.Context, issuing *x509.Certificate, chain []*x509.Certificate) (bool, error) {
 	out, err := p.GetCertificateAuthorityCertificate(ctx, &acmpca.GetCertificateAuthorityCertificateInput{CertificateAuthorityArn: aws.String(p.arn)})
 	_, waiting := errors.AsType[*pcatypes.InvalidStateException](err)
@@ -117,7 +118,8 @@ func (p privateCA) install(ctx context.Context, issuing *x509.Certificate, chain
 	return nil
 }
 
-// ask has the CA sign a request for one day. The token is that of the request: asked twice in a few minutes, it signs once.
+// ask has the CA sign a request for one day. The token is that of the request:
+// asked twice in a few minutes, it signs once.
 func (p privateCA) ask(ctx context.Context, request []byte, issuing *x509.Certificate) (arn string, err error) {
 	var algorithm pcatypes.SigningAlgorithm
 	switch public := issuing.PublicKey.(type) {

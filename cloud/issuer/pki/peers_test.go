@@ -43,7 +43,8 @@ func deviceUnder(t *testing.T, issuing *x509.Certificate, key *ecdsa.PrivateKey)
 	return c
 }
 
-// A local region is a folder for an issuer, and what is signed there is believed up to the root: by Go, and by OpenSSL with the lists.
+// A local region is a folder for an issuer, and what is signed there is
+// believed up to the root: by Go, and by OpenSSL with the lists.
 func TestProfiles(t *testing.T) {
 	dir, w := t.TempDir(), newWorld(t)
 	w.pca.pending = 0
@@ -180,7 +181,8 @@ func TestMoto(t *testing.T) {
 		must(t, err)
 	}
 
-	// What was done and not noted is found again: the journal is cut where the network begins.
+	// What was done and not noted is found again: the journal is cut where the
+	// network begins.
 	name := filepath.Join(dir, journalFile)
 	must(t, x.Close())
 	lines := bytes.SplitAfter(mustRead(t, name), []byte("\n"))

@@ -1,4 +1,5 @@
-// Package pki makes the certificates above an issuer in a ceremony that may be broken off anywhere.
+// Package pki makes the certificates above an issuer in a ceremony that may be
+// broken off anywhere.
 //
 // The hierarchy, with the path length of each certificate:
 //
@@ -7,8 +8,9 @@
 //	    ├── issuing, region A (0)    online: an encrypted key file, or a CA in ACM Private CA
 //	    └── issuing, region B (0)
 //
-// A ceremony is a folder. What is to be made stands in a Plan; what was made stands in files, and in a journal that is only ever
-// appended to. The steps, in their order:
+// A ceremony is a folder. What is to be made stands in a Plan; what was made
+// stands in files, and in a journal that is only ever appended to. The steps,
+// in their order:
 //
 //	root-key, root-certificate, line-key, line-certificate
 //	crl/root/N, crl/line/N             whenever there is none, it has expired, or a revocation is not in it
@@ -19,12 +21,14 @@
 //	regions/X/ocsp-key, ocsp-certificate
 //	publish/root/N, publish/line/N     put the CRL into the bucket
 //
-// All that need one person or one network stand together: the root's and the line's keys are wanted by few steps, and a machine
-// without a network can take all steps that sign.
+// All that need one person or one network stand together: the root's and the
+// line's keys are wanted by few steps, and a machine without a network can take
+// all steps that sign.
 //
-// A step's product is durable before the next begins, and each can be taken again: Run goes on from whatever
-// it finds. What is already there, on disk or in AWS, is taken only if it is what the step would have made; anything else is an
-// error that wraps ErrConflict.
+// A step's product is durable before the next begins, and each can be taken
+// again: Run goes on from whatever it finds. What is already there, on disk or
+// in AWS, is taken only if it is what the step would have made; anything else
+// is an error that wraps ErrConflict.
 package pki
 
 import (
@@ -39,11 +43,14 @@ import (
 )
 
 var (
-	// ErrConflict says that what is there is not what the plan or the journal says. It does not go away by itself.
+	// ErrConflict says that what is there is not what the plan or the journal
+	// says. It does not go away by itself.
 	ErrConflict = errors.New("not what was to be made")
-	// ErrOutlives says that a certificate would be valid for longer than its parent.
+	// ErrOutlives says that a certificate would be valid for longer than its
+	// parent.
 	ErrOutlives = errors.New("it would outlive its parent")
-	// ErrNoPassphrase says that a step signs with a key whose passphrase was not given.
+	// ErrNoPassphrase says that a step signs with a key whose passphrase was
+	// not given.
 	ErrNoPassphrase = errors.New("its passphrase is wanted")
 	// ErrWeak says that a passphrase protects nothing.
 	ErrWeak = errors.New("the passphrase is weak")
@@ -59,7 +66,8 @@ const (
 	KindACMPCA = "acmpca" // the key is in ACM Private CA
 )
 
-// Plan is what is to be made. Its texts stand in names of certificates and objects; Check says which it takes.
+// Plan is what is to be made. Its texts stand in names of certificates and
+// objects; Check says which it takes.
 type Plan struct {
 	Name    string // in the common names, at most 24 bytes
 	SKU     string
@@ -82,7 +90,8 @@ type Region struct {
 	IoT              bool
 	AutoRegistration bool   // a device certificate that IoT Core sees for the first time is registered by itself
 	Template         string // name of a provisioning template for that; empty: none
-	// OCSP makes a key and a certificate for a responder. ACM Private CA answers OCSP by itself.
+	// OCSP makes a key and a certificate for a responder. ACM Private CA
+	// answers OCSP by itself.
 	OCSP bool
 }
 
@@ -94,7 +103,8 @@ func (r Region) Place() string {
 	return r.Name
 }
 
-// CRLPlan says how long a CRL of the root or the line is good and where it goes.
+// CRLPlan says how long a CRL of the root or the line is good and where it
+// goes.
 type CRLPlan struct {
 	Validity time.Duration
 	Bucket   string // empty: they are signed and stay in the folder
@@ -102,7 +112,8 @@ type CRLPlan struct {
 	Region   string // of the bucket
 }
 
-// URLs stand in the certificates that the root and the line sign; each may be empty.
+// URLs stand in the certificates that the root and the line sign; each may be
+// empty.
 type URLs struct {
 	RootCRL, LineCRL                 string // CRL distribution points
 	RootCertificate, LineCertificate string // authority information access
@@ -126,14 +137,16 @@ var (
 	tmplPattern   = regexp.MustCompile(`^[0-9A-Za-z_-]{1,36}$`)
 )
 
-// PlanError is something wrong in a plan. Key names it as the configuration does: "line.days", "region[1].arn" (from 0).
+// PlanError is something wrong in a plan. Key names it as the configuration
+// does: "line.days", "region[1].arn" (from 0).
 type PlanError struct {
 	Key, Problem string
 }
 
 func (e *PlanError) Error() string { return e.Key + " " + e.Problem }
 
-// Check reports the first thing that is missing or contradictory, as a *PlanError.
+// Check reports the first thing that is missing or contradictory, as a
+// *PlanError.
 func (p Plan) Check() error {
 	bad := func(key, format string, args ...any) error { return &PlanError{key, fmt.Sprintf(format, args...)} }
 	if !namePattern.MatchString(p.Name) {
@@ -166,7 +179,8 @@ func (p Plan) Check() error {
 	}
 	for key, text := range map[string]string{"urls.root_crl": p.URLs.RootCRL, "urls.line_crl": p.URLs.LineCRL,
 		"urls.root_certificate": p.URLs.RootCertificate, "urls.line_certificate": p.URLs.LineCertificate} {
-		// Not https: whoever verifies a certificate must not need another for it.
+		// Not https: whoever verifies a certificate must not need another for
+		// it.
 		if u, err := url.Parse(text); text != "" && (err != nil || u.Scheme != "http" || u.Host == "" || u.User != nil) {
 			return bad(key, "is %q, want a URL http://…", text)
 		}

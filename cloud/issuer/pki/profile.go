@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	// backdate is how long before it was signed a certificate begins, for clocks that are slow.
+	// backdate is how long before it was signed a certificate begins, for
+	// clocks that are slow.
 	backdate = 5 * time.Minute
 
 	pathRoot, pathLine, pathIssuing = 2, 1, 0
@@ -112,8 +113,9 @@ func (p profile) sign(signer crypto.Signer, now time.Time) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, template, parent, p.public, signer)
 }
 
-// check says in what a certificate is not of the profile, with an error that wraps ErrConflict or ErrOutlives. The validity is only checked to
-// lie within the parent's: a plan may have changed it since.
+// check says in what a certificate is not of the profile, with an error that
+// wraps ErrConflict or ErrOutlives. The validity is only checked to lie within
+// the parent's: a plan may have changed it since.
 func (p profile) check(c *x509.Certificate, now time.Time) error {
 	wrong := func(format string, args ...any) error {
 		return fmt.Errorf("%w: the certificate of %q: %s", ErrConflict, c.Subject.CommonName, fmt.Sprintf(format, args...))
@@ -201,7 +203,8 @@ func parseCertificate(text []byte) (*x509.Certificate, error) {
 	return x509.ParseCertificate(der)
 }
 
-// parseRequest reads and checks the request of a CA: its signature, its key, and that it has a name.
+// parseRequest reads and checks the request of a CA: its signature, its key,
+// and that it has a name.
 func parseRequest(text []byte) (*certreq.Request, error) {
 	der, err := onePEM(text, requestType)
 	if err != nil {

@@ -227,7 +227,8 @@ func described(spoil func(*iot.DescribeCACertificateOutput)) func(*testing.T, *C
 	return func(_ *testing.T, _ *Ceremony, w *world) { w.iot["eu-west-1"].describe = spoil }
 }
 
-// A verification certificate that Private CA spoiled is asked for anew; so is one for another code, or one that has expired.
+// A verification certificate that Private CA spoiled is asked for anew; so is
+// one for another code, or one that has expired.
 func TestVerificationIsAskedForAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, w := t.TempDir(), newWorld(t)

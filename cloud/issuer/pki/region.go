@@ -103,7 +103,8 @@ func (x *Ceremony) fetchRequest(ctx context.Context, r Region) error {
 	name := regionStep(r.Name, "issuing.csr")
 	there, err := readFile(x.path(name))
 	if err == nil {
-		// A request may be signed afresh each time: what counts is the name and the key.
+		// A request may be signed afresh each time: what counts is the name and
+		// the key.
 		old, err := parseRequest(there)
 		if err != nil || !bytes.Equal(old.RawSubject, request.RawSubject) || !sameKey(old.Key, request.Key) {
 			return fmt.Errorf("%s is there already, and is not the request of %s: %w", name, r.ARN, ErrConflict)
@@ -149,7 +150,8 @@ func (x *Ceremony) signIssuing(r Region) error {
 		if err != nil {
 			return err
 		}
-		// All else in the request is its maker's wish; Private CA wants its own subject back to the byte.
+		// All else in the request is its maker's wish; Private CA wants its own
+		// subject back to the byte.
 		p.public, p.subject = request.Key, request.RawSubject
 	}
 	return x.make(regionStep(r.Name, "certificate"), LineKey, regionStep(r.Name, "issuing.pem"), p, map[string][]byte{
@@ -226,11 +228,13 @@ func (x *Ceremony) iot(ctx context.Context, r Region) (IoT, error) {
 	return x.c.Clients.IoT(ctx, r.Place())
 }
 
-// spare is how long a verification certificate that is used again must still be valid.
+// spare is how long a verification certificate that is used again must still be
+// valid.
 const spare = time.Hour
 
-// verification gives a certificate of the issuing CA whose common name is the registration code: the one that is there, if it still
-// is for that code, or a new one. Its key is used for nothing and is not kept.
+// verification gives a certificate of the issuing CA whose common name is the
+// registration code: the one that is there, if it still is for that code, or a
+// new one. Its key is used for nothing and is not kept.
 func (x *Ceremony) verification(ctx context.Context, r Region) (*x509.Certificate, error) {
 	core, err := x.iot(ctx, r)
 	if err != nil {
@@ -287,7 +291,8 @@ func (p profile) withKey(public crypto.PublicKey) profile {
 	return p
 }
 
-// noteOnce notes a certificate that is not kept for good: its file may be written over, and is not of the journal.
+// noteOnce notes a certificate that is not kept for good: its file may be
+// written over, and is not of the journal.
 func (x *Ceremony) noteOnce(step string, c *x509.Certificate) error {
 	if e := x.journal.made(step); e != nil && e.Certificate != nil && e.Certificate.Fingerprint == digest(c.Raw) {
 		return nil
@@ -311,7 +316,8 @@ func (x *Ceremony) proveLocally(r Region, p profile) (*x509.Certificate, error) 
 	return x509.ParseCertificate(der)
 }
 
-// proveByPCA asks ACM Private CA. The request is kept until the answer is, so that a repeated question is the same.
+// proveByPCA asks ACM Private CA. The request is kept until the answer is, so
+// that a repeated question is the same.
 func (x *Ceremony) proveByPCA(ctx context.Context, r Region, p profile) (*x509.Certificate, error) {
 	pca, err := x.pca(ctx, r)
 	if err != nil {

@@ -16,8 +16,8 @@ type Line struct {
 	States         map[string]string `json:"states,omitempty"`          // by the name of a file: "as made", "changed", "away"
 }
 
-// Report tells what was made in a folder, by whom and when, from its journal and its files alone: for the same
-// folder it is the same.
+// Report tells what was made in a folder, by whom and when, from its journal
+// and its files alone: for the same folder it is the same.
 func Report(dir string) ([]Line, error) {
 	entries, err := ReadJournal(dir)
 	if err != nil {

@@ -107,8 +107,9 @@ func TestDryRunChangesNothing(t *testing.T) {
 	})
 }
 
-// Whatever breaks, and whether it had its effect or not, the next run goes on to the same end: here every run but the last breaks, each
-// at a place where none broke before.
+// Whatever breaks, and whether it had its effect or not, the next run goes on
+// to the same end: here every run but the last breaks, each at a place where
+// none broke before.
 func TestEveryBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, w := t.TempDir(), newWorld(t)
@@ -162,7 +163,8 @@ func TestOneBreak(t *testing.T) {
 	})
 }
 
-// What was made and not noted, because the journal was cut anywhere, is found again.
+// What was made and not noted, because the journal was cut anywhere, is found
+// again.
 func TestEveryTornJournal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, w := t.TempDir(), newWorld(t)
@@ -207,7 +209,8 @@ func TestEveryTornJournal(t *testing.T) {
 	})
 }
 
-// A run without the passphrase of an offline key stops there, says whose it is, and goes on when it is given.
+// A run without the passphrase of an offline key stops there, says whose it is,
+// and goes on when it is given.
 func TestKeyHolders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, w := t.TempDir(), newWorld(t)

@@ -11,9 +11,11 @@ import (
 	"secretfree/cloud/issuer/issuertest"
 )
 
-// BenchmarkUnknownOrWrongKey sets the answer to a request of a board that is not enrolled against that to a request with a wrong key
-// for a board that is, over the HTTP handler with the registry in memory, in turn in one run. The ratio is unknown over
-// wrong: 1 says that a stopwatch does not tell them apart.
+// BenchmarkUnknownOrWrongKey sets the answer to a request of a board that is
+// not enrolled against that to a request with a wrong key for a board that is,
+// over the HTTP handler with the registry in memory, in turn in one run. The
+// ratio is unknown over wrong: 1 says that a stopwatch does not tell them
+// apart.
 func BenchmarkUnknownOrWrongKey(b *testing.B) {
 	w := issuertest.NewEnv(b, catest.Local(b))
 	h, err := NewHandler(HandlerConfig{Issuer: w.Issuer, New: issuertest.CAName, Proto: issuertest.CAName})

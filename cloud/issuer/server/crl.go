@@ -16,11 +16,13 @@ import (
 )
 
 const (
-	// crlLife is from thisUpdate to nextUpdate: who makes lists with a timer makes them more often.
+	// crlLife is from thisUpdate to nextUpdate: who makes lists with a timer
+	// makes them more often.
 	crlLife = 24 * time.Hour
 	// crlFresh is how long a list is given again before the next one is made.
 	crlFresh = 5 * time.Minute
-	// crlPause is how long after a list could not be made it is tried again, while an older one holds.
+	// crlPause is how long after a list could not be made it is tried again,
+	// while an older one holds.
 	crlPause   = 30 * time.Second
 	crlTimeout = 40 * time.Second // of a daemon's request; for tables that take longer, there is the command
 )
@@ -31,9 +33,12 @@ const maxUnreadClaims = 16
 // errNoCA says that no local CA has a name.
 var errNoCA = errors.New("there is no local CA of that name")
 
-// CRL makes the revocation list of a CA (RFC 5280, 5, in DER) from all claims: those that are revoked, or about to be, until a
-// list's life after the certificate has expired. Its number is the time in milliseconds, so that it rises whoever makes it. Where claims
-// cannot be read, it gives a list without them and an error that wraps ErrBadClaim: one bad claim must not leave all without a list.
+// CRL makes the revocation list of a CA (RFC 5280, 5, in DER) from all claims:
+// those that are revoked, or about to be, until a list's life after the
+// certificate has expired. Its number is the time in milliseconds, so that it
+// rises whoever makes it. Where claims cannot be read, it gives a list without
+// them and an error that wraps ErrBadClaim: one bad claim must not leave all
+// without a list.
 func (r *Revocations) CRL(ctx context.Context, name string, now time.Time) ([]byte, error) {
 	ca := r.config.CAs[name]
 	if ca == nil {
@@ -74,8 +79,8 @@ type list struct {
 	failed time.Time
 }
 
-// current makes a list, or gives the last one again. If none can be made, that which still holds is given; the error is not
-// nil then.
+// current makes a list, or gives the last one again. If none can be made, that
+// which still holds is given; the error is not nil then.
 func (r *Revocations) current(ctx context.Context, name string) (der []byte, made time.Time, err error) {
 	l := r.lists[name]
 	l.mu.Lock() // and one makes it, for all that wait

@@ -15,22 +15,27 @@ import (
 	"github.com/smallstep/pkcs7"
 )
 
-// estPrefix is where EST (RFC 7030, RFC 8951) is served: under it the operations, or the SKU and then the operations.
+// estPrefix is where EST (RFC 7030, RFC 8951) is served: under it the
+// operations, or the SKU and then the operations.
 const estPrefix = "/.well-known/est/"
 
-// Chained is what a CA may be besides: one whose chain is known before it signs anything. Without it a client of EST is given the
-// roots alone.
+// Chained is what a CA may be besides: one whose chain is known before it signs
+// anything. Without it a client of EST is given the roots alone.
 type Chained interface {
 	// Chain is that of its certificates: the issuing CA first, the root last.
 	Chain() []*x509.Certificate
 }
 
-// serveEST adds the operations of EST, which give what POST /new gives, under the same rules: it is the same issuer behind them.
+// serveEST adds the operations of EST, which give what POST /new gives, under
+// the same rules: it is the same issuer behind them.
 //
-// A client of EST need not authenticate itself to enrol: the request is signed by the key that the factory put on record. To
-// re-enrol it must, in TLS, by a certificate that it had here. csrattrs hands out a challenge, as the value
-// that challengePassword shall have; who puts it into the request has made a fresh one. Bodies are base64 without line breaks,
-// because there are clients that read nothing else; what comes in may be wrapped, and its Content-Transfer-Encoding is not looked at.
+// A client of EST need not authenticate itself to enrol: the request is signed
+// by the key that the factory put on record. To re-enrol it must, in TLS, by a
+// certificate that it had here. csrattrs hands out a challenge, as the value
+// that challengePassword shall have; who puts it into the request has made a
+// fresh one. Bodies are base64 without line breaks, because there are clients
+// that read nothing else; what comes in may be wrapped, and its
+// Content-Transfer-Encoding is not looked at.
 func (h *Handler) serveEST() {
 	for pattern, serve := range map[string]http.HandlerFunc{
 		"GET %scacerts":       h.estCACerts,
@@ -80,8 +85,8 @@ func (h *Handler) estCACerts(w http.ResponseWriter, r *http.Request) {
 	writeEST(w, "application/pkcs7-mime", body)
 }
 
-// estCSRAttributes answers what a request should have (RFC 7030, 4.5.2): a key on P-256, a signature with SHA-256, and the
-// challenge that it can answer.
+// estCSRAttributes answers what a request should have (RFC 7030, 4.5.2): a key
+// on P-256, a signature with SHA-256, and the challenge that it can answer.
 func (h *Handler) estCSRAttributes(w http.ResponseWriter, r *http.Request) {
 	d := newDecision(r)
 	if !h.admitted(w, r, &d) {

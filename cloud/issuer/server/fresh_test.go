@@ -112,7 +112,8 @@ func TestFreshRequests(t *testing.T) {
 	}
 }
 
-// What asks too often is told to come later, and neither is that a failure of ours, nor does it keep others out.
+// What asks too often is told to come later, and neither is that a failure of
+// ours, nor does it keep others out.
 func TestLimits(t *testing.T) {
 	d := newDoor(t)
 	config := d.Config
@@ -180,9 +181,9 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// Whoever recorded a request and sends it again and again gets the certificate that
-// the device has, and does not keep the device from renewing. What makes work is
-// limited by device.
+// Whoever recorded a request and sends it again and again gets the certificate
+// that the device has, and does not keep the device from renewing. What makes
+// work is limited by device.
 func TestReplayLocksNobodyOut(t *testing.T) {
 	l := issuertest.NewRegisteredEnv(t, catest.Local(t))
 	l.Policy.Validity, l.Policy.Renew = 30*24*time.Hour, 29*24*time.Hour

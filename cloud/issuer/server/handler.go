@@ -1,5 +1,5 @@
-// Package server serves an issuer over HTTP: POST /new and /proto, EST, OCSP and
-// revocation lists.
+// Package server serves an issuer over HTTP: POST /new and /proto, EST, OCSP
+// and revocation lists.
 package server
 
 import (
@@ -23,10 +23,13 @@ import (
 
 // The request's headers.
 const (
-	// HeaderCSR is that of the reference deployment: the base64 of a PEM request.
+	// HeaderCSR is that of the reference deployment: the base64 of a PEM
+	// request.
 	HeaderCSR = "device-csr"
-	// HeaderChallenge and HeaderSignature are what a device answers to a challenge that does not stand in its request:
-	// the challenge, and the base64 of its key's signature over that text (ECDSA in DER, with SHA-256 or SHA-1).
+	// HeaderChallenge and HeaderSignature are what a device answers to a
+	// challenge that does not stand in its request: the challenge, and the
+	// base64 of its key's signature over that text (ECDSA in DER, with SHA-256
+	// or SHA-1).
 	HeaderChallenge = "device-challenge"
 	HeaderSignature = "device-sig"
 )
@@ -43,21 +46,25 @@ type HandlerConfig struct {
 	Issuer *issuer.Issuer
 	// New and Proto are the names of the CAs behind POST /new and POST /proto.
 	New, Proto string
-	// Endpoint tells where a device connects with its certificate; part of the answer. nil: nowhere.
+	// Endpoint tells where a device connects with its certificate; part of the
+	// answer. nil: nowhere.
 	Endpoint func(context.Context) (string, error)
 	// Challenges, if set, are made by GET /challenge.
 	Challenges *issuer.Challenges
-	// Sources, if set, limits each source of requests; Source names it (nil: the address it connects from, of IPv6 the /64).
+	// Sources, if set, limits each source of requests; Source names it (nil:
+	// the address it connects from, of IPv6 the /64).
 	Sources *Limiter
 	Source  func(*http.Request) string
 	// Log, if set, is told of every request, in the request's own goroutine.
 	Log func(Decision)
-	// Health, if set, tells GET /healthz of what else is wrong, in one line that strangers may read; red, if no certificate
-	// can reach a device because of it.
+	// Health, if set, tells GET /healthz of what else is wrong, in one line
+	// that strangers may read; red, if no certificate can reach a device
+	// because of it.
 	Health func() (note string, red bool)
 }
 
-// Decision is what is logged about a request: never the request itself, nor a header of it.
+// Decision is what is logged about a request: never the request itself, nor a
+// header of it.
 type Decision struct {
 	ID      string // correlation id, which the stranger was told as well
 	Path    string
@@ -87,21 +94,28 @@ type Stats struct {
 	TryLater uint64                    // without Limited
 	Limited  uint64                    // of a source or a device that asked too often
 	Refused  map[issuer.Refusal]uint64 // malformed ones too
-	// Failing is since when every issuance that was tried has ended in TryLater; zero if the last one did not.
+	// Failing is since when every issuance that was tried has ended in
+	// TryLater; zero if the last one did not.
 	Failing time.Time
 }
 
-// Handler serves POST /new and POST /proto, which differ in their CA only, GET /challenge, GET /healthz, and EST.
+// Handler serves POST /new and POST /proto, which differ in their CA only, GET
+// /challenge, GET /healthz, and EST.
 //
-// The request comes in the header device-csr (base64 of PEM), or as a body application/pkcs10 or application/octet-stream (PEM, DER, or base64
-// of DER); never both. The answer is JSON with the fields certificate, certificateChain (both PEM, the chain up to the
-// root) and endpoint. A client whose Accept header names text/plain or application/x-pem-file first gets the certificate
-// alone, application/pem-certificate-chain (RFC 8555) the certificate and the chain.
+// The request comes in the header device-csr (base64 of PEM), or as a body
+// application/pkcs10 or application/octet-stream (PEM, DER, or base64 of DER);
+// never both. The answer is JSON with the fields certificate, certificateChain
+// (both PEM, the chain up to the root) and endpoint. A client whose Accept
+// header names text/plain or application/x-pem-file first gets the certificate
+// alone, application/pem-certificate-chain (RFC 8555) the certificate and the
+// chain.
 //
-// Strangers learn one of three things: {"error":"malformed"} with 400, "refused" with 403, "try-later" with 503 and
-// Retry-After; each with a correlation id.
+// Strangers learn one of three things: {"error":"malformed"} with 400,
+// "refused" with 403, "try-later" with 503 and Retry-After; each with a
+// correlation id.
 //
-// The server in front of it limits the whole of the headers, and the time that they take to arrive.
+// The server in front of it limits the whole of the headers, and the time that
+// they take to arrive.
 type Handler struct {
 	config HandlerConfig
 	mux    *http.ServeMux
@@ -129,7 +143,8 @@ func NewHandler(config HandlerConfig) (*Handler, error) {
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
 
-// challenge answers {"challenge": text, "expires": RFC 3339}, or the text alone to whom Accept asks for text/plain.
+// challenge answers {"challenge": text, "expires": RFC 3339}, or the text alone
+// to whom Accept asks for text/plain.
 func (h *Handler) challenge(w http.ResponseWriter, r *http.Request) {
 	d := newDecision(r)
 	if !h.admitted(w, r, &d) {
@@ -148,7 +163,8 @@ func (h *Handler) challenge(w http.ResponseWriter, r *http.Request) {
 	}{text, until.Format(time.RFC3339)})
 }
 
-// admitted answers a request whose source asked too often; it returns false then.
+// admitted answers a request whose source asked too often; it returns false
+// then.
 func (h *Handler) admitted(w http.ResponseWriter, r *http.Request, d *Decision) bool {
 	err := h.admit(r)
 	if err != nil {
@@ -182,8 +198,9 @@ func admitSource(sources *Limiter, source func(*http.Request) string, r *http.Re
 
 func sourceOf(r *http.Request) string { return SourceName(r.RemoteAddr) }
 
-// SourceName is what the requests from an address are counted under, with or without its port: itself, of IPv6 the /64. All that
-// is no address is one source.
+// SourceName is what the requests from an address are counted under, with or
+// without its port: itself, of IPv6 the /64. All that is no address is one
+// source.
 func SourceName(address string) string {
 	ip, err := netip.ParseAddr(address)
 	if err != nil {
@@ -231,8 +248,9 @@ func (h *Handler) Stats() Stats {
 	return s
 }
 
-// health is red if an issuance failed in the last minute and none succeeded since. It fades, because a
-// balancer sends no more requests to what is red, and then nothing could turn it green.
+// health is red if an issuance failed in the last minute and none succeeded
+// since. It fades, because a balancer sends no more requests to what is red,
+// and then nothing could turn it green.
 func (h *Handler) health(w http.ResponseWriter, _ *http.Request) {
 	h.mu.Lock()
 	red := !h.stats.Failing.IsZero() && time.Since(h.lastFailure) < failureFades
@@ -303,7 +321,8 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, at endpoint, d 
 	if device, ok := request.Claimed(); ok {
 		d.Device = device.String()
 	}
-	// A device that hangs up does not stop what was begun: it will come back for it.
+	// A device that hangs up does not stop what was begun: it will come back
+	// for it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), issueTimeout)
 	defer cancel()
 	certificate, err := h.config.Issuer.Issue(ctx, request, at.ca)
@@ -317,12 +336,13 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, at endpoint, d 
 
 // readBody reads a body of at most limit bytes within readTimeout.
 //
-// The deadline stays after an error: net/http reads what is left of a body before
-// it closes the connection, and without a deadline it would wait for ever. It is
-// cleared after the whole body, so that a long issuance does not count as a slow
-// client.
+// The deadline stays after an error: net/http reads what is left of a body
+// before it closes the connection, and without a deadline it would wait for
+// ever. It is cleared after the whole body, so that a long issuance does not
+// count as a slow client.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	// Where a deadline cannot be set, as under Lambda, the body is here already.
+	// Where a deadline cannot be set, as under Lambda, the body is here
+	// already.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(readTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
@@ -455,7 +475,8 @@ func writeCertificate(w http.ResponseWriter, r *http.Request, c issuer.Certifica
 	}
 }
 
-// wanted is the first media type of Accept that there is an answer in; weights are not looked at.
+// wanted is the first media type of Accept that there is an answer in; weights
+// are not looked at.
 func wanted(accept []string) string {
 	for _, entry := range strings.Split(strings.Join(accept, ","), ",") {
 		kind, _, err := mime.ParseMediaType(entry)

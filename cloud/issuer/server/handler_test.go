@@ -166,7 +166,8 @@ func TestHandlerIssues(t *testing.T) {
 	}
 }
 
-// What a stranger reads is one of three answers, the same to the byte bar the id.
+// What a stranger reads is one of three answers, the same to the byte bar the
+// id.
 func TestHandlerRefuses(t *testing.T) {
 	d := newDoor(t)
 	c, stranger := d.Board.CSR(), issuertest.NewBoard(t)
@@ -385,9 +386,10 @@ func TestHandlerAtOnce(t *testing.T) {
 	}
 }
 
-// BenchmarkIssue measures a whole issuance, from the HTTP request to the answer's last byte with registry and
-// claims in memory, against the bare work that no issuer can do without: parse, verify, sign. The ratio is
-// bare ÷ whole, both taken in turn in one run: 1 would mean that all the rest is free.
+// BenchmarkIssue measures a whole issuance, from the HTTP request to the
+// answer's last byte with registry and claims in memory, against the bare work
+// that no issuer can do without: parse, verify, sign. The ratio is bare ÷
+// whole, both taken in turn in one run: 1 would mean that all the rest is free.
 func BenchmarkIssue(b *testing.B) {
 	w := issuertest.NewEnv(b, catest.Local(b))
 	h, err := NewHandler(HandlerConfig{Issuer: w.Issuer, New: issuertest.CAName, Proto: issuertest.CAName})

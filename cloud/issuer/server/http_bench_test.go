@@ -38,12 +38,14 @@ import (
 // benchClients ask at once, each over a connection of its own that stays open.
 const benchClients = 8
 
-// benchRound is how many fresh devices ask in one round: few, so that what else the machine does falls on both sides.
+// benchRound is how many fresh devices ask in one round: few, so that what else
+// the machine does falls on both sides.
 const benchRound = 10 * benchClients
 
-// BenchmarkHTTPBare sets first certificates of fresh devices against a handler that parses the request, checks its signature
-// and signs, both in a process of their own. of-bare is how many certificates a second there are where the bare handler gives
-// 1; the median of the rounds counts. Asked: 0.7 or more.
+// BenchmarkHTTPBare sets first certificates of fresh devices against a handler
+// that parses the request, checks its signature and signs, both in a process of
+// their own. of-bare is how many certificates a second there are where the bare
+// handler gives 1; the median of the rounds counts. Asked: 0.7 or more.
 func BenchmarkHTTPBare(b *testing.B) {
 	factory := issuertest.NewStation(b, issuertest.SKU, "line3-a")
 	ours := startServed(b, factory, served{})
@@ -85,7 +87,8 @@ func freshDevices(b *testing.B, factory issuertest.Station, n int) (out []fresh)
 	return out
 }
 
-// compare runs rounds of both in turn, each round the other first, so that whatever else the machine does hits both alike.
+// compare runs rounds of both in turn, each round the other first, so that
+// whatever else the machine does hits both alike.
 func compare(b *testing.B, factory issuertest.Station, known process, ours, theirs asked, metric string) {
 	b.Helper()
 	var ratios []float64
@@ -121,7 +124,8 @@ func compare(b *testing.B, factory issuertest.Station, known process, ours, thei
 	b.ReportMetric(0, "ns/op") // a round's preparation tells nothing
 }
 
-// ask has every device ask once, and returns how long that took. Each must get a certificate for its key.
+// ask has every device ask once, and returns how long that took. Each must get
+// a certificate for its key.
 func (t asked) ask(b *testing.B, clients []*http.Client, devices []fresh) time.Duration {
 	b.Helper()
 	requests, answers := make([]*http.Request, len(devices)), make([][]byte, len(devices))
@@ -204,7 +208,8 @@ func jsonField(path ...string) func([]byte) (string, error) {
 	}
 }
 
-// served is an issuer in a process of its own, which is this program once more: see TestMain.
+// served is an issuer in a process of its own, which is this program once more:
+// see TestMain.
 type served struct {
 	CA      string // the folder that holds ca and passphrase
 	Station string // its public key
@@ -214,7 +219,8 @@ type served struct {
 
 const servedSetting = "SECRETFREE_TEST_SERVED"
 
-// serveAsTold is what the process does: it prints its address, and ends when its standard input does.
+// serveAsTold is what the process does: it prints its address, and ends when
+// its standard input does.
 func serveAsTold(setting string) error {
 	var s served
 	if err := json.Unmarshal([]byte(setting), &s); err != nil {
@@ -282,7 +288,8 @@ func serveAsTold(setting string) error {
 	return err
 }
 
-// bareIssuer does what no issuer can do without, and nothing else: parse, check the request's signature, sign.
+// bareIssuer does what no issuer can do without, and nothing else: parse, check
+// the request's signature, sign.
 type bareIssuer struct{ ca *ca.Local }
 
 func (h bareIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -315,7 +322,8 @@ func (h bareIssuer) issue(r *http.Request) ([]byte, error) {
 	}, h.ca.Issuing(), csr.PublicKey, h.ca.Signer(r.Context()))
 }
 
-// claimsByDevice keeps claims in memory, and finds those of a device without looking at all others.
+// claimsByDevice keeps claims in memory, and finds those of a device without
+// looking at all others.
 type claimsByDevice struct{ of sync.Map }
 
 func (c *claimsByDevice) device(d board.DeviceID) *issuertest.Claims {
@@ -353,7 +361,8 @@ func (p process) client() *http.Client {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: p.roots, MaxIdleConnsPerHost: 1, MaxConnsPerHost: 1}}
 }
 
-// startServer runs a server until the benchmark ends. Its output is shown if it failed to start.
+// startServer runs a server until the benchmark ends. Its output is shown if it
+// failed to start.
 func startServer(b *testing.B, env []string, program string, args ...string) (output io.Reader) {
 	b.Helper()
 	cmd := exec.CommandContext(b.Context(), program, args...) // killed at the end, should it not end by itself

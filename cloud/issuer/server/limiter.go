@@ -8,8 +8,10 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Limiter lets each name do something at a rate. It may be used at once. It forgets names that have not been seen for so long that
-// they may do all again, and, when there are too many, anybody's: it bounds costs, and decides nothing.
+// Limiter lets each name do something at a rate. It may be used at once. It
+// forgets names that have not been seen for so long that they may do all again,
+// and, when there are too many, anybody's: it bounds costs, and decides
+// nothing.
 type Limiter struct {
 	every time.Duration
 	burst int
@@ -21,12 +23,14 @@ type Limiter struct {
 // maxLimited names are remembered at once.
 const maxLimited = 100_000
 
-// NewLimiter allows burst at once, and then one more each time that every has passed.
+// NewLimiter allows burst at once, and then one more each time that every has
+// passed.
 func NewLimiter(every time.Duration, burst int) *Limiter {
 	return &Limiter{every: every, burst: burst, names: map[string]*rate.Limiter{}}
 }
 
-// Allow reports whether a name may go on now, and counts it. A nil Limiter allows everything.
+// Allow reports whether a name may go on now, and counts it. A nil Limiter
+// allows everything.
 func (l *Limiter) Allow(name string, now time.Time) bool {
 	if l == nil {
 		return true
@@ -58,7 +62,8 @@ func (l *Limiter) forget(now time.Time) {
 	}
 }
 
-// ErrTooMany says that a device or a source asked too often; later it may again.
+// ErrTooMany says that a device or a source asked too often; later it may
+// again.
 type ErrTooMany struct{ Who string }
 
 func (e ErrTooMany) Error() string { return fmt.Sprintf("too many requests of %s", e.Who) }

@@ -22,7 +22,8 @@ func TestLimiter(t *testing.T) {
 	if now = now.Add(time.Second); !l.Allow("x", now) || l.Allow("x", now) {
 		t.Error("one more a second")
 	}
-	// Any number of names does not grow for ever, and a name that is at its limit is not forgotten for those that are not.
+	// Any number of names does not grow for ever, and a name that is at its
+	// limit is not forgotten for those that are not.
 	for i := range 2 * maxLimited {
 		l.Allow(string(rune('a'+i%26))+time.Duration(i).String(), now)
 		now = now.Add(time.Millisecond)

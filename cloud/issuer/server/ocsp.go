@@ -27,13 +27,15 @@ const (
 	ocspTimeout = 10 * time.Second
 )
 
-// RevocationSigner is a CA whose revocation lists and OCSP answers are signed here.
+// RevocationSigner is a CA whose revocation lists and OCSP answers are signed
+// here.
 type RevocationSigner interface {
 	// Issuing is the certificate of the issuing CA.
 	Issuing() *x509.Certificate
 	// Signer has the key of the issuing CA; it is used in ctx only.
 	Signer(ctx context.Context) crypto.Signer
-	// Responder is the delegated OCSP responder at a time: its certificate and key, or nil and the key of the issuing CA.
+	// Responder is the delegated OCSP responder at a time: its certificate and
+	// key, or nil and the key of the issuing CA.
 	Responder(ctx context.Context, now time.Time) (*x509.Certificate, crypto.Signer)
 }
 
@@ -42,20 +44,25 @@ type RevocationsConfig struct {
 	Claims issuer.Claims
 	// CAs by the names that claims remember.
 	CAs map[string]RevocationSigner
-	// Sources and Source are as in HandlerConfig. Where devices connect, one source asks for all of them.
+	// Sources and Source are as in HandlerConfig. Where devices connect, one
+	// source asks for all of them.
 	Sources *Limiter
 	Source  func(*http.Request) string
-	// Log, if set, is told of what could not be answered, in the request's own goroutine.
+	// Log, if set, is told of what could not be answered, in the request's own
+	// goroutine.
 	Log func(error)
 	Now func() time.Time // nil: time.Now
 }
 
-// Revocations tells whoever asks which certificates of local CAs are revoked: POST /ocsp and GET /ocsp/<base64 of the request>
-// (RFC 6960), and GET /crl/<name of the CA>.crl (RFC 5280, 5, in DER). What it tells comes from the claims: a certificate is good as soon
-// as it is signed, and revoked as soon as that is written down. A claim that nothing was signed for is unknown.
+// Revocations tells whoever asks which certificates of local CAs are revoked:
+// POST /ocsp and GET /ocsp/<base64 of the request> (RFC 6960), and GET
+// /crl/<name of the CA>.crl (RFC 5280, 5, in DER). What it tells comes from the
+// claims: a certificate is good as soon as it is signed, and revoked as soon as
+// that is written down. A claim that nothing was signed for is unknown.
 //
-// Answers are signed by the issuing CA, or, while its certificate is valid, by a delegated responder. They hold no nonce, and are
-// of one certificate: of a request for several it is the first.
+// Answers are signed by the issuing CA, or, while its certificate is valid, by
+// a delegated responder. They hold no nonce, and are of one certificate: of a
+// request for several it is the first.
 type Revocations struct {
 	config RevocationsConfig
 	lists  map[string]*list
@@ -76,8 +83,9 @@ func NewRevocations(config RevocationsConfig) (*Revocations, error) {
 	return r, nil
 }
 
-// Serves reports whether a request is for Revocations. They stand in front of any http.ServeMux, which would clean the base64 in a path
-// that it takes for folders.
+// Serves reports whether a request is for Revocations. They stand in front of
+// any http.ServeMux, which would clean the base64 in a path that it takes for
+// folders.
 func (r *Revocations) Serves(request *http.Request) bool {
 	path := request.URL.Path
 	return path == "/ocsp" || strings.HasPrefix(path, "/ocsp/") || strings.HasPrefix(path, "/crl/")
@@ -116,7 +124,8 @@ func (r *Revocations) log(err error) {
 	}
 }
 
-// serveOCSP answers a request that is in the path, or, where that is empty, in the body.
+// serveOCSP answers a request that is in the path, or, where that is empty, in
+// the body.
 func (r *Revocations) serveOCSP(w http.ResponseWriter, request *http.Request, inPath string) {
 	w.Header().Set("Content-Type", "application/ocsp-response")
 	if err := r.admit(request); err != nil {

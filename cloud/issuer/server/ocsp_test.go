@@ -424,7 +424,8 @@ func TestCRL(t *testing.T) {
 			delete(s.Claims.Stored, id)
 		}
 	}
-	// While no list can be made, the last one that holds is given, and it is not tried with each request.
+	// While no list can be made, the last one that holds is given, and it is
+	// not tried with each request.
 	s.revocations.config.Claims = away{s.Claims}
 	s.pass(crlFresh)
 	held := get()
@@ -629,7 +630,8 @@ func (f fuzzSigner) Responder(context.Context, time.Time) (*x509.Certificate, cr
 	return nil, f.key
 }
 
-// Whatever is asked, what is answered is signed, and about the serial that was asked for; what is claimed of nothing is unknown.
+// Whatever is asked, what is answered is signed, and about the serial that was
+// asked for; what is claimed of nothing is unknown.
 func FuzzOCSP(f *testing.F) {
 	authority := fuzzedCA(f)
 	r, err := NewRevocations(RevocationsConfig{Claims: &issuertest.Claims{}, CAs: map[string]RevocationSigner{issuertest.CAName: authority}})

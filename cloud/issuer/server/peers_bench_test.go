@@ -33,8 +33,9 @@ const (
 	stepCASetting = "SECRETFREE_STEP_CA"
 )
 
-// BenchmarkHTTPCfssl sets first certificates of fresh devices against cfssl serve with a CA in files, over HTTP. Neither has a
-// memory; cfssl has no registry, and takes every name. Asked: 1.2 or more.
+// BenchmarkHTTPCfssl sets first certificates of fresh devices against cfssl
+// serve with a CA in files, over HTTP. Neither has a memory; cfssl has no
+// registry, and takes every name. Asked: 1.2 or more.
 func BenchmarkHTTPCfssl(b *testing.B) {
 	program := peer(b, cfsslSetting)
 	factory := issuertest.NewStation(b, issuertest.SKU, "line3-a")
@@ -42,8 +43,9 @@ func BenchmarkHTTPCfssl(b *testing.B) {
 	compare(b, factory, ours, ours.asked(), startCfssl(b, program), "of-cfssl")
 }
 
-// BenchmarkHTTPSStepCA sets them against step-ca without a database, over HTTPS, which it cannot do without. Its tokens, which
-// stand for the decision, are made beforehand. Asked: 2 or more.
+// BenchmarkHTTPSStepCA sets them against step-ca without a database, over
+// HTTPS, which it cannot do without. Its tokens, which stand for the decision,
+// are made beforehand. Asked: 2 or more.
 func BenchmarkHTTPSStepCA(b *testing.B) {
 	program := peer(b, stepCASetting)
 	factory := issuertest.NewStation(b, issuertest.SKU, "line3-a")
@@ -51,7 +53,8 @@ func BenchmarkHTTPSStepCA(b *testing.B) {
 	compare(b, factory, ours, ours.asked(), startStepCA(b, program, ""), "of-step-ca")
 }
 
-// BenchmarkHTTPSDurable sets them, with claims on the disk, against step-ca with its bbolt database on the same disk. Asked: 2 or more.
+// BenchmarkHTTPSDurable sets them, with claims on the disk, against step-ca
+// with its bbolt database on the same disk. Asked: 2 or more.
 func BenchmarkHTTPSDurable(b *testing.B) {
 	program := peer(b, stepCASetting)
 	factory := issuertest.NewStation(b, issuertest.SKU, "line3-a")
@@ -63,7 +66,8 @@ func BenchmarkHTTPSDurable(b *testing.B) {
 	compare(b, factory, ours, ours.asked(), startStepCA(b, program, filepath.Join(b.TempDir(), "db")), "of-step-ca")
 }
 
-// peer is the program of another issuer. Building them takes minutes, so they are missing more often than not.
+// peer is the program of another issuer. Building them takes minutes, so they
+// are missing more often than not.
 func peer(b *testing.B, setting string) string {
 	b.Helper()
 	program := os.Getenv(setting)
@@ -73,7 +77,8 @@ func peer(b *testing.B, setting string) string {
 	return program
 }
 
-// freePort is one that was free a moment ago: these programs do not tell which one they took.
+// freePort is one that was free a moment ago: these programs do not tell which
+// one they took.
 func freePort(b *testing.B) int {
 	b.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -100,7 +105,8 @@ func answering(b *testing.B, address string) {
 	}
 }
 
-// peerCA writes a root and an issuing CA with P-256 keys, as ca.Local has them, with the keys in the clear.
+// peerCA writes a root and an issuing CA with P-256 keys, as ca.Local has them,
+// with the keys in the clear.
 func peerCA(b *testing.B) (dir string) {
 	b.Helper()
 	dir = filepath.Join(b.TempDir(), "ca")
@@ -180,7 +186,8 @@ func startCfssl(b *testing.B, program string) asked {
 	}
 }
 
-// startStepCA starts it with a provisioner of the kind JWK; db is a file for bbolt, or empty.
+// startStepCA starts it with a provisioner of the kind JWK; db is a file for
+// bbolt, or empty.
 func startStepCA(b *testing.B, program, db string) asked {
 	b.Helper()
 	dir, port := peerCA(b), strconv.Itoa(freePort(b))

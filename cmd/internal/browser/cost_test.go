@@ -16,8 +16,9 @@ import (
 
 var cost = flag.Duration("cost", 0, "measure for so long what ten open pages cost the daemon; 0: not at all")
 
-// Ten pages that are open cost the daemon next to nothing. It is measured on request alone: .ci/page.sh run go test ./cmd/internal/browser
-// -run TestCost -cost 60s -v
+// Ten pages that are open cost the daemon next to nothing. It is measured on
+// request alone: .ci/page.sh run go test ./cmd/internal/browser -run TestCost
+// -cost 60s -v
 func TestCost(t *testing.T) {
 	if *cost == 0 {
 		t.Skip("-cost says for how long")

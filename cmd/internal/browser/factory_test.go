@@ -17,7 +17,8 @@ import (
 	"secretfree/fixtures"
 )
 
-// factory is a real station with two ports, at an address that stays, and a registry in a folder.
+// factory is a real station with two ports, at an address that stays, and a
+// registry in a folder.
 type factory struct {
 	t       *testing.T
 	dir     string

@@ -14,7 +14,8 @@ import (
 	"secretfree/uart"
 )
 
-// past is what the pages show that look back: a board that says long things of itself, and a shift.
+// past is what the pages show that look back: a board that says long things of
+// itself, and a shift.
 type past struct{}
 
 var noon = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
@@ -84,7 +85,8 @@ func newPast(t *testing.T) *httptest.Server {
 	return server
 }
 
-// Somebody logs in by the form, in a language, and out again; what comes back is where they wanted to go.
+// Somebody logs in by the form, in a language, and out again; what comes back
+// is where they wanted to go.
 func TestLogIn(t *testing.T) {
 	t.Parallel()
 	axe := script(t, "SECRETFREE_AXE", "axe-core")
@@ -107,7 +109,8 @@ func TestLogIn(t *testing.T) {
 	b.await("the form instead of the boards", `location.pathname === "/login"`)
 }
 
-// The pages that look back suit everybody, in every language, in light and dark, on a phone and on a tablet.
+// The pages that look back suit everybody, in every language, in light and
+// dark, on a phone and on a tablet.
 func TestLookingBackSuitsAll(t *testing.T) {
 	t.Parallel()
 	axe := script(t, "SECRETFREE_AXE", "axe-core")

@@ -1,4 +1,5 @@
-// Package browser_test looks at the technician's page with a browser: .ci/page.sh fetches what it runs with.
+// Package browser_test looks at the technician's page with a browser:
+// .ci/page.sh fetches what it runs with.
 package browser_test
 
 import (
@@ -49,7 +50,8 @@ func script(t *testing.T, variable, what string) string {
 	return string(text)
 }
 
-// shared is the browser of all tests: starting one takes longer than most tests.
+// shared is the browser of all tests: starting one takes longer than most
+// tests.
 var shared struct {
 	once sync.Once
 	ctx  context.Context
@@ -58,7 +60,8 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	// Most of a test's time it waits for the browser. What the command line says holds all the same.
+	// Most of a test's time it waits for the browser. What the command line
+	// says holds all the same.
 	if err := flag.Set("test.parallel", "4"); err != nil {
 		panic(err)
 	}
@@ -257,7 +260,8 @@ func (b *tab) visit(url string) {
 	b.run(chromedp.Navigate(url))
 }
 
-// await waits until an expression of the page is true; the page may load itself anew meanwhile.
+// await waits until an expression of the page is true; the page may load itself
+// anew meanwhile.
 func (b *tab) await(what, condition string) {
 	b.t.Helper()
 	ctx, cancel := b.within()
@@ -367,7 +371,8 @@ func fill(selector, text string) chromedp.Action[chromedp.Void] {
 // eval runs code in the page.
 func (b *tab) eval(code string) { eval[chromedp.Void](b, code) }
 
-// see waits until the text of the page, as it is laid out, matches; it needs no script of the page.
+// see waits until the text of the page, as it is laid out, matches; it needs no
+// script of the page.
 func (b *tab) see(what string, pattern *regexp.Regexp) {
 	b.t.Helper()
 	ctx, cancel := b.within()

@@ -26,7 +26,8 @@ func slot(name, state, advice string, more map[string]any) map[string]any {
 // deliveries of boards that passed; the longest sentence first.
 var deliveries = []station.Delivery{station.Rejected, station.Waiting, station.Confirmed}
 
-// scene is a status with so many slots in a language: each state in turn, the failures with the longest of all advices first.
+// scene is a status with so many slots in a language: each state in turn, the
+// failures with the longest of all advices first.
 func scene(w map[string]string, slots int) map[string]any {
 	longest, reason := "timeout", "timeout"
 	for _, r := range station.Reasons() {
@@ -86,7 +87,8 @@ func crowded(w map[string]string, s map[string]any) map[string]any {
 	return s
 }
 
-// cut finds text that is wider than its place, words that are broken or lie over each other, and what is too small for a finger.
+// cut finds text that is wider than its place, words that are broken or lie
+// over each other, and what is too small for a finger.
 const cut = `(function () {
   var wrong = [], page = document.documentElement;
   if (page.scrollWidth > page.clientWidth) wrong.push("the page is " + page.scrollWidth + " px wide on " + page.clientWidth);
@@ -136,7 +138,8 @@ const cut = `(function () {
   return wrong;
 })()`
 
-// Whatever the language, the number of slots and the screen: nothing is cut, no word is broken, all can be touched.
+// Whatever the language, the number of slots and the screen: nothing is cut, no
+// word is broken, all can be touched.
 func TestNothingIsCut(t *testing.T) {
 	t.Parallel()
 	all := []screen{phone, {600, 960, true}, {768, 1024, false}, tablet, {1280, 720, true}, {1920, 1080, false}, {2560, 1440, true}}
@@ -145,7 +148,8 @@ func TestNothingIsCut(t *testing.T) {
 			t.Parallel()
 			b := open(t, tablet)
 			w := words(t, language)
-			// One screen of each layout, and all of them for the language whose words are the longest.
+			// One screen of each layout, and all of them for the language whose
+			// words are the longest.
 			counts, screens := []int{1, 4, 8, 16, 17}, []screen{phone, {768, 1024, false}, tablet, {1920, 1080, false}}
 			if language == "de" {
 				counts, screens = []int{1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 64}, all
@@ -170,7 +174,8 @@ func TestNothingIsCut(t *testing.T) {
 	}
 }
 
-// On the screens of a line, up to 16 slots fill the screen and nobody has to scroll to see them; a phone may.
+// On the screens of a line, up to 16 slots fill the screen and nobody has to
+// scroll to see them; a phone may.
 func TestTilesFillTheScreen(t *testing.T) {
 	t.Parallel()
 	for _, language := range []string{"en", "de"} {
@@ -197,7 +202,8 @@ func TestTilesFillTheScreen(t *testing.T) {
 					if got.Bottom > float64(s.height) || got.Share < 0.5 {
 						t.Errorf("%d slots on %d by %d: the tiles end at %.0f px and take %.0f %% of the screen", slots, s.width, s.height, got.Bottom, 100*got.Share)
 					}
-					// From three metres, letters of 25 mm are easy to read; a tablet has about 6 px in a millimetre.
+					// From three metres, letters of 25 mm are easy to read; a
+					// tablet has about 6 px in a millimetre.
 					if least := map[int]float64{1: 120, 2: 72, 4: 60, 8: 38, 16: 32}[slots]; got.Word < least-0.5 {
 						t.Errorf("%d slots on %d by %d: PASS is %.0f px high, want %.0f", slots, s.width, s.height, got.Word, least)
 					}
@@ -210,8 +216,9 @@ func TestTilesFillTheScreen(t *testing.T) {
 	}
 }
 
-// Up to 16 slots fit where a line has them, with a failure in nearly every row; so do four under two messages. Where one is out of sight all
-// the same, a bar names it in the language of the page, and leads to it.
+// Up to 16 slots fit where a line has them, with a failure in nearly every row;
+// so do four under two messages. Where one is out of sight all the same, a bar
+// names it in the language of the page, and leads to it.
 func TestFailuresAreInSight(t *testing.T) {
 	t.Parallel()
 	const bar = `document.getElementById("failing")`

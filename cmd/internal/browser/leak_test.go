@@ -35,7 +35,8 @@ func (b *tab) tap(selector string) {
 	call(b, input.DispatchTouchEvent, input.DispatchTouchEventParams{Type: "touchEnd", TouchPoints: []*input.TouchPoint{}})
 }
 
-// clickReloading clicks in a page that loads itself anew, which may take the element away at any moment.
+// clickReloading clicks in a page that loads itself anew, which may take the
+// element away at any moment.
 func (b *tab) clickReloading(selector string) {
 	b.t.Helper()
 	ctx, cancel := b.within()
@@ -51,8 +52,9 @@ func (b *tab) clickReloading(selector string) {
 	}
 }
 
-// A leak stays on the page after its board and its port are gone, until somebody touches the button of its tile, presses A, or sends the form
-// without a script.
+// A leak stays on the page after its board and its port are gone, until
+// somebody touches the button of its tile, presses A, or sends the form without
+// a script.
 func TestAcknowledge(t *testing.T) {
 	t.Parallel()
 	f := newFactory(t, "")
@@ -102,7 +104,8 @@ func TestAcknowledge(t *testing.T) {
 	plain.see("the leak to have ended", regexp.MustCompile(`(?s)A\s+KEIN PORT`))
 }
 
-// strangers is a status with so many slots: what is looked for, what is no board, and a leak that waits, with all that a tile can have.
+// strangers is a status with so many slots: what is looked for, what is no
+// board, and a leak that waits, with all that a tile can have.
 func strangers(w map[string]string, slots int) map[string]any {
 	shown := []struct {
 		state, reason, advice string
@@ -134,8 +137,9 @@ func strangers(w map[string]string, slots int) map[string]any {
 	return status(w, list)
 }
 
-// Nothing of a tile is cut that shows what is no board, or a leak with its button; all can be touched, and axe finds nothing. Where the
-// tiles of a line fit on the screen, they fit with them too.
+// Nothing of a tile is cut that shows what is no board, or a leak with its
+// button; all can be touched, and axe finds nothing. Where the tiles of a line
+// fit on the screen, they fit with them too.
 func TestStrangersAreShown(t *testing.T) {
 	t.Parallel()
 	axe := script(t, "SECRETFREE_AXE", "axe-core")

@@ -10,7 +10,8 @@ import (
 	"secretfree/station"
 )
 
-// calm is a page with two slots in English, which shows an empty slot and one that passed.
+// calm is a page with two slots in English, which shows an empty slot and one
+// that passed.
 func calm(t *testing.T, settings station.Page) (*show, *tab, map[string]string) {
 	t.Helper()
 	w := words(t, "en")
@@ -29,7 +30,8 @@ func two(w map[string]string, verdict, since string) map[string]any {
 	})
 }
 
-// A sound comes at a change that the page saw, and only if somebody wants it; PASS and FAIL differ.
+// A sound comes at a change that the page saw, and only if somebody wants it;
+// PASS and FAIL differ.
 func TestSound(t *testing.T) {
 	s, b, w := calm(t, station.Page{})
 	b.await("sound to be off", "document.querySelector('#sound').getAttribute('aria-pressed') === 'false'")
@@ -45,11 +47,13 @@ func TestSound(t *testing.T) {
 	b.await("the sound of a pass", "beeps.join() === '880,1320'")
 	s.play(two(w, "failed", "2026-03-02T10:00:03.000Z"))
 	b.await("the sound of a failure", "beeps.join() === '880,1320,220,220,220'")
-	// A second board that fails in the same slot is a second sound; the same verdict again is none.
+	// A second board that fails in the same slot is a second sound; the same
+	// verdict again is none.
 	s.play(two(w, "failed", "2026-03-02T10:00:04.000Z"))
 	b.await("the sound of another failure", "beeps.length === 8")
 	s.play(two(w, "failed", "2026-03-02T10:00:04.000Z"))
-	// It is remembered, needs a touch after loading, and what was there before makes none.
+	// It is remembered, needs a touch after loading, and what was there before
+	// makes none.
 	s.visit(b, "")
 	b.await("the button to ask", "document.querySelector('#sound span').textContent === 'Sound: touch here'")
 	b.click("h1")
@@ -61,7 +65,8 @@ func TestSound(t *testing.T) {
 	b.await("sound to be off", "document.querySelector('#sound span').textContent === 'Sound is off'")
 }
 
-// A page that was asleep shows nothing old: not when it wakes up, and not what waited in its line.
+// A page that was asleep shows nothing old: not when it wakes up, and not what
+// waited in its line.
 func TestSleep(t *testing.T) {
 	s, b, w := calm(t, station.Page{Sound: true})
 	b.click("h1")
@@ -117,7 +122,8 @@ func TestUpgrade(t *testing.T) {
 	b.await("the page to be another one", "!window.old && document.documentElement.classList.contains('sure')")
 }
 
-// The language is chosen by a button, holds after loading, and reaches what the station says.
+// The language is chosen by a button, holds after loading, and reaches what the
+// station says.
 func TestLanguages(t *testing.T) {
 	t.Parallel()
 	f := newFactory(t, "[page]\nlanguage = \"es\"\n")
@@ -141,7 +147,8 @@ func TestLanguages(t *testing.T) {
 	}
 }
 
-// A scanner types anywhere; shortcuts are single keys; a field takes what is typed into it.
+// A scanner types anywhere; shortcuts are single keys; a field takes what is
+// typed into it.
 func TestScannerAndKeys(t *testing.T) {
 	s, b, w := calm(t, station.Page{})
 	scanned := func(what string, want ...string) {
@@ -219,8 +226,9 @@ func spaced(id string) string {
 	return regexp.MustCompile("....").ReplaceAllString(id[:len(id)-4], "$0 ") + id[len(id)-4:]
 }
 
-// On a tablet and on a phone, wherever the page is scrolled to: a label that waits is in sight above everything, with its button, and so is
-// the answer to a scan; both are large, and the tiles of a tablet have room beside the label.
+// On a tablet and on a phone, wherever the page is scrolled to: a label that
+// waits is in sight above everything, with its button, and so is the answer to
+// a scan; both are large, and the tiles of a tablet have room beside the label.
 func TestScansAreInSight(t *testing.T) {
 	for _, language := range station.Languages() {
 		t.Run(language, func(t *testing.T) {
@@ -280,7 +288,8 @@ func TestScansAreInSight(t *testing.T) {
 	}
 }
 
-// sight finds what hides a part of an element from people: its place, its size, or another element.
+// sight finds what hides a part of an element from people: its place, its size,
+// or another element.
 const sight = `(function () {
   var wrong = [], node = document.querySelector(%q), text = node.querySelector("p") || node;
   [node].concat(Array.prototype.slice.call(node.children)).forEach(function (n) {
@@ -317,7 +326,8 @@ func TestKeyboard(t *testing.T) {
 	}
 }
 
-// What people listen to the page with is told the verdicts, and nothing that only ticks.
+// What people listen to the page with is told the verdicts, and nothing that
+// only ticks.
 func TestAnnouncements(t *testing.T) {
 	t.Parallel()
 	s, b, w := calm(t, station.Page{})
@@ -337,7 +347,8 @@ func TestAnnouncements(t *testing.T) {
 	}
 }
 
-// axe finds nothing wrong: in every state and language, light and dark, with and without script, covered, and with each panel.
+// axe finds nothing wrong: in every state and language, light and dark, with
+// and without script, covered, and with each panel.
 func TestAccessible(t *testing.T) {
 	t.Parallel()
 	axe := script(t, "SECRETFREE_AXE", "axe-core")
@@ -374,7 +385,8 @@ func TestAccessible(t *testing.T) {
 	}
 }
 
-// The script parses as ECMAScript 2017, and neither it nor the style uses what a browser of 2020 does not know.
+// The script parses as ECMAScript 2017, and neither it nor the style uses what
+// a browser of 2020 does not know.
 func TestConservative(t *testing.T) {
 	t.Parallel()
 	acorn := script(t, "SECRETFREE_ACORN", "acorn")

@@ -21,7 +21,8 @@ const (
 	maxPicture = 60 << 10 // bytes
 )
 
-// The technician's card shows what a technician sees: one slot in each state that the card explains.
+// The technician's card shows what a technician sees: one slot in each state
+// that the card explains.
 func TestPictures(t *testing.T) {
 	names := []string{"insert", "reading", "pass", "fail", "banner", "lost"}
 	if !*updatePictures {
@@ -65,7 +66,8 @@ func TestPictures(t *testing.T) {
 	b.write(filepath.Join(pictures, "lost.png"), few(t, b.picture()))
 }
 
-// few makes a picture of at most 64 colours: the page has few, and the file is small.
+// few makes a picture of at most 64 colours: the page has few, and the file is
+// small.
 func few(t *testing.T, content []byte) []byte {
 	t.Helper()
 	from, err := png.Decode(bytes.NewReader(content))

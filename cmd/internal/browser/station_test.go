@@ -36,7 +36,8 @@ const beeps = `window.beeps = [];
 	AudioContext.prototype.createGain = function () { return {gain: new Param(), connect: function () {}}; };
 })();`
 
-// A technician's day: boards that pass, one that fails, one whose label is another's, and what the page says of each.
+// A technician's day: boards that pass, one that fails, one whose label is
+// another's, and what the page says of each.
 func TestBoards(t *testing.T) {
 	t.Parallel()
 	f := newFactory(t, "[page]\ncontact_quality = \"Ana, 4712\"\n")
@@ -98,8 +99,9 @@ func TestBoards(t *testing.T) {
 	}
 }
 
-// The daemon ends and comes back at the same address: meanwhile the whole page is covered, and a PASS that was there is not to be seen.
-// What happened meanwhile makes no sound.
+// The daemon ends and comes back at the same address: meanwhile the whole page
+// is covered, and a PASS that was there is not to be seen. What happened
+// meanwhile makes no sound.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	f := newFactory(t, "[page]\nsound = true\n")
@@ -145,7 +147,8 @@ func TestRestart(t *testing.T) {
 	unplug()
 }
 
-// Without a script, the page is rendered by the station and loads itself every two seconds; a label can be typed all the same.
+// Without a script, the page is rendered by the station and loads itself every
+// two seconds; a label can be typed all the same.
 func TestWithoutScript(t *testing.T) {
 	t.Parallel()
 	f := newFactory(t, "")
@@ -179,7 +182,8 @@ func TestWithoutScript(t *testing.T) {
 	b.shot("noscript-fail")
 }
 
-// Who may only look sees everything and changes nothing: there is no form, and what a scanner types goes nowhere.
+// Who may only look sees everything and changes nothing: there is no form, and
+// what a scanner types goes nowhere.
 func TestViewOnly(t *testing.T) {
 	t.Parallel()
 	f := newFactory(t, "")

@@ -1,5 +1,6 @@
-// Package cli is what all commands have in common at the command line: flags, exit codes, signals, and two kinds of
-// output: text for people and JSON for programs.
+// Package cli is what all commands have in common at the command line: flags,
+// exit codes, signals, and two kinds of output: text for people and JSON for
+// programs.
 package cli
 
 import (
@@ -25,7 +26,8 @@ const (
 	ExitMisuse = 2
 )
 
-// ErrMisuse says that a command was called wrongly, where the parser could not see it.
+// ErrMisuse says that a command was called wrongly, where the parser could not
+// see it.
 var ErrMisuse = errors.New("misused")
 
 // ErrShown says that a command failed and that its output already says why.
@@ -34,8 +36,8 @@ var ErrShown = errors.New("failed; the output says why")
 // ErrStopped is the cause of a context that a signal ended.
 var ErrStopped = errors.New("stopped by a signal")
 
-// Output is where a command writes. Results go to Out, text for people to People: the same as Out, or
-// the standard error when JSON is on.
+// Output is where a command writes. Results go to Out, text for people to
+// People: the same as Out, or the standard error when JSON is on.
 type Output struct {
 	Out    io.Writer
 	People io.Writer
@@ -91,9 +93,11 @@ type Common struct {
 
 func (c Common) common() Common { return c }
 
-// Main runs the command of a process: args without the program's name, grammar a pointer to a struct for kong that embeds
-// Common and whose chosen command has a method Run(context.Context, *Output) error. The context ends at the first SIGINT or SIGTERM;
-// the second ends the process at once. It returns the exit code.
+// Main runs the command of a process: args without the program's name, grammar
+// a pointer to a struct for kong that embeds Common and whose chosen command
+// has a method Run(context.Context, *Output) error. The context ends at the
+// first SIGINT or SIGTERM; the second ends the process at once. It returns the
+// exit code.
 func Main(name, description string, grammar interface{ common() Common }, args []string) int {
 	ctx, stop := signals(name)
 	defer stop()
@@ -159,7 +163,8 @@ func run(ctx context.Context, name, description string, grammar interface{ commo
 	return ExitFailed
 }
 
-// parsed writes how a command line was understood, for tests of documents: the command, then the flags that it knows, one a line.
+// parsed writes how a command line was understood, for tests of documents: the
+// command, then the flags that it knows, one a line.
 func parsed(chosen *kong.Context, stdout io.Writer) int {
 	fmt.Fprintln(stdout, chosen.Command())
 	for _, flag := range chosen.Flags() {
@@ -195,8 +200,9 @@ func longFlags(app *kong.Application, args []string) []string {
 	return out
 }
 
-// sameEvent is within which a signal that comes again is the first one's echo: a terminal and a supervisor, or a process and its
-// group, may both be told of one Ctrl-C. Nobody presses a key twice in so short a time.
+// sameEvent is within which a signal that comes again is the first one's echo:
+// a terminal and a supervisor, or a process and its group, may both be told of
+// one Ctrl-C. Nobody presses a key twice in so short a time.
 const sameEvent = 100 * time.Millisecond
 
 func signals(name string) (context.Context, func()) {
@@ -215,7 +221,8 @@ func signals(name string) (context.Context, func()) {
 	}
 }
 
-// attend cancels at the first signal and cuts short at the second, until done is closed.
+// attend cancels at the first signal and cuts short at the second, until done
+// is closed.
 func attend(caught <-chan os.Signal, done <-chan struct{}, cancel context.CancelCauseFunc, cut func(os.Signal)) {
 	var first os.Signal
 	var at time.Time
@@ -235,7 +242,8 @@ func attend(caught <-chan os.Signal, done <-chan struct{}, cancel context.Cancel
 	}
 }
 
-// moduleVersion is the version of the module, as a tag or as the Go toolchain makes one of a commit.
+// moduleVersion is the version of the module, as a tag or as the Go toolchain
+// makes one of a commit.
 func moduleVersion() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -247,7 +255,8 @@ func moduleVersion() string {
 	return info.Main.Version
 }
 
-// Version is what this program was built from, by the Go toolchain's own record.
+// Version is what this program was built from, by the Go toolchain's own
+// record.
 func Version() string {
 	text := moduleVersion()
 	info, ok := debug.ReadBuildInfo()

@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// tool is a grammar with what the real ones have: a flag at the top, and commands with flags of their own.
+// tool is a grammar with what the real ones have: a flag at the top, and
+// commands with flags of their own.
 type tool struct {
 	Common
 	Config string `name:"config" default:"/etc/tool.toml" help:"The configuration (${default})."`
@@ -192,7 +193,8 @@ func TestOutputPrint(t *testing.T) {
 	}
 }
 
-// The first signal ends the context with its name as the cause, and stop gives the signals back.
+// The first signal ends the context with its name as the cause, and stop gives
+// the signals back.
 func TestSignals(t *testing.T) {
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		ctx, stop := signals("tool")
@@ -235,7 +237,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// The same signal within a tenth of a second is one event; another one, or the same one later, is a second.
+// The same signal within a tenth of a second is one event; another one, or the
+// same one later, is a second.
 func TestWhatIsASecondSignal(t *testing.T) {
 	type sent struct {
 		after  time.Duration

@@ -18,10 +18,12 @@ type Manual struct {
 	See []string
 }
 
-// manFlag prints the manual page of the whole command, by the grammar that --help shows, and exits: packages are made with it.
+// manFlag prints the manual page of the whole command, by the grammar that
+// --help shows, and exits: packages are made with it.
 type manFlag bool
 
-// BeforeReset is called by kong before it looks whether anything is missing, so that the flag stands alone.
+// BeforeReset is called by kong before it looks whether anything is missing, so
+// that the flag stands alone.
 func (manFlag) BeforeReset(app *kong.Kong, manual Manual) error {
 	if err := writeManual(app.Stdout, app.Model, manual, moduleVersion(), commitDate()); err != nil {
 		return fmt.Errorf("writing the manual page: %w", err)
@@ -30,7 +32,8 @@ func (manFlag) BeforeReset(app *kong.Kong, manual Manual) error {
 	return nil
 }
 
-// commitDate is the day of the commit that this program was built from, so that one commit gives one page; empty if it is not known.
+// commitDate is the day of the commit that this program was built from, so that
+// one commit gives one page; empty if it is not known.
 func commitDate() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -106,7 +109,8 @@ func writeManual(w io.Writer, app *kong.Application, manual Manual, version, dat
 	return err
 }
 
-// leaves are the nodes that can be called: the top if it has no commands or one by default, and each command without commands.
+// leaves are the nodes that can be called: the top if it has no commands or one
+// by default, and each command without commands.
 func leaves(app *kong.Node) []*kong.Node {
 	if len(app.Children) == 0 {
 		return []*kong.Node{app}
@@ -118,7 +122,8 @@ func leaves(app *kong.Node) []*kong.Node {
 	return slices.Insert(slices.DeleteFunc(found, func(n *kong.Node) bool { return n == app.DefaultCmd && n.Hidden }), 0, app)
 }
 
-// path is how a command is called, without the program's name and its arguments.
+// path is how a command is called, without the program's name and its
+// arguments.
 func path(n *kong.Node) string {
 	if n.Parent == nil || n.Type == kong.ApplicationNode {
 		return ""
@@ -209,7 +214,8 @@ func cutExamples(detail string) (rest, examples string) {
 	return strings.Join(kept, "\n\n"), examples
 }
 
-// detail is the longer text of --help: paragraphs, and tables and examples that stand as they are.
+// detail is the longer text of --help: paragraphs, and tables and examples that
+// stand as they are.
 func (p *page) detail(text string) {
 	for paragraph := range strings.SplitSeq(strings.TrimSpace(text), "\n\n") {
 		if paragraph == "" {
@@ -258,8 +264,8 @@ func (p *page) text(line string) {
 	p.b.WriteString(line + "\n")
 }
 
-// escape keeps what people copy as it is, a bare hyphen, quote, caret, tilde or back quote may be printed as another character, and
-// keeps the page in ASCII.
+// escape keeps what people copy as it is, a bare hyphen, quote, caret, tilde or
+// back quote may be printed as another character, and keeps the page in ASCII.
 func escape(text string) string {
 	var b strings.Builder
 	for _, r := range strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`).Replace(text) {

@@ -9,19 +9,22 @@ import (
 	"strings"
 )
 
-// Names are checked without expressions, whose bounds would take milliseconds of every start.
+// Names are checked without expressions, whose bounds would take milliseconds
+// of every start.
 const (
 	digits = "0123456789"
 	lower  = "abcdefghijklmnopqrstuvwxyz" + digits
 	upper  = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
 
-// isOf reports whether text is of the characters of a set, and least to most bytes long.
+// isOf reports whether text is of the characters of a set, and least to most
+// bytes long.
 func isOf(text, set string, least, most int) bool {
 	return len(text) >= least && len(text) <= most && strings.Trim(text, set) == ""
 }
 
-// isBetween reports whether text neither begins nor ends with one of the characters of ends.
+// isBetween reports whether text neither begins nor ends with one of the
+// characters of ends.
 func isBetween(text, ends string) bool { return strings.Trim(text, ends) == text }
 
 // isLabel is true with the underscore that people use.
@@ -41,7 +44,8 @@ func isTable(text string) bool { return isOf(text, lower+upper+"_.-", 3, 255) }
 
 func isBucket(text string) bool { return isOf(text, lower+".-", 3, 63) && isBetween(text, ".-") }
 
-// isHost tells whether something is an address, or may be the name of a machine.
+// isHost tells whether something is an address, or may be the name of a
+// machine.
 func isHost(host string) bool {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return true
@@ -61,7 +65,8 @@ func isPort(port string) bool {
 	return err == nil && strconv.FormatUint(n, 10) == port
 }
 
-// CheckListen refuses what no server can listen on: want an address or a name, or nothing for all addresses, and a port as a number.
+// CheckListen refuses what no server can listen on: want an address or a name,
+// or nothing for all addresses, and a port as a number.
 func CheckListen(f *File, key, value, example string) error {
 	host, port, err := net.SplitHostPort(value)
 	if err != nil || !isPort(port) || host != "" && !isHost(host) {
@@ -80,7 +85,8 @@ func CheckHosts(f *File, key string, hosts []string) error {
 	return nil
 }
 
-// checkEndpoint refuses what is no base address of a web service; empty is none.
+// checkEndpoint refuses what is no base address of a web service; empty is
+// none.
 func checkEndpoint(f *File, key, value string) error {
 	if value == "" {
 		return nil
@@ -93,8 +99,9 @@ func checkEndpoint(f *File, key, value string) error {
 	return nil
 }
 
-// CheckDynamoDB refuses a table, a region or an endpoint that cannot be one; what is empty is not looked at. prefix is the table of the
-// configuration that they are in.
+// CheckDynamoDB refuses a table, a region or an endpoint that cannot be one;
+// what is empty is not looked at. prefix is the table of the configuration that
+// they are in.
 func CheckDynamoDB(f *File, prefix, table, region, endpoint string) error {
 	if table != "" && !isTable(table) {
 		return f.Errorf(prefix+".table", "Write the name of the table: 3 to 255 of letters, digits, _, . and -.", "%s.table is %q", prefix, table)

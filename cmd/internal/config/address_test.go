@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// The checks are what these expressions say, on texts of all lengths around their bounds.
+// The checks are what these expressions say, on texts of all lengths around
+// their bounds.
 func TestNames(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for name, test := range map[string]struct {

@@ -1,5 +1,6 @@
-// Package config reads configuration files (TOML) strictly: what is unknown, wrong or contradictory is an Error that
-// names the file, the line and the remedy.
+// Package config reads configuration files (TOML) strictly: what is unknown,
+// wrong or contradictory is an Error that names the file, the line and the
+// remedy.
 package config
 
 import (
@@ -41,7 +42,8 @@ type File struct {
 	lines map[string]int
 }
 
-// Load reads the file into a pointer to a struct with toml tags. Keys that the struct does not have are errors.
+// Load reads the file into a pointer to a struct with toml tags. Keys that the
+// struct does not have are errors.
 func Load(name string, into any) (*File, error) {
 	data, err := read(name)
 	if err != nil {
@@ -76,8 +78,9 @@ func read(name string) ([]byte, error) {
 	return data, nil
 }
 
-// Errorf is an Error at the line of a key: "listen", "registry.kind", "slot[1].port" (counted from 0). If the key is not in
-// the file the line is that of its table, or none.
+// Errorf is an Error at the line of a key: "listen", "registry.kind",
+// "slot[1].port" (counted from 0). If the key is not in the file the line is
+// that of its table, or none.
 func (f *File) Errorf(key, remedy, format string, args ...any) error {
 	return &Error{File: f.name, Line: f.line(key), Problem: fmt.Sprintf(format, args...), Remedy: remedy}
 }
@@ -122,7 +125,8 @@ func (f *File) explain(err error, t reflect.Type) error {
 var kindNames = map[string]string{"string": "a text", "integer": "a whole number", "float": "a number with a fraction", "boolean": "true or false",
 	"array": "a list", "table": "a table", "inline table": "a table", "local date": "a date"}
 
-// wrongKind says of a value of the wrong kind what is there and what belongs there. The decoder's own words are of this program's types.
+// wrongKind says of a value of the wrong kind what is there and what belongs
+// there. The decoder's own words are of this program's types.
 func wrongKind(e *toml.DecodeError, t reflect.Type) (problem, remedy string, ok bool) {
 	found := ""
 	if _, text, ok := strings.Cut(e.Error(), "cannot decode TOML "); ok {
@@ -213,7 +217,8 @@ func keys(t reflect.Type, path []string) []string {
 	return names
 }
 
-// lines maps every key of a document to its line. A document that does not parse gives what came before.
+// lines maps every key of a document to its line. A document that does not
+// parse gives what came before.
 func lines(data []byte) map[string]int {
 	out := map[string]int{}
 	count := map[string]int{} // of the elements of a list of tables

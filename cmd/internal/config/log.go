@@ -38,7 +38,8 @@ func (l Log) level() (zerolog.Level, error) {
 	return zerolog.NoLevel, fmt.Errorf("unknown level %q", l.Level)
 }
 
-// New makes a logger with one field that every line has: JSON lines, or lines for people; see Format.
+// New makes a logger with one field that every line has: JSON lines, or lines
+// for people; see Format.
 func (l Log) New(w io.Writer, field, value string) (zerolog.Logger, error) {
 	level, err := l.level()
 	if err != nil {
@@ -55,7 +56,8 @@ func (l Log) lines(w io.Writer) zerolog.LevelWriter {
 		return zerolog.LevelWriterAdapter{Writer: zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly, NoColor: !terminal}}
 	}
 	if isFile && f == os.Stderr {
-		// With a priority before each line, journalctl -p knows what is a warning.
+		// With a priority before each line, journalctl -p knows what is a
+		// warning.
 		if isJournal(f, os.Getenv("JOURNAL_STREAM")) {
 			return prioritized{w}
 		}
@@ -106,8 +108,9 @@ func (p prioritized) WriteLevel(level zerolog.Level, line []byte) (int, error) {
 	return len(line), nil
 }
 
-// DaemonLog is a logger of a daemon: its level can be changed while it runs, and lines that come again and again are counted (see repeats).
-// All methods may be called at once.
+// DaemonLog is a logger of a daemon: its level can be changed while it runs,
+// and lines that come again and again are counted (see repeats). All methods
+// may be called at once.
 type DaemonLog struct {
 	zerolog.Logger
 	level   *atomic.Int32

@@ -129,7 +129,8 @@ type counted struct {
 	Pending, Repeated                   int
 }
 
-// A line that comes again and again is told with a count; the first ones, and all others, come as they are.
+// A line that comes again and again is told with a count; the first ones, and
+// all others, come as they are.
 func TestRepeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out output
@@ -185,7 +186,8 @@ func TestRepeats(t *testing.T) {
 				}
 			}
 		}
-		// While it goes on it is told once a window; when it has stopped for one, it is new.
+		// While it goes on it is told once a window; when it has stopped for
+		// one, it is new.
 		trouble("A", "busy")
 		if lines := read(); len(lines) != 0 {
 			t.Errorf("it goes on: %+v", lines)

@@ -27,7 +27,8 @@ type Registry struct {
 	PubkeyFormat string `toml:"pubkey_format"` // "base64-pem" (default) or "pem"
 }
 
-// Backend is a registry: a sink and an archive for a station, and what an issuer looks devices up in.
+// Backend is a registry: a sink and an archive for a station, and what an
+// issuer looks devices up in.
 type Backend interface {
 	Put(ctx context.Context, s board.Sealed) error
 	PutBatch(ctx context.Context, records []board.Sealed) []error
@@ -44,7 +45,8 @@ type Listing interface {
 	Guards(ctx context.Context) iter.Seq2[cloud.Guard, error]
 }
 
-// Operation is what operators do to a registry, and no daemon; see package cloud.
+// Operation is what operators do to a registry, and no daemon; see package
+// cloud.
 type Operation interface {
 	ChangeState(ctx context.Context, device board.DeviceID, c cloud.Change) (board.Enrolment, error)
 	History(ctx context.Context, device board.DeviceID) ([]cloud.Event, error)
@@ -104,7 +106,8 @@ func (r Registry) Check(f *File) error {
 	return f.Errorf("registry.kind", `Write "aws" or "dir".`, "registry.kind is %q", r.Kind)
 }
 
-// Open makes the back end of a Registry that passed Check. It calls nothing outside this machine.
+// Open makes the back end of a Registry that passed Check. It calls nothing
+// outside this machine.
 func (r Registry) Open(ctx context.Context, sku string) (Backend, error) {
 	format := cloud.PubkeyFormat(r.PubkeyFormat)
 	if r.Kind == "dir" {
@@ -125,7 +128,8 @@ func (r Registry) Open(ctx context.Context, sku string) (Backend, error) {
 		DynamoDBEndpoint: r.DynamoDBEndpoint, S3Endpoint: r.S3Endpoint, PubkeyFormat: format})
 }
 
-// hinted adds the command that initialises a folder to the error which says that it needs to be.
+// hinted adds the command that initialises a folder to the error which says
+// that it needs to be.
 type hinted struct {
 	Backend
 	dir string

@@ -11,16 +11,21 @@ import (
 )
 
 const (
-	// A line that came repeatBurst times within repeatWindow is held from then on, and told once in each window.
+	// A line that came repeatBurst times within repeatWindow is held from then
+	// on, and told once in each window.
 	repeatBurst  = 3
 	repeatWindow = time.Minute
-	// maxRepeats is how many different lines are watched at once; what comes beyond them is written as it comes.
+	// maxRepeats is how many different lines are watched at once; what comes
+	// beyond them is written as it comes.
 	maxRepeats = 1000
 )
 
-// repeats holds lines back that come again and again, as those of a port that flaps: the last one of a window is written when the window ends, with
-// "repeated", how many were held; it is one of them. Lines are the same if they differ in nothing but the time and the length of a queue: two
-// boards, or two causes, are two lines. Nothing is held that is not told in the end, if the process gets to flush.
+// repeats holds lines back that come again and again, as those of a port that
+// flaps: the last one of a window is written when the window ends, with
+// "repeated", how many were held; it is one of them. Lines are the same if they
+// differ in nothing but the time and the length of a queue: two boards, or two
+// causes, are two lines. Nothing is held that is not told in the end, if the
+// process gets to flush.
 type repeats struct {
 	to zerolog.LevelWriter
 
@@ -99,7 +104,8 @@ func (r *repeats) flush() {
 	}
 }
 
-// identity is a line without what differs each time. A line that is no object has none.
+// identity is a line without what differs each time. A line that is no object
+// has none.
 func identity(line []byte) (string, bool) {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(line, &fields) != nil {

@@ -18,7 +18,8 @@ import (
 // expiresSoon is how long before its end a certificate is told of.
 const expiresSoon = 14 * 24 * time.Hour
 
-// checkAccess reads the files of [access] as a station does that starts. What is in them goes into no finding.
+// checkAccess reads the files of [access] as a station does that starts. What
+// is in them goes into no finding.
 func (e *exam) checkAccess(context.Context) []Result {
 	a := e.station.Access
 	if e.configErr != nil || a == (stationd.Access{}) {
@@ -63,7 +64,8 @@ func (e *exam) checkAccess(context.Context) []Result {
 	return found
 }
 
-// hidden tells of a file that the station's user may be able to read, and this one not.
+// hidden tells of a file that the station's user may be able to read, and this
+// one not.
 func (e *exam) hidden(key, name string, err error) (Result, bool) {
 	if !errors.Is(err, fs.ErrPermission) || e.sees() {
 		return Result{}, false
@@ -71,8 +73,9 @@ func (e *exam) hidden(key, name string, err error) (Result, bool) {
 	return warn("access", e.asOwner(), "%s, %s, may not be read by this user, so [access] was not looked at", key, name), true
 }
 
-// keptFrom is the file, or the folder above it, whose owner and mode keep the station's user from reading it; empty if none does, or if it is that
-// user who examines, and has read it. Access lists are not seen.
+// keptFrom is the file, or the folder above it, whose owner and mode keep the
+// station's user from reading it; empty if none does, or if it is that user who
+// examines, and has read it. Access lists are not seen.
 func (e *exam) keptFrom(name string) string {
 	if !e.owner.ok || e.owner.uid == 0 || e.UID == int(e.owner.uid) {
 		return ""
@@ -87,7 +90,8 @@ func (e *exam) keptFrom(name string) string {
 	}
 }
 
-// may goes by owner and mode; bit is 4 to read, 2 to write, 1 to search a folder.
+// may goes by owner and mode; bit is 4 to read, 2 to write, 1 to search a
+// folder.
 func (o owner) may(info os.FileInfo, bit uint32) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || o.uid == 0 {

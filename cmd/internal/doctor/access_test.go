@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// What keeps a station from starting with its [access] is found before it is started, and no finding tells what is in a file.
+// What keeps a station from starting with its [access] is found before it is
+// started, and no finding tells what is in a file.
 func TestAccessFiles(t *testing.T) {
 	const token = "view-token-0123456789"
 	dir := t.TempDir()

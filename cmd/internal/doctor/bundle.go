@@ -29,7 +29,8 @@ type BundleConfig struct {
 	WithoutIDs  bool
 	Transcripts bool
 	Entries     int
-	// Describe says of an entry what may leave the factory, as JSON, with the ids and fingerprints in it.
+	// Describe says of an entry what may leave the factory, as JSON, with the
+	// ids and fingerprints in it.
 	Describe func(journal.Entry) (line []byte, ids []string, err error)
 	Environ  []string // of this process: what is secret there must not be in the bundle either
 }
@@ -56,8 +57,11 @@ type bundle struct {
 	notes   []string // what is not in it, and why
 }
 
-// WriteBundle writes a tar.gz for support: mode 0600, whole or not at all. It holds no secrets as far as they can be told: private keys, files of tokens and
-// credentials are never read, and all text goes through a scrubber. The error says why there is no bundle; what could not be had is said in the bundle.
+// WriteBundle writes a tar.gz for support: mode 0600, whole or not at all. It
+// holds no secrets as far as they can be told: private keys, files of tokens
+// and credentials are never read, and all text goes through a scrubber. The
+// error says why there is no bundle; what could not be had is said in the
+// bundle.
 func WriteBundle(ctx context.Context, name string, c BundleConfig) error {
 	if _, err := os.Lstat(name); err == nil {
 		return fmt.Errorf("writing the bundle %s: %w", name, ErrExists)
@@ -74,7 +78,8 @@ func WriteBundle(ctx context.Context, name string, c BundleConfig) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("writing the bundle: %w", err)
 	}
-	// A link, and no rename, so that what came there meanwhile is not written over; where there are no links, a rename.
+	// A link, and no rename, so that what came there meanwhile is not written
+	// over; where there are no links, a rename.
 	if err := os.Link(f.Name(), name); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("writing the bundle %s: %w", name, ErrExists)
@@ -224,7 +229,8 @@ func (b *bundle) unitState() []byte {
 	return append(text, '\n')
 }
 
-// ask asks the station on its control socket, which needs no token; else on its page, which may want one, and does not get it.
+// ask asks the station on its control socket, which needs no token; else on its
+// page, which may want one, and does not get it.
 func (b *bundle) ask(ctx context.Context, path string) []byte {
 	body, err := stationd.Look(ctx, b.stateDir, path)
 	if err == nil {
@@ -297,7 +303,8 @@ func (b *bundle) entries() []byte {
 	return out.Bytes()
 }
 
-// transcripts are the newest; they hold no private keys, by promise, and are scrubbed all the same.
+// transcripts are the newest; they hold no private keys, by promise, and are
+// scrubbed all the same.
 func (b *bundle) transcripts() error {
 	names, err := filepath.Glob(filepath.Join(b.stateDir, "transcripts", "*.uart"))
 	if err != nil {

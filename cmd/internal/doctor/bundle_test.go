@@ -43,7 +43,8 @@ func unpack(t *testing.T, data []byte) map[string]string {
 	}
 }
 
-// leaks looks for secrets in files, and for their other forms; it has none of the code under test.
+// leaks looks for secrets in files, and for their other forms; it has none of
+// the code under test.
 func leaks(files map[string]string, secrets map[string]string) (found []string) {
 	for name, text := range files {
 		text = name + "\n" + text
@@ -178,7 +179,8 @@ func TestBundleHoldsNoSecret(t *testing.T) {
 	}
 }
 
-// The search above finds what is there: in the clear, in base64 at any place, in hex, in JSON.
+// The search above finds what is there: in the clear, in base64 at any place,
+// in hex, in JSON.
 func TestLeaksAreFound(t *testing.T) {
 	p, c, secrets := spiked(t)
 	c.Results = nil
@@ -246,7 +248,8 @@ func TestScrubberKeeps(t *testing.T) {
 	}
 }
 
-// A MAC address is a name of a device: it goes where ids go, and stays where they stay.
+// A MAC address is a name of a device: it goes where ids go, and stays where
+// they stay.
 func TestScrubberHidesAddresses(t *testing.T) {
 	const mac = "12:34:56:78:90:ab"
 	text := []byte(`{"message":"the label names the mac ` + mac + `","text":"` + strings.ToUpper(strings.ReplaceAll(mac, ":", "-")) + `"} /dev/serial/by-path/pci-0000:00:14.0-usb-0:1.1:1.0-port0 2026-11-29T02:48:51Z`)

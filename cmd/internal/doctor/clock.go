@@ -46,7 +46,8 @@ func judgeNewest(now, newest time.Time) (Result, bool) {
 	return fail("clock.journal", setClock, "the clock says %s, and the newest entry of the journal is of %s", now.UTC().Format(time.RFC3339), newest.UTC().Format(time.RFC3339)), true
 }
 
-// judgeDrift compares the clock with the registry's, which is to the second, and which the answer took a while to bring.
+// judgeDrift compares the clock with the registry's, which is to the second,
+// and which the answer took a while to bring.
 func judgeDrift(local, remote time.Time, took time.Duration) Result {
 	drift := local.Sub(remote)
 	slack := time.Second + took

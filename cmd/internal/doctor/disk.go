@@ -45,7 +45,8 @@ func parseMounts(text string) (all []mount) {
 	return all
 }
 
-// mountOf is where a path lies; of two mounts on one point the later one counts.
+// mountOf is where a path lies; of two mounts on one point the later one
+// counts.
 func mountOf(all []mount, path string) (best mount, ok bool) {
 	for _, m := range all {
 		if (m.point == "/" || path == m.point || strings.HasPrefix(path, m.point+"/")) && len(m.point) >= len(best.point) {
@@ -55,7 +56,8 @@ func mountOf(all []mount, path string) (best mount, ok bool) {
 	return best, ok
 }
 
-// findMount finds the mount of a folder, or of the nearest one above it that is there.
+// findMount finds the mount of a folder, or of the nearest one above it that is
+// there.
 func (e *exam) findMount(dir string) (mount, bool) {
 	for ; ; dir = filepath.Dir(dir) {
 		if real, err := filepath.EvalSymlinks(dir); err == nil {
@@ -272,8 +274,9 @@ func (e *exam) readAttribute(d device, name string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// judgeEMMC reads what JEDEC has: life_time in steps of 10 % for both kinds of cells, 0x0b beyond its end; pre_eol_info 1 good, 2 at 80 % of the
-// spare blocks, 3 at 90 %.
+// judgeEMMC reads what JEDEC has: life_time in steps of 10 % for both kinds of
+// cells, 0x0b beyond its end; pre_eol_info 1 good, 2 at 80 % of the spare
+// blocks, 3 at 90 %.
 func judgeEMMC(name, life, eol, replace string) []Result {
 	worst := int64(0)
 	for word := range strings.FieldsSeq(life) {

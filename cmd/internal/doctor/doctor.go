@@ -1,5 +1,6 @@
-// Package doctor examines a station: its machine, its ports, its disk, its registry and its journal. It changes nothing, bar a file without a name in the
-// state directory that it writes to see how long that takes.
+// Package doctor examines a station: its machine, its ports, its disk, its
+// registry and its journal. It changes nothing, bar a file without a name in
+// the state directory that it writes to see how long that takes.
 package doctor
 
 import (
@@ -65,7 +66,8 @@ type Machine struct {
 	Command func(ctx context.Context, name string, args ...string) ([]byte, error)
 	// Synchronised tells whether the kernel's clock follows a server.
 	Synchronised func() (bool, error)
-	// Sync measures small appends that are synced, in a folder, for a time at the most.
+	// Sync measures small appends that are synced, in a folder, for a time at
+	// the most.
 	Sync func(ctx context.Context, dir string, limit time.Duration) (Latency, error)
 }
 
@@ -95,7 +97,8 @@ func ThisMachine() Machine {
 
 func (m Machine) path(name string) string { return filepath.Join(m.Root, name) }
 
-// read returns a small file of the machine without white space around it; empty if it cannot be read.
+// read returns a small file of the machine without white space around it; empty
+// if it cannot be read.
 func (m Machine) read(name string) string {
 	data, err := os.ReadFile(m.path(name))
 	if err != nil || len(data) > 1<<20 {
@@ -109,7 +112,8 @@ type Config struct {
 	Path string // of the station's configuration
 	Deep bool   // the whole journal too
 	Machine
-	// Get asks the page of the station that runs. It is not called without a configuration.
+	// Get asks the page of the station that runs. It is not called without a
+	// configuration.
 	Get func(ctx context.Context, listen, path string) (body []byte, status int, err error)
 }
 
@@ -153,8 +157,9 @@ type check struct {
 	run   func(ctx context.Context) []Result
 }
 
-// Examine runs all checks, in less than 15 s unless Deep, and returns what they found, in the order of the checks. A check that hangs, as on a share
-// that is away, is a finding; what it waits for is left behind.
+// Examine runs all checks, in less than 15 s unless Deep, and returns what they
+// found, in the order of the checks. A check that hangs, as on a share that is
+// away, is a finding; what it waits for is left behind.
 func Examine(ctx context.Context, c Config) []Result {
 	e := newExam(ctx, c)
 	checks := []check{
@@ -310,7 +315,8 @@ func (e *exam) askUnit(ctx context.Context) map[string]string {
 	return unit
 }
 
-// askSocket tells whether systemd has the page's address, and starts the station when somebody asks there.
+// askSocket tells whether systemd has the page's address, and starts the
+// station when somebody asks there.
 func (e *exam) askSocket(ctx context.Context) bool {
 	if e.unit == nil {
 		return false
@@ -319,12 +325,14 @@ func (e *exam) askSocket(ctx context.Context) bool {
 	return err == nil && strings.TrimSpace(string(out)) == "ActiveState=active"
 }
 
-// wouldStart tells whether to ask the page would start a station that is stopped.
+// wouldStart tells whether to ask the page would start a station that is
+// stopped.
 func (e *exam) wouldStart() bool {
 	return e.socket && e.running == nil && e.unit["ActiveState"] != "active"
 }
 
-// findOwner takes the owner of the state directory, since nobody else can run the station; else the unit's user, else stationd.
+// findOwner takes the owner of the state directory, since nobody else can run
+// the station; else the unit's user, else stationd.
 func (e *exam) findOwner(stateDir string) owner {
 	var found *user.User
 	if info, err := os.Stat(stateDir); stateDir != "" && err == nil {

@@ -141,7 +141,8 @@ func TestDaemon(t *testing.T) {
 	want(t, e.checkDaemon(t.Context()), "fail daemon", "stalled")
 }
 
-// To look at a station that is stopped does not start it, though systemd would at the first question.
+// To look at a station that is stopped does not start it, though systemd would
+// at the first question.
 func TestSocketIsNotAsked(t *testing.T) {
 	p := newPatient(t)
 	p.file("run/systemd/system/x", "")

@@ -185,7 +185,8 @@ func onlyOK(t *testing.T, results []Result, but ...string) {
 	}
 }
 
-// TestMain makes sure, when all tests ran, that each warning and failure of the source was reached by one.
+// TestMain makes sure, when all tests ran, that each warning and failure of the
+// source was reached by one.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if code == 0 && flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.list").Value.String() == "" && !testing.Short() {

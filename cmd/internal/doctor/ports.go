@@ -125,7 +125,8 @@ func findPort(address string) (string, error) {
 	return "", fmt.Errorf("%w: %s", uart.ErrAmbiguous, strings.Join(fit, ", "))
 }
 
-// isTerminal also takes pseudo-terminals, as simulated boards have them: /sys does not know those.
+// isTerminal also takes pseudo-terminals, as simulated boards have them: /sys
+// does not know those.
 func (e *exam) isTerminal(major, minor uint32) bool {
 	if isPseudo(major) {
 		return true
@@ -208,7 +209,8 @@ func (e *exam) kinds(major uint32) (names []string) {
 	return names
 }
 
-// modems warns of ModemManager, which sends AT to every new port that it is not told to leave alone.
+// modems warns of ModemManager, which sends AT to every new port that it is not
+// told to leave alone.
 func (e *exam) modems(path string, major, minor uint32) (Result, bool) {
 	if !e.hasModemManager() {
 		return Result{}, false

@@ -22,7 +22,8 @@ import (
 type awsRegistry interface {
 	Place() cloud.Place
 	LookAtCredentials(ctx context.Context) (cloud.CredentialsSeen, error)
-	// RoundTrip reads nothing, and tells how long that took and what time it is there.
+	// RoundTrip reads nothing, and tells how long that took and what time it is
+	// there.
 	RoundTrip(ctx context.Context) (took time.Duration, clock time.Time, err error)
 	LookAtTable(ctx context.Context) (cloud.TableSeen, error)
 	LookAtBucket(ctx context.Context) (cloud.BucketSeen, error)
@@ -259,7 +260,8 @@ func (e *exam) checkFolder(dir string) (found []Result) {
 	found = append(found, good("registry.folder", "%s is a registry, and the station may write there", dir))
 	m, ok := e.findMount(dir)
 	if ok {
-		// A share is what this is for; what else may be wrong with a file system is as bad here.
+		// A share is what this is for; what else may be wrong with a file
+		// system is as bad here.
 		for _, r := range judgeMount("registry.filesystem", dir, m) {
 			if kind, _, _ := strings.Cut(m.kind, "."); r.Level == Fail && kind != "tmpfs" && kind != "ramfs" {
 				r = warn("registry.filesystem", "Have only this machine write there, or make sure that the share has locks (flock) between machines.", "%s is on a network share (%s)", dir, m.kind)
@@ -279,7 +281,8 @@ func sameDisk(a, b string) bool {
 	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Dev == y.Dev
 }
 
-// mayWrite asks the kernel if the station's user examines, and otherwise goes by the mode: access lists are not seen then.
+// mayWrite asks the kernel if the station's user examines, and otherwise goes
+// by the mode: access lists are not seen then.
 func (e *exam) mayWrite(path string) bool {
 	if !e.owner.ok || e.UID == int(e.owner.uid) {
 		return unix.Access(path, unix.W_OK) == nil
@@ -301,7 +304,8 @@ func folderError(dir string, err error, sees bool, asOwner string) []Result {
 	return []Result{fail("registry.folder", "Give the folder to the user of the station, or mount it.", "%s cannot be used: %v", dir, err)}
 }
 
-// judgeFull measures the file system of a registry by the limits of the station's own.
+// judgeFull measures the file system of a registry by the limits of the
+// station's own.
 func judgeFull(dir string, limits stationd.Disk) []Result {
 	free, size, err := freeOf(dir)
 	if err != nil {

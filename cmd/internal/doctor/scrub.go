@@ -18,8 +18,9 @@ import (
 	"secretfree/cmd/internal/stationd"
 )
 
-// scrubber takes out of a text what may be a secret. It knows none: it goes by what secrets look like and by the names that stand before them, and
-// rather takes too much.
+// scrubber takes out of a text what may be a secret. It knows none: it goes by
+// what secrets look like and by the names that stand before them, and rather
+// takes too much.
 type scrubber struct {
 	exact  []string        // values that must not appear, in any of their forms
 	known  map[string]bool // ids and fingerprints of the journal, in hex, which are no secrets
@@ -40,7 +41,8 @@ func newScrubber(environment []string, hidden bool) *scrubber {
 	return s
 }
 
-// forms are a value and how it may be written; of base64 the part that does not depend on what is around it, at each of its three places.
+// forms are a value and how it may be written; of base64 the part that does not
+// depend on what is around it, at each of its three places.
 func forms(value string) []string {
 	out := []string{value, url.QueryEscape(value), hex.EncodeToString([]byte(value)), strings.ToUpper(hex.EncodeToString([]byte(value)))}
 	for shift := range 3 {
@@ -59,7 +61,8 @@ const secretWord = `(?:secret|token|passw(?:or)?d|passphrase|passwd|api[_-]?key|
 
 var (
 	secretName = regexp.MustCompile(`(?i)` + secretWord)
-	// A name and its value: in JSON, in JSON within JSON, in a setting, in a header.
+	// A name and its value: in JSON, in JSON within JSON, in a setting, in a
+	// header.
 	secretPair = regexp.MustCompile(`(?i)(` + secretWord + `[\w.-]*\\*["']?\s*[:=]\s*)(?:\\+".*?\\+"|"(?:[^"\\]|\\.)*"|'[^']*'|(?:(?:bearer|basic|digest|aws4-hmac-sha256)\s+)?[^\s,;}"'\\]+)`)
 	scheme     = regexp.MustCompile(`(?i)\b(bearer|basic|aws4-hmac-sha256)\s+[A-Za-z0-9._~+/=,-]{6,}`)
 	armoured   = regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----.*?(-----END [A-Z0-9 ]*-----|\z)`)
@@ -73,7 +76,8 @@ var (
 	lasting    = regexp.MustCompile(`^(usb|pci|platform)-`)                                    // a port
 )
 
-// plain is clean of a text that is full of what looks like a secret and is none: it goes by what is one for sure.
+// plain is clean of a text that is full of what looks like a secret and is
+// none: it goes by what is one for sure.
 func (s *scrubber) plain(text []byte) []byte {
 	for _, value := range s.exact {
 		text = bytes.ReplaceAll(text, []byte(value), []byte(removed))
@@ -118,7 +122,8 @@ func long(word []byte) []byte {
 	return word
 }
 
-// hex keeps what the journal knows. Anything else of that form may be a key or a token, so it gets another name, the same in the whole bundle.
+// hex keeps what the journal knows. Anything else of that form may be a key or
+// a token, so it gets another name, the same in the whole bundle.
 func (s *scrubber) hex(word []byte) []byte {
 	if !s.hidden && s.known[string(word)] {
 		return word
@@ -128,7 +133,8 @@ func (s *scrubber) hex(word []byte) []byte {
 	return []byte("id-" + hex.EncodeToString(h.Sum(nil)[:6]))
 }
 
-// settings returns a configuration with nothing but its known settings: no comments, and no value of a key that is none.
+// settings returns a configuration with nothing but its known settings: no
+// comments, and no value of a key that is none.
 func (s *scrubber) settings(data []byte) []byte {
 	var all map[string]any
 	if err := toml.Unmarshal(data, &all); err != nil {
@@ -185,7 +191,8 @@ var (
 	keyLine   = regexp.MustCompile(`^\s*([a-z_]+)\s*=`)
 )
 
-// names is for a file that is no TOML: the names of tables and keys, by line, so that an error that names a line can be followed.
+// names is for a file that is no TOML: the names of tables and keys, by line,
+// so that an error that names a line can be followed.
 func (s *scrubber) names(data []byte) []byte {
 	var out strings.Builder
 	out.WriteString("# This file is no TOML; only names are here.\n")

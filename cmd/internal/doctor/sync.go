@@ -23,10 +23,12 @@ const (
 	syncMost  = 200
 	syncLimit = 2 * time.Second
 
-	// A technician notices a PASS that takes longer, and each board is at least two syncs.
+	// A technician notices a PASS that takes longer, and each board is at least
+	// two syncs.
 	slowSync = 100 * time.Millisecond
-	// Flash takes more than this to write a page, a disk that spins a hundred times as long: what is faster has not been written, or lies in memory that
-	// a battery or capacitors keep.
+	// Flash takes more than this to write a page, a disk that spins a hundred
+	// times as long: what is faster has not been written, or lies in memory
+	// that a battery or capacitors keep.
 	fastSync = 100 * time.Microsecond
 )
 
@@ -76,7 +78,8 @@ func short(d time.Duration) time.Duration {
 	return d.Round(10 * time.Microsecond)
 }
 
-// measureSync appends to a file that has no name, so that nothing of it is left.
+// measureSync appends to a file that has no name, so that nothing of it is
+// left.
 func measureSync(ctx context.Context, dir string, limit time.Duration) (l Latency, err error) {
 	f, err := nameless(dir)
 	if err != nil {

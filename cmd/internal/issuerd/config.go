@@ -1,5 +1,6 @@
-// Package issuerd has the configuration of an issuer and opens what it names: registry, CA, claims. It is a package so that the
-// demo, the daemon, the function and the commands that look into an issuer run the same code.
+// Package issuerd has the configuration of an issuer and opens what it names:
+// registry, CA, claims. It is a package so that the demo, the daemon, the
+// function and the commands that look into an issuer run the same code.
 package issuerd
 
 import (
@@ -78,7 +79,8 @@ type CA struct {
 	Endpoint string `toml:"endpoint"` // for tests and private endpoints
 }
 
-// IoT is the table [iot]: where certificates are made known before they are answered.
+// IoT is the table [iot]: where certificates are made known before they are
+// answered.
 type IoT struct {
 	JITP         bool              `toml:"jitp"` // IoT Core registers by itself; here certificates are only revoked
 	CARegistered bool              `toml:"ca_registered"`
@@ -175,7 +177,8 @@ func defaults() Config {
 	}
 }
 
-// Load reads and checks a configuration file, and fills in what may be left out.
+// Load reads and checks a configuration file, and fills in what may be left
+// out.
 func Load(name string) (Config, error) {
 	c := defaults()
 	file, err := config.Load(name, &c)
@@ -510,8 +513,9 @@ func (c Config) OpenIssuer(ctx context.Context) (*Components, error) {
 	return c.openIssuer(ctx, challenges, CA.open)
 }
 
-// OpenOperator makes an issuer that has nothing signed: no key of a local CA, and none of the challenges, has to be within reach of who
-// revokes, sweeps and looks.
+// OpenOperator makes an issuer that has nothing signed: no key of a local CA,
+// and none of the challenges, has to be within reach of who revokes, sweeps and
+// looks.
 func (c Config) OpenOperator(ctx context.Context) (*Components, error) {
 	challenges, err := c.Challenge.with(c.SKU, make([]byte, 32)) // no request is looked at
 	if err != nil {
@@ -600,8 +604,8 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 }
 
 // checkNames refuses a CA that has the name of another one, whose certificates
-// devices have: none of them could be answered again. Only a folder of claims can
-// be asked without reading all of it.
+// devices have: none of them could be answered again. Only a folder of claims
+// can be asked without reading all of it.
 func (o *Components) checkNames(ctx context.Context) error {
 	store, ok := o.Claims.(interface {
 		Signed(ctx context.Context, ca string) (issuer.Issuance, error)
@@ -632,7 +636,8 @@ func (l Limits) limiter(perMinute int) *server.Limiter {
 	return server.NewLimiter(time.Minute/time.Duration(perMinute), perMinute)
 }
 
-// source names where a request comes from: behind proxies, what the outermost of ours saw.
+// source names where a request comes from: behind proxies, what the outermost
+// of ours saw.
 func (l Limits) source(r *http.Request) string {
 	forwarded := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	return server.SourceName(strings.TrimSpace(forwarded[max(len(forwarded)-l.Proxies, 0)]))
@@ -668,5 +673,6 @@ func (c Challenge) open(ctx context.Context, sku string) (*issuer.Challenges, er
 // NewLog makes a logger; every line has the SKU.
 func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w, "sku", c.SKU) }
 
-// OpenLog makes the daemon's own logger, which is NewLog's with more; see config.DaemonLog.
+// OpenLog makes the daemon's own logger, which is NewLog's with more; see
+// config.DaemonLog.
 func OpenLog(w io.Writer, c Config) (*config.DaemonLog, error) { return c.Log.Open(w, "sku", c.SKU) }

@@ -8,8 +8,8 @@ import (
 	"secretfree/cloud/issuer/server"
 )
 
-// LogDecision logs a request: at level error if it could not be answered for want
-// of something of ours, otherwise at level info.
+// LogDecision logs a request: at level error if it could not be answered for
+// want of something of ours, otherwise at level info.
 func LogDecision(log zerolog.Logger, d server.Decision) {
 	level := zerolog.InfoLevel
 	if _, limited := errors.AsType[server.ErrTooMany](d.Err); d.Outcome == server.TryLater && !limited {

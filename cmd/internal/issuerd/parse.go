@@ -11,7 +11,8 @@ import (
 	"secretfree/station/board"
 )
 
-// Parse is Load of a text that is in no file; the name is the one that errors have.
+// Parse is Load of a text that is in no file; the name is the one that errors
+// have.
 func Parse(name string, text []byte) (Config, error) {
 	c := defaults()
 	file, err := config.Parse(name, text, &c)
@@ -21,15 +22,16 @@ func Parse(name string, text []byte) (Config, error) {
 	return c.filled(file)
 }
 
-// Decider decides on requests and can issue nothing: it knows neither a CA nor what was issued. Any number of callers may
-// use it at once.
+// Decider decides on requests and can issue nothing: it knows neither a CA nor
+// what was issued. Any number of callers may use it at once.
 type Decider struct {
 	registry issuer.Registry
 	policy   issuer.Policy
 }
 
-// OpenDecider makes the Decider of a configuration that came from Load or Parse. It calls nothing outside this machine, but
-// for a key of the challenges in KMS.
+// OpenDecider makes the Decider of a configuration that came from Load or
+// Parse. It calls nothing outside this machine, but for a key of the challenges
+// in KMS.
 func (c Config) OpenDecider(ctx context.Context) (*Decider, error) {
 	challenges, err := c.Challenge.open(ctx, c.SKU)
 	if err != nil {
@@ -46,8 +48,9 @@ func (c Config) OpenDecider(ctx context.Context) (*Decider, error) {
 	return &Decider{registry, policy}, nil
 }
 
-// Decide is issuer.Decide on what the registry holds now. An error that wraps an issuer.Refusal is a verdict; any other says
-// that the registry could not be read.
+// Decide is issuer.Decide on what the registry holds now. An error that wraps
+// an issuer.Refusal is a verdict; any other says that the registry could not be
+// read.
 func (d *Decider) Decide(ctx context.Context, request issuer.Request) (issuer.Approved, error) {
 	var enrolment *board.Enrolment
 	if device, ok := request.Claimed(); ok {

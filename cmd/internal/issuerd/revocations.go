@@ -40,7 +40,8 @@ func (c Config) Warnings() []string {
 	return all
 }
 
-// Revocations tells about the certificates of the CAs that are local; l limits who asks.
+// Revocations tells about the certificates of the CAs that are local; l limits
+// who asks.
 func (o *Components) Revocations(l Limits, log func(error)) (*server.Revocations, error) {
 	c := server.RevocationsConfig{Claims: o.Claims, CAs: map[string]server.RevocationSigner{}, Sources: l.limiter(l.StatusPerMinute), Log: log}
 	if l.Proxies > 0 {
@@ -54,7 +55,8 @@ func (o *Components) Revocations(l Limits, log func(error)) (*server.Revocations
 	return server.NewRevocations(c)
 }
 
-// CRL makes the revocation list, in DER, of the CA of a name; empty: that of [ca].
+// CRL makes the revocation list, in DER, of the CA of a name; empty: that of
+// [ca].
 //
 // With an error that wraps issuer.ErrBadClaim there is a list all the same.
 func (c Config) CRL(ctx context.Context, name string) (_ []byte, err error) {

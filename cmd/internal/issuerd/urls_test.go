@@ -32,7 +32,8 @@ func TestConfigURLs(t *testing.T) {
 	}
 }
 
-// A local CA whose certificates lead to no list and no responder is warned about.
+// A local CA whose certificates lead to no list and no responder is warned
+// about.
 func TestWarnings(t *testing.T) {
 	local := CA{Kind: "local"}
 	for name, c := range map[string]struct {

@@ -1,4 +1,5 @@
-// Package metric describes what the daemons show to Prometheus: each metric once, with what the documents, the alerts and the dashboard are checked
+// Package metric describes what the daemons show to Prometheus: each metric
+// once, with what the documents, the alerts and the dashboard are checked
 // against.
 package metric
 
@@ -59,7 +60,8 @@ func (m Metric) SendTime(ch chan<- prometheus.Metric, at time.Time, labels ...st
 	}
 }
 
-// SendDurations gives the value of a histogram: how many there were and their sum, and how many took up to each of the bounds. No buckets are empty ones.
+// SendDurations gives the value of a histogram: how many there were and their
+// sum, and how many took up to each of the bounds. No buckets are empty ones.
 func (m Metric) SendDurations(ch chan<- prometheus.Metric, count uint64, sum time.Duration, bounds []time.Duration, buckets []uint64, labels ...string) {
 	upTo := map[float64]uint64{}
 	for i, bound := range bounds {

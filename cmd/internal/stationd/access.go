@@ -22,7 +22,8 @@ import (
 	"secretfree/station"
 )
 
-// Access is the table [access]: who may look at the page, and who may change something by it.
+// Access is the table [access]: who may look at the page, and who may change
+// something by it.
 type Access struct {
 	Certificate     string `toml:"tls_cert"`
 	Key             string `toml:"tls_key"`
@@ -99,8 +100,9 @@ func (a Access) checkFiles(f *config.File) error {
 	return nil
 }
 
-// ReadToken reads a file that holds one token, of station.MinToken to station.MaxToken printable characters without white space, and that
-// nobody but its owner may read. No error quotes it.
+// ReadToken reads a file that holds one token, of station.MinToken to
+// station.MaxToken printable characters without white space, and that nobody
+// but its owner may read. No error quotes it.
 func ReadToken(name string) (string, error) {
 	file, err := os.Open(name)
 	if err != nil {
@@ -149,7 +151,8 @@ type gate struct {
 
 const secretName = "page.key"
 
-// openGate reads the files of [access], for a page that others reach if network. The secret of log-ins is in the state directory, so that they
+// openGate reads the files of [access], for a page that others reach if
+// network. The secret of log-ins is in the state directory, so that they
 // survive a restart.
 func openGate(c Config, network bool, log zerolog.Logger) (*gate, error) {
 	g := &gate{config: c.Access, network: network, log: log, seen: map[string]os.FileInfo{}}
@@ -175,7 +178,8 @@ func openGate(c Config, network bool, log zerolog.Logger) (*gate, error) {
 	return g, nil
 }
 
-// pageSecret reads the secret, or makes another if there is none that is whole: then everybody logs in again.
+// pageSecret reads the secret, or makes another if there is none that is whole:
+// then everybody logs in again.
 func pageSecret(name string) ([]byte, error) {
 	const size = 32
 	secret, err := os.ReadFile(name)

@@ -59,7 +59,8 @@ func (f *factory) file(name, text string) {
 	}
 }
 
-// A station with TLS and tokens, from its configuration to its answers; certificate and tokens change under it.
+// A station with TLS and tokens, from its configuration to its answers;
+// certificate and tokens change under it.
 func TestAccess(t *testing.T) {
 	f := newFactory(t)
 	certificate, key, first := f.pair("first")
@@ -187,7 +188,8 @@ func TestTokensAreReadAgain(t *testing.T) {
 	}
 }
 
-// Where no token can be read, the log says why, and not that there are two alike.
+// Where no token can be read, the log says why, and not that there are two
+// alike.
 func TestTokensUnreadable(t *testing.T) {
 	f := newFactory(t)
 	view, technician := filepath.Join(f.dir, "view"), filepath.Join(f.dir, "technician")
@@ -202,7 +204,8 @@ func TestTokensUnreadable(t *testing.T) {
 	}
 }
 
-// Each file of [access] that cannot be used is refused with line and remedy, and no refusal tells what is in it.
+// Each file of [access] that cannot be used is refused with line and remedy,
+// and no refusal tells what is in it.
 func TestAccessFilesAreChecked(t *testing.T) {
 	const token = "view-token-0123456789"
 	for name, c := range map[string]struct {

@@ -30,10 +30,12 @@ func (a archive) PutCheckpoint(ctx context.Context, checkpoint []byte) error {
 	return a.to.PutCheckpoint(ctx, origin, c.Size, checkpoint)
 }
 
-// unarchived is how long the oldest segment may wait for its copy before IT is told.
+// unarchived is how long the oldest segment may wait for its copy before IT is
+// told.
 const unarchived = time.Hour
 
-// archiveNotices are what people must know of the copies. That another writes under this name is a matter of the health.
+// archiveNotices are what people must know of the copies. That another writes
+// under this name is a matter of the health.
 func archiveNotices(s spool.Stats) []station.Problem {
 	if s.Forked || s.ArchiveError == "" || s.UnarchivedSince.IsZero() || time.Since(s.UnarchivedSince) <= unarchived {
 		return nil

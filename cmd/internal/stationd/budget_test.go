@@ -41,7 +41,8 @@ func TestDiskNotices(t *testing.T) {
 	}
 }
 
-// A disk that fills is shown on the page, in the status and in the metrics before boards fail; the health stays green, as all work moves.
+// A disk that fills is shown on the page, in the status and in the metrics
+// before boards fail; the health stays green, as all work moves.
 func TestDiskWarns(t *testing.T) {
 	f := newFactory(t)
 	smallDisk(t, f.state, "4m")

@@ -7,7 +7,8 @@ import (
 	"secretfree/station"
 )
 
-// Where records leave on a stick it is no error that nothing delivers them: not on the page, not in the metrics, not in the log.
+// Where records leave on a stick it is no error that nothing delivers them: not
+// on the page, not in the metrics, not in the log.
 func TestCarried(t *testing.T) {
 	f := newFactory(t)
 	f.registry = ""

@@ -44,7 +44,8 @@ func (c *changes) tell(stats spool.Stats) {
 	c.last = stats
 }
 
-// sentence is an error that is told when it comes and when it goes, and while it is another each time, once a minute.
+// sentence is an error that is told when it comes and when it goes, and while
+// it is another each time, once a minute.
 type sentence struct {
 	told string
 	at   time.Time

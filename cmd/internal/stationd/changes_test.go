@@ -11,8 +11,8 @@ import (
 	"secretfree/spool"
 )
 
-// An outage of the registry, and one of the archive alone, are logged when they begin and end, and while the error is another each time, once
-// a minute.
+// An outage of the registry, and one of the archive alone, are logged when they
+// begin and end, and while the error is another each time, once a minute.
 func TestChanges(t *testing.T) {
 	for name, c := range map[string]struct {
 		stats        func(err string) spool.Stats

@@ -20,7 +20,8 @@ func (f *factory) read() {
 	d.stop()
 }
 
-// Two machines from one image write two journals under one name. The registry has the first one's, and the second is told.
+// Two machines from one image write two journals under one name. The registry
+// has the first one's, and the second is told.
 func TestClonedStation(t *testing.T) {
 	f := newFactory(t)
 	f.read()

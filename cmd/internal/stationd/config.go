@@ -1,5 +1,5 @@
-// Package stationd joins the rooms of a station into one daemon. It is a package so that the demo runs the
-// same code as the command.
+// Package stationd joins the rooms of a station into one daemon. It is a
+// package so that the demo runs the same code as the command.
 package stationd
 
 import (
@@ -19,7 +19,8 @@ import (
 	"secretfree/uart"
 )
 
-// Config is stationd's configuration file. systemd/stationd.toml explains each key.
+// Config is stationd's configuration file. systemd/stationd.toml explains each
+// key.
 type Config struct {
 	Station     string          `toml:"station"`
 	SKU         string          `toml:"sku"`
@@ -42,7 +43,8 @@ type Slot struct {
 	Name    string `toml:"name"`
 	Port    string `toml:"port"`
 	Dialect string `toml:"dialect"`
-	// The modem lines, as uart.ParseLevel, ParseSequence and ParsePresence read them.
+	// The modem lines, as uart.ParseLevel, ParseSequence and ParsePresence read
+	// them.
 	DTR     string   `toml:"dtr"`
 	RTS     string   `toml:"rts"`
 	Reset   []string `toml:"reset"`
@@ -57,7 +59,8 @@ type Policy struct {
 	Label         string            `toml:"label"` // LabelOptional or LabelRequired
 }
 
-// What Policy.Label can be. A label that was scanned and names another board fails a board either way.
+// What Policy.Label can be. A label that was scanned and names another board
+// fails a board either way.
 const (
 	LabelOptional = "optional"
 	LabelRequired = "required"
@@ -83,7 +86,8 @@ func (p Page) check(f *config.File) error {
 	return nil
 }
 
-// Transcripts is the table [transcripts]: how many files are kept of boards that failed and of boards that passed.
+// Transcripts is the table [transcripts]: how many files are kept of boards
+// that failed and of boards that passed.
 type Transcripts struct {
 	Failed int `toml:"failed"`
 	Passed int `toml:"passed"`
@@ -95,24 +99,28 @@ type Export struct {
 	TrustedReceipts []string `toml:"trusted_receipts"` // public keys of importers, in the note key format
 }
 
-// NoRegistry is the kind of registry of a station without a network: records leave it on a stick.
+// NoRegistry is the kind of registry of a station without a network: records
+// leave it on a stick.
 const NoRegistry = "none"
 
 const (
 	defaultListen  = "127.0.0.1:8080"
 	maxTranscripts = 100_000 // files of a kind
 	maxShelf       = 100_000 // MiB
-	// maxStateDir keeps the path of the control socket within the 107 bytes that an address of a socket holds.
+	// maxStateDir keeps the path of the control socket within the 107 bytes
+	// that an address of a socket holds.
 	maxStateDir = 107 - len("/"+controlName)
 )
 
-// Load reads and checks a configuration file, and fills in what may be left out.
+// Load reads and checks a configuration file, and fills in what may be left
+// out.
 func Load(name string) (Config, error) {
 	c, _, err := load(name)
 	return c, err
 }
 
-// LoadToServe is Load, and reads the files that [access] names, which only the user of stationd may be able to.
+// LoadToServe is Load, and reads the files that [access] names, which only the
+// user of stationd may be able to.
 func LoadToServe(name string) (Config, error) {
 	c, file, err := load(name)
 	if err != nil {
@@ -248,7 +256,8 @@ func (c Config) checkSlots(f *config.File) error {
 	return nil
 }
 
-// hosts are the names of the page: those that were listed, and the one that it listens on.
+// hosts are the names of the page: those that were listed, and the one that it
+// listens on.
 func (c Config) hosts() []string {
 	host, _, _ := net.SplitHostPort(c.Listen)
 	if host == "" {
@@ -276,7 +285,8 @@ func (c Config) Receipts() (note.Verifiers, error) {
 // NewLog makes a logger; every line has the station.
 func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w, "station", c.Station) }
 
-// OpenLog makes the daemon's own logger, which is NewLog's with more; see config.DaemonLog.
+// OpenLog makes the daemon's own logger, which is NewLog's with more; see
+// config.DaemonLog.
 func OpenLog(w io.Writer, c Config) (*config.DaemonLog, error) {
 	return c.Log.Open(w, "station", c.Station)
 }

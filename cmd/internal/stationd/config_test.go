@@ -146,7 +146,8 @@ func TestLongestStateDir(t *testing.T) {
 	if _, err := Open(t.Context(), c, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), "choose one of 94 at the most") {
 		t.Errorf("one byte more: %v", err)
 	}
-	// A copy of a station may lie deeper; nothing runs there, and stationctl looks into its files.
+	// A copy of a station may lie deeper; nothing runs there, and stationctl
+	// looks into its files.
 	if err := os.RemoveAll(c.StateDir); err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,8 @@ import (
 	"secretfree/station/board"
 )
 
-// The control socket lies in the state directory, for stationctl: whoever may write there may act. It speaks HTTP:
+// The control socket lies in the state directory, for stationctl: whoever may
+// write there may act. It speaks HTTP:
 //
 //	GET  /stats                Running
 //	GET  /status, /metrics     what the page's address has, for who may not show a token there
@@ -37,13 +38,14 @@ import (
 //	POST /slot/reset?name=NAME resets the board in a slot with the sequence of its configuration; 204
 //	POST /receipt              applies the receipt in the body, which must be signed by a key of the configuration; spool.Settled
 //
-// An error is {"error"} with 404 if there is no such letter, 422 if it is no receipt for this station, otherwise 500.
+// An error is {"error"} with 404 if there is no such letter, 422 if it is no
+// receipt for this station, otherwise 500.
 const controlName = "control.sock"
 
 func controlPath(stateDir string) string { return filepath.Join(stateDir, controlName) }
 
-// listenControl makes the socket, which only its owner may use. The spool's lock is held, so a socket that is there is
-// a dead one.
+// listenControl makes the socket, which only its owner may use. The spool's
+// lock is held, so a socket that is there is a dead one.
 func listenControl(stateDir string) (net.Listener, error) {
 	if len(stateDir) > maxStateDir {
 		return nil, fmt.Errorf("making the control socket: the path of the state directory has %d bytes; choose one of %d at the most", len(stateDir), maxStateDir)
@@ -180,8 +182,9 @@ type controlError struct {
 	Error string `json:"error"`
 }
 
-// Control is what stationctl does to a station: through its control socket while stationd runs, else in its state directory. There
-// it opens the spool only for what changes something, and only as the owner of the directory.
+// Control is what stationctl does to a station: through its control socket
+// while stationd runs, else in its state directory. There it opens the spool
+// only for what changes something, and only as the owner of the directory.
 type Control struct {
 	client   *http.Client // nil: stationd does not run; it has no time limit of its own
 	stateDir string
@@ -194,8 +197,9 @@ const (
 	maxControlDoc = 64 << 20
 )
 
-// OpenControl opens the station whose state directory this is. The configuration's keys for receipts are those that count while
-// stationd does not run.
+// OpenControl opens the station whose state directory this is. The
+// configuration's keys for receipts are those that count while stationd does
+// not run.
 func OpenControl(stateDir string, receipts note.Verifiers) (*Control, error) {
 	path := controlPath(stateDir)
 	probe, err := net.Conn(nil), error(os.ErrNotExist) // where the path is too long, no stationd can run
@@ -245,7 +249,8 @@ func (c *Control) Stats(ctx context.Context) (running Running, err error) {
 	return running, c.call(ctx, http.MethodGet, "/stats", nil, &running)
 }
 
-// Look asks the station that runs on a state directory for what its control socket has under a path; ErrNotRunning if none does.
+// Look asks the station that runs on a state directory for what its control
+// socket has under a path; ErrNotRunning if none does.
 func Look(ctx context.Context, stateDir, path string) ([]byte, error) {
 	c, err := OpenControl(stateDir, nil)
 	if err != nil {
@@ -281,7 +286,8 @@ func (c *Control) List(ctx context.Context) (letters []spool.DeadLetter, err err
 	return letters, c.call(ctx, http.MethodGet, "/dead", nil, &letters)
 }
 
-// Export returns a dead letter with its evidence; spool.ErrNoDeadLetter if there is none.
+// Export returns a dead letter with its evidence; spool.ErrNoDeadLetter if
+// there is none.
 func (c *Control) Export(ctx context.Context, seq uint64) (evidence spool.Evidence, err error) {
 	if c.client == nil {
 		return spool.ShowDead(c.stateDir, seq)
@@ -289,7 +295,8 @@ func (c *Control) Export(ctx context.Context, seq uint64) (evidence spool.Eviden
 	return evidence, c.call(ctx, http.MethodGet, fmt.Sprintf("/dead/%d", seq), nil, &evidence)
 }
 
-// Requeue has a dead letter delivered once more: at once if stationd runs, otherwise when it starts.
+// Requeue has a dead letter delivered once more: at once if stationd runs,
+// otherwise when it starts.
 func (c *Control) Requeue(ctx context.Context, seq uint64) error {
 	if c.client == nil {
 		s, err := c.open()
@@ -301,7 +308,8 @@ func (c *Control) Requeue(ctx context.Context, seq uint64) error {
 	return c.call(ctx, http.MethodPost, fmt.Sprintf("/dead/%d/requeue", seq), nil, nil)
 }
 
-// Acknowledge has a station that runs end the leak of a private key that a slot shows; ErrNotRunning if none does.
+// Acknowledge has a station that runs end the leak of a private key that a slot
+// shows; ErrNotRunning if none does.
 func (c *Control) Acknowledge(ctx context.Context, slot string) error {
 	if c.client == nil {
 		return ErrNotRunning
@@ -321,7 +329,8 @@ func (c *Control) Sign(ctx context.Context) (waiting Waiting, err error) {
 	return waiting, c.call(ctx, http.MethodPost, "/checkpoint", nil, &waiting)
 }
 
-// ApplyReceipt is Spool.ApplyReceipt with the keys that the station's configuration names.
+// ApplyReceipt is Spool.ApplyReceipt with the keys that the station's
+// configuration names.
 func (c *Control) ApplyReceipt(ctx context.Context, data []byte) (settled spool.Settled, err error) {
 	if c.client == nil {
 		s, err := c.open()

@@ -19,8 +19,9 @@ const (
 	maxCounted  = 16 << 10 // bytes
 )
 
-// counted keeps what is being made, in a file of the state directory. How many boards there are of it, the journal tells. Losing the file
-// loses the name on the page, and no board.
+// counted keeps what is being made, in a file of the state directory. How many
+// boards there are of it, the journal tells. Losing the file loses the name on
+// the page, and no board.
 type counted struct{ path string }
 
 // order is a lot without its count.
@@ -44,7 +45,8 @@ type lots struct {
 
 func openCounted(dir string) counted { return counted{filepath.Join(dir, countedName)} }
 
-// load is what was kept last; nil if nothing was. The error says what is wrong with the file.
+// load is what was kept last; nil if nothing was. The error says what is wrong
+// with the file.
 func (c counted) load() (lot *station.Lot, earlier []station.Lot, err error) {
 	f, err := os.Open(c.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -79,7 +81,8 @@ func (c counted) load() (lot *station.Lot, earlier []station.Lot, err error) {
 	return &read[0], read[1:], nil
 }
 
-// keep is station.Config.KeepLot: the file is whole at every moment, and synced when it returns.
+// keep is station.Config.KeepLot: the file is whole at every moment, and synced
+// when it returns.
 func (c counted) keep(lot station.Lot, earlier []station.Lot) error {
 	kept := lots{order: orderOf(lot)}
 	for _, l := range earlier {

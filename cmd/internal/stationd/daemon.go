@@ -35,17 +35,20 @@ const (
 	spoolLimit  = time.Second             // the last checkpoint, and the files
 )
 
-// A page holds one connection for its events, and a browser up to five more for a moment.
+// A page holds one connection for its events, and a browser up to five more for
+// a moment.
 const (
 	maxConnections = 256
 	maxPerAddress  = 16
 	maxHeaders     = 16 << 10
 )
 
-// stalled is how long records may wait without one being confirmed before the station's health is red.
+// stalled is how long records may wait without one being confirmed before the
+// station's health is red.
 const stalled = 5 * time.Minute
 
-// diskLimit is how long a call to the disk may take before the station's health is red. A healthy disk takes milliseconds.
+// diskLimit is how long a call to the disk may take before the station's health
+// is red. A healthy disk takes milliseconds.
 const diskLimit = 10 * time.Second
 
 // Daemon is a station with everything that it needs.
@@ -71,8 +74,9 @@ type Daemon struct {
 	list      *lot       // of it; nil without one
 }
 
-// Serve opens a station and runs it until ctx ends. If ctx ends before it is open, as while a large index is made anew, it is
-// not waited for: nothing has passed yet.
+// Serve opens a station and runs it until ctx ends. If ctx ends before it is
+// open, as while a large index is made anew, it is not waited for: nothing has
+// passed yet.
 func Serve(ctx context.Context, c Config, log zerolog.Logger, again Reloads) error {
 	type opened struct {
 		d   *Daemon
@@ -89,7 +93,8 @@ func Serve(ctx context.Context, c Config, log zerolog.Logger, again Reloads) err
 			return o.err
 		}
 		if os.Getenv("GOGC") == "" {
-			// A station has memory of its own of 2 MiB and time to spare, and shares a small machine: half of the usual garbage is enough.
+			// A station has memory of its own of 2 MiB and time to spare, and
+			// shares a small machine: half of the usual garbage is enough.
 			debug.SetGCPercent(50)
 		}
 		reloading, cancel := context.WithCancel(ctx)
@@ -105,7 +110,8 @@ func Serve(ctx context.Context, c Config, log zerolog.Logger, again Reloads) err
 	}
 }
 
-// Open takes the state directory and the page's address. A configuration must come from Load.
+// Open takes the state directory and the page's address. A configuration must
+// come from Load.
 func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
@@ -192,7 +198,8 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 			err = errors.Join(err, d.listener.Close())
 		}
 	}()
-	// What others may do depends on where the page really is: a socket of systemd counts, and not what the configuration says then.
+	// What others may do depends on where the page really is: a socket of
+	// systemd counts, and not what the configuration says then.
 	if d.gate, err = openGate(c, onNetwork(d.Addr()), d.log); err != nil {
 		return err
 	}
@@ -224,10 +231,12 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	return nil
 }
 
-// socketListen is the name of the socket that systemd may hand over in the place of the page's address.
+// socketListen is the name of the socket that systemd may hand over in the
+// place of the page's address.
 const socketListen = "listen"
 
-// listen takes the socket that systemd opened, or opens the address. What holds for an address on a network holds for a socket there.
+// listen takes the socket that systemd opened, or opens the address. What holds
+// for an address on a network holds for a socket there.
 func listen(c Config) (net.Listener, error) {
 	given, err := web.Sockets(socketListen)
 	if err != nil {
@@ -261,10 +270,13 @@ func (d *Daemon) Addr() string { return d.listener.Addr().String() }
 // Status is what GET /status answers.
 func (d *Daemon) Status() station.Status { return d.station.Status() }
 
-// Run serves until ctx ends, then stops in order: the slots finish what they are writing, the page ends, what is
-// queued goes out if it goes at once, the spool signs a last checkpoint. It takes less than 5 s and returns nil; nothing
-// that has passed is lost if it is cut short. An error means that the page could not be served, or that something, as a disk that
-// hangs, was not waited for: it holds files of the station until the process ends. It runs once.
+// Run serves until ctx ends, then stops in order: the slots finish what they
+// are writing, the page ends, what is queued goes out if it goes at once, the
+// spool signs a last checkpoint. It takes less than 5 s and returns nil;
+// nothing that has passed is lost if it is cut short. An error means that the
+// page could not be served, or that something, as a disk that hangs, was not
+// waited for: it holds files of the station until the process ends. It runs
+// once.
 func (d *Daemon) Run(ctx context.Context) error {
 	outer := context.WithoutCancel(ctx)
 	slotsCtx, stopSlots := context.WithCancelCause(outer)
@@ -285,7 +297,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.gate.pair != nil {
 		scheme = "https://"
 	}
-	// What the opening of a long journal left over is given back now; the collector would keep it for as long as nothing happens.
+	// What the opening of a long journal left over is given back now; the
+	// collector would keep it for as long as nothing happens.
 	debug.FreeOSMemory()
 	d.log.Info().Str("page", scheme+d.Addr()+"/").Msg("ready")
 
@@ -353,7 +366,8 @@ func (d *Daemon) drain() {
 	}
 }
 
-// stats is of the spool. That nothing is delivered where records are carried is no error.
+// stats is of the spool. That nothing is delivered where records are carried is
+// no error.
 func (d *Daemon) stats() spool.Stats {
 	stats := d.spool.Stats()
 	if d.carried {
@@ -444,7 +458,8 @@ func (d *Daemon) notify(state string) {
 	}
 }
 
-// watch feeds systemd's watchdog while the station makes progress, and logs what changes in the delivery. It returns nil when ctx ends.
+// watch feeds systemd's watchdog while the station makes progress, and logs
+// what changes in the delivery. It returns nil when ctx ends.
 func (d *Daemon) watch(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()

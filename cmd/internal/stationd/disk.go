@@ -9,7 +9,8 @@ import (
 	"secretfree/station"
 )
 
-// Disk is the table [disk]: how full the disk may be, in percent, before the page says so.
+// Disk is the table [disk]: how full the disk may be, in percent, before the
+// page says so.
 type Disk struct {
 	Warn     int `toml:"warn_percent"`
 	Critical int `toml:"critical_percent"`

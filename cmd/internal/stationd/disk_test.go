@@ -51,8 +51,8 @@ func fill(t *testing.T, name string) {
 	}
 }
 
-// A full disk fails the board with its own reason; nothing half-written is trusted later, and with room again the same
-// board passes without a restart.
+// A full disk fails the board with its own reason; nothing half-written is
+// trusted later, and with room again the same board passes without a restart.
 func TestDiskFull(t *testing.T) {
 	f := newFactory(t)
 	smallDisk(t, f.state, "4m")
@@ -65,7 +65,8 @@ func TestDiskFull(t *testing.T) {
 
 	ballast := filepath.Join(f.state, "ballast")
 	fill(t, ballast)
-	// A tail of the journal's last page may take some more records; after that every board must fail.
+	// A tail of the journal's last page may take some more records; after that
+	// every board must fail.
 	full := station.SlotStatus{}
 	passed := 1
 	for range 50 {

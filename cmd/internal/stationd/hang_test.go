@@ -22,8 +22,8 @@ import (
 	"secretfree/station"
 )
 
-// hangSyncs has every sync of this process wait for ever from now on, as a disk that does not answer does: the kernel asks a listener
-// that never speaks.
+// hangSyncs has every sync of this process wait for ever from now on, as a disk
+// that does not answer does: the kernel asks a listener that never speaks.
 func hangSyncs() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -55,7 +55,8 @@ func hangSyncs() error {
 
 const hangEnv = "STATIOND_HANGS"
 
-// TestHangingDiskDaemon is the daemon of TestHangingDisk, in a process of its own.
+// TestHangingDiskDaemon is the daemon of TestHangingDisk, in a process of its
+// own.
 func TestHangingDiskDaemon(t *testing.T) {
 	name := os.Getenv(hangEnv)
 	if name == "" {
@@ -89,8 +90,9 @@ func TestHangingDiskDaemon(t *testing.T) {
 	os.Exit(0)
 }
 
-// A disk that hangs: the page, the status and the metrics answer, the health is red and says why, and a stop takes less than 5 s and
-// says that it was no orderly one. When the disk is back, what has passed is there.
+// A disk that hangs: the page, the status and the metrics answer, the health is
+// red and says why, and a stop takes less than 5 s and says that it was no
+// orderly one. When the disk is back, what has passed is there.
 func TestHangingDisk(t *testing.T) {
 	f := newFactory(t)
 	f.config()

@@ -13,7 +13,8 @@ import (
 
 const maxFound = 50 // boards or verdicts in a list
 
-// history answers what the pages show of the past. The journal is the one source.
+// history answers what the pages show of the past. The journal is the one
+// source.
 type history struct {
 	spool       *spool.Spool
 	transcripts *shelf

@@ -36,8 +36,9 @@ func views(d *running, passed, failed, day string) map[string]string {
 	return out
 }
 
-// A shift from its boards to its pages: passes, a repeat, a conflict, a board that could not be read; found by id, address and key, with
-// transcript and proof; and all of it again after a restart.
+// A shift from its boards to its pages: passes, a repeat, a conflict, a board
+// that could not be read; found by id, address and key, with transcript and
+// proof; and all of it again after a restart.
 func TestLookingBack(t *testing.T) {
 	f := newFactory(t)
 	one, other := newBoard(), newBoard()
@@ -159,7 +160,8 @@ func TestLookingBack(t *testing.T) {
 	}
 }
 
-// On the shelf, only what it knows can be read, whatever else lies in its folder or is named.
+// On the shelf, only what it knows can be read, whatever else lies in its
+// folder or is named.
 func TestShelfReads(t *testing.T) {
 	dir := t.TempDir()
 	s, err := openShelf(filepath.Join(dir, "transcripts"), Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})

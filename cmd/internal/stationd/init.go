@@ -18,9 +18,11 @@ import (
 	"secretfree/uart"
 )
 
-// Check reports the first choice that a configuration with it would be refused for, by the rules of Load. What is still missing is not looked at.
+// Check reports the first choice that a configuration with it would be refused
+// for, by the rules of Load. What is still missing is not looked at.
 func (c Choices) Check() error {
-	// In the place of what is missing stands something good, so that an error is of a choice.
+	// In the place of what is missing stands something good, so that an error
+	// is of a choice.
 	if c.SKU == "" {
 		c.SKU = "sku"
 	}
@@ -70,8 +72,9 @@ func isRegistry(dir string) bool {
 	return err == nil
 }
 
-// MakeFolder makes a folder a registry that a user and a group own, as stationd must be able to write there; -1 is whoever makes it. One that is a
-// registry stays as it is.
+// MakeFolder makes a folder a registry that a user and a group own, as stationd
+// must be able to write there; -1 is whoever makes it. One that is a registry
+// stays as it is.
 func MakeFolder(dir string, uid, gid int) error {
 	if isRegistry(dir) {
 		return nil
@@ -97,7 +100,8 @@ func MakeFolder(dir string, uid, gid int) error {
 type Questions struct {
 	In  io.Reader // a line for each answer
 	Out io.Writer
-	// Ports gives the serial ports, and why the station's user cannot use one; nil if nothing is known against it.
+	// Ports gives the serial ports, and why the station's user cannot use one;
+	// nil if nothing is known against it.
 	Ports func() ([]uart.Listed, error)
 	Use   func(path string) error
 }
@@ -107,8 +111,9 @@ var ErrNoAnswer = errors.New("the answers ended too early; nothing was written")
 
 const maxAnswer = 16 << 10 // bytes
 
-// Ask fills in what is missing in the choices. A bad answer is told why and asked for again. It ends early with ErrNoAnswer, or with the cause
-// of ctx; a reader of In that is then still waiting ends with the process.
+// Ask fills in what is missing in the choices. A bad answer is told why and
+// asked for again. It ends early with ErrNoAnswer, or with the cause of ctx; a
+// reader of In that is then still waiting ends with the process.
 func (q Questions) Ask(ctx context.Context, c *Choices) error {
 	a := &asking{Questions: q, ctx: ctx, answers: make(chan string), ended: make(chan struct{})}
 	go func() {
@@ -257,7 +262,8 @@ func (a *asking) listPorts() ([]uart.Listed, error) {
 	return ports, nil
 }
 
-// DescribePort is what people want to know of a port besides its path; against is why it cannot be used.
+// DescribePort is what people want to know of a port besides its path; against
+// is why it cannot be used.
 func DescribePort(p uart.Listed, against error) string {
 	parts := []string{filepath.Base(p.Device)}
 	switch {

@@ -18,7 +18,8 @@ import (
 	"secretfree/uart"
 )
 
-// The sample and what is written are one text: of the sample's own values the sample is made.
+// The sample and what is written are one text: of the sample's own values the
+// sample is made.
 func TestComposeSample(t *testing.T) {
 	c, err := Load(sample)
 	if err != nil {
@@ -197,7 +198,8 @@ func TestSlotName(t *testing.T) {
 	}
 }
 
-// A folder for the registry is made with its owner; one that is a registry is left as it is.
+// A folder for the registry is made with its owner; one that is a registry is
+// left as it is.
 func TestMakeFolder(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "registry")
 	uid, gid := os.Getuid(), os.Getgid()

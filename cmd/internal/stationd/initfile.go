@@ -12,7 +12,8 @@ import (
 	"secretfree/systemd"
 )
 
-// Choices are what a new configuration is made of. What is empty and may be left out stays the default.
+// Choices are what a new configuration is made of. What is empty and may be
+// left out stays the default.
 type Choices struct {
 	SKU, Station string
 	Slots        []Slot // a slot without a dialect gets DefaultDialect
@@ -28,11 +29,13 @@ type Choices struct {
 // DefaultDialect finds out how boards talk.
 const DefaultDialect = "auto"
 
-// Compose makes the text of a configuration from the choices: the sample, with its explanations. It does not check them.
+// Compose makes the text of a configuration from the choices: the sample, with
+// its explanations. It does not check them.
 func Compose(c Choices) (string, error) {
 	text := systemd.StationConfig
 	var failed error
-	// set replaces the one line that sets a key; all of it, so that an example never stays beside the value.
+	// set replaces the one line that sets a key; all of it, so that an example
+	// never stays beside the value.
 	set := func(key, line string) {
 		place := regexp.MustCompile(`(?m)^(?:# )?` + key + ` *= .*$`)
 		if n := len(place.FindAllStringIndex(text, -1)); n != 1 {
@@ -116,8 +119,9 @@ type Owned struct {
 	Mode     os.FileMode
 }
 
-// Install puts a text in place as a whole and durably, with the folder that it is in. A file that is there is left alone, with ErrExists, unless force:
-// then it is kept as name.old, in the place of an older one.
+// Install puts a text in place as a whole and durably, with the folder that it
+// is in. A file that is there is left alone, with ErrExists, unless force: then
+// it is kept as name.old, in the place of an older one.
 func Install(name, text string, force bool, owned Owned) (kept string, err error) {
 	dir := filepath.Dir(name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -141,7 +145,8 @@ func Install(name, text string, force bool, owned Owned) (kept string, err error
 	if err = errors.Join(err, f.Close()); err != nil {
 		return "", fmt.Errorf("writing the configuration: %w", err)
 	}
-	// A link fails where a rename would write over what somebody else made in the meantime.
+	// A link fails where a rename would write over what somebody else made in
+	// the meantime.
 	if err = os.Link(f.Name(), name); errors.Is(err, fs.ErrExist) {
 		if !force {
 			return "", fmt.Errorf("%w: %s; --force keeps it as %s.old and writes a new one", ErrExists, name, name)
@@ -158,7 +163,8 @@ func Install(name, text string, force bool, owned Owned) (kept string, err error
 	return kept, syncDir(dir)
 }
 
-// keepOld gives a file a second name. There is a file under the first one at every moment.
+// keepOld gives a file a second name. There is a file under the first one at
+// every moment.
 func keepOld(name, kept string) error {
 	if err := os.Remove(kept); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

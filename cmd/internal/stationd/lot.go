@@ -16,9 +16,10 @@ import (
 	"secretfree/station/board"
 )
 
-// lot is a list of the boards that are made at present: a text file with a device id (32 hex digits) or a MAC address
-// (six bytes with colons) in each line; # begins a comment. It is read again when the file has changed, so that a
-// new work order needs no restart.
+// lot is a list of the boards that are made at present: a text file with a
+// device id (32 hex digits) or a MAC address (six bytes with colons) in each
+// line; # begins a comment. It is read again when the file has changed, so that
+// a new work order needs no restart.
 type lot struct {
 	path  string
 	count atomic.Int64 // boards on the list that was read last
@@ -48,10 +49,12 @@ func (l *lot) check(device board.DeviceID, facts map[string]string) error {
 	return nil
 }
 
-// listed is station.Policy.Listed: it waits for no file. Before the first board it is 0.
+// listed is station.Policy.Listed: it waits for no file. Before the first board
+// it is 0.
 func (l *lot) listed() int { return int(l.count.Load()) }
 
-// load reads the file if it is not the one that was read. A list that is wrong anywhere is not used at all.
+// load reads the file if it is not the one that was read. A list that is wrong
+// anywhere is not used at all.
 func (l *lot) load() error {
 	f, err := os.Open(l.path)
 	if err != nil {
@@ -77,7 +80,8 @@ func (l *lot) load() error {
 	return nil
 }
 
-// parseLot gives the ids and addresses in lower case. Its errors begin with the number of the line.
+// parseLot gives the ids and addresses in lower case. Its errors begin with the
+// number of the line.
 func parseLot(in io.Reader) (map[string]bool, error) {
 	ids := map[string]bool{}
 	lines := bufio.NewScanner(in)

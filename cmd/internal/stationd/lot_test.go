@@ -63,7 +63,8 @@ func TestLot(t *testing.T) {
 	}
 }
 
-// A scanned work order is checked against the boards, and a new one needs no restart.
+// A scanned work order is checked against the boards, and a new one needs no
+// restart.
 func TestBoardsAgainstALot(t *testing.T) {
 	f := newFactory(t)
 	list := filepath.Join(f.dir, "lot.txt")
@@ -93,7 +94,8 @@ func TestBoardsAgainstALot(t *testing.T) {
 	if lot := d.Status().Lot; lot.Planned != 2 || lot.Passed != 1 || lot.Failed != 2 {
 		t.Errorf("the list has 2 boards, and the lot is %+v", lot)
 	}
-	// What was read of the list holds over a reload of the configuration; another list is another matter.
+	// What was read of the list holds over a reload of the configuration;
+	// another list is another matter.
 	config := f.config()
 	again := Reloads{Load: func() (Config, error) { return config, nil }}
 	d.reload(again)

@@ -15,7 +15,8 @@ import (
 	"secretfree/station"
 )
 
-// metrics serves GET /metrics from the snapshots of the rooms, with what Go and the kernel say of the process.
+// metrics serves GET /metrics from the snapshots of the rooms, with what Go and
+// the kernel say of the process.
 func (d *Daemon) metrics() http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector{d, newMetrics()}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -200,5 +201,6 @@ func age(since time.Time) float64 {
 // which are the parts of an error that say what it happened to.
 var which = regexp.MustCompile(`\b(record|segment) [0-9]+|\b[0-9a-f]{20,}\b`)
 
-// cause is an error without what it happened to, so that an outage is one series and not one for each record.
+// cause is an error without what it happened to, so that an outage is one
+// series and not one for each record.
 func cause(err string) string { return which.ReplaceAllString(err, "…") }

@@ -14,7 +14,8 @@ import (
 	"secretfree/station/board"
 )
 
-// gather takes the metrics as Prometheus does, and checks that what is shown was described.
+// gather takes the metrics as Prometheus does, and checks that what is shown
+// was described.
 func (r *running) gather() map[string]*dto.MetricFamily {
 	r.t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -30,7 +31,8 @@ func (r *running) gather() map[string]*dto.MetricFamily {
 	return byName
 }
 
-// What the station waited for is measured where it waits; and all metrics but those of a trouble are there from the start.
+// What the station waited for is measured where it waits; and all metrics but
+// those of a trouble are there from the start.
 func TestMetrics(t *testing.T) {
 	f := newFactory(t)
 	d := f.start()
@@ -89,7 +91,8 @@ func TestMetrics(t *testing.T) {
 	d.stop()
 }
 
-// Of a batch, what was confirmed counts, and one error makes the call one that failed.
+// Of a batch, what was confirmed counts, and one error makes the call one that
+// failed.
 func TestTimings(t *testing.T) {
 	var times timings
 	read := func(ago time.Duration) board.Sealed {

@@ -9,10 +9,12 @@ import (
 	"syscall"
 )
 
-// ErrNotOwner: a file that one user makes in the state directory of another, stationd could not open.
+// ErrNotOwner: a file that one user makes in the state directory of another,
+// stationd could not open.
 var ErrNotOwner = errors.New("only its owner may change something in a state directory")
 
-// CheckOwner refuses to change something in a state directory as another user (an effective uid) than its owner, also as root.
+// CheckOwner refuses to change something in a state directory as another user
+// (an effective uid) than its owner, also as root.
 func CheckOwner(stateDir string, uid int) error {
 	info, err := os.Stat(stateDir)
 	if err != nil {

@@ -26,7 +26,8 @@ func TestCheckOwner(t *testing.T) {
 	}
 }
 
-// Root changes nothing in the folder of a stopped station that is another user's, and may look at it.
+// Root changes nothing in the folder of a stopped station that is another
+// user's, and may look at it.
 func TestControlAsRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {

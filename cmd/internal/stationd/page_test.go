@@ -14,7 +14,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// pipes is a listener of connections that need no network, so that time can be the test's.
+// pipes is a listener of connections that need no network, so that time can be
+// the test's.
 type pipes struct {
 	next chan net.Conn
 	end  chan struct{}
@@ -32,7 +33,8 @@ func (p pipes) Accept() (net.Conn, error) {
 func (p pipes) Close() error   { close(p.end); return nil }
 func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
-// A client that takes its time with the header, with the next request, or with reading, loses its connection.
+// A client that takes its time with the header, with the next request, or with
+// reading, loses its connection.
 func TestSlowClients(t *testing.T) {
 	const request = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	for name, c := range map[string]struct {
@@ -88,7 +90,8 @@ func (c closing) Close() error {
 	return c.Conn.Close()
 }
 
-// Whoever keeps connections open keeps none from the station's own work, and is told; /events counts as the rest.
+// Whoever keeps connections open keeps none from the station's own work, and is
+// told; /events counts as the rest.
 func TestConnectionsAreCapped(t *testing.T) {
 	f := newFactory(t)
 	d := f.start()
@@ -119,7 +122,8 @@ func TestConnectionsAreCapped(t *testing.T) {
 	}
 }
 
-// The metrics are behind the same guard as the page; the name that the page listens on is always its own.
+// The metrics are behind the same guard as the page; the name that the page
+// listens on is always its own.
 func TestMetricsAreGuarded(t *testing.T) {
 	f := newFactory(t)
 	d := f.start()

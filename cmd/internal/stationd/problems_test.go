@@ -23,7 +23,8 @@ func sayable(t *testing.T, p station.Problem) {
 	}
 }
 
-// All that can be wrong at once is told, each in a line of its own, to people in their language and to IT in detail.
+// All that can be wrong at once is told, each in a line of its own, to people
+// in their language and to IT in detail.
 func TestHealthProblems(t *testing.T) {
 	long := time.Now().Add(-time.Hour)
 	stats := spool.Stats{

@@ -17,14 +17,16 @@ import (
 	"secretfree/station"
 )
 
-// Reloads have a running station take its configuration again. The zero value is a station that never does.
+// Reloads have a running station take its configuration again. The zero value
+// is a station that never does.
 type Reloads struct {
 	Asked <-chan os.Signal       // each asks for one
 	Load  func() (Config, error) // LoadToServe of the file
 	Log   func(config.Log)       // takes the level
 }
 
-// reloadLimit is how long a stop waits for a reload that is under way, as on a disk that hangs.
+// reloadLimit is how long a stop waits for a reload that is under way, as on a
+// disk that hangs.
 const reloadLimit = 500 * time.Millisecond
 
 func (d *Daemon) reloads(ctx context.Context, r Reloads) {
@@ -44,8 +46,9 @@ type reloaded struct {
 	taken  time.Time // when a configuration was taken last, at the start or later
 }
 
-// reload takes the configuration anew: what can be changed while the station runs, all of it, or nothing if the file is not good. systemd is told when
-// it begins and ends.
+// reload takes the configuration anew: what can be changed while the station
+// runs, all of it, or nothing if the file is not good. systemd is told when it
+// begins and ends.
 func (d *Daemon) reload(r Reloads) {
 	d.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	status := "STATUS=The last reload of the configuration was good."
@@ -101,12 +104,14 @@ func (d *Daemon) adopt(r Reloads) error {
 	return nil
 }
 
-// restartKeys are what a running station cannot change; a table stands for all in it. [access] is which files there are: what is in them is read again.
+// restartKeys are what a running station cannot change; a table stands for all
+// in it. [access] is which files there are: what is in them is read again.
 func restartKeys() []string {
 	return []string{"station", "sku", "state_dir", "listen", "slot", "registry", "access", "log.format"}
 }
 
-// mix is what of a new configuration can hold before a restart, and the keys of what cannot.
+// mix is what of a new configuration can hold before a restart, and the keys of
+// what cannot.
 func (c Config) mix(file Config) (next Config, later []string) {
 	for _, key := range differences(c, file) {
 		table, _, _ := strings.Cut(key, ".")
@@ -120,7 +125,8 @@ func (c Config) mix(file Config) (next Config, later []string) {
 	return next, later
 }
 
-// list is that of the lot; nil without one. Of the same file it is the one before: what was read of it holds.
+// list is that of the lot; nil without one. Of the same file it is the one
+// before: what was read of it holds.
 func (c Config) list(before *lot) *lot {
 	switch {
 	case c.Policy.Lot == "":

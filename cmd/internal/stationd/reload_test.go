@@ -30,7 +30,8 @@ func (f *factory) reread(d *running) {
 	d.reload(Reloads{Load: func() (Config, error) { return LoadToServe(filepath.Join(f.dir, "stationd.toml")) }})
 }
 
-// Every key is either taken by a reload or named as one that needs a restart; that this list is whole is what fails when a key is added.
+// Every key is either taken by a reload or named as one that needs a restart;
+// that this list is whole is what fails when a key is added.
 func TestReloadKeys(t *testing.T) {
 	live := []string{"hosts", "policy.allow_unproven", "policy.algorithms", "policy.lot", "policy.label", "page.language", "page.sound", "page.contact_it", "page.contact_quality",
 		"transcripts.failed", "transcripts.passed", "transcripts.max_mib", "export.trusted_receipts", "disk.warn_percent", "disk.critical_percent",
@@ -179,7 +180,8 @@ func verifierHash(t *testing.T, key string) uint32 {
 	return v.KeyHash()
 }
 
-// What needs a restart is named, once for all of it, each time until there is one; the rest of the file holds.
+// What needs a restart is named, once for all of it, each time until there is
+// one; the rest of the file holds.
 func TestReloadNeedsRestart(t *testing.T) {
 	f := newFactory(t)
 	d := f.start()
@@ -201,7 +203,8 @@ func TestReloadNeedsRestart(t *testing.T) {
 	d.stop()
 }
 
-// A file that is not good changes nothing, and is named with its line and the remedy.
+// A file that is not good changes nothing, and is named with its line and the
+// remedy.
 func TestReloadRefused(t *testing.T) {
 	f := newFactory(t)
 	f.extra = "[page]\nlanguage = \"de\"\n"
@@ -252,7 +255,8 @@ func TestReloadRefused(t *testing.T) {
 	d.stop()
 }
 
-// systemd is told when a reload begins and when it has ended, also when it was refused.
+// systemd is told when a reload begins and when it has ended, also when it was
+// refused.
 func TestReloadNotifies(t *testing.T) {
 	f := newFactory(t)
 	d := f.start()
@@ -293,7 +297,8 @@ func TestReloadNotifies(t *testing.T) {
 	}
 }
 
-// Boards are read, the page is looked at and the metrics are taken while the configuration changes all the time.
+// Boards are read, the page is looked at and the metrics are taken while the
+// configuration changes all the time.
 func TestReloadUnderLoad(t *testing.T) {
 	f := newFactory(t)
 	name := filepath.Join(f.dir, "stationd.toml")

@@ -17,7 +17,8 @@ func TestSampleConfiguration(t *testing.T) {
 	if len(c.Slots) != 2 || c.Registry.Kind != "aws" || c.Listen != defaultListen {
 		t.Errorf("%+v", c)
 	}
-	// What is commented out must be a key, with its default: uncommented, it changes nothing.
+	// What is commented out must be a key, with its default: uncommented, it
+	// changes nothing.
 	text, err := os.ReadFile(sample)
 	if err != nil {
 		t.Fatal(err)

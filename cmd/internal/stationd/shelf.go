@@ -16,8 +16,9 @@ import (
 	"secretfree/uart"
 )
 
-// shelf keeps the newest transcripts of a station, under the names that the journal has of them: a ring of those that failed and a ring of
-// those that passed, which share a budget of bytes.
+// shelf keeps the newest transcripts of a station, under the names that the
+// journal has of them: a ring of those that failed and a ring of those that
+// passed, which share a budget of bytes.
 type shelf struct {
 	dir string
 
@@ -87,7 +88,8 @@ func (s *shelf) keep(name string, t *uart.Transcript) error {
 	return s.prune()
 }
 
-// prune removes the oldest of a kind that has too many, and then the oldest of all while the budget is exceeded. The newest stays.
+// prune removes the oldest of a kind that has too many, and then the oldest of
+// all while the budget is exceeded. The newest stays.
 func (s *shelf) prune() error {
 	count, total := map[bool]int{}, int64(0)
 	for _, f := range s.files {
@@ -120,7 +122,8 @@ func (s *shelf) has(name string) bool {
 	return name != "" && slices.ContainsFunc(s.files, func(f shelved) bool { return f.name == name })
 }
 
-// expectIn reads the verdict in a transcript's header, which ends with an empty line.
+// expectIn reads the verdict in a transcript's header, which ends with an empty
+// line.
 func expectIn(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -138,7 +141,8 @@ func expectIn(path string) string {
 
 const maxHeader = 8 << 10
 
-// read gives a transcript that is on the shelf, and nothing else that a name may lead to.
+// read gives a transcript that is on the shelf, and nothing else that a name
+// may lead to.
 func (s *shelf) read(name string) ([]byte, error) {
 	if !s.has(name) {
 		return nil, station.ErrNoTranscript

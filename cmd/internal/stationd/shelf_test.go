@@ -24,7 +24,8 @@ func keepNext(s *shelf, t *uart.Transcript) error {
 	return s.keep(fmt.Sprintf("%s-x.uart", time.Now().UTC().Format("20060102T150405.000000000Z")), t)
 }
 
-// onShelf lists the verdicts of what is there, oldest first, and checks that each is whole.
+// onShelf lists the verdicts of what is there, oldest first, and checks that
+// each is whole.
 func onShelf(t *testing.T, dir string) []string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(dir, "*.uart"))
@@ -67,7 +68,8 @@ func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 		t.Errorf("kept %v, want %v", got, want)
 	}
 
-	// With smaller limits after a restart the oldest go; what is no transcript stays.
+	// With smaller limits after a restart the oldest go; what is no transcript
+	// stays.
 	if _, err = openShelf(dir, Transcripts{Failed: 1, Passed: 0, MaxMiB: 1}); err != nil {
 		t.Fatal(err)
 	}

@@ -67,8 +67,8 @@ type PortWarning struct {
 var numberedPort = regexp.MustCompile(`^/dev/tty(USB|ACM)[0-9]+$`)
 
 // PortWarnings lists the slots whose ports are named by number, and those whose
-// presence line the driver of the port makes up. ports are those of the machine,
-// as uart.List has them.
+// presence line the driver of the port makes up. ports are those of the
+// machine, as uart.List has them.
 func (c Config) PortWarnings(ports []uart.Listed) (all []PortWarning) {
 	for _, slot := range c.Slots {
 		if w, ok := slot.presenceWarning(ports); ok {
@@ -90,8 +90,8 @@ func (c Config) PortWarnings(ports []uart.Listed) (all []PortWarning) {
 	return all
 }
 
-// presenceWarning warns of CTS on a port of cdc_acm: the class has no such line,
-// and the driver reports that it is on.
+// presenceWarning warns of CTS on a port of cdc_acm: the class has no such
+// line, and the driver reports that it is on.
 func (s Slot) presenceWarning(ports []uart.Listed) (PortWarning, bool) {
 	never := map[string]string{"cts": "opens", "!cts": "closes"}[s.Present]
 	if never == "" || !strings.HasPrefix(s.device(ports), "/dev/ttyACM") {

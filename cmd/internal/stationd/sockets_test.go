@@ -39,7 +39,8 @@ func TestSocketDaemon(t *testing.T) {
 	}
 }
 
-// started is a daemon that systemd, in the shape of a shell, hands a socket to, by a name. LISTEN_PID must be the daemon's own.
+// started is a daemon that systemd, in the shape of a shell, hands a socket to,
+// by a name. LISTEN_PID must be the daemon's own.
 func (f *factory) started(name string, l *net.TCPListener) (*exec.Cmd, *lockedBuffer) {
 	f.t.Helper()
 	f.config()
@@ -77,8 +78,8 @@ func listenOn(t *testing.T, address string) *net.TCPListener {
 	return l.(*net.TCPListener)
 }
 
-// The socket that systemd opened is served in the place of the address of the configuration; who came before the daemon was there is
-// answered.
+// The socket that systemd opened is served in the place of the address of the
+// configuration; who came before the daemon was there is answered.
 func TestSocketPassed(t *testing.T) {
 	l := listenOn(t, "127.0.0.1:0")
 	early := make(chan error, 1)
@@ -102,7 +103,8 @@ func TestSocketPassed(t *testing.T) {
 	}
 }
 
-// A socket of another name, and one that a network reaches where nothing protects the page, are refused; the error says what to write.
+// A socket of another name, and one that a network reaches where nothing
+// protects the page, are refused; the error says what to write.
 func TestSocketRefused(t *testing.T) {
 	for _, refused := range []struct{ name, address, want string }{
 		{"page", "127.0.0.1:0", `systemd hands over a socket named "page": write FileDescriptorName=listen into its unit`},
@@ -115,7 +117,8 @@ func TestSocketRefused(t *testing.T) {
 	}
 }
 
-// A socket that a network reaches makes nobody a technician, whatever the configuration says of an address: with TLS alone who reaches it may look, and
+// A socket that a network reaches makes nobody a technician, whatever the
+// configuration says of an address: with TLS alone who reaches it may look, and
 // tokens without TLS are told of.
 func TestSocketOnNetwork(t *testing.T) {
 	f := newFactory(t)

@@ -10,7 +10,8 @@ import (
 	"secretfree/station/board"
 )
 
-// timings measure what the station waits for. Its methods may be called at once.
+// timings measure what the station waits for. Its methods may be called at
+// once.
 type timings struct {
 	mu        sync.Mutex
 	appends   station.Durations          // until a record was on disk and read back
@@ -18,7 +19,8 @@ type timings struct {
 	delivered station.Durations          // from the reading of a board until the registry confirmed it
 }
 
-// timedJournal hands verdicts to the spool, and measures how long they take to the disk.
+// timedJournal hands verdicts to the spool, and measures how long they take to
+// the disk.
 type timedJournal struct {
 	spool *spool.Spool
 	times *timings

@@ -13,8 +13,9 @@ import (
 // LookEvery is how often the files are looked at, at the most.
 const LookEvery = time.Second
 
-// KeyPair is a server's certificate with its key, read again when their files have changed. A pair that cannot be read leaves the
-// one before in its place. All methods may be called at once.
+// KeyPair is a server's certificate with its key, read again when their files
+// have changed. A pair that cannot be read leaves the one before in its place.
+// All methods may be called at once.
 type KeyPair struct {
 	files [2]string // certificate and key
 	log   zerolog.Logger
@@ -26,7 +27,8 @@ type KeyPair struct {
 	err     error // of the last reading, if it failed
 }
 
-// OpenKeyPair reads a pair of PEM files; keys is how the configuration names them, for the error.
+// OpenKeyPair reads a pair of PEM files; keys is how the configuration names
+// them, for the error.
 func OpenKeyPair(certificate, key, keys string, log zerolog.Logger) (*KeyPair, error) {
 	p := &KeyPair{files: [2]string{certificate, key}, log: log}
 	p.look(true)
@@ -54,7 +56,8 @@ func (p *KeyPair) Reload() {
 	p.look(true)
 }
 
-// look reads the files if they are others than those that were read last, or if it must.
+// look reads the files if they are others than those that were read last, or if
+// it must.
 func (p *KeyPair) look(must bool) {
 	var now [2]os.FileInfo
 	var err error
@@ -90,7 +93,8 @@ func same(a, b [2]os.FileInfo) bool {
 	return true
 }
 
-// Health says what is wrong, and whether clients refuse the server because of it.
+// Health says what is wrong, and whether clients refuse the server because of
+// it.
 func (p *KeyPair) Health() (note string, red bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

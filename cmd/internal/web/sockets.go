@@ -11,9 +11,11 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// Sockets are those that systemd opened, by name (FileDescriptorName=), each in the place of the address of that name. None is usual: then a
-// daemon opens its addresses itself. names are all that the daemon takes; a socket of another name, or a second one of a name, is an
-// error, and then all are closed. It takes them out of the environment, so a second call finds none.
+// Sockets are those that systemd opened, by name (FileDescriptorName=), each in
+// the place of the address of that name. None is usual: then a daemon opens its
+// addresses itself. names are all that the daemon takes; a socket of another
+// name, or a second one of a name, is an error, and then all are closed. It
+// takes them out of the environment, so a second call finds none.
 func Sockets(names ...string) (map[string]net.Listener, error) {
 	given, err := activation.ListenersWithNames()
 	if err != nil {

@@ -1,4 +1,6 @@
-// Package web is what the daemons put around net/http: a cap on open connections, a certificate that is read again, and an error log in their own format.
+// Package web is what the daemons put around net/http: a cap on open
+// connections, a certificate that is read again, and an error log in their own
+// format.
 package web
 
 import (
@@ -17,14 +19,16 @@ const (
 	refuseLimit = time.Second
 )
 
-// Cap is how many connections may be open at once. On loopback all clients have one address, and only Total counts there.
+// Cap is how many connections may be open at once. On loopback all clients have
+// one address, and only Total counts there.
 type Cap struct {
 	Total      int
 	PerAddress int    // 0: no cap of its own
 	Refusal    string // a sentence for one too many, sent as an answer over HTTP; empty: it is closed without a word
 }
 
-// Limit caps the connections that l accepts. One too many is refused at once, so that it waits for nobody, and logged.
+// Limit caps the connections that l accepts. One too many is refused at once,
+// so that it waits for nobody, and logged.
 func (c Cap) Limit(l net.Listener, to zerolog.Logger) net.Listener {
 	limited := &listener{Listener: l, cap: c, from: map[netip.Addr]int{}, log: sampled(to)}
 	if c.Refusal != "" {
@@ -63,7 +67,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// client is who is at the other end; the zero value if it has no address to be counted by.
+// client is who is at the other end; the zero value if it has no address to be
+// counted by.
 func client(c net.Conn) netip.Addr {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil || at.Addr().IsLoopback() || at.Addr().Unmap().IsLoopback() {
@@ -113,8 +118,8 @@ func (c *conn) CloseWrite() error {
 	return nil
 }
 
-// ErrorLog is for http.Server.ErrorLog: it writes to a daemon's log, and no more than a few lines in a minute, since it is strangers
-// who cause them.
+// ErrorLog is for http.Server.ErrorLog: it writes to a daemon's log, and no
+// more than a few lines in a minute, since it is strangers who cause them.
 func ErrorLog(to zerolog.Logger) *log.Logger { return log.New(errorLog{sampled(to)}, "", 0) }
 
 func sampled(to zerolog.Logger) zerolog.Logger {

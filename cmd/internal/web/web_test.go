@@ -66,7 +66,8 @@ type address string
 func (address) Network() string  { return "tcp" }
 func (a address) String() string { return string(a) }
 
-// come returns what the client sees: a connection that is served, or what it is refused with.
+// come returns what the client sees: a connection that is served, or what it is
+// refused with.
 func (c *crowd) come(address string) net.Conn {
 	near, far := net.Pipe()
 	c.next <- from{far, address}

@@ -491,9 +491,9 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(compare)
 }
 
-// compare checks the promises over any bytes: what the standard library reads is
-// read alike or is refused for a known strictness; what it refuses is read for a
-// known liberty only.
+// compare checks the promises over any bytes: what the standard library reads
+// is read alike or is refused for a known strictness; what it refuses is read
+// for a known liberty only.
 func compare(t *testing.T, der []byte) {
 	r, err := Parse(der)
 	x, theirErr := x509.ParseCertificateRequest(der)

@@ -14,8 +14,8 @@ import (
 const Passphrase = "correct horse"
 
 // Dir is a folder with the files of the CA in ca and its passphrase in the file
-// passphrase. All tests of a program share it; TestMain removes it. Its keys are
-// stretched less than others, which would be slow.
+// passphrase. All tests of a program share it; TestMain removes it. Its keys
+// are stretched less than others, which would be slow.
 var Dir = sync.OnceValues(func() (string, error) {
 	parent, err := os.MkdirTemp("", "issuer-test-*")
 	if err != nil {

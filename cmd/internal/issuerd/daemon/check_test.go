@@ -17,8 +17,8 @@ import (
 	"secretfree/cmd/internal/issuerd"
 )
 
-// A check finds what a start finds, and both find all that the configuration names
-// and that cannot be used.
+// A check finds what a start finds, and both find all that the configuration
+// names and that cannot be used.
 func TestCheckIsAStart(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(t *testing.T, p *place, c *issuerd.Config)

@@ -1,4 +1,5 @@
-// Package daemon serves an issuer: addresses, sockets of systemd, TLS and the log of requests.
+// Package daemon serves an issuer: addresses, sockets of systemd, TLS and the
+// log of requests.
 package daemon
 
 import (
@@ -23,14 +24,16 @@ import (
 // stopLimit is how long requests may take to end when the daemon stops.
 const stopLimit = 4 * time.Second
 
-// Connections that are open at once to one address of ours, and how many of them are from one address of theirs. Behind proxies
-// all come from few machines, so there is no such cap.
+// Connections that are open at once to one address of ours, and how many of
+// them are from one address of theirs. Behind proxies all come from few
+// machines, so there is no such cap.
 const (
 	maxConnections = 512
 	maxPerAddress  = 64
 )
 
-// The names of sockets that systemd may hand over, each in the place of the address of that name.
+// The names of sockets that systemd may hand over, each in the place of the
+// address of that name.
 const (
 	socketListen  = "listen"
 	socketMetrics = "metrics"
@@ -55,8 +58,9 @@ type served struct {
 	listener net.Listener
 }
 
-// Open opens the issuer and its addresses. A configuration must come from Load. metrics makes the handler that is served at
-// metrics_listen: see package metrics.
+// Open opens the issuer and its addresses. A configuration must come from Load.
+// metrics makes the handler that is served at metrics_listen: see package
+// metrics.
 func Open(ctx context.Context, c issuerd.Config, log zerolog.Logger, metrics func(*Daemon) http.Handler) (_ *Daemon, err error) {
 	d, revocations, err := assemble(ctx, c, log)
 	if err != nil {
@@ -90,8 +94,8 @@ func Open(ctx context.Context, c issuerd.Config, log zerolog.Logger, metrics fun
 	return d, nil
 }
 
-// Check does what Open does, but for the addresses, which a running daemon has. It
-// also reads a registry in a folder.
+// Check does what Open does, but for the addresses, which a running daemon has.
+// It also reads a registry in a folder.
 func Check(ctx context.Context, c issuerd.Config, log zerolog.Logger) error {
 	d, _, err := assemble(ctx, c, log)
 	if err != nil {
@@ -167,15 +171,18 @@ func (d *Daemon) listen(given map[string]net.Listener, name, key, address string
 	return nil
 }
 
-// tlsConfig is for a server. Who shows a certificate in the handshake shows that it has its key, and no more than that: whether it means
-// anything is for the issuer to say.
+// tlsConfig is for a server. Who shows a certificate in the handshake shows
+// that it has its key, and no more than that: whether it means anything is for
+// the issuer to say.
 //
-// A short answer is one record: strongSwan's client of EST gives up if the second one is not there yet.
+// A short answer is one record: strongSwan's client of EST gives up if the
+// second one is not there yet.
 func tlsConfig(p *web.KeyPair) *tls.Config {
 	return &tls.Config{GetCertificate: p.Get, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequestClientCert, DynamicRecordSizingDisabled: true}
 }
 
-// Reload reads the TLS certificate and its key again, as happens by itself within a moment of a change.
+// Reload reads the TLS certificate and its key again, as happens by itself
+// within a moment of a change.
 func (d *Daemon) Reload() {
 	if d.pair != nil {
 		d.pair.Reload()
@@ -196,7 +203,8 @@ func (d *Daemon) Addr() string { return d.servers[0].listener.Addr().String() }
 // Stats are those of the handler.
 func (d *Daemon) Stats() server.Stats { return d.handler.Stats() }
 
-// TLS tells when the certificate in use expires, and whether its files have changed and cannot be used. It is not ok without TLS.
+// TLS tells when the certificate in use expires, and whether its files have
+// changed and cannot be used. It is not ok without TLS.
 func (d *Daemon) TLS() (notAfter time.Time, failed, ok bool) {
 	if d.pair == nil {
 		return time.Time{}, false, false
@@ -213,8 +221,9 @@ func (d *Daemon) MetricsAddr() string {
 	return d.servers[1].listener.Addr().String()
 }
 
-// Run serves until ctx ends, then lets the requests under way end, for less than 5 s, and returns nil. Another error
-// means that an address could not be served. It runs once.
+// Run serves until ctx ends, then lets the requests under way end, for less
+// than 5 s, and returns nil. Another error means that an address could not be
+// served. It runs once.
 func (d *Daemon) Run(ctx context.Context) error {
 	ended := make(chan error, len(d.servers))
 	var serving sync.WaitGroup

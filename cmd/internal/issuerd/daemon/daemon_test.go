@@ -31,7 +31,8 @@ func (o one) Accept() (net.Conn, error) {
 func (o one) Close() error   { close(o.end); return nil }
 func (o one) Addr() net.Addr { return &net.TCPAddr{} }
 
-// serve has the daemon's server read what a client says, and returns after how long the connection was closed.
+// serve has the daemon's server read what a client says, and returns after how
+// long the connection was closed.
 func serve(log zerolog.Logger, says string) time.Duration {
 	server := newServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if _, err := io.ReadAll(r.Body); err == nil {
@@ -56,7 +57,8 @@ func serve(log zerolog.Logger, says string) time.Duration {
 	return took
 }
 
-// A client that takes its time loses its connection, and a bug in a handler is in the daemon's log.
+// A client that takes its time loses its connection, and a bug in a handler is
+// in the daemon's log.
 func TestServer(t *testing.T) {
 	for name, c := range map[string]struct {
 		says string

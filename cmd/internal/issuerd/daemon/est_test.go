@@ -21,7 +21,8 @@ import (
 	"secretfree/cmd/internal/issuerd"
 )
 
-// enrolment is a device that asks an issuer over EST: its folder, and where the issuer is.
+// enrolment is a device that asks an issuer over EST: its folder, and where the
+// issuer is.
 type enrolment struct {
 	*place
 	host string // and port
@@ -47,7 +48,8 @@ func (e enrolment) shell(t *testing.T, line string) []byte {
 	return e.command(t, "bash", "-euo", "pipefail", "-c", line)
 }
 
-// estClient is a client that others wrote. Each writes what it got into files of PEM or DER.
+// estClient is a client that others wrote. Each writes what it got into files
+// of PEM or DER.
 type estClient interface {
 	cacerts(t *testing.T, e enrolment) []byte
 	enroll(t *testing.T, e enrolment) []byte
@@ -158,7 +160,8 @@ func clients(t *testing.T) map[string]func(*testing.T) estClient {
 	}
 }
 
-// Three clients that others wrote learn the CA, enrol, and renew with what they got.
+// Three clients that others wrote learn the CA, enrol, and renew with what they
+// got.
 func TestESTClients(t *testing.T) {
 	for name, client := range clients(t) {
 		t.Run(name, func(t *testing.T) {

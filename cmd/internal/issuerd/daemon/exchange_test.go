@@ -18,7 +18,8 @@ import (
 	"secretfree/cloud/issuer"
 )
 
-// exchange is the section of the issuer's README that is for who writes firmware.
+// exchange is the section of the issuer's README that is for who writes
+// firmware.
 func exchange(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../../../../cloud/issuer/README.md")
@@ -41,7 +42,8 @@ func fenced(section, language string) (blocks []string) {
 	return blocks
 }
 
-// The commands of the README, run as they stand there, get a certificate from an issuer that wants fresh requests.
+// The commands of the README, run as they stand there, get a certificate from
+// an issuer that wants fresh requests.
 func TestExchangeCommands(t *testing.T) {
 	const why = "the README's commands are not run"
 	shell := peer(t, "bash", why)

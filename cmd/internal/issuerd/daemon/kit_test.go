@@ -75,7 +75,8 @@ func child(name string) error {
 	return d.Run(ctx)
 }
 
-// sharedCA is a folder with a CA in ca and its passphrase in ca.pass. Its issuing key is stretched less, so that it opens at once.
+// sharedCA is a folder with a CA in ca and its passphrase in ca.pass. Its
+// issuing key is stretched less, so that it opens at once.
 var sharedCA = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "issuerd-test-*")
 	if err != nil {
@@ -134,7 +135,8 @@ func age(dir string, passphrase []byte) error {
 	return os.WriteFile(filepath.Join(dir, "issuing.key"), text, 0o600)
 }
 
-// place is a folder with all that an issuer needs, and one enrolled device whose key is in device.key.
+// place is a folder with all that an issuer needs, and one enrolled device
+// whose key is in device.key.
 type place struct {
 	dir    string
 	ca     string
@@ -164,7 +166,8 @@ func (p *place) path(name string) string { return filepath.Join(p.dir, name) }
 
 func (p *place) write(t testing.TB, name string, data []byte) {
 	t.Helper()
-	// A file of its own each time: a clock may be too coarse to tell two writings of one.
+	// A file of its own each time: a clock may be too coarse to tell two
+	// writings of one.
 	if err := os.WriteFile(p.path(".new"), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +283,8 @@ func (p *place) request(t testing.TB) []byte {
 	return der
 }
 
-// pair writes a server's certificate that is its own root, and its key, and returns the certificate.
+// pair writes a server's certificate that is its own root, and its key, and
+// returns the certificate.
 func (p *place) pair(t testing.TB, certificate, key, name string, life time.Duration) *x509.Certificate {
 	t.Helper()
 	k := newKey(t)
@@ -328,7 +332,8 @@ func (p *place) run(t testing.TB) *Daemon {
 	return d
 }
 
-// peer is a program that a test needs: without it the test is skipped, but not in CI.
+// peer is a program that a test needs: without it the test is skipped, but not
+// in CI.
 func peer(t testing.TB, name, why string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)

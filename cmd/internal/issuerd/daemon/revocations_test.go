@@ -18,7 +18,8 @@ import (
 	"secretfree/cmd/internal/issuerd"
 )
 
-// The daemon answers for its CA what stands in the certificate, before any cleaning of paths.
+// The daemon answers for its CA what stands in the certificate, before any
+// cleaning of paths.
 func TestDaemonRevocations(t *testing.T) {
 	p := newPlace(t, `listen = "127.0.0.1:0"`, "")
 	text, err := os.ReadFile(p.path("issuerd.toml"))
@@ -69,7 +70,8 @@ func TestDaemonRevocations(t *testing.T) {
 		t.Fatal(err)
 	}
 	status := func() int {
-		// Two strokes in a row are in the base64 of some request or other; a mux would answer with another place.
+		// Two strokes in a row are in the base64 of some request or other; a
+		// mux would answer with another place.
 		body := get("/ocsp/" + base64.StdEncoding.EncodeToString(der))
 		parsed, err := ocsp.ParseResponseForCert(body, leaf, issuing)
 		if err != nil {

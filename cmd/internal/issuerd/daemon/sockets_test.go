@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// attempt asks until somebody answers; the kernel has the connection wait meanwhile.
+// attempt asks until somebody answers; the kernel has the connection wait
+// meanwhile.
 func attempt(t *testing.T, method, url string, body []byte) (status int) {
 	t.Helper()
 	client := &http.Client{Timeout: 30 * time.Second}
@@ -53,8 +54,9 @@ func listenLoopback(t *testing.T) *net.TCPListener {
 	return l.(*net.TCPListener)
 }
 
-// Sockets that are passed by name are served, in the place of the addresses of the configuration; a request that came before the
-// daemon was there is answered.
+// Sockets that are passed by name are served, in the place of the addresses of
+// the configuration; a request that came before the daemon was there is
+// answered.
 func TestSocketsPassed(t *testing.T) {
 	p := newPlace(t, "listen = \"127.0.0.1:1\"", "") // which nobody may open
 	main, metrics := listenLoopback(t), listenLoopback(t)

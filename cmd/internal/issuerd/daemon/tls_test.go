@@ -62,7 +62,8 @@ func fetch(t testing.TB, client *http.Client, url string) (status int, body, ser
 	return response.StatusCode, string(text), server
 }
 
-// A new pair is served without a lost request; a broken one leaves the one before, and health and metrics say so.
+// A new pair is served without a lost request; a broken one leaves the one
+// before, and health and metrics say so.
 func TestReload(t *testing.T) {
 	p, first := newTLSPlace(t, "[limits]\ndevice_per_minute = 0\nsource_per_minute = 0\n")
 	d := p.run(t)
@@ -212,7 +213,8 @@ func TestKeyPair(t *testing.T) {
 	}
 }
 
-// A client may show any certificate or none; what is older than TLS 1.2 gets nowhere.
+// A client may show any certificate or none; what is older than TLS 1.2 gets
+// nowhere.
 func TestTLSClients(t *testing.T) {
 	p, first := newTLSPlace(t, "")
 	d := p.run(t)

@@ -1,5 +1,6 @@
-// Package metrics shows an issuerd to Prometheus. It is a package of its own because a function of AWS Lambda has no metrics of this
-// kind, and would load the libraries at every start.
+// Package metrics shows an issuerd to Prometheus. It is a package of its own
+// because a function of AWS Lambda has no metrics of this kind, and would load
+// the libraries at every start.
 package metrics
 
 import (
@@ -18,7 +19,8 @@ import (
 // Daemon offers the snapshots; an *issuerd.Daemon does.
 type Daemon interface {
 	Stats() server.Stats
-	// TLS tells when the certificate in use expires, and whether its files cannot be used. It is not ok without TLS.
+	// TLS tells when the certificate in use expires, and whether its files
+	// cannot be used. It is not ok without TLS.
 	TLS() (notAfter time.Time, failed, ok bool)
 }
 

@@ -63,10 +63,10 @@ func (l *Listener) Dial() net.Conn {
 const slack = time.Second
 
 // SlowClients stops every request at each of its bytes, sends it byte by byte,
-// leaves the answer unread, and stays silent after it. The server must close each
-// of these connections within its limit, and answer the request other meanwhile.
-// serve makes a server anew; it is called in a bubble of testing/synctest whose
-// clock starts at now.
+// leaves the answer unread, and stays silent after it. The server must close
+// each of these connections within its limit, and answer the request other
+// meanwhile. serve makes a server anew; it is called in a bubble of
+// testing/synctest whose clock starts at now.
 func SlowClients(t *testing.T, now time.Time, serve func() *http.Server, limits Limits, requests []Request, other Request) {
 	t.Helper()
 	bubble := func(name string, test func(t *testing.T, l *Listener)) {
@@ -147,7 +147,8 @@ func SlowClients(t *testing.T, now time.Time, serve func() *http.Server, limits 
 	}
 }
 
-// mustClose waits until the server closes a connection, whatever it answers before.
+// mustClose waits until the server closes a connection, whatever it answers
+// before.
 func mustClose(t *testing.T, c net.Conn, limit time.Duration, when string) {
 	t.Helper()
 	start := time.Now()
