@@ -144,7 +144,7 @@ func (s *Spool) append(q *request) (board.Receipt, error) {
 	case q.err != nil:
 		return board.Receipt{}, fmt.Errorf("appending a verdict: %w", q.err)
 	case q.conflict != nil:
-		return board.Receipt{Entry: q.receipt.Entry, Resumed: q.receipt.Resumed}, q.conflict
+		return board.Receipt{Entry: q.receipt.Entry, At: q.receipt.At, Resumed: q.receipt.Resumed}, q.conflict
 	}
 	return q.receipt, nil
 }
@@ -309,7 +309,7 @@ func (s *Spool) decide(group []*request, at time.Time) error {
 			v := q.reading.verdict()
 			q.entry = journal.Entry{Seq: seq, Time: at, Kind: journal.KindVerdict, Verdict: v}
 			if q.reading.Record == nil {
-				q.receipt = board.Receipt{Entry: seq, Time: at}
+				q.receipt = board.Receipt{Entry: seq, Time: at, At: at}
 				if !v.Device.Valid() && s.noisy(v.Slot) {
 					q.silent, q.receipt = true, board.Receipt{LeftOut: true}
 					continue
@@ -370,7 +370,7 @@ func (s *Spool) decideRecord(tx *bolt.Tx, q *request, devices map[board.DeviceID
 	}
 	refuse := func(reason string, c *board.Conflict) {
 		c.Device, c.Key, c.KnownBy = device, q.key, s.origin
-		q.conflict, q.receipt = c, board.Receipt{Entry: q.entry.Seq}
+		q.conflict, q.receipt = c, board.Receipt{Entry: q.entry.Seq, At: q.entry.Time}
 		v.Result, v.Reason, v.Known = journal.Failed, reason, knownOf(c)
 	}
 	switch {
@@ -380,10 +380,10 @@ func (s *Spool) decideRecord(tx *bolt.Tx, q *request, devices map[board.DeviceID
 		refuse(journal.ReasonKeyConflict, &board.Conflict{Kind: board.ErrKeyConflict, KnownDevice: owner, KnownKey: q.key})
 	case haveDevice && !journal.Covers(s.damage, known.Seq):
 		v.Result, v.Of = journal.Repeated, &known.Seq
-		q.receipt = board.Receipt{Seq: known.Seq, Time: time.UnixMilli(known.At).UTC(), Repeat: true, Entry: q.entry.Seq}
+		q.receipt = board.Receipt{Seq: known.Seq, Time: time.UnixMilli(known.At).UTC(), Repeat: true, Entry: q.entry.Seq, At: q.entry.Time}
 	default:
 		v.Result, v.Record = journal.Passed, q.sealed.Envelope
-		q.receipt = board.Receipt{Seq: q.entry.Seq, Time: q.entry.Time, Entry: q.entry.Seq}
+		q.receipt = board.Receipt{Seq: q.entry.Seq, Time: q.entry.Time, Entry: q.entry.Seq, At: q.entry.Time}
 	}
 	return nil
 }
@@ -408,7 +408,7 @@ func (s *Spool) resumed(tx *bolt.Tx, q *request) (bool, error) {
 	if before.device != v.Device || before.reason != v.Reason || passes(before.result) != passes(v.Result) || v.Result == journal.Passed {
 		return false, nil
 	}
-	q.receipt.Entry, q.receipt.Resumed = seq, true
+	q.receipt.Entry, q.receipt.At, q.receipt.Resumed = seq, time.UnixMilli(before.time).UTC(), true
 	return true, nil
 }
 

@@ -110,7 +110,7 @@ func (s *Station) journaled(i int, r board.Receipt, e *event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.runs[i].judged = true
-	e.journaled, e.old = true, r.LeftOut || r.Resumed
+	e.journaled, e.old, e.verdictAt = true, r.LeftOut || r.Resumed, r.At
 	if !r.LeftOut {
 		entry := r.Entry
 		s.runs[i].after = &entry

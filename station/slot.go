@@ -97,6 +97,7 @@ type event struct {
 	// journaled: the journal has the verdict. unjournaled: it cannot take it.
 	// old: it is none to be counted.
 	journaled, unjournaled, old bool
+	verdictAt                   time.Time // of the entry; zero if there is none
 }
 
 // next is the whole behaviour of a slot. An event that makes no sense in a

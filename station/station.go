@@ -364,6 +364,9 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		s.mu.Unlock()
 		return false
 	}
+	if !e.verdictAt.IsZero() && after.since.Equal(e.at) {
+		after.since = e.verdictAt // as the journal tells it, also after a restart
+	}
 	s.states[i] = after
 	if after.held {
 		s.resets[i].answer(ErrLeakShown) // it was asked for while the leak was on its way

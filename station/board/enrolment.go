@@ -48,6 +48,7 @@ type Receipt struct {
 	Time    time.Time // of that entry
 	Repeat  bool      // the record was there already
 	Entry   uint64    // the entry of this verdict: Seq, or that of the repeat or the failure
+	At      time.Time // of Entry; zero if LeftOut
 	LeftOut bool      // of a failure: it is one of too many, and was only counted
 	Resumed bool      // Entry is of before the start: it says the same of the same board, and nothing was added
 }

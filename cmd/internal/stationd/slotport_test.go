@@ -165,7 +165,11 @@ func TestLeakOutlivesRestart(t *testing.T) {
 	leak := func(s station.Status) bool {
 		return s.Slots[0].Reason == station.ReasonPrivateKeyLeak && s.Slots[0].Acknowledge
 	}
-	before := r.await("the leak", leak).Slots[0]
+	shown := r.await("the leak", leak)
+	before := shown.Slots[0]
+	if !before.Since.Equal(shown.Recent[0].Time) {
+		t.Errorf("the slot shows a verdict of %s, the journal has %s", before.Since, shown.Recent[0].Time)
+	}
 	unplug()
 	for range 2 {
 		r.stop()
