@@ -48,6 +48,9 @@ func (s *Station) journalFailure(i int, e *event) {
 	}
 	o := s.outcome(i, before)
 	o.Reason, o.Device = after.reason, after.device
+	if e.kind == boardGone || e.kind == portLost {
+		o.Resumed = false // it went just now, not before the start
+	}
 	s.mu.Unlock()
 	var receipt board.Receipt
 	var err error

@@ -508,3 +508,42 @@ func TestNewRefusals(t *testing.T) {
 		})
 	}
 }
+
+// A board whose reading fails just after the start may have failed before it.
+// A board that is pulled out was pulled out just now, and the next is another.
+func TestPulledOutIsNotResumed(t *testing.T) {
+	bubble(t, "pulled out", func(t *testing.T) {
+		b := newBench(t, 1, nil).run()
+		slow := newBoard()
+		slow.Sign = time.Minute
+		b.cables[0].plug(slow)
+		b.awaitThat(0, "reading", func(s SlotStatus) bool { return s.State == Reading && !s.Searching })
+		b.cables[0].set(false, nil)
+		b.awaitFailed(0, ReasonUnplugged)
+		b.cables[0].unplug()
+		b.cables[0].set(true, nil)
+		b.await(0, Empty)
+		b.cables[0].plug(leaking())
+		b.awaitFailed(0, ReasonPrivateKeyLeak)
+		if f := b.ledger.failed; len(f) != 2 || f[0].Resumed || f[1].Resumed {
+			t.Errorf("the journal was given %+v", f)
+		}
+		if b.began.Add(resumeWindow).Before(time.Now()) {
+			t.Error("the test took too long to show anything")
+		}
+	})
+	bubble(t, "there before", func(t *testing.T) {
+		b := newBench(t, 1, nil)
+		b.cables[0].plug(leaking())
+		b.run().awaitFailed(0, ReasonPrivateKeyLeak)
+		if f := b.ledger.failed; len(f) != 1 || !f[0].Resumed {
+			t.Errorf("the journal was given %+v", f)
+		}
+	})
+}
+
+func leaking() *fixtures.Board {
+	b := newBoard()
+	b.Print = map[string]string{"version": leaked}
+	return b
+}

@@ -357,6 +357,9 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	switch {
 	case e.kind == boardGone, e.kind == portLost:
 		s.runs[i].after = nil
+		if before.state != Absent && before.state != Empty {
+			s.runs[i].judged = true // what comes now is another insertion
+		}
 	case e.kind == portOpened && e.at.Sub(s.began) > resumePort:
 		s.runs[i].judged = true // what comes through a port that came later is another insertion
 	}
