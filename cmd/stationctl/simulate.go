@@ -16,17 +16,18 @@ import (
 )
 
 type simulate struct {
-	Port        string        `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is what a simulation left that was killed. Missing folders are made, and go again."`
-	Group       string        `name:"group" placeholder:"NAME" help:"The group that may open the port. As root it is the one that owns serial ports, if this is left out: dialout, or uucp; otherwise nobody but you may."`
-	Description string        `name:"description" placeholder:"FILE" type:"path" xor:"what" help:"A description of the board (JSON); see fixtures/README.md."`
-	Transcript  string        `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
-	Dialect     string        `name:"dialect" placeholder:"NAME" help:"Without a description: how the board talks: ti-at (as if left out), ti-csr or report."`
-	Device      string        `name:"device" placeholder:"ID" help:"Without a description: the device id, 32 hex digits; a new one if left out."`
-	Wording     string        `name:"wording" placeholder:"FILE" type:"path" help:"What firmware with the dialogue of ti-csr prints (JSON); see fixtures/README.md."`
-	Speed       *float64      `name:"speed" help:"Of a transcript: divides its pauses (1)."`
-	Boards      int           `name:"boards" default:"1" help:"How many boards come one after the other, each a new one where the description leaves that open; 0 is for ever (${default})."`
-	Stay        time.Duration `name:"stay" placeholder:"TIME" help:"How long each board stays in, such as 10s; without it the last stays until Ctrl-C."`
-	Gap         time.Duration `name:"gap" default:"3s" help:"How long the socket is empty between two boards (${default})."`
+	Port        string         `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is what a simulation left that was killed. Missing folders are made, and go again."`
+	Group       string         `name:"group" placeholder:"NAME" help:"The group that may open the port. As root it is the one that owns serial ports, if this is left out: dialout, or uucp; otherwise nobody but you may."`
+	Description string         `name:"description" placeholder:"FILE" type:"path" xor:"what" help:"A description of the board (JSON); see fixtures/README.md."`
+	Transcript  string         `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
+	Dialect     string         `name:"dialect" placeholder:"NAME" help:"Without a description: how the board talks: ti-at (as if left out), ti-csr or report."`
+	Device      string         `name:"device" placeholder:"ID" help:"Without a description: the device id, 32 hex digits; a new one if left out."`
+	Wording     string         `name:"wording" placeholder:"FILE" type:"path" help:"What firmware with the dialogue of ti-csr prints (JSON); see fixtures/README.md."`
+	Boot        *time.Duration `name:"boot" placeholder:"TIME" help:"Without a description: the time from the start of a board to its first line (500ms)."`
+	Speed       *float64       `name:"speed" help:"Of a transcript: divides its pauses (1)."`
+	Boards      int            `name:"boards" default:"1" help:"How many boards come one after the other, each a new one where the description leaves that open; 0 is for ever (${default})."`
+	Stay        time.Duration  `name:"stay" placeholder:"TIME" help:"How long each board stays in, such as 10s; without it the last stays until Ctrl-C."`
+	Gap         time.Duration  `name:"gap" default:"3s" help:"How long the socket is empty between two boards (${default})."`
 }
 
 // plugged tells which board is in.
@@ -50,12 +51,14 @@ func (s *simulate) Run(ctx context.Context, out *cli.Output) error {
 		return fmt.Errorf("%w: --dialect is for a board without a file: %s says how the board talks", cli.ErrMisuse, given)
 	case given != "" && s.Device != "":
 		return fmt.Errorf("%w: --device is for a board without a file: %s says which board it is", cli.ErrMisuse, given)
+	case given != "" && s.Boot != nil:
+		return fmt.Errorf("%w: --boot is for a board without a file: %s says when it starts", cli.ErrMisuse, given)
 	case s.Transcript != "" && s.Wording != "":
 		return fmt.Errorf("%w: --wording is for a simulated board: a transcript has its words", cli.ErrMisuse)
 	case s.Transcript == "" && s.Speed != nil:
 		return fmt.Errorf("%w: --speed is for a transcript: the times of a simulated board are in its description", cli.ErrMisuse)
-	case s.Boards < 0 || s.Stay < 0 || s.Gap < 0:
-		return fmt.Errorf("%w: --boards, --stay and --gap are not negative", cli.ErrMisuse)
+	case s.Boards < 0 || s.Stay < 0 || s.Gap < 0 || s.Boot != nil && *s.Boot < 0:
+		return fmt.Errorf("%w: --boards, --stay, --gap and --boot are not negative", cli.ErrMisuse)
 	case s.Boards != 1 && s.Stay == 0:
 		return fmt.Errorf("%w: --boards other than 1 needs --stay: how long each stays in", cli.ErrMisuse)
 	case s.Transcript != "" && s.Boards != 1:
@@ -155,8 +158,12 @@ func (s *simulate) describe() (fixtures.Description, error) {
 		case dialect == "":
 			dialect = fixtures.DialectAT
 		}
+		boot := 500 * time.Millisecond
+		if s.Boot != nil {
+			boot = *s.Boot
+		}
 		d := fixtures.Description{Dialect: dialect, Wording: s.Wording, Device: s.Device, Baud: 115200,
-			Boot: fixtures.Duration(500 * time.Millisecond), Think: fixtures.Duration(2 * time.Millisecond), Sign: fixtures.Duration(60 * time.Millisecond)}
+			Boot: fixtures.Duration(boot), Think: fixtures.Duration(2 * time.Millisecond), Sign: fixtures.Duration(60 * time.Millisecond)}
 		if err := d.Validate(); err != nil {
 			return d, fmt.Errorf("%w: %v", cli.ErrMisuse, err)
 		}
