@@ -267,7 +267,11 @@ func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, 
 		if !ok {
 			return lostBoard(err), err, err
 		}
-		return boardFailure(reason, err), err, nil
+		e := boardFailure(reason, err)
+		if device, ok := line.Known(err); ok {
+			e.device = device
+		}
+		return e, err, nil
 	}
 
 	s.mu.Lock()

@@ -444,3 +444,43 @@ func cutAt(t *testing.T, like *fixtures.Board, cut int, usb, next bool) string {
 	}
 	return verdict
 }
+
+// A board that failed is found by its id, if it has said who it is. One that
+// may have been two boards has not.
+func TestFailedBoardIsKnown(t *testing.T) {
+	tiCSR := func(c *Config) { c.Slots[0].Dialect = uart.TICSR{} }
+	for name, c := range map[string]struct {
+		config func(c *Config)
+		spoil  func(b *fixtures.Board)
+		reason Reason
+		known  bool
+	}{
+		"ti-at, sign_msg refused":  {nil, func(b *fixtures.Board) { b.RefuseKey0 = -12294 }, ReasonNoProof, true},
+		"ti-at, key 1 signs":       {nil, func(b *fixtures.Board) { b.Key1, b.SignWithKey1 = fixtures.NewKey(), true }, ReasonNoProof, true},
+		"ti-at, wrong signatures":  {nil, func(b *fixtures.Board) { b.WrongSignatures = true }, ReasonNoProof, false},
+		"ti-at, a leak at the end": {nil, func(b *fixtures.Board) { b.Print = map[string]string{"version": leaked} }, ReasonPrivateKeyLeak, false},
+		"ti-csr, no request":       {tiCSR, func(b *fixtures.Board) { b.Dialect, b.RefuseKey0 = fixtures.DialectCSR, -12294 }, ReasonNoProof, true},
+		"ti-csr, another unit":     {tiCSR, func(b *fixtures.Board) { b.Dialect, b.Unit = fixtures.DialectCSR, "factory" }, ReasonNoProof, true},
+		"ti-csr, two numbers": {tiCSR, func(b *fixtures.Board) {
+			b.Dialect, b.CommonName = fixtures.DialectCSR, "00112233445566778899aabbccddeeff"
+		}, ReasonGarbled, false},
+		"the label is missing": {func(c *Config) { c.Policy.NeedsLabel = true }, nil, ReasonLabelMissing, true},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			b := newBench(t, 1, c.config).run()
+			bad := newBoard()
+			if c.spoil != nil {
+				c.spoil(bad)
+			}
+			b.cables[0].plug(bad)
+			s := b.awaitFailed(0, c.reason)
+			want := board.DeviceID{}
+			if c.known {
+				want = board.DeviceID(bad.Device)
+			}
+			if journaled := b.ledger.failed[0].Device; s.Device != want.String() && c.known || s.Device != "" && !c.known || journaled != want {
+				t.Errorf("the slot shows %s, the journal got %s, want %s", s.Device, journaled, want)
+			}
+		})
+	}
+}

@@ -56,6 +56,9 @@ type Line struct {
 	// device is the serial number that Read has read, for Gone; nil from when
 	// the next board is looked for until it was read.
 	device *[16]byte
+	// once is the serial number that Read has read a first time; known, the one
+	// that a Read which failed had read twice alike. nil: none.
+	once, known *[16]byte
 }
 
 // LineOptions are the settings of a Line; the zero value is right for a real
@@ -121,6 +124,30 @@ func (l *Line) pardon(i int) error {
 	l.Forget()
 	return l.take(rest)
 }
+
+// Known returns the serial number of a board whose Read failed with err, so
+// that the board can be found by it. It proves nothing. A board that refused to
+// sign (ErrNoProof) has said who it is. After any other failure, signatures of
+// several keys included, the board must have printed the number twice alike: it
+// may have been swapped.
+func (l *Line) Known(err error) (device [16]byte, ok bool) {
+	known := l.known
+	if errors.Is(err, ErrNoProof) && !errors.Is(err, errNoCommonKey) {
+		known = l.once
+	}
+	if known == nil {
+		return device, false
+	}
+	return *known, true
+}
+
+// readOnce notes a first reading of the serial number, and readTwice that a
+// second one said the same.
+func (l *Line) readOnce(device [16]byte) { l.once = &device }
+func (l *Line) readTwice()               { l.known = l.once }
+
+// readNone begins a reading: what an earlier one read does not count.
+func (l *Line) readNone() { l.once, l.known = nil, nil }
 
 // Nonce draws a fresh challenge of n letters and digits, and notes it in the
 // recording, so that a replay can use the same.

@@ -224,6 +224,7 @@ func (d ReportLine) Read(ctx context.Context, l *Line) (Report, error) {
 }
 
 func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
+	l.readNone()
 	nonce := l.Nonce(reportNonce)
 	if err := l.Send(ctx, ";"+reportWord+" 1 "+nonce+";"); err != nil {
 		return Report{}, err

@@ -42,6 +42,7 @@ func search(ctx context.Context, l *Line, tried []string, look func(ctx context.
 	bounded, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	l.device, l.stranger = nil, false
+	l.readNone()
 	l.search = &searching{cancel: cancel}
 	defer func() {
 		l.search.stop()

@@ -248,10 +248,12 @@ func (d TIAT) restore(ctx context.Context, l *Line) error {
 }
 
 func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
+	l.readNone()
 	device, err := d.udid(ctx, l)
 	if err != nil {
 		return Report{}, err
 	}
+	l.readOnce(device)
 	facts := map[string]string{"dialect": d.Name()}
 	if err := d.facts(ctx, l, facts); err != nil {
 		return Report{}, err
@@ -281,6 +283,7 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		l.wrongAgain(device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
+	l.readTwice()
 	// Whatever signed, it must not be the key that a command can make and take
 	// away.
 	if print := sha256.Sum256(spki); facts["key-1"] == hex.EncodeToString(print[:]) {

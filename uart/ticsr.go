@@ -189,11 +189,21 @@ func (d TICSR) Read(ctx context.Context, l *Line) (Report, error) {
 	return report, err
 }
 
-func (d TICSR) read(ctx context.Context, l *Line) (Report, error) {
+func (d TICSR) read(ctx context.Context, l *Line) (report Report, err error) {
+	l.readNone()
 	r := csrReading{line: l, facts: map[string]string{"dialect": d.Name()}, asked: map[string]int{}}
 	if err := r.serial(ctx); err != nil {
 		return Report{}, err
 	}
+	l.readOnce(r.device)
+	defer func() {
+		switch {
+		case r.doubted && r.second == "", errors.Is(err, errOtherSerial):
+			l.readNone()
+		case r.second != "":
+			l.readTwice()
+		}
+	}()
 	r.nonce = l.Nonce(csrNonce)
 	for range csrAsks {
 		turn, err := r.turn(ctx)
