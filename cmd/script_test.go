@@ -106,7 +106,6 @@ func TestScripts(t *testing.T) {
 			"unplug":    unplug,
 			"await":     await,
 			"terminate": terminate,
-			"hangup":    hangup,
 			"newer":     newer,
 			"csr":       csr,
 			"post":      post,
@@ -249,15 +248,6 @@ func terminate(ts *testscript.TestScript, _ bool, _ []string) {
 	for _, c := range ts.BackgroundCmds() {
 		if c.ProcessState == nil {
 			ts.Check(c.Process.Signal(syscall.SIGTERM))
-		}
-	}
-}
-
-// hangup sends SIGHUP to what runs.
-func hangup(ts *testscript.TestScript, _ bool, _ []string) {
-	for _, c := range ts.BackgroundCmds() {
-		if c.ProcessState == nil {
-			ts.Check(c.Process.Signal(syscall.SIGHUP))
 		}
 	}
 }

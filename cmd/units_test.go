@@ -52,8 +52,7 @@ func TestUnits(t *testing.T) {
 		}
 		s := settings(t, name+".service")
 		for key, want := range map[string]string{
-			"Service.ExecReload": "/bin/kill -HUP $MAINPID",
-			"Service.ExecStart":  "/usr/bin/" + name + " --config /etc/secretfree/" + name + ".toml", "Service.Type": "notify",
+			"Service.ExecStart": "/usr/bin/" + name + " --config /etc/secretfree/" + name + ".toml", "Service.Type": "notify",
 			"Service.User": name, "Service.Group": name, "Service.StateDirectory": name, "Service.Restart": "always",
 			"Service.RestartPreventExitStatus": "2", "Service.Environment": "GOTRACEBACK=crash", "Service.LimitCORE": "0",
 			"Service.EnvironmentFile": "-/etc/default/" + name,
@@ -319,7 +318,7 @@ func TestExposure(t *testing.T) {
 func TestUnitsVerify(t *testing.T) {
 	analyze := peer(t, "systemd-analyze")
 	dir := t.TempDir()
-	started := regexp.MustCompile(`ExecStart=/usr/bin/[a-z]+`)
+	started := regexp.MustCompile(`(ExecStart(?:Pre)?=)/usr/bin/[a-z]+`)
 	for _, name := range units(t, "*.service", "*.socket", "*.timer") {
 		text, err := os.ReadFile("../systemd/" + name)
 		if err != nil {
@@ -329,7 +328,7 @@ func TestUnitsVerify(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		installed := started.ReplaceAllString(string(text), "ExecStart="+self)
+		installed := started.ReplaceAllString(string(text), "${1}"+self)
 		for what, c := range map[string]struct {
 			text string
 			good bool

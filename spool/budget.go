@@ -78,8 +78,7 @@ func (s *Spool) lookAtDisk() {
 		s.room.Store(nil) // to write a file there will tell more
 		return
 	}
-	limits := s.limits.Load()
-	d.Level = levelOf(d.Percent(), limits.DiskLow, limits.DiskCritical)
+	d.Level = levelOf(d.Percent(), s.cfg.DiskLow, s.cfg.DiskCritical)
 	d.Time = time.Now()
 	s.room.Store(&d)
 }

@@ -43,13 +43,9 @@ func TestDiskLevels(t *testing.T) {
 				t.Errorf("%d of 1000 bytes left: %+v, want %s", step.free, d, step.level)
 			}
 		}
-		// Other limits hold from the next look on.
-		free.Store(400)
-		for limits, want := range map[Limits]DiskLevel{{DiskLow: 60, DiskCritical: 90}: DiskLow, {DiskLow: 50, DiskCritical: 60}: DiskCritical, {}: DiskOK} {
-			k.spool.SetLimits(limits)
-			time.Sleep(diskEvery + time.Second)
-			if d := k.spool.Stats().Disk; d.Level != want {
-				t.Errorf("%+v: %+v, want %s", limits, d, want)
+		for limits, want := range map[[2]int]DiskLevel{{60, 90}: DiskLow, {50, 60}: DiskCritical, {0, 0}: DiskOK, {60, 0}: DiskLow} {
+			if level := levelOf(60, limits[0], limits[1]); level != want {
+				t.Errorf("60 %% with the limits %v: %s, want %s", limits, level, want)
 			}
 		}
 		before := looks.Load()

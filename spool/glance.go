@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,17 +72,13 @@ func RoomOf(dir string, low, critical int) (Disk, error) {
 	if err != nil && !errors.Is(err, os.ErrPermission) {
 		return d, fmt.Errorf("measuring the disk: %w", err)
 	}
-	if low == 0 {
-		low = diskLow
-	}
-	if critical == 0 {
-		critical = diskCritical
-	}
 	d.Time, d.Level = time.Now(), levelOf(d.Percent(), low, critical)
 	return d, nil
 }
 
+// levelOf compares with limits in percent; 0 is the default of a limit.
 func levelOf(percent, low, critical int) DiskLevel {
+	low, critical = cmp.Or(low, diskLow), cmp.Or(critical, diskCritical)
 	switch {
 	case percent >= critical:
 		return DiskCritical

@@ -33,28 +33,12 @@ type Config struct {
 	// SegmentSize is how many bytes a segment may grow to before it is sealed
 	// and the next one begun; 0 is 16 MiB.
 	SegmentSize int64
-	Limits
-	disk disk                                 // for tests
-	room func(dir string) (d Disk, err error) // for tests
-}
-
-// Limits are what of a Config can be changed while the spool is open.
-type Limits struct {
 	// DiskLow and DiskCritical are how full the file system may be, in percent,
 	// before Stats says so; 0 is 80 and 95.
 	DiskLow, DiskCritical int
-}
 
-// SetLimits replaces the limits. They apply from the next look at the disk,
-// within 10 s.
-func (s *Spool) SetLimits(l Limits) {
-	if l.DiskLow == 0 {
-		l.DiskLow = diskLow
-	}
-	if l.DiskCritical == 0 {
-		l.DiskCritical = diskCritical
-	}
-	s.limits.Store(&l)
+	disk disk                                 // for tests
+	room func(dir string) (d Disk, err error) // for tests
 }
 
 const segmentSize = 16 << 20
@@ -80,8 +64,7 @@ type Spool struct {
 	snapshot atomic.Pointer[Stats]   // what Stats returns
 	index    atomic.Pointer[bolt.DB] // db, for those who read it without mu
 	room     atomic.Pointer[Disk]    // nil: not known
-	limits   atomic.Pointer[Limits]
-	calling  stopwatch // of calls to the disk
+	calling  stopwatch               // of calls to the disk
 
 	sinkMu    sync.Mutex // one call of the sink at a time
 	archiveMu sync.Mutex // one call of the archive at a time
@@ -152,7 +135,6 @@ func Open(cfg Config) (*Spool, error) {
 	}
 	s := &Spool{cfg: cfg, origin: cfg.Identity.Signer.Name(), lock: lock, wake: make(chan struct{}, 1), sealed: make(chan struct{}, 1), retries: map[uint64]retry{}, noise: map[string]noise{}, failing: map[uint64]bool{}}
 	s.cfg.disk = watched{cfg.disk, &s.calling}
-	s.SetLimits(cfg.Limits)
 	if err := s.open(); err != nil {
 		lock.Close()
 		return nil, err

@@ -51,7 +51,7 @@ func TestSlotsDoNotWaitForEachOther(t *testing.T) {
 		}
 		took = make([]time.Duration, len(slots))
 		for left := len(slots); left > 0; {
-			status, changed := b.snapshot(b.settings.Load().words)
+			status, changed := b.snapshot(b.settings.words)
 			for i, s := range status.Slots {
 				if took[i] == 0 && (s.State == Passed || s.State == Failed) {
 					took[i], left = time.Since(start), left-1

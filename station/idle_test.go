@@ -61,7 +61,7 @@ func BenchmarkIdle(b *testing.B) {
 				}
 			})
 			for there := 0; there < 8; {
-				status, changed := s.snapshot(s.settings.Load().words)
+				status, changed := s.snapshot(s.settings.words)
 				there = 0
 				for _, slot := range status.Slots {
 					if slot.State == Empty {

@@ -28,7 +28,7 @@ func (f *failure) Unwrap() error { return f.err }
 // before counts. It comes last, so that a board is only called another one when
 // it has proved which it is.
 func (s *Station) judge(report uart.Report, label *label, now time.Time) (board.Record, *failure) {
-	policy := s.settings.Load().policy
+	policy := s.settings.policy
 	device, err := board.NewDeviceID(report.Device)
 	if err != nil {
 		return board.Record{}, &failure{reason: ReasonGarbled, err: err}

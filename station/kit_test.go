@@ -211,7 +211,7 @@ func (b *bench) awaitThat(i int, what string, is func(SlotStatus) bool) SlotStat
 	b.t.Helper()
 	limit := time.After(10 * time.Minute)
 	for {
-		status, changed := b.snapshot(b.settings.Load().words)
+		status, changed := b.snapshot(b.settings.words)
 		if is(status.Slots[i]) {
 			synctest.Wait() // the log is written after the state
 			return status.Slots[i]

@@ -105,7 +105,7 @@ func (s *Station) newPages() (*pages, error) {
 // build says whether a page that is open is of this program and of the settings
 // of now.
 func (p *pages) build() string {
-	hash := sha256.Sum256(fmt.Appendf(nil, "%x%+v", p.made, p.settings.Load().page))
+	hash := sha256.Sum256(fmt.Appendf(nil, "%x%+v", p.made, p.settings.page))
 	return fmt.Sprintf("%x", hash[:8])
 }
 
@@ -120,7 +120,7 @@ func (s *Station) ownHost(hostport string) bool {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return true
 	}
-	return host == "localhost" || s.settings.Load().hosts[host]
+	return host == "localhost" || s.settings.hosts[host]
 }
 
 func writeJSON(w http.ResponseWriter, code int, v any) {
@@ -198,7 +198,7 @@ type setup struct {
 func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 	c := p.wordsFor(r)
 	status, _ := p.snapshot(c)
-	settings := p.settings.Load().page
+	settings := p.settings.page
 	if r.URL.Query().Get("lang") == c.language { // chosen, and to be remembered
 		http.SetCookie(w, &http.Cookie{
 			Name: "lang", Value: c.language, Path: "/", MaxAge: 365 * 24 * 3600, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil, HttpOnly: true,

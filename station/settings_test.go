@@ -3,35 +3,32 @@ package station
 import (
 	"strings"
 	"testing"
+
+	"secretfree/station/board"
+	"secretfree/uart"
 )
 
-// New settings are taken whole, or not at all, and open pages are told.
-func TestAdopt(t *testing.T) {
-	b := newBench(t, 1, nil)
-	_, changed := b.snapshot(b.settings.Load().words)
-	for want, c := range map[string]Settings{
-		`no language "tlh"`:    {Hosts: []string{"new.example"}, Page: Page{Language: "tlh"}},
-		"printable characters": {Hosts: []string{"new.example"}, Page: Page{ContactIT: "a\nb"}},
+// A station that could not show its page is not made.
+func TestNewRefusesSettings(t *testing.T) {
+	for want, c := range map[string]Config{
+		`no language "tlh"`:    {Page: Page{Language: "tlh"}},
+		"printable characters": {Page: Page{ContactIT: "a\nb"}},
 	} {
-		if err := b.Adopt(c); err == nil || !strings.Contains(err.Error(), want) || b.ownHost("new.example") {
+		c.SKU, c.Station, c.Journal = "widgiot", "line3-a", &ledger{}
+		c.Backlog, c.Delivery = func() Backlog { return Backlog{} }, func(board.DeviceID) Delivery { return Waiting }
+		c.Slots = []SlotConfig{{Name: "A", Port: "/dev/port-0", Open: (&cable{}).await, Dialect: uart.TIAT{}}}
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
-	select {
-	case <-changed:
-		t.Error("what was refused was told")
-	default:
-	}
-	if err := b.Adopt(Settings{Hosts: []string{"New.example"}, Page: Page{Language: "de"}, Policy: Policy{AllowUnproven: true}}); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-changed:
-	default:
-		t.Error("open pages were not told")
-	}
-	now := b.Settings()
-	if !b.ownHost("new.example") || !now.Policy.AllowUnproven || now.Page.Language != "de" || len(now.Hosts) != 1 || now.Hosts[0] != "new.example" {
-		t.Errorf("%+v", now)
+}
+
+// The case of a host's name does not matter.
+func TestOwnHosts(t *testing.T) {
+	b := newBench(t, 1, func(c *Config) { c.Hosts = []string{"New.example"} })
+	for host, own := range map[string]bool{"new.example": true, "other.example": false, "localhost": true} {
+		if b.ownHost(host) != own {
+			t.Errorf("%s: %v", host, !own)
+		}
 	}
 }

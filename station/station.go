@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -199,7 +198,7 @@ type Station struct {
 	giving     chan struct{} // places for answers that are large
 	zone       *time.Location
 	readLimit  time.Duration
-	settings   atomic.Pointer[settings]
+	settings   *settings
 	door       *door
 	log        zerolog.Logger
 	slots      []SlotConfig
@@ -268,7 +267,7 @@ func New(c Config) (*Station, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a station: %w", err)
 	}
-	settings, err := newSettings(Settings{Policy: c.Policy, Page: c.Page, Hosts: c.Hosts}, languages)
+	settings, err := newSettings(&c, languages)
 	if err != nil {
 		return nil, fmt.Errorf("making a station: %w", err)
 	}
@@ -284,7 +283,7 @@ func New(c Config) (*Station, error) {
 	if s.readLimit == 0 {
 		s.readLimit = defaultReadLimit
 	}
-	s.settings.Store(settings)
+	s.settings = settings
 	now := time.Now()
 	s.lot = Lot{Since: now.UTC().Truncate(time.Millisecond)}
 	if c.Lot != nil {

@@ -133,7 +133,7 @@ const worthTelling = 15 * time.Second
 
 // Status is a snapshot in the station's own language.
 func (s *Station) Status() Status {
-	status, _ := s.snapshot(s.settings.Load().words)
+	status, _ := s.snapshot(s.settings.words)
 	return status
 }
 
@@ -148,7 +148,7 @@ func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 	s.mu.Unlock()
 
 	// The calls to the outside are made without the lock.
-	if listed := s.settings.Load().policy.Listed; lot.Planned == 0 && listed != nil {
+	if listed := s.settings.policy.Listed; lot.Planned == 0 && listed != nil {
 		lot.Planned = listed()
 	}
 	status := Status{Station: s.name, Slots: make([]SlotStatus, len(states)), Backlog: s.backlog(), Notices: []Notice{}, Lot: &lot, Recent: []Recent{}}
@@ -248,7 +248,7 @@ func (s slotState) sentence(words *catalogue) string {
 // withContact adds who it is that a sentence says to call, if the station was
 // told.
 func (s *Station) withContact(words *catalogue, text string, call Call) string {
-	page := s.settings.Load().page
+	page := s.settings.page
 	switch {
 	case call == CallIT && page.ContactIT != "":
 		return words.Say("contact-after", text, words.Say("contact-it", page.ContactIT))

@@ -227,5 +227,5 @@ func (s *Station) wordsFor(r *http.Request) *catalogue {
 			return c
 		}
 	}
-	return s.settings.Load().words
+	return s.settings.words
 }

@@ -9,9 +9,6 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"os/signal"
-	"sync"
-	"syscall"
 
 	"github.com/rs/zerolog"
 
@@ -39,9 +36,9 @@ func (grammar) Help() string {
       Check a configuration and all that it names before it is put in place, as a start does: exit 0, or 1 with the
       remedy. Only the addresses are not opened.
 
-A first SIGTERM or SIGINT lets the requests under way end, within 5 seconds; a second one cuts it short. A device
-whose request was cut short asks again and gets the same certificate. SIGHUP reads the TLS certificate again; a change
-of its files is seen anyway. Sockets of systemd are taken by the names listen and metrics.`
+A first SIGTERM, SIGINT or SIGHUP lets the requests under way end, within 5 seconds; a second one cuts it short. A
+device whose request was cut short asks again and gets the same certificate. The TLS certificate is read again by
+itself when its files change. Sockets of systemd are taken by the names listen and metrics.`
 }
 
 func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
@@ -77,23 +74,10 @@ func (g *grammar) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	defer log.Flush()
-	defer context.AfterFunc(ctx, log.Flush)() // what was counted until then: a second signal ends the process at once
-	d, err := daemon.Open(ctx, c, log.Logger, func(d *daemon.Daemon) http.Handler { return metrics.Handler(d) })
+	d, err := daemon.Open(ctx, c, log, func(d *daemon.Daemon) http.Handler { return metrics.Handler(d) })
 	if err != nil {
 		return err
 	}
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	var reloading sync.WaitGroup
-	reloading.Go(func() {
-		for range hangups {
-			d.Reload()
-		}
-	})
-	defer reloading.Wait()
-	defer close(hangups)
-	defer signal.Stop(hangups)
 	return d.Run(ctx)
 }
 

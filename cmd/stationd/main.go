@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/stationd"
@@ -38,10 +36,10 @@ func (grammar) Help() string {
   stationd --check --config new.toml
       Check a configuration before it is put in place: exit 0, or 1 with file, line and remedy.
 
-SIGHUP (systemctl reload stationd) reads the configuration again. One that is not good changes nothing, and the log says
-why; what needs a restart is named there.
+A change of the configuration takes a restart, of less than a second: stationd --check, then systemctl restart stationd.
+Certificates, tokens and the list of the lot are read again by themselves when their files change.
 
-A first SIGTERM or SIGINT stops in order, within 5 seconds; a second one cuts it short. No board that has
+A first SIGTERM, SIGINT or SIGHUP stops in order, within 5 seconds; a second one cuts it short. No board that has
 passed is lost either way.`
 }
 
@@ -88,14 +86,7 @@ func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	defer log.Flush()
-	defer context.AfterFunc(ctx, log.Flush)() // what was counted until then: a second signal ends the process at once
-	hangups := make(chan os.Signal, 1)        // one that comes during a reload asks for another
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
-	return stationd.Serve(ctx, c, log.Logger, stationd.Reloads{
-		Asked: hangups, Load: func() (stationd.Config, error) { return stationd.LoadToServe(s.Config) }, Log: log.Adopt,
-	})
+	return stationd.Serve(ctx, c, log)
 }
 
 func main() {

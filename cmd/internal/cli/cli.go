@@ -209,7 +209,7 @@ func signals(name string) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	caught := make(chan os.Signal, 2)
 	done := make(chan struct{})
-	signal.Notify(caught, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(caught, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go attend(caught, done, cancel, func(second os.Signal) {
 		fmt.Fprintf(os.Stderr, "%s: cut short by a second signal (%s)\n", name, second)
 		os.Exit(ExitFailed)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -106,50 +105,4 @@ func (p prioritized) WriteLevel(level zerolog.Level, line []byte) (int, error) {
 		return 0, err
 	}
 	return len(line), nil
-}
-
-// DaemonLog is a logger of a daemon: its level can be changed while it runs,
-// and lines that come again and again are counted (see repeats). All methods
-// may be called at once.
-type DaemonLog struct {
-	zerolog.Logger
-	level   *atomic.Int32
-	repeats *repeats
-}
-
-// Open is New for a daemon. Flush it at the end.
-func (l Log) Open(w io.Writer, field, value string) (*DaemonLog, error) {
-	level, err := l.level()
-	if err != nil {
-		return nil, err
-	}
-	d := &DaemonLog{level: new(atomic.Int32), repeats: newRepeats(l.lines(w))}
-	d.level.Store(int32(level))
-	d.Logger = zerolog.New(filter{d.level, d.repeats}).With().Timestamp().Str(field, value).Logger()
-	return d, nil
-}
-
-// Adopt takes the level of a Log that passed Check, from the next line on.
-func (d *DaemonLog) Adopt(l Log) {
-	if level, err := l.level(); err == nil {
-		d.level.Store(int32(level))
-	}
-}
-
-// Flush tells at once what was counted.
-func (d *DaemonLog) Flush() { d.repeats.flush() }
-
-// filter lets lines of the level and above through.
-type filter struct {
-	level *atomic.Int32
-	to    zerolog.LevelWriter
-}
-
-func (f filter) Write(line []byte) (int, error) { return f.to.Write(line) }
-
-func (f filter) WriteLevel(level zerolog.Level, line []byte) (int, error) {
-	if int32(level) < f.level.Load() {
-		return len(line), nil
-	}
-	return f.to.WriteLevel(level, line)
 }

@@ -675,4 +675,4 @@ func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w,
 
 // OpenLog makes the daemon's own logger, which is NewLog's with more; see
 // config.DaemonLog.
-func OpenLog(w io.Writer, c Config) (*config.DaemonLog, error) { return c.Log.Open(w, "sku", c.SKU) }
+func OpenLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w, "sku", c.SKU) }

@@ -218,18 +218,6 @@ func (g *gate) current() station.Tokens {
 	return g.tokens
 }
 
-// reload reads certificate and tokens, changed or not.
-func (g *gate) reload() {
-	if g.pair != nil {
-		g.pair.Reload()
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.config.tokens() {
-		g.readAgain()
-	}
-}
-
 func (g *gate) readAgain() {
 	tokens, err := g.read()
 	if err != nil {

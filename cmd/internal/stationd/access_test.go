@@ -114,12 +114,28 @@ func TestAccess(t *testing.T) {
 		}
 	}
 
+	wait := func(what string, holds func() bool) {
+		t.Helper()
+		for limit := time.Now().Add(30 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatalf("there is never %s; the log:\n%s", what, d.log)
+			}
+		}
+	}
 	_, _, second := f.pair("second")
 	f.file(view, "view-token-of-tomorrow\n")
-	d.gate.reload()
-	if code, _ := ask(second, "view-token-of-tomorrow", http.MethodGet, "/status"); code != 200 {
-		t.Errorf("the new token: %d", code)
-	}
+	wait("the new certificate", func() bool {
+		c, err := tls.Dial("tcp", d.Addr(), &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		return c.ConnectionState().PeerCertificates[0].Equal(second)
+	})
+	wait("the new token", func() bool {
+		code, _ := ask(second, "view-token-of-tomorrow", http.MethodGet, "/status")
+		return code == 200
+	})
 	if code, _ := ask(second, "view-token-0123456789", http.MethodGet, "/status"); code != 401 {
 		t.Errorf("the old token: %d", code)
 	}
@@ -127,10 +143,13 @@ func TestAccess(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.file(key, "garbage")
-	d.gate.reload()
-	if code, _ := ask(second, "view-token-of-tomorrow", http.MethodGet, "/status"); code != 200 {
-		t.Errorf("with files that cannot be used, what was before does not stay: %d", code)
-	}
+	wait("what is wrong with them in the log", func() bool {
+		if code, _ := ask(second, "view-token-of-tomorrow", http.MethodGet, "/status"); code != 200 {
+			t.Errorf("with files that cannot be used, what was before does not stay: %d", code)
+		}
+		log := d.log.String()
+		return strings.Contains(log, "the new tokens cannot be used") && strings.Contains(log, "the new TLS certificate cannot be used")
+	})
 	for _, said := range []string{"the new tokens cannot be used", "the new TLS certificate cannot be used", "mode 0644", `"page":"https://`} {
 		if !strings.Contains(d.log.String(), said) {
 			t.Errorf("the log does not say %s:\n%s", said, d.log)

@@ -287,6 +287,21 @@ func NewLog(w io.Writer, c Config) (zerolog.Logger, error) { return c.Log.New(w,
 
 // OpenLog makes the daemon's own logger, which is NewLog's with more; see
 // config.DaemonLog.
-func OpenLog(w io.Writer, c Config) (*config.DaemonLog, error) {
-	return c.Log.Open(w, "station", c.Station)
+func OpenLog(w io.Writer, c Config) (zerolog.Logger, error) {
+	return c.Log.New(w, "station", c.Station)
+}
+
+// policy is the station's.
+func (c Config) policy() station.Policy {
+	p := station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms, NeedsLabel: c.Policy.Label == LabelRequired}
+	if c.Policy.Lot != "" {
+		list := &lot{path: c.Policy.Lot}
+		p.Lot, p.Listed = list.check, list.listed
+	}
+	return p
+}
+
+// page are the settings of the station's page.
+func (c Config) page() station.Page {
+	return station.Page{Language: c.Page.Language, Sound: c.Page.Sound, ContactIT: c.Page.ContactIT, ContactQuality: c.Page.ContactQuality}
 }

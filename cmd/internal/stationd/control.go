@@ -118,7 +118,7 @@ func (d *Daemon) control() http.Handler {
 			answer(w, nil, fmt.Errorf("reading the receipt: %w", err))
 			return
 		}
-		settled, err := d.spool.ApplyReceipt(data, d.verifiers())
+		settled, err := d.spool.ApplyReceipt(data, d.receipts)
 		if err == nil {
 			d.log.Info().Str("by", settled.By).Uint64("first", settled.First).Uint64("last", settled.Last).
 				Int("confirmed", settled.Confirmed).Int("refused", settled.Refused).Msg("a receipt was applied, by the control socket")

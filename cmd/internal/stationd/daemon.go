@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -64,20 +62,15 @@ type Daemon struct {
 	carried         bool // records leave on a stick
 	transcripts     *shelf
 	timings         timings
-	receipts        atomic.Pointer[note.Verifiers] // who may settle records by a receipt
-	reloaded        atomic.Pointer[reloaded]
+	receipts        note.Verifiers // who may settle records by a receipt
 	controlListener net.Listener
 	controlServer   *http.Server
-
-	reloading sync.Mutex // one at a time
-	config    Config     // what holds; guarded by reloading
-	list      *lot       // of it; nil without one
 }
 
 // Serve opens a station and runs it until ctx ends. If ctx ends before it is
 // open, as while a large index is made anew, it is not waited for: nothing has
 // passed yet.
-func Serve(ctx context.Context, c Config, log zerolog.Logger, again Reloads) error {
+func Serve(ctx context.Context, c Config, log zerolog.Logger) error {
 	type opened struct {
 		d   *Daemon
 		err error
@@ -97,13 +90,7 @@ func Serve(ctx context.Context, c Config, log zerolog.Logger, again Reloads) err
 			// shares a small machine: half of the usual garbage is enough.
 			debug.SetGCPercent(50)
 		}
-		reloading, cancel := context.WithCancel(ctx)
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			o.d.reloads(reloading, again)
-		}()
-		return errors.Join(o.d.Run(ctx), stopReloads(cancel, ended))
+		return o.d.Run(ctx)
 	case <-ctx.Done():
 		log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopped before it was ready")
 		return nil
@@ -124,18 +111,15 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == NoRegistry, config: c}
-	receipts, err := c.Receipts()
-	if err != nil {
+	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == NoRegistry}
+	if d.receipts, err = c.Receipts(); err != nil {
 		return nil, err
 	}
-	d.receipts.Store(&receipts)
-	d.reloaded.Store(&reloaded{taken: time.Now()})
 	if many, ok := sink.(spool.BatchSink); ok {
 		sink = timedSink{many, &d.timings}
 	}
 	if d.spool, err = spool.Open(spool.Config{
-		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, Limits: c.limits(),
+		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical,
 		Notify: func(notice string) { log.Warn().Msg(notice) },
 	}); err != nil {
 		return nil, err
@@ -203,11 +187,9 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	if d.gate, err = openGate(c, onNetwork(d.Addr()), d.log); err != nil {
 		return err
 	}
-	d.list = c.list(nil)
-	settings := c.settings(d.list)
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: timedJournal{d.spool, &d.timings},
-		Policy: settings.Policy, Page: settings.Page, Hosts: settings.Hosts, Lot: counted, Earlier: earlier, KeepLot: counts.keep,
+		Policy: c.policy(), Page: c.page(), Hosts: c.hosts(), Lot: counted, Earlier: earlier, KeepLot: counts.keep,
 		Backlog: d.backlog, Delivery: d.delivery, Health: d.health, Notices: d.notices,
 		Transcript: d.transcripts.keep, History: past, Evidence: past, Access: d.gate.access(), Log: d.log,
 	})
@@ -468,16 +450,18 @@ func (d *Daemon) watch(ctx context.Context) error {
 		d.log.Warn().Err(err).Msg("reading systemd's watchdog settings")
 	}
 	var fed time.Time
+	stuck := "" // what is in the log of a watchdog that is not fed
 	told := changes{log: d.log}
 	for {
 		stats := d.stats()
 		if interval > 0 && time.Since(fed) >= interval/3 {
 			_, hangs := d.hangs(stats)
-			if err := errors.Join(d.station.Alive(), hangs); err != nil {
-				d.log.Error().Err(err).Msg("no progress; the watchdog is not fed")
-			} else {
+			if err := errors.Join(d.station.Alive(), hangs); err == nil {
 				d.notify(daemon.SdNotifyWatchdog)
-				fed = time.Now()
+				fed, stuck = time.Now(), ""
+			} else if err.Error() != stuck {
+				stuck = err.Error()
+				d.log.Error().Err(err).Msg("no progress; the watchdog is not fed")
 			}
 		}
 		told.tell(stats)

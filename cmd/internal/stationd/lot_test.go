@@ -94,19 +94,6 @@ func TestBoardsAgainstALot(t *testing.T) {
 	if lot := d.Status().Lot; lot.Planned != 2 || lot.Passed != 1 || lot.Failed != 2 {
 		t.Errorf("the list has 2 boards, and the lot is %+v", lot)
 	}
-	// What was read of the list holds over a reload of the configuration;
-	// another list is another matter.
-	config := f.config()
-	again := Reloads{Load: func() (Config, error) { return config, nil }}
-	d.reload(again)
-	if lot := d.Status().Lot; lot.Planned != 2 {
-		t.Errorf("after a reload, the lot is %+v", lot)
-	}
-	config.Policy.Lot = list + ".next"
-	d.reload(again)
-	if lot := d.Status().Lot; lot.Planned != 0 {
-		t.Errorf("after a reload with another list, the lot is %+v", lot)
-	}
 	d.stop()
 	if report := f.verify(); report.Records != 1 || report.Failed != 2 {
 		t.Errorf("the journal holds %+v", report)

@@ -31,7 +31,7 @@ type metrics struct {
 	deliveryError, unarchived, oldestUnarchived, archiveError metric.Metric
 	forked, clock, broken, unsigned                           metric.Metric
 	diskUsed, diskFree, diskSize, diskLevel, diskStalled      metric.Metric
-	healthy, reloadOK, reloadAt, tlsEnds, tlsStale, build     metric.Metric
+	healthy, tlsEnds, tlsStale, build                         metric.Metric
 }
 
 func newMetrics() metrics {
@@ -82,8 +82,6 @@ func newMetrics() metrics {
 		diskStalled: gauge("disk_stalled_seconds", "For how long a call to the disk has not returned; 0 if none is under way."),
 
 		healthy:  gauge("healthy", "1 if no work is due that does not move, as /healthz has it."),
-		reloadOK: gauge("config_last_reload_successful", "1 if the configuration that was read last was taken, 0 if it was refused."),
-		reloadAt: gauge("config_last_reload_success_timestamp_seconds", "When a configuration was taken last, in Unix time."),
 		tlsEnds:  gauge("tls_not_after_timestamp_seconds", "When the TLS certificate in use expires, in Unix time; nothing without TLS."),
 		tlsStale: gauge("tls_reload_failed", "1 if the files of the TLS certificate have changed and cannot be used; nothing without TLS."),
 		build:    gauge("build_info", "1; the label says what runs.", "version"),
@@ -98,7 +96,7 @@ func (m metrics) all() []metric.Metric {
 		m.unarchived, m.oldestUnarchived, m.archiveError,
 		m.forked, m.clock, m.broken, m.unsigned,
 		m.diskUsed, m.diskFree, m.diskSize, m.diskLevel, m.diskStalled,
-		m.healthy, m.reloadOK, m.reloadAt, m.tlsEnds, m.tlsStale, m.build,
+		m.healthy, m.tlsEnds, m.tlsStale, m.build,
 	}
 }
 
@@ -175,9 +173,6 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	m.diskStalled.Send(ch, age(stats.WritingSince))
 
 	m.healthy.SendBool(ch, d.station.Health() == nil)
-	reload := d.reloaded.Load()
-	m.reloadOK.SendBool(ch, !reload.failed)
-	m.reloadAt.SendTime(ch, reload.taken)
 	if d.gate != nil && d.gate.pair != nil {
 		notAfter, failed := d.gate.pair.State()
 		m.tlsEnds.SendTime(ch, notAfter)

@@ -55,15 +55,8 @@ func openShelf(dir string, limits Transcripts) (*shelf, error) {
 		}
 		s.files = append(s.files, shelved{e.Name(), info.Size(), expectIn(filepath.Join(dir, e.Name())) == passedWord})
 	}
-	return s, s.adopt(limits)
-}
-
-// adopt takes limits, and makes what is there fit into them.
-func (s *shelf) adopt(limits Transcripts) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.limits, s.budget = map[bool]int{true: limits.Passed, false: limits.Failed}, int64(limits.MaxMiB)<<20
-	return s.prune()
+	return s, s.prune()
 }
 
 // keep writes a transcript under a name.

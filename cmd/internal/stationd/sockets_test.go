@@ -34,7 +34,7 @@ func TestSocketDaemon(t *testing.T) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	if err := Serve(ctx, c, zerolog.New(os.Stderr), Reloads{}); err != nil {
+	if err := Serve(ctx, c, zerolog.New(os.Stderr)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -49,13 +49,6 @@ func (p *KeyPair) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return p.current, nil
 }
 
-// Reload reads the files, changed or not.
-func (p *KeyPair) Reload() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.look(true)
-}
-
 // look reads the files if they are others than those that were read last, or if
 // it must.
 func (p *KeyPair) look(must bool) {

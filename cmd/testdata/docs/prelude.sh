@@ -80,7 +80,6 @@ systemctl() {
 			systemctl stop "$name"
 			systemctl start "$name"
 			;;
-		reload:*) kill -HUP "${daemons[$name]}" ;;
 		status:* | is-active:*) kill -0 "${daemons[$name]}" ;;
 		*) echo "$where: this systemctl cannot $verb" >&2; return 1 ;;
 		esac

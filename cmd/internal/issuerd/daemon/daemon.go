@@ -181,14 +181,6 @@ func tlsConfig(p *web.KeyPair) *tls.Config {
 	return &tls.Config{GetCertificate: p.Get, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequestClientCert, DynamicRecordSizingDisabled: true}
 }
 
-// Reload reads the TLS certificate and its key again, as happens by itself
-// within a moment of a change.
-func (d *Daemon) Reload() {
-	if d.pair != nil {
-		d.pair.Reload()
-	}
-}
-
 // newServer bounds what a client may take its time for.
 func newServer(h http.Handler, log zerolog.Logger) *http.Server {
 	return &http.Server{

@@ -98,7 +98,7 @@ func TestReload(t *testing.T) {
 		})
 	}
 	until := func(name string) {
-		for range 10_000 {
+		for limit := time.Now().Add(30 * time.Second); time.Now().Before(limit); {
 			if _, ok := seen.Load(name); ok || t.Failed() {
 				return
 			}
@@ -111,15 +111,16 @@ func TestReload(t *testing.T) {
 		if err := os.Rename(spare.path(name), p.path(name)); err != nil {
 			t.Fatal(err)
 		}
-		d.Reload()
 	}
 	until("second")
 	stop.Store(true)
 	under.Wait()
 
 	p.write(t, "tls.key", []byte("garbage"))
-	d.Reload()
 	status, body, server := fetch(t, client, url+"/healthz")
+	for limit := time.Now().Add(30 * time.Second); body == "ok\n" && time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+		status, body, server = fetch(t, insecure(), url+"/healthz")
+	}
 	if status != http.StatusOK || body != "ok\nthe new TLS certificate cannot be used; the one before stays\n" || server != "second" {
 		t.Errorf("with a broken key: %d, %q by %s", status, body, server)
 	}
@@ -133,8 +134,10 @@ func TestReload(t *testing.T) {
 		}
 	}
 	p.pair(t, "tls.crt", "tls.key", "third", time.Hour)
-	d.Reload()
-	if _, body, _ := fetch(t, insecure(), url+"/healthz"); body != "ok\n" {
+	for limit := time.Now().Add(30 * time.Second); body != "ok\n" && time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+		_, body, _ = fetch(t, insecure(), url+"/healthz")
+	}
+	if body != "ok\n" {
 		t.Errorf("with a good one again: %q", body)
 	}
 }
