@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Auto finds out which dialect a board speaks, and then speaks it. It remembers
+// auto finds out which dialect a board speaks, and then speaks it. It remembers
 // what it met last and tries that first. Unlike the others it has a memory, so
 // each slot needs one of its own; make them with DialectByName.
 //
@@ -19,19 +19,19 @@ import (
 // (An empty answer to the first question of the CSR example ends that
 // firmware.) So a probe has no line end of its own. Gone sends line ends only
 // with something before them.
-type Auto struct {
-	finders []finder
+type auto struct {
+	dialects []autoDialect
 
 	mu   sync.Mutex
 	last string // what was met last
 	was  string // what was remembered when the present dialogue began
 
-	current finder // the board that is there; nil if it was not recognised
-	doubted bool   // something seemed to be a board and was none
+	current    autoDialect // the board that is there; nil if it was not recognised
+	falseMatch bool        // something seemed to be a board and was none
 }
 
-// finder is a dialect that takes part in auto.
-type finder interface {
+// autoDialect is a dialect that takes part in auto.
+type autoDialect interface {
 	Dialect
 	// probe makes a board of this dialect speak, without a line end; empty if
 	// it speaks for itself at its start.
@@ -49,9 +49,9 @@ type finder interface {
 	// bounded time. What made it recognised is still on the line. first says
 	// that nothing that was sent in an earlier round may still be answered.
 	settle(ctx context.Context, l *Line, first bool) error
-	// leave is Gone with probes that no firmware minds, in place of its own: a
+	// leave is  Gone with probes that no firmware minds, in place of its own: a
 	// board of another dialect may take the place.
-	leave(ctx context.Context, l *Line, v vigil) error
+	waitGone(ctx context.Context, l *Line, w presenceWatch) error
 }
 
 const (
@@ -65,11 +65,11 @@ const (
 	autoProbe  = "x"                    // makes any firmware echo that does
 )
 
-func newAuto(last string, dialects []Dialect) *Auto {
-	a := &Auto{last: last, was: last}
+func newAuto(last string, dialects []Dialect) *auto {
+	a := &auto{last: last, was: last}
 	for _, d := range dialects {
-		if f, ok := d.(finder); ok {
-			a.finders = append(a.finders, f)
+		if f, ok := d.(autoDialect); ok {
+			a.dialects = append(a.dialects, f)
 		}
 	}
 	return a
@@ -78,7 +78,7 @@ func newAuto(last string, dialects []Dialect) *Auto {
 // Name implements Dialect. It is "auto", or "auto/" and the dialect that was
 // remembered when the present dialogue began: DialectByName makes of it an Auto
 // that has the same dialogue again.
-func (a *Auto) Name() string {
+func (a *auto) Name() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.was == "" {
@@ -88,11 +88,11 @@ func (a *Auto) Name() string {
 }
 
 // Detect implements Dialect.
-func (a *Auto) Detect(ctx context.Context, l *Line) error {
+func (a *auto) Detect(ctx context.Context, l *Line) error {
 	a.mu.Lock()
 	a.was = a.last
-	order := slices.Clone(a.finders)
-	slices.SortStableFunc(order, func(f, g finder) int {
+	order := slices.Clone(a.dialects)
+	slices.SortStableFunc(order, func(f, g autoDialect) int {
 		switch a.last {
 		case f.Name():
 			return -1
@@ -102,14 +102,14 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 		return 0
 	})
 	a.mu.Unlock()
-	a.current, a.doubted = nil, false
+	a.current, a.falseMatch = nil, false
 	first, rounds := true, 0
 	return search(ctx, l, a.known(), func(bounded context.Context) error {
 		// Firmware without echo, as a modem, answers only to a whole line. It
 		// is of the round before, and not recorded. An Enter alone would end
 		// the firmware of the CSR example.
 		if rounds > 0 {
-			if err := l.knock(bounded, autoProbe+"\r"); err != nil {
+			if err := l.sendWakeLine(bounded, autoProbe+"\r"); err != nil {
 				return err
 			}
 		}
@@ -119,9 +119,9 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 		case err != nil:
 			return err
 		case found == nil && len(l.in) == 0:
-			return errNobody
+			return errNothingHeard
 		case found == nil:
-			l.keep(0)
+			l.keepLast(0)
 			return ErrGarbled
 		}
 		a.current = found
@@ -136,22 +136,22 @@ func (a *Auto) Detect(ctx context.Context, l *Line) error {
 			a.mu.Unlock()
 			return err
 		}
-		a.current, a.doubted = nil, true // gone again, or noise
-		l.keep(0)
+		a.current, a.falseMatch = nil, true // gone again, or noise
+		l.keepLast(0)
 		return err
 	})
 }
 
 // starts returns the places in text where boards have started.
-func (a *Auto) starts(text string) (places []int) {
-	for _, f := range a.finders {
+func (a *auto) starts(text string) (places []int) {
+	for _, f := range a.dialects {
 		places = append(places, f.starts(text)...)
 	}
 	return places
 }
 
-func (a *Auto) known() (names []string) {
-	for _, f := range a.finders {
+func (a *auto) known() (names []string) {
+	for _, f := range a.dialects {
 		names = append(names, f.Name())
 	}
 	return names
@@ -159,7 +159,7 @@ func (a *Auto) known() (names []string) {
 
 // round tries one dialect after the other, each for a short time. What came is
 // left on the line.
-func (a *Auto) round(ctx context.Context, l *Line, order []finder) (found finder, err error) {
+func (a *auto) round(ctx context.Context, l *Line, order []autoDialect) (found autoDialect, err error) {
 	for _, f := range order {
 		if found, err = a.look(ctx, l, f.probe()); found != nil || err != nil {
 			if found != nil {
@@ -171,17 +171,17 @@ func (a *Auto) round(ctx context.Context, l *Line, order []finder) (found finder
 	return nil, nil
 }
 
-func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) {
+func (a *auto) look(ctx context.Context, l *Line, probe string) (autoDialect, error) {
 	begin, before := time.Now(), len(l.in)
 	if f := a.recognise(string(l.in)); f != nil {
 		return f, nil
 	}
 	if probe != "" {
-		if err := l.Send(ctx, probe); err != nil {
+		if err := l.send(ctx, probe); err != nil {
 			return nil, err
 		}
 	}
-	end, entered := begin.Add(aboutOne(autoLook)), false
+	end, entered := begin.Add(roundToTick(autoLook)), false
 	for len(l.in) <= maxText && time.Since(begin) < autoWhole {
 		text := string(l.in)
 		if f := a.recognise(text); f != nil {
@@ -202,7 +202,7 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 			// The end of our own probe: somebody listens, and has it in its
 			// line.
 			if !entered && probe != "" && strings.HasSuffix(text[before:], probe[len(probe)-autoEcho:]) {
-				if err := l.Send(ctx, "\r"); err != nil {
+				if err := l.send(ctx, "\r"); err != nil {
 					return nil, err
 				}
 				entered, end = true, time.Now().Add(autoAnswer)
@@ -231,9 +231,9 @@ func (a *Auto) look(ctx context.Context, l *Line, probe string) (finder, error) 
 // recognise names the dialect of what has arrived. The last start says which
 // board speaks: the board before it may have left its words. An answer after it
 // says more than the start, because any firmware may print its serial number.
-func (a *Auto) recognise(text string) (found finder) {
+func (a *auto) recognise(text string) (found autoDialect) {
 	last, banners := -1, 0
-	for _, f := range a.finders {
+	for _, f := range a.dialects {
 		starts := f.starts(text)
 		if len(starts) == 0 {
 			continue
@@ -244,7 +244,7 @@ func (a *Auto) recognise(text string) (found finder) {
 		}
 	}
 	if found != nil {
-		for _, f := range a.finders {
+		for _, f := range a.dialects {
 			if f.answers(text[last:]) {
 				return f
 			}
@@ -254,7 +254,7 @@ func (a *Auto) recognise(text string) (found finder) {
 		}
 		return found
 	}
-	for _, f := range a.finders {
+	for _, f := range a.dialects {
 		if f.recognises(text) {
 			return f
 		}
@@ -270,7 +270,7 @@ func maxTime(a, b time.Time) time.Time {
 }
 
 // Read implements Dialect.
-func (a *Auto) Read(ctx context.Context, l *Line) (Report, error) {
+func (a *auto) Read(ctx context.Context, l *Line) (Report, error) {
 	if a.current == nil {
 		return Report{}, fmt.Errorf("%w: no board was detected", ErrGarbled)
 	}
@@ -282,19 +282,19 @@ func (a *Auto) Read(ctx context.Context, l *Line) (Report, error) {
 }
 
 // Gone implements Dialect.
-func (a *Auto) Gone(ctx context.Context, l *Line) error {
-	v := vigil{probes: []string{autoProbe}}
-	v.starts = a.starts
-	for _, f := range a.finders {
+func (a *auto) Gone(ctx context.Context, l *Line) error {
+	w := presenceWatch{probes: []string{autoProbe}}
+	w.starts = a.starts
+	for _, f := range a.dialects {
 		if probe := f.probe(); probe != "" {
-			v.probes = append(v.probes, probe)
+			w.probes = append(w.probes, probe)
 		}
 	}
 	if a.current == nil {
-		if !a.doubted {
-			v.here = func(text string) bool { return a.recognise(text) != nil }
+		if !a.falseMatch {
+			w.isBoard = func(text string) bool { return a.recognise(text) != nil }
 		}
-		return watch(ctx, l, v)
+		return watch(ctx, l, w)
 	}
-	return a.current.leave(ctx, l, v)
+	return a.current.waitGone(ctx, l, w)
 }

@@ -94,7 +94,7 @@ func TestAuto(t *testing.T) {
 
 // A CSR board at its first question is not spoiled: it needs a reset, because
 // its serial number is gone, and is read after it.
-func TestAutoMeetsCSRLate(t *testing.T) {
+func TestAutoCSRStartMissedNeedsReset(t *testing.T) {
 	for _, memory := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report"} {
 		synctest.Test(t, func(t *testing.T) {
 			ours, theirs := net.Pipe()
@@ -272,7 +272,7 @@ func TestAutoRemembers(t *testing.T) {
 }
 
 // A thing that nobody knows is not waited for for ever, and is gone when it is.
-func TestAutoUnknown(t *testing.T) {
+func TestAutoUnknownDevice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer ours.Close()

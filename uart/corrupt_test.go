@@ -16,7 +16,7 @@ import (
 	"secretfree/uart"
 )
 
-var corruptSeed = flag.Uint64("corruptseed", 0, "the seed of TestCorruption and TestTICSRMisreadDigit; 0 takes one at random")
+var corruptSeed = flag.Uint64("corruptseed", 0, "the seed of TestCorruption and TestTICSRDamagedDigitFails; 0 takes one at random")
 
 // corruptRandom is what a test draws from; it says with which seed.
 func corruptRandom(t *testing.T) *rand.Rand {
@@ -157,7 +157,7 @@ func TestCorruption(t *testing.T) {
 // Another digit anywhere in the serial number that TI's CSR example prints at
 // its start is seen: what it prints as the default for the common name is text
 // of other digits then, in each of its forms.
-func TestTICSRMisreadDigit(t *testing.T) {
+func TestTICSRDamagedDigitFails(t *testing.T) {
 	for _, form := range []string{fixtures.NameShort, fixtures.NameJoined, fixtures.NamePadded} {
 		synctest.Test(t, func(t *testing.T) {
 			random := corruptRandom(t)

@@ -49,36 +49,36 @@ type answerText struct {
 	text string
 }
 
-func (l *Line) explains(p Piece) {
+func (l *Line) explainPiece(p Piece) {
 	if l.explain != nil && p.Len > 0 {
 		l.explain(p)
 	}
 }
 
-// means reports the meaning of a text that stands at a place.
-func (l *Line) means(at int, text, meaning string) {
-	l.explains(Piece{At: at, Len: len(text), Meaning: meaning, text: text})
+// explainText reports the meaning of a text that stands at a place.
+func (l *Line) explainText(at int, text, meaning string) {
+	l.explainPiece(Piece{At: at, Len: len(text), Meaning: meaning, text: text})
 }
 
-// wrong reports a text that ends the good path, with what was expected at its
+// explainError reports a text that ends the good path, with what was expected at its
 // byte from.
-func (l *Line) wrong(at int, text string, from int, meaning, want string) {
+func (l *Line) explainError(at int, text string, from int, meaning, want string) {
 	from = max(0, min(from, len(text)))
-	l.means(at, text, meaning)
-	l.explains(Piece{At: at + from, Len: max(1, len(text)-from), Meaning: meaning, Want: want, text: text[from:]})
+	l.explainText(at, text, meaning)
+	l.explainPiece(Piece{At: at + from, Len: max(1, len(text)-from), Meaning: meaning, Want: want, text: text[from:]})
 }
 
-// tells reports a serial number.
-func (l *Line) tells(value answerText, device [16]byte, meaning string) {
+// explainDevice reports a serial number.
+func (l *Line) explainDevice(value answerText, device [16]byte, meaning string) {
 	want := ""
 	if checkDevice(device) != nil {
 		want = "the serial number of a board, not what an empty memory reads as"
 	}
-	l.explains(Piece{At: value.at, Len: len(value.text), Meaning: meaning, Want: want, Serial: hex.EncodeToString(device[:]), text: value.text})
+	l.explainPiece(Piece{At: value.at, Len: len(value.text), Meaning: meaning, Want: want, Serial: hex.EncodeToString(device[:]), text: value.text})
 }
 
-// wrongAgain reports that a serial number is another one than before.
-func (l *Line) wrongAgain(first, second [16]byte) {
+// explainOtherDevice reports that a serial number is another one than before.
+func (l *Line) explainOtherDevice(first, second [16]byte) {
 	i := 0
 	for i < len(first)-1 && first[i] == second[i] {
 		i++
@@ -87,7 +87,7 @@ func (l *Line) wrongAgain(first, second [16]byte) {
 	if places := serialBytes(l.answer.text); i < len(places) {
 		from = places[i]
 	}
-	l.wrong(l.answer.at, l.answer.text, from, meaningSerial, fmt.Sprintf("the serial number that was read before, with %02x as its byte %d", first[i], i+1))
+	l.explainError(l.answer.at, l.answer.text, from, meaningSerial, fmt.Sprintf("the serial number that was read before, with %02x as its byte %d", first[i], i+1))
 }
 
 const meaningSerial = "serial number"
@@ -110,7 +110,7 @@ func eachLine(text string, each func(at int, line string)) {
 // explainHeard reports the lines since the last Mark that a function has a
 // meaning for.
 func (l *Line) explainHeard(meaning func(line string) string) {
-	if l.explain == nil || l.tape.blank {
+	if l.explain == nil || l.recorder.blank {
 		return
 	}
 	heard := l.heard()
@@ -121,7 +121,7 @@ func (l *Line) explainHeard(meaning func(line string) string) {
 			line = line[:i+1]
 		}
 		if m != "" {
-			l.means(base+at, line, m)
+			l.explainText(base+at, line, m)
 		}
 	})
 }
@@ -137,7 +137,7 @@ func (l *Line) explainFound(name string, enough func(text string) bool) {
 		end := min(at+len(line)+1, len(text)) // with its line end
 		if !found && enough(text[:end]) {
 			found = true
-			l.means(base+at, line, "auto recognises "+name)
+			l.explainText(base+at, line, "auto recognises "+name)
 		}
 	})
 }
@@ -260,20 +260,20 @@ func (ReportLine) explainAnswer(l *Line, line, text string, err error) {
 	}
 	meaning := answerMeaning(text, err)
 	if meaning != meaningDamaged {
-		l.means(l.lineAt, line, meaning)
+		l.explainText(l.lineAt, line, meaning)
 		value := answerText{l.answer.at, text}
 		for _, form := range []*regexp.Regexp{reportReady, reportFull} {
 			if m := form.FindStringSubmatchIndex(text); err == nil && m != nil {
 				var device [16]byte
 				if _, err := hex.Decode(device[:], []byte(text[m[2]:m[3]])); err == nil {
-					l.tells(answerText{value.at + m[2], text[m[2]:m[3]]}, device, meaning)
+					l.explainDevice(answerText{value.at + m[2], text[m[2]:m[3]]}, device, meaning)
 				}
 			}
 		}
 		return
 	}
 	at, want := sumStop(line)
-	l.wrong(l.lineAt, line, at, meaning, want)
+	l.explainError(l.lineAt, line, at, meaning, want)
 }
 
 // sumStop returns the place of the one byte of a line that makes its checksum
@@ -324,15 +324,15 @@ func sumStop(line string) (at int, want string) {
 	return begin, "an answer whose checksum holds"
 }
 
-// oddSignature returns which answer does not belong to the key of the others,
+// otherKeySignature returns which answer does not belong to the key of the others,
 // or -1.
-func oddSignature(answers []signed) int {
+func otherKeySignature(answers []signed) int {
 	for i := range answers {
 		rest := slices.Delete(slices.Clone(answers), i, i+1)
 		for _, hash := range hashes {
 			var common map[string]bool
 			for _, a := range rest {
-				keys := candidates(hash.sum(a.message), a.r, a.s)
+				keys := candidateKeys(hash.sum(a.message), a.r, a.s)
 				for key := range common {
 					if !keys[key] {
 						delete(common, key)
@@ -350,17 +350,17 @@ func oddSignature(answers []signed) int {
 	return -1
 }
 
-// wrongSignature reports which of the answers is not signed with the key of the
+// explainBadSignature reports which of the answers is not signed with the key of the
 // others.
-func (l *Line) wrongSignature(answers []signed, values []answerText) {
+func (l *Line) explainBadSignature(answers []signed, values []answerText) {
 	if l.explain == nil || len(values) == 0 {
 		return
 	}
-	if i := oddSignature(answers); i >= 0 {
-		l.wrong(values[i].at, values[i].text, 0, "signature over the nonce", "a signature with the key of the other signatures")
+	if i := otherKeySignature(answers); i >= 0 {
+		l.explainError(values[i].at, values[i].text, 0, "signature over the nonce", "a signature with the key of the other signatures")
 		return
 	}
-	l.wrong(values[0].at, values[0].text, 0, "signature over the nonce", "signatures with one key")
+	l.explainError(values[0].at, values[0].text, 0, "signature over the nonce", "signatures with one key")
 }
 
 // Lines of a banner that tell a version or an address.
@@ -397,8 +397,8 @@ func startMeaning(line string) string {
 // explainEcho reports the echo of a command, and a prompt before it.
 func (l *Line) explainEcho(at int, line, command string) {
 	if i := strings.Index(strings.ToLower(line), command[:min(3, len(command))]); i > 0 {
-		l.means(at, line[:i], meaningPrompt)
+		l.explainText(at, line[:i], meaningPrompt)
 		at, line = at+i, line[i:]
 	}
-	l.means(at, line, "echo of the command")
+	l.explainText(at, line, "echo of the command")
 }

@@ -46,7 +46,7 @@ func TestConsumed(t *testing.T) {
 }
 
 // What comes after a private key is not counted, and nothing of it is reported.
-func TestConsumedAfterALeak(t *testing.T) {
+func TestConsumedAfterLeak(t *testing.T) {
 	l, _ := explaining(t, "one\r\n")
 	if err := l.take([]byte(leakWords)); err == nil {
 		t.Fatal("a private key was taken")

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 )
@@ -33,21 +32,21 @@ type Line struct {
 
 	in    []byte // arrived, not yet consumed; bounded by maxText and one read
 	total int    // bytes since the last Mark
-	guard guard
-	// tainted: the board printed a private key. Until Forget or pardon, nobody
+	leaks leakDetector
+	// leaked: the board printed a private key. Until Forget or clearLeak, nobody
 	// sees what it says, for more of the key may follow.
-	tainted bool
-	unseen  []byte // the end of that, in which the start of another board is looked for; bounded by maxText
-	err     error  // sticks: the line is of no more use
-	tape    *tape
+	leaked     bool
+	suppressed []byte // the end of that, in which the start of another board is looked for; bounded by maxText
+	err        error  // sticks: the line is of no more use
+	recorder   *recorder
 	// prompt, of TIAT: the board prints it when it is ready for a command, and
 	// hears nothing before. Until Forget.
 	prompt string
-	search *searching // what goes on in Detect; nil: nothing
-	// stranger: what is connected is no board. It may be silent for ever and is
+	search *searchState // what goes on in Detect; nil: nothing
+	// unknown: what is connected is no board. It may be silent for ever and is
 	// still there.
-	stranger bool
-	onSpeech func()
+	unknown bool
+	onHeard func()
 	// explain gets the meaning of what dialects read; nil: nobody asks.
 	explain func(Piece)
 	arrived int        // bytes since NewLine; the last of them are in
@@ -74,7 +73,7 @@ type LineOptions struct {
 
 // NewLine takes over the reading of c; the caller still closes it.
 func NewLine(c Conn, o LineOptions) *Line {
-	l := &Line{conn: c, nonce: o.Nonce, onSpeech: o.Heard, tape: newTape()}
+	l := &Line{conn: c, nonce: o.Nonce, onHeard: o.Heard, recorder: newRecorder()}
 	if l.nonce == nil {
 		l.nonce = randomText
 	}
@@ -100,27 +99,27 @@ func randomText(n int) string {
 // Mark begins a new recording and a new budget of bytes; what arrived and was
 // not consumed stays.
 func (l *Line) Mark() {
-	l.tape = newTape()
+	l.recorder = newRecorder()
 	l.total = 0
-	l.tape.blank = l.tainted
+	l.recorder.blank = l.leaked
 	if len(l.in) > 0 {
-		l.tape.add(received, l.in)
+		l.recorder.add(Received, l.in)
 	}
 }
 
 // Forget is called when a board is gone: nothing of it stays on the line.
 func (l *Line) Forget() {
-	if l.tainted {
-		l.guard = guard{} // otherwise it sees every byte from the first
+	if l.leaked {
+		l.leaks = leakDetector{} // otherwise it sees every byte from the first
 	}
-	l.in, l.unseen, l.tainted, l.prompt, l.stranger = nil, nil, false, "", false
+	l.in, l.suppressed, l.leaked, l.prompt, l.unknown = nil, nil, false, "", false
 	l.Mark()
 }
 
-// pardon ends a taint: of what was dropped unseen, what begins at byte i is of
+// clearLeak ends a taint: of what was dropped unseen, what begins at byte i is of
 // another board, and is on the line again. The guard looks at it.
-func (l *Line) pardon(i int) error {
-	rest := bytes.Clone(l.unseen[i:])
+func (l *Line) clearLeak(i int) error {
+	rest := bytes.Clone(l.suppressed[i:])
 	l.Forget()
 	return l.take(rest)
 }
@@ -149,32 +148,32 @@ func (l *Line) readTwice()               { l.known = l.once }
 // readNone begins a reading: what an earlier one read does not count.
 func (l *Line) readNone() { l.once, l.known = nil, nil }
 
-// Nonce draws a fresh challenge of n letters and digits, and notes it in the
+// drawNonce draws a fresh challenge of n letters and digits, and notes it in the
 // recording, so that a replay can use the same.
-func (l *Line) Nonce(n int) string {
+func (l *Line) drawNonce(n int) string {
 	s := l.nonce(n)
-	l.tape.add(drawn, []byte(s))
+	l.recorder.add(Drawn, []byte(s))
 	return s
 }
 
-// Send writes s as it is.
-func (l *Line) Send(ctx context.Context, s string) error {
+// send writes s as it is.
+func (l *Line) send(ctx context.Context, s string) error {
 	if l.err != nil {
 		return l.err
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	l.tape.add(sent, []byte(s))
+	l.recorder.add(Sent, []byte(s))
 	if _, err := l.conn.Write([]byte(s)); err != nil {
 		return l.fail(err)
 	}
 	return nil
 }
 
-// ReadLine returns the next line that is not empty and whose end has arrived,
+// readLine returns the next line that is not empty and whose end has arrived,
 // without its end. Any run of CR and LF is one line end.
-func (l *Line) ReadLine(ctx context.Context) (string, error) {
+func (l *Line) readLine(ctx context.Context) (string, error) {
 	for {
 		if line, ok, err := l.nextLine(); ok || err != nil {
 			return line, err
@@ -185,7 +184,7 @@ func (l *Line) ReadLine(ctx context.Context) (string, error) {
 	}
 }
 
-// lineOrSilence is ReadLine that stops when nothing arrives for so long: heard
+// lineOrSilence is readLine that stops when nothing arrives for so long: heard
 // is false then, and not the error of an ended context.
 func (l *Line) lineOrSilence(ctx context.Context, silence time.Duration) (line string, heard bool, err error) {
 	for {
@@ -224,16 +223,16 @@ func (l *Line) nextLine() (line string, ok bool, err error) {
 	return "", false, nil
 }
 
-// Heard waits up to wait for anything to arrive, and reports whether it did. It
+// awaitBytes waits up to wait for anything to arrive, and reports whether it did. It
 // consumes nothing.
-func (l *Line) Heard(ctx context.Context, wait time.Duration) (bool, error) {
+func (l *Line) awaitBytes(ctx context.Context, wait time.Duration) (bool, error) {
 	if len(l.in) > 0 {
 		return true, nil
 	}
 	return l.more(ctx, wait)
 }
 
-// more is Heard for what comes on top of what is there.
+// more is awaitBytes for what comes on top of what is there.
 func (l *Line) more(ctx context.Context, wait time.Duration) (bool, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, wait, ErrTimeout)
 	defer cancel()
@@ -247,33 +246,9 @@ func (l *Line) more(ctx context.Context, wait time.Duration) (bool, error) {
 	}
 }
 
-// ReadPrompt returns what has arrived up to where end says, as soon as it says
-// so: a prompt has no line end to wait for. end gets all that was not consumed,
-// line ends and all, and returns how many bytes of it to consume; negative is
-// not yet.
-func (l *Line) ReadPrompt(ctx context.Context, end func(text string) int) (string, error) {
-	for {
-		if l.err != nil {
-			return "", l.err
-		}
-		if n := end(string(l.in)); n >= 0 {
-			text := string(l.in[:n])
-			l.in = l.in[n:]
-			return text, nil
-		}
-		if len(l.in) > maxText {
-			l.in = nil
-			return "", fmt.Errorf("%w: more than %d bytes and no prompt", ErrGarbled, maxText)
-		}
-		if err := l.fill(ctx); err != nil {
-			return "", err
-		}
-	}
-}
-
-// Gather waits until there was silence for so long, or limit has passed, and
+// gather waits until there was silence for so long, or limit has passed, and
 // returns all that has arrived. It consumes nothing.
-func (l *Line) Gather(ctx context.Context, silence, limit time.Duration) (string, error) {
+func (l *Line) gather(ctx context.Context, silence, limit time.Duration) (string, error) {
 	end := time.Now().Add(limit)
 	for len(l.in) <= maxText {
 		left := min(silence, time.Until(end))
@@ -302,7 +277,7 @@ func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (strin
 			dropped.Write(l.in)
 		}
 		l.in = nil
-		heard, err := l.Heard(ctx, silence)
+		heard, err := l.awaitBytes(ctx, silence)
 		if err != nil || !heard {
 			return dropped.String(), err
 		}
@@ -315,14 +290,14 @@ func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (strin
 // Pending tells whether something arrived that nobody has looked at.
 func (l *Line) Pending() bool { return len(l.in) > 0 }
 
-// keep drops what has arrived but its last n bytes.
-func (l *Line) keep(n int) { l.in = l.in[max(0, len(l.in)-n):] }
+// keepLast drops what has arrived but its last n bytes.
+func (l *Line) keepLast(n int) { l.in = l.in[max(0, len(l.in)-n):] }
 
 // heard returns all that the recording has of the board since the last Mark.
 func (l *Line) heard() string {
 	var b strings.Builder
-	for _, c := range l.tape.chunks {
-		if c.Direction == received {
+	for _, c := range l.recorder.chunks {
+		if c.Direction == Received {
 			b.Write(c.Bytes)
 		}
 	}
@@ -361,23 +336,23 @@ func (l *Line) fill(ctx context.Context) error {
 }
 
 func (l *Line) take(b []byte) error {
-	if l.tainted {
-		l.unseen = append(l.unseen, b...)
-		l.unseen = l.unseen[max(0, len(l.unseen)-maxText):]
+	if l.leaked {
+		l.suppressed = append(l.suppressed, b...)
+		l.suppressed = l.suppressed[max(0, len(l.suppressed)-maxText):]
 		return nil
 	}
-	if l.guard.leak(b) {
-		l.in, l.unseen = nil, nil
-		l.tainted = true
-		l.tape.redact()
+	if l.leaks.found(b) {
+		l.in, l.suppressed = nil, nil
+		l.leaked = true
+		l.recorder.redact()
 		return ErrPrivateKey
 	}
-	l.tape.add(received, b)
+	l.recorder.add(Received, b)
 	l.in = append(l.in, b...)
 	l.total += len(b)
 	l.arrived += len(b)
 	if l.search != nil {
-		l.search.speaks(l)
+		l.search.bytesArrived(l)
 	}
 	if l.total > maxDialogue {
 		l.in = nil
@@ -390,56 +365,7 @@ func (l *Line) fail(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe) {
 		err = fmt.Errorf("%w (%v)", ErrUnplugged, err)
 	}
-	l.tape.note("line lost")
+	l.recorder.note("line lost")
 	l.err = err
 	return err
 }
-
-// guard looks for private keys in a stream. It folds case, and takes any run of
-// blanks, dashes, underscores and line ends for one blank, so that neither a
-// wrapped nor an odd spelling passes.
-type guard struct {
-	words  string // the folded end of the stream
-	base64 string // the end of the stream without blanks
-}
-
-// The words, and how private keys begin in base64, whatever their curve or
-// size: a board attached in the middle of a dump may show no header. Each needs
-// what no public structure has in its place: after the length, a version and
-// then key material or the name of an algorithm. (In a CSR the version 0 is
-// followed by a subject.)
-const leakWords = "PRIVATE KEY"
-
-var leakBase64 = regexp.MustCompile(strings.Join([]string{
-	`M[A-H].CAQEE[F-R]`,        // SEC 1: 30 len, 02 01 01, 04 len
-	`MI[GH].AgEBB[A-H]`,        // the same, 30 81 len
-	`M[A-H].CAQAw.[AQgw]Y`,     // PKCS #8: 30 len, 02 01 00, 30 len, 06 len
-	`MI[GH].AgEAM[A-H].G`,      // the same, 30 81 len
-	`MI[I-L]..[AQgw]IBADA.Bg`,  // the same, 30 82 len len
-	`MI[I-L]..[AQgw]IBAAK[BC]`, // PKCS #1: 30 82 len len, 02 01 00, 02 81 or 82
-}, "|"))
-
-const guardTail = 32
-
-func (g *guard) leak(b []byte) bool {
-	words := []byte(g.words)
-	for _, c := range bytes.ToUpper(b) {
-		if strings.IndexByte(" -_\t\r\n", c) >= 0 {
-			c = ' '
-			if len(words) > 0 && words[len(words)-1] == ' ' {
-				continue
-			}
-		}
-		words = append(words, c)
-	}
-	raw := g.base64 + blanks.Replace(string(b))
-	g.words = string(words[max(0, len(words)-guardTail):])
-	g.base64 = raw[max(0, len(raw)-guardTail):]
-	if bytes.Contains(words, []byte(leakWords)) {
-		return true
-	}
-	return leakBase64.MatchString(raw)
-}
-
-// blanks may be anywhere in base64 that was wrapped.
-var blanks = strings.NewReplacer(" ", "", "\t", "", "\r", "", "\n", "")

@@ -18,7 +18,7 @@ import (
 
 // Every cut of every spelling of a private key is seen, and nothing innocent
 // is.
-func TestGuard(t *testing.T) {
+func TestLeakDetector(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -38,24 +38,24 @@ func TestGuard(t *testing.T) {
 	}
 	for name, text := range bad {
 		for cut := range len(text) {
-			var g guard
-			first := g.leak([]byte(text[:cut]))
-			if !first && !g.leak([]byte(text[cut:])) {
+			var d leakDetector
+			first := d.found([]byte(text[:cut]))
+			if !first && !d.found([]byte(text[cut:])) {
 				t.Fatalf("%s, cut at %d, is not seen", name, cut)
 			}
 		}
-		var g guard
+		var d leakDetector
 		seen := false
 		for i := range len(text) {
-			seen = seen || g.leak([]byte{text[i]})
+			seen = seen || d.found([]byte{text[i]})
 		}
 		if !seen {
 			t.Errorf("%s, byte by byte, is not seen", name)
 		}
 	}
 	good := "+get:0x4d,0x1f\n\rprivate\n\rPUBLIC KEY\n\r" + string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})) + "private label keys"
-	var g guard
-	if g.leak([]byte(good)) {
+	var d leakDetector
+	if d.found([]byte(good)) {
 		t.Error("something innocent was taken for a private key")
 	}
 }

@@ -34,9 +34,9 @@ func (l Listed) Silent() bool { return l.Vendor == "0451" && l.Product == "bef3"
 // List returns the serial ports of this machine, by path; those with a lasting
 // name come first. The placeholders that the kernel keeps for ports that a PC
 // might have had (/dev/ttyS*) are left out. It opens none.
-func List() ([]Listed, error) { return systemPlaces().list() }
+func List() ([]Listed, error) { return defaultPaths().list() }
 
-func (p places) list() ([]Listed, error) {
+func (p sysPaths) list() ([]Listed, error) {
 	names, err := os.ReadDir(filepath.Join(p.sys, "class/tty"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("listing the serial ports: %w", err)
@@ -87,7 +87,7 @@ func (p places) list() ([]Listed, error) {
 }
 
 // lasting maps devices to the best name that udev gave them.
-func (p places) lasting() map[string]string {
+func (p sysPaths) lasting() map[string]string {
 	out := map[string]string{}
 	for _, kind := range []string{"by-path", "by-id"} {
 		dir := filepath.Join(p.dev, "serial", kind)
@@ -136,7 +136,7 @@ func findUSB(dir string) (u usb, ok bool) {
 	return usb{}, false
 }
 
-// describe is made of what a stranger's device says.
+// describe builds a printable text from what the USB device reports.
 func (u usb) describe() string {
 	var parts []string
 	for _, name := range []string{"manufacturer", "product"} {

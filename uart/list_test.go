@@ -15,7 +15,7 @@ import (
 // like one.
 func TestList(t *testing.T) {
 	root := t.TempDir()
-	p := places{sys: filepath.Join(root, "sys"), dev: filepath.Join(root, "dev")}
+	p := sysPaths{sys: filepath.Join(root, "sys"), dev: filepath.Join(root, "dev")}
 	if list, err := p.list(); len(list) != 0 || err != nil {
 		t.Fatalf("a machine without ports: %+v, %v", list, err)
 	}
@@ -110,7 +110,7 @@ func TestMayOpen(t *testing.T) {
 		"root":              {path, User{}, 0o000, nil},
 		"the owner":         {path, User{UID: uid, GIDs: []uint32{7}}, 0o600, nil},
 		"the group":         {path, User{UID: uid + 1, GIDs: []uint32{7, gid}}, 0o660, nil},
-		"a stranger":        {path, User{UID: uid + 1, GIDs: []uint32{gid + 1}}, 0o660, ErrPermission},
+		"another user":      {path, User{UID: uid + 1, GIDs: []uint32{gid + 1}}, 0o660, ErrPermission},
 		"a group that only": {path, User{UID: uid + 1, GIDs: []uint32{gid}}, 0o640, ErrPermission},
 		"everyone":          {path, User{UID: uid + 1}, 0o666, nil},
 		"nothing there":     {path + "-no", User{}, 0o666, ErrAbsent},

@@ -242,7 +242,7 @@ func fakePort() (*port, *fakeDevice) {
 	dev := &fakeDevice{start: time.Now()}
 	done := make(chan struct{})
 	close(done)
-	return &port{path: "/dev/fake", dev: dev, held: &holding{fd: -1}, changed: make(chan struct{}), closing: make(chan struct{}), done: done}, dev
+	return &port{path: "/dev/fake", dev: dev, lock: &portLock{fd: -1}, changed: make(chan struct{}), closing: make(chan struct{}), done: done}, dev
 }
 
 func TestSequenceRun(t *testing.T) {
@@ -382,7 +382,7 @@ func TestWaitReturnsForDeadPort(t *testing.T) {
 
 // A device filter answers EPERM, and no group helps then; a mode answers
 // EACCES.
-func TestDeviceFilterIsNamed(t *testing.T) {
+func TestOpenErrorNamesDeviceFilter(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "port")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)

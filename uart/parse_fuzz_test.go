@@ -164,7 +164,7 @@ func FuzzSignature(f *testing.F) {
 			t.Errorf("%x is %s, and encodes to %x", b, encoding, again)
 		}
 		digest := sha256.Sum256(message)
-		for point := range candidates(digest[:], r, s) {
+		for point := range candidateKeys(digest[:], r, s) {
 			key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), []byte(point))
 			if err != nil || !ecdsa.Verify(key, digest[:], r, s) {
 				t.Errorf("%x gives the key %x, under which it does not hold (%v)", b, point, err)

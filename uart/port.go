@@ -37,7 +37,7 @@ const (
 type port struct {
 	path string
 	dev  serial.Port
-	held *holding
+	lock *portLock
 
 	mu       sync.Mutex
 	unread   []byte
@@ -67,29 +67,29 @@ func (c PortConfig) Open(ctx context.Context) (Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	path, err := systemPlaces().resolve(c.Address)
+	path, err := defaultPaths().resolve(c.Address)
 	if err != nil {
 		return nil, explainOpen(c.Address, err)
 	}
-	held, err := hold(path)
+	lock, err := lockPort(path)
 	if err != nil {
 		return nil, explainOpen(path, err)
 	}
-	dev, err := c.openHeld(path, held)
+	dev, err := c.openLocked(path, lock)
 	if err != nil {
-		held.release()
+		lock.release()
 		return nil, explainOpen(path, err)
 	}
-	p := &port{path: path, dev: dev, held: held, changed: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{})}
+	p := &port{path: path, dev: dev, lock: lock, changed: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{})}
 	go p.read()
 	return p, nil
 }
 
-func (c PortConfig) openHeld(path string, held *holding) (serial.Port, error) {
-	if err := held.silence(); err != nil { // the library's error has no cause
+func (c PortConfig) openLocked(path string, lock *portLock) (serial.Port, error) {
+	if err := lock.silence(); err != nil { // the library's error has no cause
 		return nil, err
 	}
-	mode, err := c.mode(held.modemBits)
+	mode, err := c.mode(lock.modemBits)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (c PortConfig) openHeld(path string, held *holding) (serial.Port, error) {
 		return nil, err
 	}
 	if drop, set := c.dropsAtClose(); set {
-		if err := held.setHangUp(drop); err != nil {
+		if err := lock.setHangUp(drop); err != nil {
 			dev.Close()
 			return nil, err
 		}
@@ -172,7 +172,7 @@ func (c PortConfig) Wait(ctx context.Context) (Conn, error) {
 // the text is another one after the port was plugged in anew, or its
 // permissions have changed. It is empty while nothing is there.
 func (c PortConfig) Node() string {
-	path, err := systemPlaces().resolve(c.Address)
+	path, err := defaultPaths().resolve(c.Address)
 	if err != nil {
 		return ""
 	}
@@ -190,9 +190,9 @@ func untilTick(period time.Duration) time.Duration {
 	return now.Truncate(period).Add(period).Sub(now)
 }
 
-// aboutOne is a time near period that ends with a beat: at least half of it,
+// roundToTick is a time near period that ends with a beat: at least half of it,
 // and all of it from then on.
-func aboutOne(period time.Duration) time.Duration {
+func roundToTick(period time.Duration) time.Duration {
 	d := untilTick(period)
 	if d < period/2 {
 		d += period
@@ -317,7 +317,7 @@ func (p *port) Write(b []byte) (int, error) {
 		if err != nil {
 			return written, err
 		}
-		n, err := p.held.write(b[written:])
+		n, err := p.lock.write(b[written:])
 		if n > 0 {
 			written, last = written+n, time.Now()
 			continue
@@ -329,7 +329,7 @@ func (p *port) Write(b []byte) (int, error) {
 		if waited := time.Since(last); waited >= writeLimit {
 			return written, fmt.Errorf("%w (%s took nothing for %v)", ErrStuck, p.path, waited.Truncate(time.Second))
 		}
-		p.held.awaitRoom(writeSlice)
+		p.lock.awaitRoom(writeSlice)
 	}
 	p.stuck = false
 	return written, nil
@@ -399,7 +399,7 @@ func (p *port) Close() error {
 			flushErr = p.dev.ResetOutputBuffer()
 		}
 		p.closeErr = errors.Join(flushErr, p.dev.Close())
-		p.held.release()
+		p.lock.release()
 	})
 	return p.closeErr
 }

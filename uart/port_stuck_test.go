@@ -23,7 +23,7 @@ func fill(c uart.Conn) error {
 
 // A port that takes nothing is an error with a name, within a time that people
 // wait.
-func TestPortIsStuck(t *testing.T) {
+func TestStuckPortEndsWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "slot-a")
 	port, err := fixtures.OpenPort(path)
 	if err != nil {

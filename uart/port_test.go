@@ -120,7 +120,7 @@ func TestPort(t *testing.T) {
 }
 
 // Whoever comes second is told who was first; root is no exception.
-func TestPortIsHeld(t *testing.T) {
+func TestPortOpensExclusively(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "slot-a")
 	port, err := fixtures.OpenPort(path)
 	if err != nil {

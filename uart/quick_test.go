@@ -140,7 +140,7 @@ func (s *starter) serve(c net.Conn) {
 // Pings that were sent while a board started are answered when it listens. The
 // nonce is not sent into those answers: it would be lost, and the reader would
 // wait for a signature.
-func TestQuickWaitsForOlderPings(t *testing.T) {
+func TestEarlierPingsAreAwaited(t *testing.T) {
 	for _, dialect := range []string{"report", "auto/report"} {
 		for _, log := range []string{"", "boot\r\n"} {
 			for _, after := range []time.Duration{0, 400 * time.Millisecond, 900 * time.Millisecond, 1400 * time.Millisecond, 2 * time.Second} {
@@ -173,7 +173,7 @@ func TestQuickWaitsForOlderPings(t *testing.T) {
 
 // A board that answers a carriage return and then falls silent is no board that
 // can be read.
-func TestQuickIsNotEnough(t *testing.T) {
+func TestEchoAloneIsNotIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBoard()
 		b.Quiet, b.Boot, b.Mute = true, 0, "test"

@@ -106,20 +106,20 @@ func replay(t *testing.T, transcript *uart.Transcript, speed float64) {
 	}
 	ours.Close()
 	cancel(nil)
-	if err := <-played; errors.Is(err, fixtures.ErrDeparts) {
+	if err := <-played; errors.Is(err, fixtures.ErrDeviation) {
 		t.Errorf("at speed %v: %v", speed, err)
 	}
 }
 
-// TestReplayDeparts: a reader that says something else is told where.
-func TestReplayDeparts(t *testing.T) {
+// TestReplayDeviationFails: a reader that says something else is told where.
+func TestReplayDeviationFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transcript := &uart.Transcript{Chunks: []uart.Chunk{
 			{Direction: uart.Sent, Bytes: []byte("\r")},
 			{At: 10 * time.Millisecond, Direction: uart.Received, Bytes: []byte("\r\n\r")},
 			{At: 20 * time.Millisecond, Direction: uart.Sent, Bytes: []byte("at+test\r")},
 		}}
-		for sent, want := range map[string]*fixtures.DepartsError{
+		for sent, want := range map[string]*fixtures.DeviationError{
 			"\r\r\rat+test\r": nil,
 			"\rat+text\r":     {Chunk: 3, Line: 5, Byte: 5, Sent: []byte("at+text\r"), Recorded: []byte("at+test\r")},
 			"\rb":             {Chunk: 3, Line: 5, Byte: 0, Sent: []byte("b"), Recorded: []byte("at+test\r")},
@@ -133,11 +133,11 @@ func TestReplayDeparts(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := <-played
-			var departs *fixtures.DepartsError
+			var departs *fixtures.DeviationError
 			switch {
 			case want == nil && err != nil:
 				t.Errorf("%q: %v", sent, err)
-			case want != nil && (!errors.As(err, &departs) || !errors.Is(err, fixtures.ErrDeparts)):
+			case want != nil && (!errors.As(err, &departs) || !errors.Is(err, fixtures.ErrDeviation)):
 				t.Errorf("%q: %v, want %v", sent, err, want)
 			case want != nil && departs.Error() != want.Error():
 				t.Errorf("%q: %v, want %v", sent, departs, want)
@@ -273,21 +273,21 @@ func record(t *testing.T, r recording) {
 	}
 }
 
-// TestStrangerRecordings does for what is no board what TestRecordings does for
+// TestUnknownDeviceRecordings does for what is no board what TestRecordings does for
 // boards.
-func TestStrangerRecordings(t *testing.T) {
-	for _, stranger := range fixtures.Strangers() {
-		t.Run(stranger.Name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { recordStranger(t, stranger) })
+func TestUnknownDeviceRecordings(t *testing.T) {
+	for _, device := range fixtures.OtherDevices() {
+		t.Run(device.Name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { recordOtherDevice(t, device) })
 		})
 	}
 }
 
-func recordStranger(t *testing.T, stranger fixtures.Stranger) {
+func recordOtherDevice(t *testing.T, device fixtures.OtherDevice) {
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
 	defer ours.Close()
-	defer stand(stranger, theirs)()
+	defer attach(device, theirs)()
 	l := uart.NewLine(ours, uart.LineOptions{})
 	err := mustDialect(t, "auto").Detect(t.Context(), l)
 	verdict := words(err)
@@ -295,12 +295,12 @@ func recordStranger(t *testing.T, stranger fixtures.Stranger) {
 		t.Fatal(err)
 	}
 	transcript := l.Transcript()
-	transcript.Header["dialect"], transcript.Header["expect"], transcript.Header["note"] = "auto", verdict, "no board: "+stranger.Name
+	transcript.Header["dialect"], transcript.Header["expect"], transcript.Header["note"] = "auto", verdict, "no board: "+device.Name
 	text, err := transcript.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(transcripts, "no-board-"+stranger.Name+".uart")
+	path := filepath.Join(transcripts, "no-board-"+device.Name+".uart")
 	if *update {
 		if err := os.WriteFile(path, text, 0o644); err != nil {
 			t.Fatal(err)

@@ -53,12 +53,12 @@ var errRefused = fmt.Errorf("%w: its firmware answers error: it cannot sign with
 func (d ReportLine) Detect(ctx context.Context, l *Line) error {
 	looks := 0
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
-		if looks++; looks%knockEvery == 0 { // what knows no ; answers only to a line end
-			if err := l.knock(ctx, reportPing+"\r"); err != nil {
+		if looks++; looks%wakeEvery == 0 { // what knows no ; answers only to a line end
+			if err := l.sendWakeLine(ctx, reportPing+"\r"); err != nil {
 				return err
 			}
 		}
-		_, err := d.ping(ctx, l, aboutOne(reportLook))
+		_, err := d.ping(ctx, l, roundToTick(reportLook))
 		if err == nil && (looks > 1 || len(bytes.Trim(l.in, "\r\n")) > 0) {
 			// Pings that came while it started are still being answered, and it
 			// may not listen meanwhile.
@@ -74,10 +74,10 @@ var errNothing = fmt.Errorf("%w: nothing came", ErrTimeout)
 // ping asks whether a board is there, and which. It waits for limit, whatever
 // comes, so that it can be repeated at once.
 func (d ReportLine) ping(ctx context.Context, l *Line, limit time.Duration) (device [16]byte, err error) {
-	if err := l.Send(ctx, reportPing); err != nil {
+	if err := l.send(ctx, reportPing); err != nil {
 		return device, err
 	}
-	heard, err := l.Heard(ctx, limit)
+	heard, err := l.awaitBytes(ctx, limit)
 	if err != nil {
 		return device, err
 	}
@@ -102,7 +102,7 @@ func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (str
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
 	for range reportLines {
-		line, err := l.ReadLine(ctx)
+		line, err := l.readLine(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -178,7 +178,9 @@ func (ReportLine) answers(text string) bool { return reportHere.MatchString(text
 
 func (ReportLine) recognises(text string) bool { return reportHere.MatchString(text) }
 
-func (d ReportLine) leave(ctx context.Context, l *Line, v vigil) error { return d.watch(ctx, l, v) }
+func (d ReportLine) waitGone(ctx context.Context, l *Line, w presenceWatch) error {
+	return d.watch(ctx, l, w)
+}
 
 func (d ReportLine) settle(ctx context.Context, l *Line, first bool) error {
 	if first && d.onePing(l) {
@@ -201,8 +203,8 @@ func (d ReportLine) settle(ctx context.Context, l *Line, first bool) error {
 // onePing tells whether one ping was sent since the last Mark.
 func (ReportLine) onePing(l *Line) bool {
 	pings := 0
-	for _, c := range l.tape.chunks {
-		if c.Direction == sent {
+	for _, c := range l.recorder.chunks {
+		if c.Direction == Sent {
 			pings += bytes.Count(c.Bytes, []byte(reportPing))
 		}
 	}
@@ -225,8 +227,8 @@ func (d ReportLine) Read(ctx context.Context, l *Line) (Report, error) {
 
 func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	l.readNone()
-	nonce := l.Nonce(reportNonce)
-	if err := l.Send(ctx, ";"+reportWord+" 1 "+nonce+";"); err != nil {
+	nonce := l.drawNonce(reportNonce)
+	if err := l.send(ctx, ";"+reportWord+" 1 "+nonce+";"); err != nil {
 		return Report{}, err
 	}
 	text, err := d.answer(ctx, l, tiSign)
@@ -238,7 +240,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	}
 	report, err := parseReport(text, nonce)
 	if err != nil {
-		l.wrong(l.answer.at, text, 0, "report", "a serial number, its key, and a signature with it over the nonce")
+		l.explainError(l.answer.at, text, 0, "report", "a serial number, its key, and a signature with it over the nonce")
 		return Report{}, err
 	}
 	// Boards get swapped: the same answer once more.
@@ -247,7 +249,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 		return Report{}, fmt.Errorf("asking for the serial number again: %w", err)
 	}
 	if again != report.Device {
-		l.wrongAgain(report.Device, again)
+		l.explainOtherDevice(report.Device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
 	l.device = &report.Device
@@ -303,31 +305,31 @@ func parseReport(text, nonce string) (Report, error) {
 }
 
 // Gone implements Dialect. A board with another serial number is another board.
-func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ctx, l, vigil{}) }
+func (d ReportLine) Gone(ctx context.Context, l *Line) error { return d.watch(ctx, l, presenceWatch{}) }
 
 // watch is watch for firmware that need not echo. Each look asks for the serial
 // number: it must be the one that was read, or, of a board that could not be
 // read, the first that is told. A board that was read and that says something
 // else watchAsks times in a row is another one as well.
-func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
-	if l.stranger {
-		v.probes = append(v.probes, reportPing)
-		if v.here == nil {
-			v.here = reportHere.MatchString
+func (d ReportLine) watch(ctx context.Context, l *Line, w presenceWatch) error {
+	if l.unknown {
+		w.probes = append(w.probes, reportPing)
+		if w.isBoard == nil {
+			w.isBoard = reportHere.MatchString
 		}
-		return watch(ctx, l, v)
+		return watch(ctx, l, w)
 	}
-	first, unsure := l.device, 0
-	for silence := time.Duration(0); silence < watchGone && unsure < watchAsks; {
-		if started, err := v.started(l); started || err != nil {
+	first, unanswered := l.device, 0
+	for silence := time.Duration(0); silence < watchGone && unanswered < watchAsks; {
+		if started, err := w.started(l); started || err != nil {
 			return err
 		}
-		l.keep(0)
+		l.keepLast(0)
 		l.Mark()
-		if err := l.Send(ctx, reportPing); err != nil {
+		if err := l.send(ctx, reportPing); err != nil {
 			return err
 		}
-		heard, err := l.Heard(ctx, tiPing)
+		heard, err := l.awaitBytes(ctx, tiPing)
 		if err != nil {
 			return err
 		}
@@ -336,14 +338,14 @@ func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 			continue
 		}
 		silence = 0
-		if l.device != nil && !l.tainted { // after a leak no answer would be seen
-			unsure++
+		if l.device != nil && !l.leaked { // after a leak no answer would be seen
+			unanswered++
 		}
-		said, err := l.Gather(ctx, tiPing, tiFlush+tiPing)
+		said, err := l.gather(ctx, tiPing, tiFlush+tiPing)
 		if err != nil {
 			return err
 		}
-		if started, err := v.started(l); started || err != nil {
+		if started, err := w.started(l); started || err != nil {
 			return err
 		}
 		for line := range strings.FieldsFuncSeq(said, func(r rune) bool { return r == '\r' || r == '\n' }) {
@@ -360,7 +362,7 @@ func (d ReportLine) watch(ctx context.Context, l *Line, v vigil) error {
 				l.Forget()
 				return nil
 			}
-			first, unsure = &device, 0
+			first, unanswered = &device, 0
 		}
 	}
 	l.Forget()

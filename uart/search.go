@@ -13,27 +13,27 @@ const (
 	// recognised. A board that shows itself later is still read: its start, or
 	// its first answer, ends Gone.
 	searchLimit = 7500 * time.Millisecond
-	// searchSure is the time after which what is certain is said.
-	searchSure = 2500 * time.Millisecond
-	// fellSilent is longer than any pause between two probes of auto.
-	fellSilent = 4 * time.Second
-	// knockEvery is the number of looks of a fixed dialect from one knock to
+	// decideAfter is the time after which what is certain is said.
+	decideAfter = 2500 * time.Millisecond
+	// silentAfter is longer than any pause between two probes of auto.
+	silentAfter = 4 * time.Second
+	// wakeEvery is the number of looks of a fixed dialect from one wake line to
 	// the next.
-	knockEvery = 8
+	wakeEvery = 8
 )
 
 // errUndecided ends a search.
 var errUndecided = errors.New("no board was recognised")
 
-// errNobody: a look brought not a byte.
-var errNobody = errors.New("nothing came")
+// errNothingHeard: a look brought not a byte.
+var errNothingHeard = errors.New("nothing came")
 
 // search looks for a board again and again, until a look finds one (nil), one
 // that needs a reset, or an error that no further look can change. ErrRemoved
 // is a board that was taken out while it printed its banner. As long as the
 // port is silent it goes on for ever. From the first byte on something is
 // connected, however long it is silent afterwards: then the search ends after
-// searchLimit with an *UnknownError. A look returns errNobody, ErrTimeout or
+// searchLimit with an *UnknownError. A look returns errNothingHeard, ErrTimeout or
 // ErrGarbled for one that found nothing.
 //
 // The recording begins with the look that found the board; without a board it
@@ -41,39 +41,39 @@ var errNobody = errors.New("nothing came")
 func search(ctx context.Context, l *Line, tried []string, look func(ctx context.Context) error) error {
 	bounded, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	l.device, l.stranger = nil, false
+	l.device, l.unknown = nil, false
 	l.readNone()
-	l.search = &searching{cancel: cancel}
+	l.search = &searchState{cancel: cancel}
 	defer func() {
 		l.search.stop()
 		l.search = nil
 	}()
 	l.Mark()
 	if len(l.in) > 0 {
-		l.search.speaks(l)
+		l.search.bytesArrived(l)
 	}
 	for {
-		if l.search.spoke.IsZero() {
+		if l.search.firstByte.IsZero() {
 			l.Mark()
 		}
-		l.tape.begin(l.in)
+		l.recorder.begin(l.in)
 		err := look(bounded)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err == nil, errors.Is(err, ErrNeedsReset):
-			l.total = l.tape.cut()
+			l.total = l.recorder.cut()
 			return err
 		case errors.Is(err, errUndecided), bounded.Err() != nil && errors.Is(err, context.Cause(bounded)):
-			l.keep(0)
-			silent := time.Since(l.search.last) >= fellSilent
-			if silent && torn(l.heard()) {
+			l.keepLast(0)
+			silent := time.Since(l.search.lastByte) >= silentAfter
+			if silent && bannerCutShort(l.heard()) {
 				l.Forget()
 				return ErrRemoved
 			}
-			l.stranger = true
+			l.unknown = true
 			return &UnknownError{Heard: classify([]byte(l.heard())), Tried: tried, Silent: silent}
-		case !errors.Is(err, errNobody) && !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrGarbled):
+		case !errors.Is(err, errNothingHeard) && !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrGarbled):
 			return err
 		}
 	}
@@ -84,55 +84,55 @@ var (
 	tornLine = regexp.MustCompile(`[^\r\n>:$#? \t][ \t]*$|^[\r\n\t =]*$`)
 )
 
-// torn reports whether text is the beginning of a banner of TI's, cut off in
+// bannerCutShort reports whether text is the beginning of a banner of TI's, cut off in
 // the middle of a line or before its first word. A board that prints it and
 // then does not even echo was taken out.
-func torn(heard string) bool {
+func bannerCutShort(heard string) bool {
 	return tornLine.MatchString(heard) && (tornRule.MatchString(heard) || strings.Trim(heard, "\r\n\t =") == "")
 }
 
-// searching is what a Line knows of the search that goes on.
-type searching struct {
-	cancel context.CancelCauseFunc
-	spoke  time.Time // when the first byte came; zero: none
-	last   time.Time // when the last one came
-	timer  *time.Timer
+// searchState is what a Line knows of the search that goes on.
+type searchState struct {
+	cancel    context.CancelCauseFunc
+	firstByte time.Time // when the first byte came; zero: none
+	lastByte  time.Time // when the last one came
+	timer     *time.Timer
 }
 
-// speaks is called for everything that arrives.
-func (s *searching) speaks(l *Line) {
-	s.last = time.Now()
+// bytesArrived is called for everything that arrives.
+func (s *searchState) bytesArrived(l *Line) {
+	s.lastByte = time.Now()
 	switch {
-	case s.spoke.IsZero():
-		s.spoke = s.last
+	case s.firstByte.IsZero():
+		s.firstByte = s.lastByte
 		s.timer = time.AfterFunc(searchLimit, func() { s.cancel(errUndecided) })
-		if l.onSpeech != nil {
-			l.onSpeech()
+		if l.onHeard != nil {
+			l.onHeard()
 		}
 	case l.total > maxDialogue:
 		s.cancel(errUndecided)
-	case time.Since(s.spoke) >= searchSure:
-		if heard := []byte(l.heard()); classify(heard).sure(heard) {
+	case time.Since(s.firstByte) >= decideAfter:
+		if heard := []byte(l.heard()); classify(heard).final(heard) {
 			s.cancel(errUndecided)
 		}
 	}
 }
 
-// knock sends a line to a port that has said nothing so far. The line belongs
+// sendWakeLine sends a line to a port that has said nothing so far. The line belongs
 // to the look before, and is not recorded.
-func (l *Line) knock(ctx context.Context, text string) error {
-	if !l.search.spoke.IsZero() {
+func (l *Line) sendWakeLine(ctx context.Context, text string) error {
+	if !l.search.firstByte.IsZero() {
 		return nil
 	}
-	if err := l.Send(ctx, text); err != nil {
+	if err := l.send(ctx, text); err != nil {
 		return err
 	}
 	l.Mark()
-	l.tape.begin(nil)
+	l.recorder.begin(nil)
 	return nil
 }
 
-func (s *searching) stop() {
+func (s *searchState) stop() {
 	if s.timer != nil {
 		s.timer.Stop()
 	}

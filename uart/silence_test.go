@@ -10,37 +10,37 @@ import (
 
 // A board that prints while its port is being opened must not get its own words
 // back: it would take them for something typed.
-func TestHeldPortEchoesNothing(t *testing.T) {
+func TestOpenPortDoesNotEcho(t *testing.T) {
 	board, tty, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer board.Close()
 	defer tty.Close()
-	held, err := hold(tty.Name())
+	lock, err := lockPort(tty.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer held.release()
+	defer lock.release()
 	print := func(text string) {
 		t.Helper()
 		if _, err := board.WriteString(text); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := held.silence(); err != nil {
+	if err := lock.silence(); err != nil {
 		t.Fatal(err)
 	}
 	print("silent")
 	if n, err := tty.Read(make([]byte, 6)); n != 6 || err != nil { // the driver is done with them
 		t.Fatal(n, err)
 	}
-	settings, err := held.settings()
+	settings, err := lock.settings()
 	if err != nil {
 		t.Fatal(err)
 	}
 	settings.Lflag |= unix.ECHO
-	if err := unix.IoctlSetTermios(held.fd, unix.TCSETS, settings); err != nil {
+	if err := unix.IoctlSetTermios(lock.fd, unix.TCSETS, settings); err != nil {
 		t.Fatal(err)
 	}
 	print("echoed")

@@ -48,8 +48,8 @@ const (
 )
 
 const (
-	tiPrompt = "Enter AT Command:"
-	tiWho    = "at+get=iot,udid"
+	tiPrompt  = "Enter AT Command:"
+	tiGetUDID = "at+get=iot,udid"
 )
 
 var (
@@ -58,9 +58,9 @@ var (
 	tiSpeaks = regexp.MustCompile(`(?i)enter at command:|[\r\n][ \t]*OK[ \t]*[\r\n]|ERROR[ \t]*:[ \t]*(?:command not exist|number of parameters|parse parameters)[ \t]*,[ \t]*-?[0-9]|\+event[a-z]+:`)
 	// What a board says that was waiting for a command: to a carriage return,
 	// and to at+test; and how that begins.
-	tiQuick   = regexp.MustCompile(`(?i)^(?:\r(?:\n\r|\n\n\r\r|\r\n|\n\r\n)|at\+test\r\n?[\r\n]*OK[ \t]*[\r\n]+)(?:Enter AT Command:)?$`)
-	tiQuickly = regexp.MustCompile(`(?i)^(?:at\+test)?\r[\r\n]*(?:OK?[ \t]*)?[\r\n]*(?:E[A-Za-z ]*)?$`)
-	tiEvents  = regexp.MustCompile(`(?i)\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
+	tiIdle       = regexp.MustCompile(`(?i)^(?:\r(?:\n\r|\n\n\r\r|\r\n|\n\r\n)|at\+test\r\n?[\r\n]*OK[ \t]*[\r\n]+)(?:Enter AT Command:)?$`)
+	tiIdlePrefix = regexp.MustCompile(`(?i)^(?:at\+test)?\r[\r\n]*(?:OK?[ \t]*)?[\r\n]*(?:E[A-Za-z ]*)?$`)
+	tiEvents     = regexp.MustCompile(`(?i)\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
 )
 
 // Detect implements Dialect. It sends nothing but carriage returns, which every
@@ -69,22 +69,22 @@ var (
 func (d TIAT) Detect(ctx context.Context, l *Line) error {
 	looks := 0
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
-		if looks++; looks%knockEvery == 0 {
-			if err := l.knock(ctx, "at+test\r"); err != nil {
+		if looks++; looks%wakeEvery == 0 {
+			if err := l.sendWakeLine(ctx, "at+test\r"); err != nil {
 				return err
 			}
 		}
-		if err := l.Send(ctx, "\r"); err != nil {
+		if err := l.send(ctx, "\r"); err != nil {
 			return err
 		}
-		here, err := l.Heard(ctx, aboutOne(tiPing)) // an echo, or it starts just now
+		here, err := l.awaitBytes(ctx, roundToTick(tiPing)) // an echo, or it starts just now
 		if err != nil {
 			return err
 		}
 		if !here {
-			return errNobody
+			return errNothingHeard
 		}
-		sure, err := d.quick(ctx, l)
+		sure, err := d.skipSilence(ctx, l)
 		if err == nil && !sure {
 			err = d.test(ctx, l)
 		}
@@ -94,10 +94,10 @@ func (d TIAT) Detect(ctx context.Context, l *Line) error {
 
 // Gone implements Dialect.
 func (TIAT) Gone(ctx context.Context, l *Line) error {
-	return watch(ctx, l, vigil{probes: []string{"\r"}, starts: TIAT{}.starts, ask: tiWho + "\r", told: tiDevice})
+	return watch(ctx, l, presenceWatch{probes: []string{"\r"}, starts: TIAT{}.starts, identifyCommand: tiGetUDID + "\r", parseDevice: tiDevice})
 }
 
-// tiDevice finds the whole answer to tiWho in what a board says, with the OK
+// tiDevice finds the whole answer to tiGetUDID in what a board says, with the OK
 // after it.
 func tiDevice(text string) (device [16]byte, ok bool) {
 	text = tiEvents.ReplaceAllString(text, "")
@@ -126,29 +126,29 @@ func (TIAT) answers(text string) bool { return tiSpeaks.MatchString(text) }
 
 func (d TIAT) recognises(text string) bool { return tiStarts.MatchString(text) || d.answers(text) }
 
-// leave asks for the serial number in a line of its own, after one that is
-// never empty: see Auto.
-func (TIAT) leave(ctx context.Context, l *Line, v vigil) error {
-	v.clear, v.ask, v.told = autoProbe+"\r", tiWho+"\r", tiDevice
-	return watch(ctx, l, v)
+// leave asks  for the serial number in a line of its own, after one that is
+// never empty: see auto.
+func (TIAT) waitGone(ctx context.Context, l *Line, w presenceWatch) error {
+	w.clearCommand, w.identifyCommand, w.parseDevice = autoProbe+"\r", tiGetUDID+"\r", tiDevice
+	return watch(ctx, l, w)
 }
 
 // settle brings the board to where it waits for a command, whatever was typed
 // before.
 func (d TIAT) settle(ctx context.Context, l *Line, _ bool) error {
-	if sure, err := d.quick(ctx, l); sure || err != nil {
+	if sure, err := d.skipSilence(ctx, l); sure || err != nil {
 		return err
 	}
 	return d.restore(ctx, l)
 }
 
-// quick spares a board the silence that waited for it: one that has answered a
+// skipSilence spares a board the silence that waited for it: one that has answered a
 // carriage return with a line end and nothing else, or at+test with OK, had
 // nothing half typed and listens. at+test fits into what its UART holds, should
 // a prompt still come. False means that it takes more than this to be sure.
-func (d TIAT) quick(ctx context.Context, l *Line) (bool, error) {
-	for end := time.Now().Add(tiReady); !tiQuick.Match(l.in); {
-		if !tiQuickly.Match(l.in) {
+func (d TIAT) skipSilence(ctx context.Context, l *Line) (bool, error) {
+	for end := time.Now().Add(tiReady); !tiIdle.Match(l.in); {
+		if !tiIdlePrefix.Match(l.in) {
 			return false, nil
 		}
 		more, err := l.more(ctx, time.Until(end))
@@ -156,7 +156,7 @@ func (d TIAT) quick(ctx context.Context, l *Line) (bool, error) {
 			return false, err
 		}
 	}
-	l.keep(0)
+	l.keepLast(0)
 	l.prompt = ""
 	err := d.ping(ctx, l, tiPing)
 	if errors.Is(err, ErrTimeout) && ctx.Err() == nil || errors.Is(err, ErrGarbled) {
@@ -192,9 +192,9 @@ func (d TIAT) ping(ctx context.Context, l *Line, limit time.Duration) error {
 	_, err := d.ask(ctx, l, "at+test", nil, limit)
 	var refused *refusal
 	if errors.As(err, &refused) {
-		_, err = d.ask(ctx, l, tiWho, tiGet, tiAnswer)
+		_, err = d.ask(ctx, l, tiGetUDID, tiGet, tiAnswer)
 	}
-	return hide(err)
+	return withoutRefusal(err)
 }
 
 // ready waits for the prompt of a board that has one before every command:
@@ -205,7 +205,7 @@ func (TIAT) ready(ctx context.Context, l *Line) error {
 		said := tiEvents.ReplaceAllString(string(l.in), "")
 		// Its first part may have come before the answer.
 		if end := said[strings.LastIndexAny(said, "\r\n")+1:]; end != "" && strings.HasSuffix(l.prompt, end) {
-			l.keep(0)
+			l.keepLast(0)
 			return nil
 		}
 		more, err := l.more(ctx, time.Until(end))
@@ -237,7 +237,7 @@ func (d TIAT) restore(ctx context.Context, l *Line) error {
 		if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
 			return err
 		}
-		if err := l.Send(ctx, "\r"); err != nil {
+		if err := l.send(ctx, "\r"); err != nil {
 			return err
 		}
 		err := d.test(ctx, l)
@@ -270,7 +270,7 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 	}
 	spki, proof, err := recoverKey(answers)
 	if err != nil {
-		l.wrongSignature(answers, values)
+		l.explainBadSignature(answers, values)
 		return Report{}, err
 	}
 	// Nothing on this link has a checksum, and boards get swapped: the same
@@ -280,24 +280,24 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		return Report{}, err
 	}
 	if again != device {
-		l.wrongAgain(device, again)
+		l.explainOtherDevice(device, again)
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
 	l.readTwice()
 	// Whatever signed, it must not be the key that a command can make and take
 	// away.
 	if print := sha256.Sum256(spki); facts["key-1"] == hex.EncodeToString(print[:]) {
-		l.wrong(values[0].at, values[0].text, 0, "signature over the nonce", "a signature with the key in index 0")
+		l.explainError(values[0].at, values[0].text, 0, "signature over the nonce", "a signature with the key in index 0")
 		return Report{}, fmt.Errorf("%w: it signs with the key in index 1 instead of 0; its firmware is not TI's, use another route", ErrNoProof)
 	}
 	facts["hash"] = proof.Hash
-	d.met(l, facts)
+	d.recordForms(l, facts)
 	l.device = &device
 	return Report{Device: device, SPKI: spki, Facts: facts, Proof: proof}, nil
 }
 
-// met notes which of the documented forms the board has.
-func (TIAT) met(l *Line, facts map[string]string) {
+// recordForms notes which of the documented forms the board has.
+func (TIAT) recordForms(l *Line, facts map[string]string) {
 	heard := l.heard()
 	if m := tiBuild.FindAllStringSubmatch(heard, -1); m != nil {
 		facts["build"] = m[len(m)-1][1]
@@ -326,10 +326,10 @@ func (TIAT) met(l *Line, facts map[string]string) {
 }
 
 func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
-	value, err := d.ask(ctx, l, tiWho, tiGet, tiAnswer)
+	value, err := d.ask(ctx, l, tiGetUDID, tiGet, tiAnswer)
 	var refused *refusal
 	if errors.As(err, &refused) { // a command that was cut on its way is refused as well; Read asks again
-		return udid, fmt.Errorf("reading the serial number: %w: the board refuses %s (%s)", ErrFirmware, tiWho, refused.text)
+		return udid, fmt.Errorf("reading the serial number: %w: the board refuses %s (%s)", ErrFirmware, tiGetUDID, refused.text)
 	}
 	if err != nil {
 		return udid, fmt.Errorf("reading the serial number: %w", err)
@@ -337,10 +337,10 @@ func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
 	udid, ok := parseUDID(value)
 	if !ok {
 		at, want := udidStop(value)
-		l.wrong(l.answer.at, value, at, meaningSerial, want)
+		l.explainError(l.answer.at, value, at, meaningSerial, want)
 		return udid, fmt.Errorf("reading the serial number: %w: not 16 bytes", ErrGarbled)
 	}
-	l.tells(l.answer, udid, meaningSerial)
+	l.explainDevice(l.answer, udid, meaningSerial)
 	return udid, checkDevice(udid)
 }
 
@@ -394,7 +394,7 @@ func parseKey1(value string, facts map[string]string) {
 // sign has a fresh nonce signed with key 0. Letters and digits stay letters and
 // digits in base64, so nothing in the command can be taken for a delimiter.
 func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
-	nonce := l.Nonce(tiNonceLen)
+	nonce := l.drawNonce(tiNonceLen)
 	text := base64.StdEncoding.EncodeToString([]byte(nonce))
 	value, err := d.ask(ctx, l, fmt.Sprintf("at+netutilcmd=sign_msg,0,1,%d,%s", len(text), text), tiNetUtilCmd, tiSign)
 	var refused *refusal
@@ -408,12 +408,12 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	raw, err := parseBase64(value)
 	if err != nil {
 		at, want := codedStop(value)
-		l.wrong(l.answer.at, value, at, "signature over the nonce", want)
+		l.explainError(l.answer.at, value, at, "signature over the nonce", want)
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w", err)
 	}
 	r, s, encoding, err := parseSignature(raw)
 	if err != nil {
-		l.wrong(l.answer.at, value, 0, "signature over the nonce", "an ECDSA signature, DER or 64 bytes")
+		l.explainError(l.answer.at, value, 0, "signature over the nonce", "an ECDSA signature, DER or 64 bytes")
 		return signed{}, "", fmt.Errorf("having a nonce signed: %w: %v", ErrGarbled, err)
 	}
 	return signed{message: []byte(nonce), r: r, s: s}, encoding, nil
@@ -425,8 +425,8 @@ type refusal struct{ text string }
 
 func (r *refusal) Error() string { return "the board refuses: " + r.text }
 
-// hide turns a refusal where none can be accepted into garble.
-func hide(err error) error {
+// withoutRefusal turns a refusal where none can be accepted into garble.
+func withoutRefusal(err error) error {
 	var refused *refusal
 	if errors.As(err, &refused) {
 		return fmt.Errorf("%w: %v", ErrGarbled, err)
@@ -462,7 +462,7 @@ func (d TIAT) ask(ctx context.Context, l *Line, command string, reply *regexp.Re
 func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp.Regexp, limit time.Duration) (value string, prompted bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
-	if err := l.Send(ctx, command+"\r"); err != nil {
+	if err := l.send(ctx, command+"\r"); err != nil {
 		return "", false, err
 	}
 	have, echoed := false, false
@@ -474,19 +474,19 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 			return "", false, err
 		}
 		if !heard {
-			l.means(otherAt, other, "refusal in other words")
+			l.explainText(otherAt, other, "refusal in other words")
 			return "", prompted, &refusal{fmt.Sprintf("%q", printable(other, tiQuote))}
 		}
 		raw, at := line, l.lineAt
 		if tiFatal.MatchString(line) {
-			l.wrong(at, raw, 0, "the network processor stopped", "an answer")
+			l.explainError(at, raw, 0, "the network processor stopped", "an answer")
 			return "", false, errStopped
 		}
 		// After a cut echo an event stands on the same line. What it quotes, a
 		// network's name, is anybody's.
 		var event bool
 		if line, _, event = cutAt(line, tiEvent); event {
-			l.means(at+len(line), raw[len(line):], meaningEvent)
+			l.explainText(at+len(line), raw[len(line):], meaningEvent)
 		}
 		if strings.Trim(line, tiBlank) == "" {
 			continue
@@ -508,35 +508,35 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 		prompted = prompted || promptIn(before, ok, l.prompt)
 		switch {
 		case ok:
-			l.means(at, line, "end of the answer")
+			l.explainText(at, line, "end of the answer")
 			if reply != nil && !have {
 				if other == "" {
 					otherAt, other = at, line
 				}
-				l.wrong(otherAt, other, 0, "not an answer", commandMeaning(command)+" before the OK")
+				l.explainError(otherAt, other, 0, "not an answer", commandMeaning(command)+" before the OK")
 				return "", false, fmt.Errorf("%w: OK without an answer", ErrGarbled)
 			}
 			return value, prompted, nil
 		case replied:
 			if have {
-				l.wrong(at, line, 0, "second answer", "OK")
+				l.explainError(at, line, 0, "second answer", "OK")
 				return "", false, fmt.Errorf("%w: two answers to one question", ErrGarbled)
 			}
-			l.means(at, line, commandMeaning(command))
+			l.explainText(at, line, commandMeaning(command))
 			l.answer = answerText{at + len(line) - len(after), after}
 			value, have = after, true
 			silence = 2 * limit // its OK is missing, and nothing else
 		case tiStarts.MatchString(line):
-			l.wrong(at, line, 0, "start of the board", "an answer")
+			l.explainError(at, line, 0, "start of the board", "an answer")
 			return "", false, errAnew
 		default:
 			if m := tiError.FindStringSubmatch(line); m != nil {
-				l.means(at, line, "refusal of the command")
+				l.explainText(at, line, "refusal of the command")
 				return "", prompted, &refusal{m[1]}
 			}
 			if have || isPrompt(line, l.prompt) {
 				if isPrompt(line, l.prompt) {
-					l.means(at, line, meaningPrompt)
+					l.explainText(at, line, meaningPrompt)
 				}
 				continue
 			}
@@ -556,7 +556,7 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 // commandMeaning says what the answer to a command is.
 func commandMeaning(command string) string {
 	switch name, _, _ := strings.Cut(command, ","); {
-	case command == tiWho:
+	case command == tiGetUDID:
 		return meaningSerial
 	case strings.HasSuffix(name, "=sign_msg"):
 		return "signature over the nonce"

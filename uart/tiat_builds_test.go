@@ -169,7 +169,7 @@ func TestTIATKey1(t *testing.T) {
 }
 
 // What to do is said to whoever meets a board that does not sign with key 0.
-func TestTIATRefusalSaysWhatToDo(t *testing.T) {
+func TestTIATRefusalNamesRemedy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBoard()
 		b.RefuseKey0 = -12290

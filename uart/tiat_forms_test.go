@@ -74,7 +74,7 @@ func formed(t *testing.T, d uart.Dialect, b *fixtures.Board, limit time.Duration
 }
 
 // A refusal in any words is a failure at once where the command is needed.
-func TestTIATRefusedInAnyWords(t *testing.T) {
+func TestTIATRefusalInOtherWords(t *testing.T) {
 	for command, want := range map[string]error{"sign_msg": uart.ErrNoProof, "iot,udid": uart.ErrGarbled} {
 		for _, text := range refusals {
 			for _, build := range builds {
@@ -106,7 +106,7 @@ func TestTIATRefusedInAnyWords(t *testing.T) {
 }
 
 // A command that is not answered costs its fact and its time, and no more.
-func TestTIATOptionalMuted(t *testing.T) {
+func TestTIATUnansweredFactIsSkipped(t *testing.T) {
 	for _, command := range []string{"version", "mac_addr", "public_key"} {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBoard()
@@ -159,8 +159,8 @@ func TestTIATFacts(t *testing.T) {
 }
 
 // Another board in the place of one that was read is seen, in whatever form it
-// tells its serial number.
-func TestTIATGoneBySerial(t *testing.T) {
+// explainDevice its serial number.
+func TestTIATOtherSerialMeansGone(t *testing.T) {
 	for _, forms := range []fixtures.Forms{{Hex: fixtures.HexUpper, Spaces: true, OK: "ok "}, {Names: fixtures.NamesTitle, LineEnd: "\r\n"}} {
 		synctest.Test(t, func(t *testing.T) {
 			ours, theirs := net.Pipe()

@@ -257,7 +257,7 @@ func TestTIATDetectAndGone(t *testing.T) {
 
 // A board that starts while the last one is waited for is another one, however
 // quick the hands.
-func TestTIATGoneByBanner(t *testing.T) {
+func TestTIATBannerMeansGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer ours.Close()
@@ -287,7 +287,7 @@ func TestTIATGoneByBanner(t *testing.T) {
 	})
 }
 
-func TestTIATBabble(t *testing.T) {
+func TestTIATEndlessOutputFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBoard()
 		b.Mute = "test"
@@ -321,7 +321,7 @@ func TestTIATCancelled(t *testing.T) {
 
 // After a leak the line stays deaf until the board is gone: the rest of the key
 // must not be recorded.
-func TestLeakStaysUnseen(t *testing.T) {
+func TestLeakStaysSuppressed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBoard()
 		b.Print = map[string]string{"version": "-----BEGIN PRIVATE KEY-----\n\r"}
@@ -337,7 +337,7 @@ func TestLeakStaysUnseen(t *testing.T) {
 		if err := l.Send(t.Context(), "at+get=iot,udid\r"); err != nil {
 			t.Fatal(err)
 		}
-		if heard, err := l.Heard(t.Context(), time.Second); !heard || err != nil {
+		if heard, err := l.AwaitBytes(t.Context(), time.Second); !heard || err != nil {
 			t.Fatalf("Heard: %v, %v", heard, err)
 		}
 		text, err := l.Transcript().Encode()

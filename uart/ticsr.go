@@ -85,17 +85,17 @@ var (
 // past its start is ErrNeedsReset.
 func (d TICSR) Detect(ctx context.Context, l *Line) error {
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
-		heard, err := l.Heard(ctx, aboutOne(csrLook))
+		heard, err := l.awaitBytes(ctx, roundToTick(csrLook))
 		if err == nil && !heard {
-			if err = l.Send(ctx, csrProbe); err == nil {
-				heard, err = l.Heard(ctx, tiEcho)
+			if err = l.send(ctx, csrProbe); err == nil {
+				heard, err = l.awaitBytes(ctx, tiEcho)
 			}
 		}
 		if err != nil {
 			return err
 		}
 		if !heard {
-			return errNobody
+			return errNothingHeard
 		}
 		err = d.awaitSerial(ctx, l)
 		if errors.Is(err, errEchoes) && saysMore(l.heard()) {
@@ -139,7 +139,7 @@ func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 		}
 		if gaveUp(text) != nil {
 			l.explainHeard(lateMeaning)
-			l.keep(0)
+			l.keepLast(0)
 			return ErrNeedsReset
 		}
 		echo := strings.Contains(text, csrProbe) && strings.Trim(text, csrProbe+"\r\n") == ""
@@ -165,7 +165,7 @@ func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 			return nil
 		}
 		l.explainHeard(lateMeaning)
-		l.keep(0)
+		l.keepLast(0)
 		switch {
 		case echo:
 			return errEchoes
@@ -204,7 +204,7 @@ func (d TICSR) read(ctx context.Context, l *Line) (report Report, err error) {
 			l.readTwice()
 		}
 	}()
-	r.nonce = l.Nonce(csrNonce)
+	r.nonce = l.drawNonce(csrNonce)
 	for range csrAsks {
 		turn, err := r.turn(ctx)
 		if err != nil {
@@ -276,7 +276,7 @@ func (r *csrReading) serial(ctx context.Context) error {
 		text, origin := withoutEvents(string(r.line.in))
 		if err := gaveUp(text[max(0, startOf(text)):]); err != nil {
 			r.wrongEnd(text, origin)
-			r.line.keep(0)
+			r.line.keepLast(0)
 			return fmt.Errorf("reading the serial number: %w", err)
 		}
 		lines := serialLines(text)
@@ -294,11 +294,11 @@ func (r *csrReading) serial(ctx context.Context) error {
 			return checkDevice(r.device)
 		}
 		if len(lines) == 0 && asked >= probably && hasNumber(text) {
-			r.line.keep(0)
+			r.line.keepLast(0)
 			return fmt.Errorf("reading the serial number: %w: no line names it; print it as \"UDID: \" and 32 hex digits", ErrFirmware)
 		}
 		if len(r.line.in) > maxText {
-			r.line.keep(0)
+			r.line.keepLast(0)
 			return fmt.Errorf("reading the serial number: %w: more than %d bytes without it", ErrGarbled, maxText)
 		}
 		if err := r.line.fill(ctx); err != nil {
@@ -337,7 +337,7 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 		fresh := text[min(seen, len(text)):]
 		if err := gaveUp(fresh); err != nil {
 			r.wrongEnd(text, origin)
-			l.keep(0)
+			l.keepLast(0)
 			return csrTurn{}, r.whyGivenUp(text, err)
 		}
 		if at := r.restart(fresh); at >= 0 {
@@ -351,7 +351,7 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 		if strings.Contains(fresh, "--") {
 			if request := findPEM(text); request != nil {
 				turn := csrTurn{text: text, request: request, raw: string(l.in), at: l.Consumed()}
-				l.keep(0)
+				l.keepLast(0)
 				return turn, nil
 			}
 		}
@@ -367,7 +367,7 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 			wait = min(wait, csrPause)
 		}
 		if len(l.in) > maxText {
-			l.keep(0)
+			l.keepLast(0)
 			return csrTurn{}, fmt.Errorf("%w: more than %d bytes and no prompt", ErrGarbled, maxText)
 		}
 		if wait > 0 {
@@ -389,7 +389,7 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 			return csrTurn{}, errRestarted
 		}
 		turn := csrTurn{text: text, subject: subject, rest: rest, raw: string(l.in), at: l.Consumed()}
-		l.keep(0)
+		l.keepLast(0)
 		return turn, nil
 	}
 }
@@ -455,9 +455,9 @@ func csrBanner(text string) bool {
 // before: that may have been taken for an answer, and the question comes again.
 // The echo shows it at once.
 func (r *csrReading) askedAgain(ctx context.Context, t csrTurn) (bool, error) {
-	more, err := r.line.Gather(ctx, csrEcho, tiFlush)
+	more, err := r.line.gather(ctx, csrEcho, tiFlush)
 	if err == nil && strings.ContainsAny(t.rest+more, "\r\n") {
-		more, err = r.line.Gather(ctx, tiSilence, tiFlush)
+		more, err = r.line.gather(ctx, tiSilence, tiFlush)
 	}
 	if err != nil {
 		return false, err
@@ -492,7 +492,7 @@ func (r *csrReading) answer(ctx context.Context, subject string) error {
 	if r.last, r.enter = subject, answer == ""; subject == csrCommonName {
 		r.named = answer
 	}
-	return r.line.Send(ctx, answer+"\r")
+	return r.line.send(ctx, answer+"\r")
 }
 
 // pemRequest is a request as it came, and the words of its marker lines.
@@ -608,7 +608,7 @@ func (r *csrReading) confirm(name string) error {
 // watchSlow apart, is not seen. Such a board has told its serial number
 // elsewhere: it needs a reset before it can be read, and its start is seen.
 func (d TICSR) Gone(ctx context.Context, l *Line) error {
-	return d.leave(ctx, l, vigil{probes: []string{csrProbe}, starts: TICSR{}.starts})
+	return d.waitGone(ctx, l, presenceWatch{probes: []string{csrProbe}, starts: TICSR{}.starts})
 }
 
 // For auto.
@@ -647,10 +647,10 @@ func (d TICSR) settle(ctx context.Context, l *Line, _ bool) error {
 	}
 }
 
-func (TICSR) leave(ctx context.Context, l *Line, v vigil) error {
-	v.patient = true
+func (TICSR) waitGone(ctx context.Context, l *Line, w presenceWatch) error {
+	w.patient = true
 	if l.device != nil {
-		v.gone = csrGone
+		w.silenceLimit = csrGone
 	}
-	return watch(ctx, l, v)
+	return watch(ctx, l, w)
 }

@@ -210,7 +210,7 @@ func TestTICSREventsAnywhere(t *testing.T) {
 
 // A board whose start nobody heard is told from an empty slot, and is read once
 // it is reset.
-func TestTICSRMetLate(t *testing.T) {
+func TestTICSRStartMissedNeedsReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer ours.Close()
@@ -331,7 +331,7 @@ func swallow(c net.Conn) (stop func()) {
 
 // A firmware that fell silent is not taken for an empty slot, and the next
 // board is read whole.
-func TestTICSRSilentBoardStays(t *testing.T) {
+func TestTICSRSilentBoardIsNotGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer ours.Close()
@@ -378,7 +378,7 @@ func TestTICSRSilentBoardStays(t *testing.T) {
 
 // After a board that leaked its key the line is usable again, whether that
 // board was seen to go or fell silent.
-func TestTICSRAfterALeak(t *testing.T) {
+func TestTICSRReadsNextBoardAfterLeak(t *testing.T) {
 	for _, dialect := range []string{"ti-csr", "auto"} {
 		for _, silent := range []bool{false, true} {
 			synctest.Test(t, func(t *testing.T) {
@@ -434,7 +434,7 @@ func TestTICSRAfterALeak(t *testing.T) {
 
 // More of a key after a long silence is not taken for another board's words:
 // only a start is.
-func TestTICSRLeakGoesOn(t *testing.T) {
+func TestTICSRLongLeakStaysSuppressed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer ours.Close()

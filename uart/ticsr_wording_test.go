@@ -124,7 +124,7 @@ func TestTICSRWordings(t *testing.T) {
 
 // A number that no line names, or in words that may name another number, is no
 // serial number by itself, and a reset does not help.
-func TestTICSRNoSerialNumber(t *testing.T) {
+func TestTICSRWithoutSerialNumberFails(t *testing.T) {
 	for words, want := range map[string]error{csrNoLabel: uart.ErrFirmware, csrVagueAlone: uart.ErrGarbled} {
 		for _, dialect := range []string{"ti-csr", "auto"} {
 			synctest.Test(t, func(t *testing.T) {
@@ -139,7 +139,7 @@ func TestTICSRNoSerialNumber(t *testing.T) {
 }
 
 // What a board prints when it needs a reset fails at once.
-func TestTICSRGivesUp(t *testing.T) {
+func TestTICSRAbortNeedsReset(t *testing.T) {
 	for name, change := range map[string]func(*fixtures.Board){
 		"dead at a question": func(b *fixtures.Board) { b.Print = map[string]string{"state": csrNWPDead} },
 		"dead at the start":  func(b *fixtures.Board) { b.Quiet, b.Print = true, map[string]string{"validity": csrNWPDead} },
@@ -173,7 +173,7 @@ func TestTICSRGivesUp(t *testing.T) {
 
 // A serial number of another board, in whatever words it is repeated, is no
 // reading.
-func TestTICSROtherSerialInAnyWords(t *testing.T) {
+func TestTICSROtherSerialFails(t *testing.T) {
 	for _, shown := range []string{"you are {id}", "uuid={joined}", "{ID}", "0x{joined}!", "it is {bytes} then", "default ({0x})", "the name\r\n{id}"} {
 		synctest.Test(t, func(t *testing.T) {
 			text, err := json.Marshal(shown + "\r\n")
@@ -203,7 +203,7 @@ func TestTICSROtherSerialInAnyWords(t *testing.T) {
 
 // The simulated board prints TI's stock words byte for byte, as the recording
 // of them has them.
-func TestStockWords(t *testing.T) {
+func TestStockWording(t *testing.T) {
 	read := func(name string) (said string) {
 		text, err := os.ReadFile(name)
 		if err != nil {

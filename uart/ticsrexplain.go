@@ -34,20 +34,20 @@ func (r *csrReading) explainStart(banner string, origin func(int) int, serial *s
 		default:
 			return
 		}
-		l.means(base+origin(at), line, meaning)
+		l.explainText(base+origin(at), line, meaning)
 	})
 	explainEvents(l, base, string(l.in))
 	line := strings.TrimRight(text[serial.start:serial.end], "\r\n")
 	if _, _, value := serialValue(line); value != "" {
 		at := base + origin(serial.start)
-		l.means(at, line, meaningSerial)
-		l.tells(answerText{at + len(line) - len(value), strings.TrimRight(value, " \t")}, serial.device, meaningSerial)
+		l.explainText(at, line, meaningSerial)
+		l.explainDevice(answerText{at + len(line) - len(value), strings.TrimRight(value, " \t")}, serial.device, meaningSerial)
 	}
 }
 
 func explainEvents(l *Line, base int, raw string) {
 	for _, m := range csrEvent.FindAllStringIndex(raw, -1) {
-		l.means(base+m[0], strings.TrimRight(raw[m[0]:m[1]], "\r\n"), meaningEvent)
+		l.explainText(base+m[0], strings.TrimRight(raw[m[0]:m[1]], "\r\n"), meaningEvent)
 	}
 }
 
@@ -61,11 +61,11 @@ func (r *csrReading) wrongSerial(text string, origin func(int) int, lines []seri
 		switch {
 		case !line.valid:
 			from, want := serialStop(value)
-			r.line.wrong(at, value, from, meaningSerial, want)
+			r.line.explainError(at, value, from, meaningSerial, want)
 			return
 		case good != nil && good.kind == line.kind && good.device != line.device:
 			r.line.answer = answerText{at, value}
-			r.line.wrongAgain(good.device, line.device)
+			r.line.explainOtherDevice(good.device, line.device)
 			return
 		case good == nil:
 			good = &lines[i]
@@ -114,7 +114,7 @@ func (r *csrReading) explain(t csrTurn) {
 			return
 		}
 		from := t.at + origin(at)
-		l.explains(Piece{At: from, Len: t.at + origin(at+len(line)-1) + 1 - from, Meaning: meaning})
+		l.explainPiece(Piece{At: from, Len: t.at + origin(at+len(line)-1) + 1 - from, Meaning: meaning})
 	})
 }
 
@@ -147,11 +147,11 @@ func (r *csrReading) wrongRequest(t csrTurn) {
 	body = strings.TrimRight(body, "\r\n")
 	for i := range len(body) {
 		if c := body[i] | 0x20; !(c >= 'a' && c <= 'z') && !strings.ContainsRune("0123456789+/= \t\r\n", rune(body[i])) {
-			r.line.wrong(t.at+origin(at+i), body[i:i+1], 0, "request (PEM)", "a character of base64")
+			r.line.explainError(t.at+origin(at+i), body[i:i+1], 0, "request (PEM)", "a character of base64")
 			return
 		}
 	}
-	r.line.wrong(t.at+origin(at), body, 0, "request (PEM)", "a request of this board, over the nonce of this reading")
+	r.line.explainError(t.at+origin(at), body, 0, "request (PEM)", "a request of this board, over the nonce of this reading")
 }
 
 // wrongDefault reports the digits of another serial number after Enter at the
@@ -179,7 +179,7 @@ func (r *csrReading) wrongDefault(t csrTurn) {
 			}
 			from, want = m[0]+same, "the digits of the serial number that was read at the start"
 		}
-		r.line.wrong(t.at+origin(at), line, from, "default: serial number", want)
+		r.line.explainError(t.at+origin(at), line, from, "default: serial number", want)
 	})
 }
 
@@ -191,7 +191,7 @@ func (r *csrReading) wrongEnd(text string, origin func(int) int) {
 	}{{csrDead, "the network processor stopped"}, {csrAbort, "the firmware gave up"}} {
 		if m := words.pattern.FindStringIndex(text); m != nil {
 			begin := strings.LastIndexAny(text[:m[0]], "\r\n") + 1
-			r.line.wrong(r.line.Consumed()+origin(begin), text[begin:m[1]], 0, words.meaning, "a question or the request")
+			r.line.explainError(r.line.Consumed()+origin(begin), text[begin:m[1]], 0, words.meaning, "a question or the request")
 			return
 		}
 	}
@@ -234,6 +234,6 @@ func (r *csrReading) wrongMarker(text string, origin func(int) int) {
 			want = "the END line of the request"
 		}
 		done = true
-		r.line.wrong(r.line.Consumed()+origin(at), line, 0, "other text", want)
+		r.line.explainError(r.line.Consumed()+origin(at), line, 0, "other text", want)
 	})
 }

@@ -21,7 +21,7 @@ import (
 //	0.250000 ! "line lost"
 //
 // The header has one "key: value" a line, "transcript: 1" first, the others in
-// the order of HeaderKeys; unknown keys are errors. After an empty line comes
+// the order of headerKeys; unknown keys are errors. After an empty line comes
 // one line per chunk: seconds since the start with six digits, a direction, the
 // bytes in double quotes, in which \r \n \t \" \\ and \xNN stand for what is
 // not printable ASCII. What parses encodes to the same bytes.
@@ -42,15 +42,10 @@ type Direction byte
 
 // The directions of a chunk.
 const (
-	sent     Direction = '>' // to the board
-	received Direction = '<' // from the board
-	drawn    Direction = '?' // a nonce was drawn
-	noted    Direction = '!' // something happened, in words
-
-	Sent     = sent
-	Received = received
-	Drawn    = drawn
-	Noted    = noted
+	Sent     Direction = '>' // to the board
+	Received Direction = '<' // from the board
+	Drawn    Direction = '?' // a nonce was drawn
+	Noted    Direction = '!' // a remark, in words
 )
 
 // headerKeys, in their order. expect is "passed", or "failed" and a reason
@@ -58,17 +53,14 @@ const (
 // of package station.
 var headerKeys = []string{"dialect", "expect", "given", "device", "slot", "recorded", "note"}
 
-// HeaderKeys returns the keys that a header may have, in their order.
-func HeaderKeys() []string { return slices.Clone(headerKeys) }
-
 // ErrTranscript says that a text is not a transcript.
 var ErrTranscript = errors.New("not a transcript")
 
 const (
 	// MaxTranscript caps the size of a transcript's text, in bytes.
 	MaxTranscript = 2 << 20
-	// maxTape caps what a recording holds of a dialogue.
-	maxTape = maxDialogue
+	// maxRecording caps what a recording holds of a dialogue.
+	maxRecording = maxDialogue
 )
 
 // Encode writes the text form.
@@ -243,11 +235,11 @@ func parseChunk(line string) (Chunk, error) {
 // Transcript returns what passed since the last Mark. If the board leaked a
 // private key, the bytes are left out and only their number is told.
 func (l *Line) Transcript() *Transcript {
-	return &Transcript{Header: map[string]string{}, Chunks: slices.Clone(l.tape.chunks)}
+	return &Transcript{Header: map[string]string{}, Chunks: slices.Clone(l.recorder.chunks)}
 }
 
-// tape is a recording in the making.
-type tape struct {
+// recorder is a recording in the making.
+type recorder struct {
 	start  time.Time
 	size   int
 	chunks []Chunk
@@ -257,22 +249,22 @@ type tape struct {
 	lookIn []byte        // what had arrived before it and was not consumed
 }
 
-func newTape() *tape { return &tape{start: time.Now()} }
+func newRecorder() *recorder { return &recorder{start: time.Now()} }
 
 // merge is how close two reads may be to stand on one line.
 const merge = 2 * time.Millisecond
 
-func (t *tape) add(d Direction, b []byte) {
+func (t *recorder) add(d Direction, b []byte) {
 	if t.blank || len(b) == 0 {
 		return
 	}
 	at := time.Since(t.start).Truncate(time.Microsecond)
-	if t.size += len(b); t.size > maxTape {
+	if t.size += len(b); t.size > maxRecording {
 		t.note("the recording is full")
 		t.blank = true
 		return
 	}
-	if n := len(t.chunks) - 1; n >= t.look && d == received && t.chunks[n].Direction == received &&
+	if n := len(t.chunks) - 1; n >= t.look && d == Received && t.chunks[n].Direction == Received &&
 		at-t.chunks[n].At < merge && len(t.chunks[n].Bytes) < 1024 {
 		t.chunks[n].Bytes = append(t.chunks[n].Bytes, b...)
 		return
@@ -281,7 +273,7 @@ func (t *tape) add(d Direction, b []byte) {
 }
 
 // begin notes that a look begins; in is what is left of earlier ones.
-func (t *tape) begin(in []byte) {
+func (t *recorder) begin(in []byte) {
 	t.look, t.lookAt, t.lookIn = len(t.chunks), time.Since(t.start).Truncate(time.Microsecond), bytes.Clone(in)
 	if t.look == 1 && t.lookAt == t.chunks[0].At && bytes.Equal(t.chunks[0].Bytes, in) { // of Mark
 		t.look = 0
@@ -290,14 +282,14 @@ func (t *tape) begin(in []byte) {
 
 // cut drops what came before the present look, and returns the number of bytes
 // received that remain.
-func (t *tape) cut() (n int) {
+func (t *recorder) cut() (n int) {
 	if t.look > 0 && !t.blank {
 		kept := slices.Clone(t.chunks[t.look:])
 		for i := range kept {
 			kept[i].At -= t.lookAt
 		}
 		if len(t.lookIn) > 0 {
-			kept = append([]Chunk{{Direction: received, Bytes: t.lookIn}}, kept...)
+			kept = append([]Chunk{{Direction: Received, Bytes: t.lookIn}}, kept...)
 		}
 		t.chunks, t.start, t.size = kept, t.start.Add(t.lookAt), 0
 		for _, c := range kept {
@@ -306,32 +298,32 @@ func (t *tape) cut() (n int) {
 	}
 	t.look, t.lookAt, t.lookIn = 0, 0, nil
 	for _, c := range t.chunks {
-		if c.Direction == received {
+		if c.Direction == Received {
 			n += len(c.Bytes)
 		}
 	}
 	return n
 }
 
-func (t *tape) note(what string) {
+func (t *recorder) note(what string) {
 	if !t.blank {
-		t.chunks = append(t.chunks, Chunk{At: time.Since(t.start).Truncate(time.Microsecond), Direction: noted, Bytes: []byte(what)})
+		t.chunks = append(t.chunks, Chunk{At: time.Since(t.start).Truncate(time.Microsecond), Direction: Noted, Bytes: []byte(what)})
 	}
 }
 
 // redact forgets the dialogue, what came before as well: a key may have begun
 // before it was recognised. What stays is the shortest dialogue with the same
 // verdict.
-func (t *tape) redact() {
+func (t *recorder) redact() {
 	var kept []Chunk
 	left := 0
 	for i, c := range t.chunks {
-		if i == 0 && c.Direction == sent {
+		if i == 0 && c.Direction == Sent {
 			kept = append(kept, c)
 		}
 		left += len(c.Bytes)
 	}
-	t.chunks = append(kept, Chunk{At: time.Since(t.start).Truncate(time.Microsecond), Direction: received, Bytes: []byte(leakWords + "\r\n")})
+	t.chunks = append(kept, Chunk{At: time.Since(t.start).Truncate(time.Microsecond), Direction: Received, Bytes: []byte(leakWords + "\r\n")})
 	t.note(fmt.Sprintf("the rest is left out: %d bytes, and all that followed", left))
 	t.blank = true
 }

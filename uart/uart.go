@@ -22,7 +22,7 @@
 //
 // To add a dialect: write one file with a type that implements Dialect, its
 // tests beside it, and add one line to dialects. If it has the methods of
-// finder as well, auto finds it. A proof whose signature covers something else
+// autoDialect as well, auto finds it. A proof whose signature covers something else
 // than those there are needs a method of its own, here in Proof and in
 // board.ProofMethod, which says how to check it.
 package uart
@@ -49,7 +49,7 @@ type Conn interface {
 }
 
 // Dialect is one way to talk to a board. It keeps nothing of a board when it is
-// gone, and one value may serve many ports at once; but see Auto. All three
+// gone, and one value may serve many ports at once; but see auto. All three
 // methods return ErrUnplugged when the port is lost, ErrPrivateKey when the
 // board prints private key material, and the context's cause when it ends.
 type Dialect interface {
@@ -79,18 +79,18 @@ func dialects() []Dialect {
 }
 
 // DialectByName returns a dialect for one slot: the value for auto has a
-// memory. Besides the names in DialectNames it takes what Auto.Name returns.
+// memory. Besides the names in DialectNames it takes what auto.Name returns.
 // The error lists the names there are.
 func DialectByName(name string) (Dialect, error) {
 	known := dialects()
-	auto, last, remembers := strings.Cut(name, "/")
+	prefix, last, remembers := strings.Cut(name, "/")
 	for _, d := range known {
 		if d.Name() == name {
 			return d, nil
 		}
 		remembers = remembers && d.Name() != last
 	}
-	if auto == autoName && !remembers {
+	if prefix == autoName && !remembers {
 		return newAuto(last, known), nil
 	}
 	return nil, fmt.Errorf("unknown dialect %q: this version speaks %s", name, strings.Join(DialectNames(), ", "))

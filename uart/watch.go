@@ -7,68 +7,68 @@ import (
 	"time"
 )
 
-// vigil is how to see that a board goes.
-type vigil struct {
-	probes []string // in turn; the first makes the board echo, at least
-	// starts returns the places in a text of what only a fresh start prints;
-	// nil if the dialect knows none.
+// presenceWatch describes how to find out that a board is gone.
+type presenceWatch struct {
+	probes []string // used in turn; the first one makes the board at least echo
+	// starts returns the positions in a text of what a board prints only when
+	// it starts; nil if the dialect knows no such text.
 	starts func(text string) []int
-	// patient: the firmware may fall silent for good with the board in its
-	// place. Only one that echoed before and does not any more is gone, and one
-	// that speaks after a silence is another one.
+	// patient: the firmware may fall silent for good while the board is still
+	// there. Only a board that echoed before and stopped echoing is gone. A
+	// board that speaks after a silence is another board.
 	patient bool
-	// ask is a command that a board of the dialect answers with its serial
-	// number, with its line end, and told finds the whole answer in what it
-	// says; empty if it cannot be asked. clear comes first: it ends what the
-	// probes have typed.
-	ask, clear string
-	told       func(text string) (device [16]byte, ok bool)
-	gone       time.Duration // in place of watchGone, if not 0
-	// here tells, of something that was not recognised, that it is a board
-	// after all; nil if that is not asked.
-	here func(text string) bool
+	// identifyCommand, with its line end, makes a board of the dialect print
+	// its serial number; parseDevice finds the complete answer. Empty if the
+	// dialect has no such command. clearCommand is sent first: it ends the line
+	// that the probes have typed.
+	identifyCommand, clearCommand string
+	parseDevice                   func(text string) (device [16]byte, ok bool)
+	silenceLimit                  time.Duration // replaces watchGone if not 0
+	// isBoard reports that an unknown device is a board after all; nil if that
+	// is not checked.
+	isBoard func(text string) bool
 }
 
 const (
 	watchEcho  = tiEcho
 	watchLook  = tiPing
-	watchSlow  = 5 * time.Second // between looks at a board that has been there for long
-	watchQuick = 300             // looks before that: what is typed may fill the firmware's line
-	// watchGone is the silence after which a board is gone, with a look in each
-	// watchEcho of it. A board that is busy for a moment, or whose echo a
-	// glitch ate, is still there. Whether it is that board, and not one that
-	// was running when it was put there, only its serial number tells.
+	watchSlow  = 5 * time.Second // between looks at a board that has been there for a long time
+	watchQuick = 300             // looks before that: the typed probes may fill the firmware's line
+	// watchGone is the silence after which a board is gone; one look is made
+	// per watchEcho. A busy board, or one whose echo was lost to a glitch, is
+	// still there. Only the serial number tells whether the same board is
+	// there, and not another running board that replaced it.
 	watchGone  = 2400 * time.Millisecond
-	watchAsk   = 5 * time.Second // a board that was read is asked for its serial number so often, and when a look at it was missed
-	watchAsks  = 3               // times in a row without an answer, after which nobody can say that it is still there
+	watchAsk   = 5 * time.Second // between requests for the serial number of a board that was read; a missed look also causes one
+	watchAsks  = 3               // unanswered requests in a row after which the board counts as gone
 	watchStart = 2 * csrStart    // a start, after a leak
-	watchTail  = 256             // what is kept of a look: the beginning of a start, and a line with a serial number
+	watchTail  = 256             // bytes kept of a look: the beginning of a start, and a line with a serial number
 )
 
-// watch blocks until the board on l is gone, or another one has started or is
-// in its place. What one that has started has printed stays on the line, for
-// its Detect; otherwise nothing stays. Only a board that was read is asked who
-// it is.
-func watch(ctx context.Context, l *Line, v vigil) error {
+// watch blocks until the board on l is gone, or another board has started or
+// has replaced it. The output of a board that has started stays on the line for
+// the next Detect; otherwise the line is emptied. Only a board that was read is
+// asked for its serial number.
+func watch(ctx context.Context, l *Line, w presenceWatch) error {
 	echoed, silence := false, time.Duration(0)
-	missed, unsure, known := true, 0, time.Now() // it may have been swapped while its record was written down
-	if v.gone == 0 {
-		v.gone = watchGone
+	missed, unanswered, lastKnown := true, 0, time.Now() // the board may have been swapped while its record was written
+	if w.silenceLimit == 0 {
+		w.silenceLimit = watchGone
 	}
-	if l.stranger {
-		v.patient = true // it says when another one is there, or the port does
+	if l.unknown {
+		w.patient = true // its output, or the port, shows when another device is there
 	}
 	for look := 0; ; look++ {
-		if started, err := v.started(l); started || err != nil { // quick hands: before anyone looked
+		if started, err := w.started(l); started || err != nil { // the board was swapped before the first look
 			return err
 		}
-		l.keep(watchTail)
+		l.keepLast(watchTail)
 		l.Mark()
-		probe := v.probes[0]
-		if !echoed { // a board of another kind may listen to another one
-			probe = v.probes[look%len(v.probes)]
+		probe := w.probes[0]
+		if !echoed { // a board of another dialect may answer another probe
+			probe = w.probes[look%len(w.probes)]
 		}
-		if err := l.Send(ctx, probe); err != nil {
+		if err := l.send(ctx, probe); err != nil {
 			return err
 		}
 		heard, err := l.more(ctx, watchEcho)
@@ -77,8 +77,8 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 		}
 		if !heard {
 			missed = true
-			if silence += watchEcho; silence >= v.gone {
-				if echoed || !v.patient {
+			if silence += watchEcho; silence >= w.silenceLimit {
+				if echoed || !w.patient {
 					l.Forget()
 					return nil
 				}
@@ -87,71 +87,72 @@ func watch(ctx context.Context, l *Line, v vigil) error {
 					return err
 				}
 				if spoke {
-					return v.follow(ctx, l)
+					return w.spokeAfterSilence(ctx, l)
 				}
 			}
 			continue
 		}
-		if v.patient && !echoed && silence >= v.gone {
-			return v.follow(ctx, l)
+		if w.patient && !echoed && silence >= w.silenceLimit {
+			return w.spokeAfterSilence(ctx, l)
 		}
 		echoed, silence = true, 0
-		// A board with a prompt before every command does not listen before
-		// that is out.
+		// A board that prints a prompt before every command does not listen
+		// until the prompt is complete.
 		pause := watchLook - watchEcho
-		if _, err := l.Gather(ctx, pause, tiFlush+pause); err != nil {
+		if _, err := l.gather(ctx, pause, tiFlush+pause); err != nil {
 			return err
 		}
-		if started, err := v.started(l); started || err != nil {
+		if started, err := w.started(l); started || err != nil {
 			return err
 		}
-		// After a leak no answer would be seen.
-		if l.device != nil && v.ask != "" && !l.tainted && (missed || look >= watchQuick || time.Since(known) >= watchAsk) {
-			device, told, err := v.identify(ctx, l)
+		// After a leak every answer is suppressed.
+		if l.device != nil && w.identifyCommand != "" && !l.leaked && (missed || look >= watchQuick || time.Since(lastKnown) >= watchAsk) {
+			device, ok, err := w.identify(ctx, l)
 			if err != nil {
 				return err
 			}
-			if started, err := v.started(l); started || err != nil {
+			if started, err := w.started(l); started || err != nil {
 				return err
 			}
-			if unsure++; told {
-				unsure = 0
+			if unanswered++; ok {
+				unanswered = 0
 			}
-			if told && device != *l.device || unsure >= watchAsks {
+			if ok && device != *l.device || unanswered >= watchAsks {
 				l.Forget()
 				return nil
 			}
-			missed, known = !told, time.Now()
+			missed, lastKnown = !ok, time.Now()
 		}
 		if look >= watchQuick {
-			if _, err := l.Gather(ctx, watchSlow, tiFlush+watchSlow); err != nil {
+			if _, err := l.gather(ctx, watchSlow, tiFlush+watchSlow); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// identify asks the board for its serial number. Nothing is consumed: it may be
-// another one that starts. Not told is no answer, or the start of a board.
-func (v vigil) identify(ctx context.Context, l *Line) (device [16]byte, told bool, err error) {
+// identify asks the board for its serial number. It consumes nothing, because
+// the bytes may be the start of another board. ok is false if there was no
+// answer, or a board started.
+func (w presenceWatch) identify(ctx context.Context, l *Line) (device [16]byte, ok bool, err error) {
 	before := len(l.in)
-	if v.clear != "" {
-		if err := l.Send(ctx, v.clear); err != nil {
+	if w.clearCommand != "" {
+		if err := l.send(ctx, w.clearCommand); err != nil {
 			return device, false, err
 		}
-		if _, err := l.Gather(ctx, tiSilence, tiFlush); err != nil || len(l.in) == before {
+		if _, err := l.gather(ctx, tiSilence, tiFlush); err != nil || len(l.in) == before {
 			return device, false, err
 		}
 		before = len(l.in)
 	}
-	if err := l.Send(ctx, v.ask); err != nil {
+	if err := l.send(ctx, w.identifyCommand); err != nil {
 		return device, false, err
 	}
 	for end := time.Now().Add(tiAnswer); ; {
-		if started, err := v.started(l); started || err != nil {
+		if started, err := w.started(l); started || err != nil {
 			return device, false, err
 		}
-		if device, told = v.told(string(l.in[before:])); told {
+		if device, ok = w.parseDevice(string(l.in[before:])); ok {
 			return device, true, nil
 		}
 		more, err := l.more(ctx, time.Until(end))
@@ -161,29 +162,29 @@ func (v vigil) identify(ctx context.Context, l *Line) (device [16]byte, told boo
 	}
 }
 
-// started tells whether a board has started: what it printed from there on is
-// on the line, after a leak as well.
-func (v vigil) started(l *Line) (bool, error) {
-	if v.here != nil && v.here(string(l.in)) {
+// started reports whether a board has started. Its output from the start on is
+// then on the line, also after a leak.
+func (w presenceWatch) started(l *Line) (bool, error) {
+	if w.isBoard != nil && w.isBoard(string(l.in)) {
 		return true, nil
 	}
-	if v.start(string(l.in)) >= 0 {
+	if w.start(string(l.in)) >= 0 {
 		return true, nil
 	}
-	if i := v.start(string(l.unseen)); i >= 0 {
-		return true, l.pardon(i)
+	if i := w.start(string(l.suppressed)); i >= 0 {
+		return true, l.clearLeak(i)
 	}
 	return false, nil
 }
 
-// start returns the place of the first start in text, or -1.
-func (v vigil) start(text string) int {
+// start returns the position of the first start in text, or -1.
+func (w presenceWatch) start(text string) int {
 	if text == "" {
 		return -1
 	}
 	at := placesOf(tiModule, text)
-	if v.starts != nil {
-		at = append(at, v.starts(text)...)
+	if w.starts != nil {
+		at = append(at, w.starts(text)...)
 	}
 	if len(at) == 0 {
 		return -1
@@ -191,11 +192,11 @@ func (v vigil) start(text string) int {
 	return slices.Min(at)
 }
 
-// tiModule is a line in the banner of all of TI's examples, and of firmware
-// that was made from them.
+// tiModule is a line in the banner of all TI examples and of firmware that is
+// derived from them.
 var tiModule = regexp.MustCompile(`(?i)\bCHIP[ \t]*:[ \t]*0x[0-9a-f]{8}\b`)
 
-// placesOf returns where a pattern matches.
+// placesOf returns the positions where a pattern matches.
 func placesOf(pattern *regexp.Regexp, text string) (at []int) {
 	for _, m := range pattern.FindAllStringIndex(text, -1) {
 		at = append(at, m[0])
@@ -203,11 +204,12 @@ func placesOf(pattern *regexp.Regexp, text string) (at []int) {
 	return at
 }
 
-// follow ends a watch when something speaks after a silence. After a leak its
-// start is waited for: what comes before that may be more of the key.
-func (v vigil) follow(ctx context.Context, l *Line) error {
-	for end := time.Now().Add(watchStart); l.tainted; {
-		if started, err := v.started(l); started || err != nil {
+// spokeAfterSilence ends a watch when the port speaks after a silence. After a
+// leak it first waits for the start of a board: bytes before the start may be
+// more of the key.
+func (w presenceWatch) spokeAfterSilence(ctx context.Context, l *Line) error {
+	for end := time.Now().Add(watchStart); l.leaked; {
+		if started, err := w.started(l); started || err != nil {
 			return err
 		}
 		more, err := l.more(ctx, min(csrStart, time.Until(end)))

@@ -86,7 +86,7 @@ func received(t *uart.Transcript) []byte {
 
 // spot is a place in a recording.
 type spot struct {
-	line, at int    // of the file, and the byte of its text as DepartsError counts; line 0 is after the end
+	line, at int    // of the file, and the byte of its text as DeviationError counts; line 0 is after the end
 	last     int    // the line where the piece ends
 	text     string // from there to the end of the board's line
 	what     string // what stands there, and what was expected; may be empty
@@ -110,7 +110,7 @@ func (o *observer) where(t *uart.Transcript) string {
 	defer o.mu.Unlock()
 	p, exact := o.place(t)
 	switch {
-	case exact && errors.Is(o.err, fixtures.ErrDeparts):
+	case exact && errors.Is(o.err, fixtures.ErrDeviation):
 		return "; it follows from " + p.String()
 	case exact && o.err == nil:
 		return ": see " + p.String()
@@ -122,7 +122,7 @@ func (o *observer) where(t *uart.Transcript) string {
 		return fmt.Sprintf(": the recording ends at line %d, and the reader waits for more (%v); the file may be cut", t.Line(len(t.Chunks)), o.err)
 	case errors.Is(o.err, uart.ErrTimeout):
 		return fmt.Sprintf(": the reader waited in vain for what should stand before byte %d of line %d (%v)", p.at, p.line, o.err)
-	case errors.Is(o.err, fixtures.ErrDeparts):
+	case errors.Is(o.err, fixtures.ErrDeviation):
 		return fmt.Sprintf("; it follows from %v, or from what came after", p)
 	}
 	return fmt.Sprintf(": the reader left the good path at %v (%v)", p, o.err)

@@ -214,7 +214,7 @@ func TestWaitedInVain(t *testing.T) {
 	if err == nil {
 		t.Fatal("a cut recording passed")
 	}
-	departs, ok := errors.AsType[*fixtures.DepartsError](err)
+	departs, ok := errors.AsType[*fixtures.DeviationError](err)
 	if !ok || len(departs.Recorded) > 0 || departs.Line != cut.Line(len(cut.Chunks)+1) {
 		t.Errorf("%v%s, want a departure at the end", err, seen.where(cut))
 	}

@@ -260,7 +260,7 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	if r.Explain {
 		result.Lines = seen.lines(t)
 	}
-	departs, _ := errors.AsType[*fixtures.DepartsError](err)
+	departs, _ := errors.AsType[*fixtures.DeviationError](err)
 	switch {
 	case departs != nil && len(departs.Recorded) > 0:
 		return fmt.Errorf("%w%s", err, seen.where(t))

@@ -25,15 +25,15 @@ func CheckAddress(address string) error {
 	return fmt.Errorf("%q is neither an absolute path nor auto:<vid>:<pid> with four lower-case hex digits each", address)
 }
 
-// places is where the kernel shows ports; tests have others.
-type places struct{ sys, dev string }
+// sysPaths is where the kernel shows ports; tests have others.
+type sysPaths struct{ sys, dev string }
 
-func systemPlaces() places { return places{sys: "/sys", dev: "/dev"} }
+func defaultPaths() sysPaths { return sysPaths{sys: "/sys", dev: "/dev"} }
 
 // resolve finds the path of a port. Of a probe with several ports it takes the
 // one with the lowest interface number: on an XDS110 that is the application's,
 // and the other one is silent.
-func (p places) resolve(address string) (string, error) {
+func (p sysPaths) resolve(address string) (string, error) {
 	m := autoPattern.FindStringSubmatch(address)
 	if m == nil {
 		return address, nil

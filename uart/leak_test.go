@@ -46,7 +46,7 @@ func sec1(key *ecdsa.PrivateKey, curve asn1.ObjectIdentifier, public bool) []byt
 
 // Private keys in base64 are seen without a header, in every form that
 // libraries write, however they are wrapped and cut.
-func TestGuardBase64(t *testing.T) {
+func TestLeakDetectorBase64(t *testing.T) {
 	oids := map[elliptic.Curve]asn1.ObjectIdentifier{elliptic.P256(): {1, 2, 840, 10045, 3, 1, 7}, elliptic.P384(): {1, 3, 132, 0, 34}, elliptic.P521(): {1, 3, 132, 0, 35}}
 	keys := map[string][]byte{}
 	for curve, oid := range oids {
@@ -81,18 +81,18 @@ func TestGuardBase64(t *testing.T) {
 		text := base64.StdEncoding.EncodeToString(der)
 		start := text[:min(len(text), 40)]
 		for cut := range len(start) {
-			var g guard
-			if first := g.leak([]byte(start[:cut])); !first && !g.leak([]byte(start[cut:])) {
+			var d leakDetector
+			if first := d.found([]byte(start[:cut])); !first && !d.found([]byte(start[cut:])) {
 				t.Fatalf("%s, cut at %d, is not seen: %s", name, cut, start[:24])
 			}
 		}
 		for _, width := range []int{1, 4, 7, 64} {
-			var g guard
+			var d leakDetector
 			var wrapped bytes.Buffer
 			for rest := text; rest != ""; rest = rest[min(width, len(rest)):] {
 				fmt.Fprintf(&wrapped, "%s\n\r", rest[:min(width, len(rest))])
 			}
-			if !g.leak(wrapped.Bytes()) {
+			if !d.found(wrapped.Bytes()) {
 				t.Errorf("%s, wrapped at %d, is not seen", name, width)
 			}
 		}
@@ -113,7 +113,7 @@ func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
 // Whatever a board may print of its public half is no leak: keys, requests with
 // subjects of every length, certificates and signatures, in base64 at every
 // alignment.
-func TestGuardLetsPublicThingsPass(t *testing.T) {
+func TestLeakDetectorIgnoresPublicData(t *testing.T) {
 	p256, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	p384, _ := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	p521, _ := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
@@ -148,19 +148,19 @@ func TestGuardLetsPublicThingsPass(t *testing.T) {
 		for what, der := range public {
 			for shift := range 3 {
 				text := base64.StdEncoding.EncodeToString(append(make([]byte, shift), der...))
-				var g guard
-				if g.leak([]byte(text)) {
+				var d leakDetector
+				if d.found([]byte(text)) {
 					t.Errorf("%s, %s, shifted by %d, is taken for a private key:\n%s", name, what, shift, text)
 				}
 			}
-			var g guard
-			if g.leak(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC THING", Bytes: der})) {
+			var d leakDetector
+			if d.found(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC THING", Bytes: der})) {
 				t.Errorf("%s, %s, as PEM, is taken for a private key", name, what)
 			}
 		}
 	}
-	var g guard
-	if noise := base64.StdEncoding.EncodeToString(must(randomBytes(1 << 20))); g.leak([]byte(noise)) {
+	var d leakDetector
+	if noise := base64.StdEncoding.EncodeToString(must(randomBytes(1 << 20))); d.found([]byte(noise)) {
 		t.Error("noise is taken for a private key")
 	}
 }

@@ -151,7 +151,7 @@ func TestSwapAfterPass(t *testing.T) {
 
 // A start in any words ends the wait after a leak. What came before it is not
 // kept.
-func TestStartAfterLeak(t *testing.T) {
+func TestNextBoardStartEndsLeak(t *testing.T) {
 	for _, start := range []string{
 		"UNIQUE DEVICE ID: 4d1f000a8e27b3c05a9e61f2d47788ab\r\n", "udid = 4d 1f", "Serial number 4d1f000a8e27b3c05a9e61f2d47788ab\r\n",
 		"\tAT COMMANDS EXAMPLE VER: 2.1\r\n", "AT-Command Application, Version 3.40\r\n", "\tCHIP: 0x31000019\r\n",
@@ -244,7 +244,7 @@ func TestAutoSerialInBanner(t *testing.T) {
 
 // A board that is taken out in the middle of a line of its first banner is
 // gone; one that prints whole lines and falls silent is named.
-func TestTakenOutInBanner(t *testing.T) {
+func TestRemovedDuringBanner(t *testing.T) {
 	for _, firmware := range []string{fixtures.DialectAT, fixtures.DialectCSR} {
 		for _, dialect := range []string{firmware, "auto"} {
 			removed, all := 0, 0
@@ -284,7 +284,7 @@ func TestTakenOutInBanner(t *testing.T) {
 
 // A board that does not tell its serial number needs other firmware, not
 // another try, whatever words it refuses in.
-func TestTIATRefusesSerial(t *testing.T) {
+func TestTIATSerialRefusedIsFirmwareFault(t *testing.T) {
 	for _, refusal := range []string{"", "ERROR", "unbekannter Befehl", "-1", "udid: not available"} {
 		for _, dialect := range []string{"ti-at", "auto"} {
 			synctest.Test(t, func(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"go.bug.st/serial"
 	"golang.org/x/sys/unix"
@@ -109,82 +108,6 @@ func openKind(err error) error {
 	}
 	return nil
 }
-
-// holding is a lock on a port, and the way to write to it. The library's own
-// lock (TIOCEXCL) does not keep root out; this one, an flock on the device as
-// other serial programs take it, does.
-type holding struct{ fd int }
-
-func hold(path string) (*holding, error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("open", err)
-	}
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		unix.Close(fd)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, ErrBusy
-		}
-		return nil, os.NewSyscallError("flock", err)
-	}
-	return &holding{fd}, nil
-}
-
-// write writes what there is room for now: nothing and no error is no room.
-func (h *holding) write(b []byte) (int, error) {
-	n, err := unix.Write(h.fd, b)
-	switch {
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-		return 0, nil
-	case err != nil:
-		return 0, os.NewSyscallError("write", err)
-	}
-	return n, nil
-}
-
-// awaitRoom waits until there may be room to write, for so long at most.
-func (h *holding) awaitRoom(limit time.Duration) {
-	// Whatever it returns, the next write tells what is wrong.
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLOUT}}, int(limit.Milliseconds()))
-}
-
-// modemBits are the modem lines as the kernel has them now.
-func (h *holding) modemBits() (int, error) {
-	bits, err := unix.IoctlGetInt(h.fd, unix.TIOCMGET)
-	return bits, os.NewSyscallError("TIOCMGET", err)
-}
-
-func (h *holding) settings() (*unix.Termios, error) {
-	settings, err := unix.IoctlGetTermios(h.fd, unix.TCGETS)
-	return settings, os.NewSyscallError("TCGETS", err)
-}
-
-// silence ends the echo of the terminal driver. A port that was never opened
-// has it, so what a board prints between the open and the library's own
-// settings would come back to the board as something typed.
-func (h *holding) silence() error {
-	settings, err := h.settings()
-	if err != nil {
-		return err
-	}
-	settings.Lflag &^= unix.ECHO | unix.ECHOE | unix.ECHOK | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
-	return os.NewSyscallError("TCSETS", unix.IoctlSetTermios(h.fd, unix.TCSETS, settings))
-}
-
-// setHangUp says whether the kernel drops the modem outputs at the last close.
-func (h *holding) setHangUp(drop bool) error {
-	settings, err := h.settings()
-	if err != nil {
-		return err
-	}
-	settings.Cflag &^= unix.HUPCL
-	if drop {
-		settings.Cflag |= unix.HUPCL
-	}
-	return os.NewSyscallError("TCSETS", unix.IoctlSetTermios(h.fd, unix.TCSETS, settings))
-}
-
-func (h *holding) release() { unix.Close(h.fd) }
 
 // holder tells which processes have a port open, as far as this one may see.
 func holder(path string) string {

@@ -18,8 +18,8 @@ const (
 	decidedIn = 10 * time.Second
 )
 
-// stand puts a stranger on a line until it is removed.
-func stand(s fixtures.Stranger, c net.Conn) (remove func()) {
+// attach puts a device on a line until it is removed.
+func attach(s fixtures.OtherDevice, c net.Conn) (remove func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan struct{})
 	go func() {
@@ -34,15 +34,15 @@ func stand(s fixtures.Stranger, c net.Conn) (remove func()) {
 
 // Whatever talks is noticed in noticedIn and named in decidedIn, stays while it
 // is there, and does not harm the board that follows.
-func TestStrangers(t *testing.T) {
-	for _, stranger := range fixtures.Strangers() {
+func TestUnknownDevices(t *testing.T) {
+	for _, device := range fixtures.OtherDevices() {
 		for _, dialect := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report", "ti-at", "ti-csr", "report"} {
 			// A whole line may end the firmware of the CSR example, so ti-csr
 			// sends none.
-			if stranger.Name == "modem" && dialect == "ti-csr" {
+			if device.Name == "modem" && dialect == "ti-csr" {
 				continue
 			}
-			t.Run(stranger.Name+"/"+dialect, func(t *testing.T) {
+			t.Run(device.Name+"/"+dialect, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					ours, theirs := net.Pipe()
 					defer ours.Close()
@@ -50,17 +50,17 @@ func TestStrangers(t *testing.T) {
 					start, noticed := time.Now(), time.Duration(-1)
 					l := uart.NewLine(ours, uart.LineOptions{Heard: func() { noticed = time.Since(start) }})
 					d := mustDialect(t, dialect)
-					remove := stand(stranger, theirs)
+					remove := attach(device, theirs)
 					err := d.Detect(t.Context(), l)
 					took := time.Since(start)
 					var unknown *uart.UnknownError
 					// The CSR example echoes as well, and has nothing else to
 					// say when it is met late.
-					late := dialect == "ti-csr" && errors.Is(err, uart.ErrNeedsReset) && stranger.Answers != nil && stranger.Start == ""
+					late := dialect == "ti-csr" && errors.Is(err, uart.ErrNeedsReset) && device.Answers != nil && device.Start == ""
 					if !late && !errors.As(err, &unknown) {
 						t.Fatalf("Detect: %v after %v", err, took)
 					}
-					if stranger.Name == "modem" && noticed > 0 && noticed < 8*time.Second { // it is asked for a line now and then
+					if device.Name == "modem" && noticed > 0 && noticed < 8*time.Second { // it is asked for a line now and then
 						took, noticed = took-noticed, 0
 					}
 					if noticed < 0 || noticed > noticedIn || took > decidedIn {
@@ -70,18 +70,18 @@ func TestStrangers(t *testing.T) {
 						return
 					}
 					want := uart.ErrNoDialect
-					if stranger.Heard == uart.HeardWrongSpeed {
+					if device.Heard == uart.HeardWrongSpeed {
 						want = uart.ErrWrongSpeed
 					}
 					if !errors.Is(err, want) {
 						t.Errorf("Detect: %v, want %v", err, want)
 					}
-					if silent := stranger.Every == 0 && stranger.Answers == nil; unknown.Silent != silent && unknown.Heard != uart.HeardLogin && stranger.Name != "modem" {
+					if silent := device.Every == 0 && device.Answers == nil; unknown.Silent != silent && unknown.Heard != uart.HeardLogin && device.Name != "modem" {
 						t.Errorf("it fell silent: %t, want %t", unknown.Silent, silent)
 					}
-					login := unknown.Heard == uart.HeardText && stranger.Heard == uart.HeardLogin && d.Name() == "report" // it sees no question
-					if unknown.Heard != stranger.Heard && !login {
-						t.Errorf("heard %q, want %q", unknown.Heard, stranger.Heard)
+					login := unknown.Heard == uart.HeardText && device.Heard == uart.HeardLogin && d.Name() == "report" // it sees no question
+					if unknown.Heard != device.Heard && !login {
+						t.Errorf("heard %q, want %q", unknown.Heard, device.Heard)
 					}
 					gone := make(chan error, 1)
 					go func() { gone <- d.Gone(t.Context(), l) }()
@@ -119,7 +119,7 @@ func TestStrangers(t *testing.T) {
 }
 
 // Any bytes at all, at any time, are noticed when they come and named in time.
-func TestStrangersProperty(t *testing.T) {
+func TestUnknownDevicesProperty(t *testing.T) {
 	n := 150
 	if testing.Short() {
 		n = 30

@@ -29,7 +29,7 @@ const (
 type UnknownError struct {
 	Heard  Heard
 	Tried  []string // names of dialects
-	Silent bool     // it has said nothing more for fellSilent, whatever was sent
+	Silent bool     // it has said nothing more for silentAfter, whatever was sent
 }
 
 func (e *UnknownError) Error() string {
@@ -59,12 +59,12 @@ var (
 )
 
 const (
-	heardFew   = 8  // bytes from which shares mean something
-	heardJunk  = 25 // percent of bytes that no text has, from which it is none
-	heardRuns  = 45 // percent of that with one change of level at most, from which it is of a slower sender; noise has 6
-	heardPairs = 90 // percent of bytes in pairs 00 CC
-	heardMany  = 24 // bytes from which their variety means something
-	heardKinds = 75 // percent of the different values that noise would have, up to which it is none
+	heardMinBytes = 8  // bytes from which shares mean something
+	heardJunk     = 25 // percent of bytes that no text has, from which it is none
+	heardRuns     = 45 // percent of that with one change of level at most, from which it is of a slower sender; noise has 6
+	heardPairs    = 90 // percent of bytes in pairs 00 CC
+	heardMany     = 24 // bytes from which their variety means something
+	heardKinds    = 75 // percent of the different values that noise would have, up to which it is none
 )
 
 // heardLogin is a question that a computer asks, at the end of its line.
@@ -84,7 +84,7 @@ func classify(heard []byte) Heard {
 	junk, runs := 0, 0
 	kinds := map[byte]int{}
 	for _, b := range heard {
-		if textual(b) {
+		if isText(b) {
 			continue
 		}
 		junk++
@@ -100,7 +100,7 @@ func classify(heard []byte) Heard {
 		return HeardLogin
 	case 100*junk <= heardJunk*len(heard):
 		return HeardText
-	case junk < heardFew:
+	case junk < heardMinBytes:
 		return HeardNoise
 	case 100*runs >= heardRuns*junk:
 		return HeardWrongSpeed
@@ -109,7 +109,7 @@ func classify(heard []byte) Heard {
 	// it.
 	values := 0.0
 	for b := range 256 {
-		if !textual(byte(b)) {
+		if !isText(byte(b)) {
 			values++
 		}
 	}
@@ -120,18 +120,18 @@ func classify(heard []byte) Heard {
 	return HeardNoise
 }
 
-// sure tells whether more would not change what was heard.
-func (h Heard) sure(heard []byte) bool {
+// final tells whether more would not change what was heard.
+func (h Heard) final(heard []byte) bool {
 	switch h {
 	case HeardBootLoader:
-		return len(heard) >= heardFew
+		return len(heard) >= heardMinBytes
 	case HeardWrongSpeed:
-		return len(heard) >= 4*heardFew
+		return len(heard) >= 4*heardMinBytes
 	}
 	return false
 }
 
-// textual: bytes that firmware prints in text, colours and the bell included.
-func textual(b byte) bool {
+// isText: bytes that firmware prints in text, colours and the bell included.
+func isText(b byte) bool {
 	return b >= ' ' && b <= '~' || b == '\r' || b == '\n' || b == '\t' || b == '\b' || b == 0x07 || b == 0x1b
 }

@@ -42,8 +42,8 @@ func recoverKey(answers []signed) (spki []byte, proof *Proof, err error) {
 		return nil, nil, fmt.Errorf("%w: %d signatures, want 3 or more", ErrNoProof, len(answers))
 	}
 	for _, hash := range hashes {
-		first := candidates(hash.sum(answers[0].message), answers[0].r, answers[0].s)
-		second := candidates(hash.sum(answers[1].message), answers[1].r, answers[1].s)
+		first := candidateKeys(hash.sum(answers[0].message), answers[0].r, answers[0].s)
+		second := candidateKeys(hash.sum(answers[1].message), answers[1].r, answers[1].s)
 		for point := range first {
 			if !second[point] {
 				continue
@@ -71,9 +71,9 @@ func recoverKey(answers []signed) (spki []byte, proof *Proof, err error) {
 	return nil, nil, errNoCommonKey
 }
 
-// candidates returns the keys, as uncompressed points, under which (r, s) signs
+// candidateKeys returns the keys, as uncompressed points, under which (r, s) signs
 // the digest.
-func candidates(digest []byte, r, s *big.Int) map[string]bool {
+func candidateKeys(digest []byte, r, s *big.Int) map[string]bool {
 	params := elliptic.P256().Params()
 	n, p := params.N, params.P
 	out := map[string]bool{}

@@ -42,7 +42,7 @@ func usbPort(t *testing.T, sys, bus, vendor, product, number, name string) {
 }
 
 func TestResolve(t *testing.T) {
-	p := places{sys: t.TempDir(), dev: "/dev"}
+	p := sysPaths{sys: t.TempDir(), dev: "/dev"}
 	if err := os.MkdirAll(filepath.Join(p.sys, "class/tty/tty1"), 0o700); err != nil { // a console: on no bus
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestCheckAddress(t *testing.T) {
 	}
 }
 
-func TestOpenErrorSaysWhoCanMendIt(t *testing.T) {
+func TestOpenErrorNamesRemedy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "port")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
