@@ -287,7 +287,7 @@ func sumStop(line string) (at int, want string) {
 	if i < 0 {
 		return begin, "an answer with a checksum"
 	}
-	sum, digits := whole[i+1:], strings.TrimPrefix(strings.ToLower(whole[i+1:]), "0x")
+	sum, digits := whole[i+1:], strings.TrimPrefix(lowerASCII(whole[i+1:]), "0x")
 	covered := strings.TrimRight(whole[:i], tiBlank)
 	for k := range digits {
 		if !isHex(digits[k]) {
@@ -394,9 +394,22 @@ func startMeaning(line string) string {
 	return ""
 }
 
+// lowerASCII changes A-Z to lower case and no other byte, so that a place in the
+// result is the same place in s. strings.ToLower changes the length of some
+// letters.
+func lowerASCII(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c >= 'A' && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return string(b)
+}
+
 // explainEcho reports the echo of a command, and a prompt before it.
 func (l *Line) explainEcho(at int, line, command string) {
-	if i := strings.Index(strings.ToLower(line), command[:min(3, len(command))]); i > 0 {
+	if i := strings.Index(lowerASCII(line), command[:min(3, len(command))]); i > 0 {
 		l.explainText(at, line[:i], meaningPrompt)
 		at, line = at+i, line[i:]
 	}

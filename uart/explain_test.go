@@ -148,6 +148,7 @@ func FuzzStops(f *testing.F) {
 	f.Add("0x4d,0x1f")
 	f.Add("4d 1f 8e 27 b3 c0 5a 9e 61 f2 d4 77 88 aa bb cc")
 	f.Add("1,4,AB==")
+	f.Add(" x \u023a\u023a")
 	f.Add("secretfree 1 ready b4530a006b59d14b9805bfc901de1358 6eb3188b")
 	f.Fuzz(func(t *testing.T, value string) {
 		if len(value) > 256 {
