@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/control"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
 	"secretfree/spool/durable"
@@ -20,12 +21,12 @@ import (
 type spoolDead struct{ place }
 
 func (s *spoolDead) Run(ctx context.Context, out *cli.Output) (err error) {
-	control, err := s.control()
+	client, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
-	list, err := control.List(ctx)
+	defer func() { err = errors.Join(err, client.Close()) }()
+	list, err := client.List(ctx)
 	if err != nil {
 		return err
 	}
@@ -41,7 +42,7 @@ func (s *spoolDead) Run(ctx context.Context, out *cli.Output) (err error) {
 }
 
 // control is access to a station, whether it runs or not.
-func (p place) control() (*stationd.Control, error) {
+func (p place) control() (*control.Client, error) {
 	dir, receipts, err := p.station()
 	if err != nil {
 		return nil, err
@@ -49,7 +50,7 @@ func (p place) control() (*stationd.Control, error) {
 	if err := present(dir); err != nil {
 		return nil, err
 	}
-	return stationd.OpenControl(dir, receipts)
+	return control.Open(dir, receipts)
 }
 
 type spoolRequeue struct {
@@ -58,12 +59,12 @@ type spoolRequeue struct {
 }
 
 func (s *spoolRequeue) Run(ctx context.Context, out *cli.Output) (err error) {
-	control, err := s.control()
+	client, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
-	if err := control.Requeue(ctx, s.Seq); err != nil {
+	defer func() { err = errors.Join(err, client.Close()) }()
+	if err := client.Requeue(ctx, s.Seq); err != nil {
 		return err
 	}
 	return out.Print(struct {
@@ -77,12 +78,12 @@ type spoolExport struct {
 }
 
 func (s *spoolExport) Run(ctx context.Context, out *cli.Output) (err error) {
-	control, err := s.control()
+	client, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
-	evidence, err := control.Export(ctx, s.Seq)
+	defer func() { err = errors.Join(err, client.Close()) }()
+	evidence, err := client.Export(ctx, s.Seq)
 	if err != nil {
 		return err
 	}
@@ -117,7 +118,7 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 	if err := present(dir); err != nil {
 		return err
 	}
-	if err := stationd.CheckOwner(dir, os.Geteuid()); err != nil {
+	if err := control.CheckOwner(dir, os.Geteuid()); err != nil {
 		return err
 	}
 	path := s.Key

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/control"
 	"secretfree/spool"
 )
 
@@ -58,21 +58,21 @@ func (e *export) Run(ctx context.Context, out *cli.Output) (err error) {
 	if err != nil {
 		return err
 	}
-	control, err := e.control()
+	client, err := e.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
+	defer func() { err = errors.Join(err, client.Close()) }()
 	verifier, err := readKey(filepath.Join(dir, "station.pub"))
 	if err != nil {
 		return err
 	}
-	bad, err := e.apply(ctx, control, verifier.Name(), out)
+	bad, err := e.apply(ctx, client, verifier.Name(), out)
 	if err != nil {
 		return err
 	}
 	if !e.Receipts {
-		waiting, err := control.Sign(ctx)
+		waiting, err := client.Sign(ctx)
 		if err != nil {
 			return err
 		}
@@ -117,13 +117,13 @@ func failedIf(bad int) error {
 
 // apply applies the receipts on the stick. One that is not believed is told,
 // and does not keep the others back.
-func (e *export) apply(ctx context.Context, control *stationd.Control, origin string, out *cli.Output) (bad int, err error) {
+func (e *export) apply(ctx context.Context, client *control.Client, origin string, out *cli.Output) (bad int, err error) {
 	receipts, err := spool.Receipts(e.Stick, origin)
 	if err != nil {
 		return 0, err
 	}
 	for _, receipt := range receipts {
-		settled, err := control.ApplyReceipt(ctx, receipt.Data)
+		settled, err := client.ApplyReceipt(ctx, receipt.Data)
 		result := applied{Receipt: receipt.Path, OK: err == nil, Settled: settled}
 		text := fmt.Sprintf("%s: %d records were confirmed and %d refused, as %s says; %d were settled before.\n", receipt.Path, settled.Confirmed, settled.Refused, settled.By, settled.Already)
 		if err != nil {

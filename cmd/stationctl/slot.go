@@ -6,7 +6,7 @@ import (
 	"fmt"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/control"
 )
 
 type slotReset struct {
@@ -24,12 +24,12 @@ Examples:
 }
 
 func (s *slotReset) Run(ctx context.Context, out *cli.Output) (err error) {
-	control, err := s.control()
+	client, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
-	if err := control.ResetSlot(ctx, s.Slot); errors.Is(err, stationd.ErrNotRunning) {
+	defer func() { err = errors.Join(err, client.Close()) }()
+	if err := client.ResetSlot(ctx, s.Slot); errors.Is(err, control.ErrNotRunning) {
 		return fmt.Errorf("resetting slot %s: %w: systemctl start stationd", s.Slot, err)
 	} else if err != nil {
 		return err
@@ -45,12 +45,12 @@ type slotAcknowledge struct {
 }
 
 func (s *slotAcknowledge) Run(ctx context.Context, out *cli.Output) (err error) {
-	control, err := s.control()
+	client, err := s.control()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
-	if err := control.Acknowledge(ctx, s.Slot); errors.Is(err, stationd.ErrNotRunning) {
+	defer func() { err = errors.Join(err, client.Close()) }()
+	if err := client.Acknowledge(ctx, s.Slot); errors.Is(err, control.ErrNotRunning) {
 		return fmt.Errorf("acknowledging the leak in slot %s: %w: systemctl start stationd", s.Slot, err)
 	} else if err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/control"
 	"secretfree/spool"
 	"secretfree/spool/journal"
 )
@@ -189,9 +189,9 @@ func (b *bundle) file(name string) []byte {
 
 func (b *bundle) journal() []byte {
 	var out struct {
-		Running *stationd.Running `json:"running,omitempty"`
-		Stopped *spool.Stats      `json:"stopped,omitempty"`
-		Glance  any               `json:"glance,omitempty"`
+		Running *control.DaemonStatus `json:"running,omitempty"`
+		Stopped *spool.Stats          `json:"stopped,omitempty"`
+		Glance  any                   `json:"glance,omitempty"`
 	}
 	if b.stateDir == "" {
 		return nil
@@ -232,7 +232,7 @@ func (b *bundle) unitState() []byte {
 // ask asks the station on its control socket, which needs no token; else on its
 // page, which may want one, and does not get it.
 func (b *bundle) ask(ctx context.Context, path string) []byte {
-	body, err := stationd.Look(ctx, b.stateDir, path)
+	body, err := control.Get(ctx, b.stateDir, path)
 	if err == nil {
 		return body
 	}

@@ -18,7 +18,7 @@ import (
 	"strings"
 	"testing"
 
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/control"
 	"secretfree/spool/journal"
 )
 
@@ -282,7 +282,7 @@ func TestBundleAsksTheControlSocket(t *testing.T) {
 	if got := b.ask(t.Context(), "/status"); got != nil || len(b.notes) != 1 || !strings.Contains(b.notes[0], "connection refused") {
 		t.Errorf("%s, %v", got, b.notes)
 	}
-	if _, err := stationd.Look(t.Context(), p.state, "/status"); !errors.Is(err, stationd.ErrNotRunning) {
+	if _, err := control.Get(t.Context(), p.state, "/status"); !errors.Is(err, control.ErrNotRunning) {
 		t.Error(err)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/control"
 	"secretfree/spool/journal"
 )
 
@@ -77,7 +77,7 @@ func (e *exam) checkDaemon(ctx context.Context) []Result {
 	}
 	body, status, err := e.Get(ctx, e.station.Listen, "/healthz")
 	switch {
-	case err == nil && errors.Is(e.controlErr, stationd.ErrNotRunning) && e.sees():
+	case err == nil && errors.Is(e.controlErr, control.ErrNotRunning) && e.sees():
 		if running, err := askRunning(ctx, e.stateDir); err == nil { // a socket of systemd has started it by being asked
 			return []Result{health(running.Red)}
 		}
@@ -96,7 +96,7 @@ func (e *exam) checkDaemon(ctx context.Context) []Result {
 		return []Result{warn("daemon", "If another program has this address, choose another one for listen.", "what answers at %s is no station that tells its health: %d %s", e.station.Listen, status, http.StatusText(status))}
 	case e.unit["ActiveState"] == "active":
 		return []Result{fail("daemon", "See what it says: journalctl -u stationd -n 50; then: systemctl restart stationd", "the unit is active, and nothing answers at %s: %v", e.station.Listen, err)}
-	case e.controlErr != nil && !errors.Is(e.controlErr, stationd.ErrNotRunning) && !e.sees():
+	case e.controlErr != nil && !errors.Is(e.controlErr, control.ErrNotRunning) && !e.sees():
 		return []Result{warn("daemon", e.asOwner(), "whether stationd runs could not be seen")}
 	}
 	return []Result{warn("daemon", "Start it: systemctl start stationd", "stationd does not run")}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/control"
 	"secretfree/cmd/internal/stationd"
 )
 
@@ -124,10 +125,10 @@ type exam struct {
 	configErr  error  // why there is none
 	stateDir   string // empty if it is not known
 	owner      owner
-	unit       map[string]string // what systemd says of the unit; nil if it was not asked
-	socket     bool              // systemd listens for the unit
-	running    *stationd.Running // nil if it does not run, or was not to be seen
-	controlErr error             // why it was not
+	unit       map[string]string     // what systemd says of the unit; nil if it was not asked
+	socket     bool                  // systemd listens for the unit
+	running    *control.DaemonStatus // nil if it does not run, or was not to be seen
+	controlErr error                 // why it was not
 }
 
 // owner is the user of the station.
@@ -244,7 +245,7 @@ func newExam(ctx context.Context, c Config) *exam {
 	e.socket = e.askSocket(ctx)
 	type answer struct {
 		owner   owner
-		running *stationd.Running
+		running *control.DaemonStatus
 		err     error
 	}
 	asked := make(chan answer, 1)
@@ -280,13 +281,13 @@ func loose(path string) string {
 	return c.StateDir
 }
 
-func askRunning(ctx context.Context, stateDir string) (*stationd.Running, error) {
-	control, err := stationd.OpenControl(stateDir, nil)
+func askRunning(ctx context.Context, stateDir string) (*control.DaemonStatus, error) {
+	client, err := control.Open(stateDir, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer control.Close()
-	running, err := control.Stats(ctx)
+	defer client.Close()
+	running, err := client.Stats(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/control"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/spool"
 	"secretfree/spool/journal"
@@ -76,7 +77,7 @@ func TestHangingCheck(t *testing.T) {
 func TestVersions(t *testing.T) {
 	e := &exam{Config: newPatient(t).c}
 	want(t, e.checkVersions(t.Context()), "ok version", "kernel 6.12.0, systemd none")
-	e.running = &stationd.Running{Version: "0.1"}
+	e.running = &control.DaemonStatus{Version: "0.1"}
 	e.unit = map[string]string{}
 	e.Command = func(context.Context, string, ...string) ([]byte, error) {
 		return []byte("systemd 257 (257.9)\n+PAM\n"), nil
@@ -128,7 +129,7 @@ func TestDaemon(t *testing.T) {
 		return []byte(body), status, nil
 	}
 	want(t, e.checkDaemon(t.Context()), "ok daemon", "health is good")
-	e.controlErr, e.UID = stationd.ErrNotRunning, 1
+	e.controlErr, e.UID = control.ErrNotRunning, 1
 	want(t, e.checkDaemon(t.Context()), "fail daemon", "something else answers at")
 	e.controlErr = fs.ErrPermission
 	status, body = 503, `{"ok":false,"reasons":[]}`
@@ -137,7 +138,7 @@ func TestDaemon(t *testing.T) {
 	want(t, e.checkDaemon(t.Context()), "fail daemon", "health is red: a full disk; the clock")
 	status = 404
 	want(t, e.checkDaemon(t.Context()), "warn daemon", "is no station")
-	e.running = &stationd.Running{Red: []string{"stalled"}}
+	e.running = &control.DaemonStatus{Red: []string{"stalled"}}
 	want(t, e.checkDaemon(t.Context()), "fail daemon", "stalled")
 }
 
@@ -299,7 +300,7 @@ func TestStats(t *testing.T) {
 	want(t, e.judgeStats(spool.Stats{Pending: 9, Oldest: now.Add(-time.Hour)}, true), "ok journal.queue", "leave on a stick")
 	want(t, e.judgeStats(spool.Stats{Pending: 9, Oldest: now.Add(-8 * 24 * time.Hour)}, true), "warn journal.queue", "9 records wait")
 	want(t, e.judgeStopped(spool.Stats{}, fs.ErrPermission), "warn journal.queue", "the index could not be read")
-	e.running = &stationd.Running{}
+	e.running = &control.DaemonStatus{}
 	want(t, e.judgeGlance(journal.Info{Entries: 9, Signed: 4, Newest: now.Add(-time.Hour)}), "warn journal.signed", "5 entries are under no signed checkpoint")
 }
 

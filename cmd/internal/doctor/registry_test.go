@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"secretfree/cloud"
+	"secretfree/cmd/internal/control"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/station/board"
 )
@@ -79,7 +80,7 @@ func TestAWS(t *testing.T) {
 			e.UID, r.credentials = 4242, cloud.CredentialsSeen{Source: "EC2RoleProvider", Expires: time.Now().Add(time.Minute)}
 		}, "ok registry.credentials", "EC2RoleProvider"},
 		{"away", func(r *registry, _ *exam) { r.tripErr = errors.New("the proxy does not answer") }, "fail registry.reach", "the proxy does not answer"},
-		{"away for this user", func(r *registry, e *exam) { r.tripErr = errors.New("away"); e.running = new(stationd.Running) }, "warn registry", "the station itself reports no trouble"},
+		{"away for this user", func(r *registry, e *exam) { r.tripErr = errors.New("away"); e.running = new(control.DaemonStatus) }, "warn registry", "the station itself reports no trouble"},
 		{"wrong clock", func(r *registry, _ *exam) { r.tripErr = errors.New("the clock"); r.clock = r.clock.Add(time.Hour) }, "fail clock.registry", "1h0m"},
 		{"may not read", func(r *registry, _ *exam) { r.tripErr = denied }, "fail registry.rights", "dynamodb:GetItem on the-table"},
 		{"slow", func(r *registry, _ *exam) { r.took = 3 * time.Second }, "warn registry.time", "answers in 3s"},

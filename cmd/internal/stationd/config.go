@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cmd/internal/config"
+	"secretfree/cmd/internal/control"
 	"secretfree/station"
 	"secretfree/station/board"
 	"secretfree/uart"
@@ -104,12 +105,9 @@ type Export struct {
 const NoRegistry = "none"
 
 const (
-	defaultListen  = "127.0.0.1:8080"
+	DefaultListen  = "127.0.0.1:8080"
 	maxTranscripts = 100_000 // files of a kind
 	maxShelf       = 100_000 // MiB
-	// maxStateDir keeps the path of the control socket within the 107 bytes
-	// that an address of a socket holds.
-	maxStateDir = 107 - len("/"+controlName)
 )
 
 // Load reads and checks a configuration file, and fills in what may be left
@@ -150,7 +148,7 @@ func parse(name string, text []byte) (Config, error) {
 
 func defaults() Config {
 	return Config{
-		Listen:      defaultListen,
+		Listen:      DefaultListen,
 		Transcripts: Transcripts{Failed: 500, Passed: 50, MaxMiB: 200},
 		Policy:      Policy{Label: LabelOptional},
 		Page:        Page{Language: station.English},
@@ -168,10 +166,10 @@ func (c Config) check(f *config.File) error {
 	if !filepath.IsAbs(c.StateDir) {
 		return f.Errorf("state_dir", `Write the absolute path of a folder that only this station uses, such as "/var/lib/stationd".`, "state_dir is %q", c.StateDir)
 	}
-	if len(c.StateDir) > maxStateDir {
-		return f.Errorf("state_dir", fmt.Sprintf("Write a shorter path, of %d bytes at the most: the kernel allows no longer one for the control socket in it.", maxStateDir), "state_dir has %d bytes", len(c.StateDir))
+	if len(c.StateDir) > control.MaxStateDir {
+		return f.Errorf("state_dir", fmt.Sprintf("Write a shorter path, of %d bytes at the most: the kernel allows no longer one for the control socket in it.", control.MaxStateDir), "state_dir has %d bytes", len(c.StateDir))
 	}
-	if err := config.CheckListen(f, "listen", c.Listen, defaultListen); err != nil {
+	if err := config.CheckListen(f, "listen", c.Listen, DefaultListen); err != nil {
 		return err
 	}
 	if err := config.CheckHosts(f, "hosts", c.Hosts); err != nil {
@@ -256,9 +254,9 @@ func (c Config) checkSlots(f *config.File) error {
 	return nil
 }
 
-// hosts are the names of the page: those that were listed, and the one that it
+// AllowedHosts are the names of the page: those that were listed, and the one that it
 // listens on.
-func (c Config) hosts() []string {
+func (c Config) AllowedHosts() []string {
 	host, _, _ := net.SplitHostPort(c.Listen)
 	if host == "" {
 		return c.Hosts
@@ -291,17 +289,19 @@ func OpenLog(w io.Writer, c Config) (zerolog.Logger, error) {
 	return c.Log.New(w, "station", c.Station)
 }
 
-// policy is the station's.
-func (c Config) policy() station.Policy {
-	p := station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms, NeedsLabel: c.Policy.Label == LabelRequired}
-	if c.Policy.Lot != "" {
-		list := &lot{path: c.Policy.Lot}
-		p.Lot, p.Listed = list.check, list.listed
-	}
-	return p
+// Disk is the table [disk]: how full the disk may be, in percent, before the
+// page says so.
+type Disk struct {
+	Warn     int `toml:"warn_percent"`
+	Critical int `toml:"critical_percent"`
 }
 
-// page are the settings of the station's page.
-func (c Config) page() station.Page {
-	return station.Page{Language: c.Page.Language, Sound: c.Page.Sound, ContactIT: c.Page.ContactIT, ContactQuality: c.Page.ContactQuality}
+func (d Disk) check(f *config.File) error {
+	if d.Warn < 1 || d.Warn > 99 {
+		return f.Errorf("disk.warn_percent", "Write a number from 1 to 99.", "disk.warn_percent is %d", d.Warn)
+	}
+	if d.Critical <= d.Warn || d.Critical > 99 {
+		return f.Errorf("disk.critical_percent", "Write a number from 2 to 99 that is greater than warn_percent.", "disk.critical_percent is %d, disk.warn_percent %d", d.Critical, d.Warn)
+	}
+	return nil
 }

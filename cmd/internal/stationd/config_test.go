@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/rs/zerolog"
+	"secretfree/cmd/internal/control"
 )
 
 // Every refusal names the file, the line and the remedy.
@@ -55,12 +55,12 @@ contact_quality = ""
 	if _, err := load(t, good); err != nil {
 		t.Fatal(err)
 	}
-	long := "/" + strings.Repeat("x", maxStateDir)
+	long := "/" + strings.Repeat("x", control.MaxStateDir)
 	for _, c := range []struct{ old, new, want string }{
 		{`"line3-a"`, `"Line 3"`, `:1: station is "Line 3". Write 1 to 63 of a-z`},
 		{`"widgiot"`, `""`, `:2: sku is "". Write 1 to 63 of a-z`},
 		{`"/var/lib/stationd"`, `"state"`, `:3: state_dir is "state". Write the absolute path`},
-		{`"/var/lib/stationd"`, `"` + long + `"`, fmt.Sprintf(":3: state_dir has %d bytes. Write a shorter path, of %d bytes", len(long), maxStateDir)},
+		{`"/var/lib/stationd"`, `"` + long + `"`, fmt.Sprintf(":3: state_dir has %d bytes. Write a shorter path, of %d bytes", len(long), control.MaxStateDir)},
 		{`algorithms = ["P-256"]`, `label = "always"`, `:15: policy.label is "always". Write "optional" or "required".`},
 		{`"de"`, `"tlh"`, `:29: page.language is "tlh". Write one of: en, de, es, vi, zh.`},
 		{`"Ana, ext. 4711"`, `"` + strings.Repeat("ä", 61) + `"`, `:30: page.contact_it: "`},
@@ -128,39 +128,5 @@ contact_quality = ""
 		if name, err := load(t, good+"[access]\n"+c.access+"\n"); err == nil || !strings.HasPrefix(err.Error(), name+c.want) {
 			t.Errorf("%s: %v, want %s", c.access, err, c.want)
 		}
-	}
-}
-
-// The longest path that is allowed can be listened in; one byte more cannot.
-func TestLongestStateDir(t *testing.T) {
-	f := newFactory(t)
-	f.state = filepath.Join(f.dir, strings.Repeat("x", maxStateDir-len(f.dir)-1))
-	d := f.start()
-	control, err := OpenControl(f.state, nil)
-	if err != nil || control.client == nil {
-		t.Errorf("the control socket: %+v, %v", control, err)
-	}
-	d.stop()
-	c := f.config()
-	c.StateDir += "x"
-	if _, err := Open(t.Context(), c, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), "choose one of 94 at the most") {
-		t.Errorf("one byte more: %v", err)
-	}
-	// A copy of a station may lie deeper; nothing runs there, and stationctl
-	// looks into its files.
-	if err := os.RemoveAll(c.StateDir); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(f.state, c.StateDir); err != nil {
-		t.Fatal(err)
-	}
-	if control, err = OpenControl(c.StateDir, nil); err != nil || control.client != nil {
-		t.Fatalf("a copy: %+v, %v", control, err)
-	}
-	if _, err := control.Sign(t.Context()); err != nil {
-		t.Errorf("a copy: %v", err)
-	}
-	if err := control.Close(); err != nil {
-		t.Error(err)
 	}
 }

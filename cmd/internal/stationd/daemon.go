@@ -17,6 +17,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/control"
 	"secretfree/cmd/internal/web"
 	"secretfree/spool"
 	"secretfree/spool/journal"
@@ -132,7 +133,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 
 func openRegistry(ctx context.Context, c Config) (spool.Sink, spool.Archive, error) {
 	if c.Registry.Kind == NoRegistry {
-		return noSink{"this station has no registry: records leave it by stationctl export"}, nil, nil
+		return control.NoSink{Why: "this station has no registry: records leave it by stationctl export"}, nil, nil
 	}
 	registry, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
@@ -184,12 +185,12 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	}()
 	// What others may do depends on where the page really is: a socket of
 	// systemd counts, and not what the configuration says then.
-	if d.gate, err = openGate(c, onNetwork(d.Addr()), d.log); err != nil {
+	if d.gate, err = openGate(c, OnNetwork(d.Addr()), d.log); err != nil {
 		return err
 	}
 	d.station, err = station.New(station.Config{
 		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: timedJournal{d.spool, &d.timings},
-		Policy: c.policy(), Page: c.page(), Hosts: c.hosts(), Lot: counted, Earlier: earlier, KeepLot: counts.keep,
+		Policy: policyOf(c), Page: pageOf(c), Hosts: c.AllowedHosts(), Lot: counted, Earlier: earlier, KeepLot: counts.keep,
 		Backlog: d.backlog, Delivery: d.delivery, Health: d.health, Notices: d.notices,
 		Transcript: d.transcripts.keep, History: past, Evidence: past, Access: d.gate.access(), Log: d.log,
 	})
@@ -204,7 +205,7 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	d.controlServer = &http.Server{
-		Handler: d.control(), ReadTimeout: 10 * time.Second, WriteTimeout: controlLimit, MaxHeaderBytes: maxHeaders, ErrorLog: web.ErrorLog(d.log),
+		Handler: d.control(), ReadTimeout: 10 * time.Second, WriteTimeout: control.Limit, MaxHeaderBytes: maxHeaders, ErrorLog: web.ErrorLog(d.log),
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", d.station.Guard(d.metrics()))
@@ -225,9 +226,9 @@ func listen(c Config) (net.Listener, error) {
 		return nil, err
 	}
 	if l := given[socketListen]; l != nil {
-		if onNetwork(l.Addr().String()) && !c.Access.TLS() && !c.Access.tokens() {
+		if OnNetwork(l.Addr().String()) && !c.Access.TLS() && !c.Access.HasTokens() {
 			return nil, errors.Join(fmt.Errorf("systemd hands over a socket on %s, which others reach, and there is neither TLS nor a token: write a table [access] into the "+
-				"configuration, or ListenStream=%s into the unit", l.Addr(), defaultListen), l.Close())
+				"configuration, or ListenStream=%s into the unit", l.Addr(), DefaultListen), l.Close())
 		}
 		return l, nil
 	}

@@ -53,7 +53,7 @@ func TestCompose(t *testing.T) {
 		back := Choices{SKU: got.SKU, Station: got.Station, Slots: got.Slots, Registry: got.Registry.Kind, Bucket: got.Registry.Bucket, Region: got.Registry.Region,
 			Dir: got.Registry.Dir, Listen: got.Listen, StateDir: got.StateDir, Language: got.Page.Language}
 		if c.Listen == "" {
-			c.Listen = defaultListen
+			c.Listen = DefaultListen
 		}
 		if c.Language == "" {
 			c.Language = station.English

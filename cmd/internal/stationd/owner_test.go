@@ -9,19 +9,20 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/cmd/internal/control"
 	"secretfree/spool"
 )
 
 func TestCheckOwner(t *testing.T) {
 	dir := t.TempDir()
-	if err := CheckOwner(dir, os.Geteuid()); err != nil {
+	if err := control.CheckOwner(dir, os.Geteuid()); err != nil {
 		t.Error(err)
 	}
-	err := CheckOwner(dir, os.Geteuid()+1)
-	if !errors.Is(err, ErrNotOwner) || !strings.Contains(err.Error(), "sudo -u '") || !strings.Contains(err.Error(), dir) {
-		t.Errorf("got %v, want %v and the remedy", err, ErrNotOwner)
+	err := control.CheckOwner(dir, os.Geteuid()+1)
+	if !errors.Is(err, control.ErrNotOwner) || !strings.Contains(err.Error(), "sudo -u '") || !strings.Contains(err.Error(), dir) {
+		t.Errorf("got %v, want %v and the remedy", err, control.ErrNotOwner)
 	}
-	if err := CheckOwner(filepath.Join(dir, "none"), 0); !errors.Is(err, os.ErrNotExist) {
+	if err := control.CheckOwner(filepath.Join(dir, "none"), 0); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a folder that is not there: %v", err)
 	}
 }
@@ -46,26 +47,26 @@ func TestControlAsRoot(t *testing.T) {
 	if err := os.Remove(filepath.Join(f.state, "lock")); err != nil {
 		t.Fatal(err)
 	}
-	control, err := OpenControl(f.state, note.VerifierList())
+	client, err := control.Open(f.state, note.VerifierList())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if letters, err := control.List(t.Context()); err != nil || len(letters) != 0 {
+	if letters, err := client.List(t.Context()); err != nil || len(letters) != 0 {
 		t.Errorf("List: %v, %v", letters, err)
 	}
-	if _, err := control.Export(t.Context(), 1); !errors.Is(err, spool.ErrNoDeadLetter) {
+	if _, err := client.Export(t.Context(), 1); !errors.Is(err, spool.ErrNoDeadLetter) {
 		t.Errorf("Export: %v", err)
 	}
-	if err := control.Requeue(t.Context(), 1); !errors.Is(err, ErrNotOwner) {
+	if err := client.Requeue(t.Context(), 1); !errors.Is(err, control.ErrNotOwner) {
 		t.Errorf("Requeue: %v", err)
 	}
-	if _, err := control.Sign(t.Context()); !errors.Is(err, ErrNotOwner) {
+	if _, err := client.Sign(t.Context()); !errors.Is(err, control.ErrNotOwner) {
 		t.Errorf("Sign: %v", err)
 	}
-	if _, err := control.ApplyReceipt(t.Context(), nil); !errors.Is(err, ErrNotOwner) {
+	if _, err := client.ApplyReceipt(t.Context(), nil); !errors.Is(err, control.ErrNotOwner) {
 		t.Errorf("ApplyReceipt: %v", err)
 	}
-	if err := control.Close(); err != nil {
+	if err := client.Close(); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(f.state, "lock")); !errors.Is(err, os.ErrNotExist) {

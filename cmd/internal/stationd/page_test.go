@@ -156,10 +156,10 @@ func TestMetricsAreGuarded(t *testing.T) {
 			t.Errorf("%s /metrics of %s: %d %.60s, want %d", c.method, c.host, code, body, c.code)
 		}
 	}
-	if hosts := (Config{Listen: "line3-a.factory.example:8080", Hosts: []string{"line3"}}).hosts(); len(hosts) != 2 || hosts[1] != "line3-a.factory.example" {
+	if hosts := (Config{Listen: "line3-a.factory.example:8080", Hosts: []string{"line3"}}).AllowedHosts(); len(hosts) != 2 || hosts[1] != "line3-a.factory.example" {
 		t.Errorf("the hosts are %q", hosts)
 	}
-	if hosts := (Config{Listen: ":8080"}).hosts(); len(hosts) != 0 {
+	if hosts := (Config{Listen: ":8080"}).AllowedHosts(); len(hosts) != 0 {
 		t.Errorf("the hosts are %q", hosts)
 	}
 }

@@ -14,7 +14,7 @@ func TestSampleConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Slots) != 2 || c.Registry.Kind != "aws" || c.Listen != defaultListen {
+	if len(c.Slots) != 2 || c.Registry.Kind != "aws" || c.Listen != DefaultListen {
 		t.Errorf("%+v", c)
 	}
 	// What is commented out must be a key, with its default: uncommented, it

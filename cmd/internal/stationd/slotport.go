@@ -1,10 +1,7 @@
 package stationd
 
 import (
-	"context"
 	"fmt"
-	"net/http"
-	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -115,23 +112,4 @@ func (s Slot) device(ports []uart.Listed) string {
 		return device
 	}
 	return s.Port
-}
-
-// ResetSlot has the station that runs reset the board in a slot; ErrNotRunning
-// if none does.
-func (c *Control) ResetSlot(ctx context.Context, slot string) error {
-	if c.client == nil {
-		return ErrNotRunning
-	}
-	return c.call(ctx, http.MethodPost, "/slot/reset?"+url.Values{"name": {slot}}.Encode(), nil, nil)
-}
-
-// resetSlot is the control socket's side of Control.ResetSlot.
-func (d *Daemon) resetSlot(w http.ResponseWriter, r *http.Request) {
-	name := r.URL.Query().Get("name")
-	err := d.station.ResetSlot(r.Context(), name)
-	if err == nil {
-		d.log.Info().Str("slot", name).Msg("the board was reset, by the control socket")
-	}
-	answer(w, nil, err)
 }

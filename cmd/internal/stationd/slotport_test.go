@@ -1,16 +1,12 @@
 package stationd
 
 import (
-	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"secretfree/station"
 	"secretfree/uart"
 )
 
@@ -94,139 +90,5 @@ func TestPresenceWarnings(t *testing.T) {
 		if (len(got) == 1) != c.warns || c.warns && (got[0].Key != "present" || got[0].Slot != "A" || got[0].Remedy == "") {
 			t.Errorf("%s with present %q: %+v, want a warning: %t", c.port, c.present, got, c.warns)
 		}
-	}
-}
-
-// The control socket acknowledges a leak, which outlives its board and its
-// port, and refuses a reset at once while the leak is shown.
-func TestAcknowledgeByControl(t *testing.T) {
-	f := newFactory(t)
-	f.slot = "reset = [\"break=1ms\"]\n"
-	r := f.start()
-	leaky := newBoard()
-	leaky.Print = map[string]string{"version": "-----BEGIN EC PRIVATE KEY-----\r\nMHcCAQEEIODH\r\n-----END EC PRIVATE KEY-----"}
-	unplug := f.plug(f.ports[0], leaky)
-	leak := func(s station.Status) bool {
-		return s.Slots[0].Reason == station.ReasonPrivateKeyLeak && s.Slots[0].Acknowledge
-	}
-	r.await("the leak", leak)
-	control, err := OpenControl(f.state, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer control.Close()
-	reset := func() {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if err := control.ResetSlot(ctx, "A"); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), station.ErrLeakShown.Error()) {
-			t.Errorf("a reset while the leak is shown: %v, want %v", err, station.ErrLeakShown)
-		}
-	}
-	reset()
-	unplug()
-	reset()
-	for _, slot := range []string{"Z", "", "A/../B?x=1&y"} {
-		if err := control.Acknowledge(t.Context(), slot); err == nil || !strings.Contains(err.Error(), station.ErrNoSlot.Error()) {
-			t.Errorf("slot %q: %v, want %v", slot, err, station.ErrNoSlot)
-		}
-	}
-	r.await("the leak, after its board has gone", leak)
-	if err := control.Acknowledge(t.Context(), "A"); err != nil {
-		t.Fatal(err)
-	}
-	if s := r.awaitSlot(0, station.Absent); s.Acknowledge {
-		t.Errorf("acknowledged: %+v", s)
-	}
-	if err := control.Acknowledge(t.Context(), "A"); err != nil {
-		t.Errorf("with nothing to acknowledge: %v", err)
-	}
-	f.plug(f.ports[0], newBoard())
-	r.awaitSlot(0, station.Passed)
-	r.stop()
-	stopped, err := OpenControl(f.state, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stopped.Close()
-	if err := stopped.Acknowledge(t.Context(), "A"); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("of a station that is stopped: %v, want %v", err, ErrNotRunning)
-	}
-}
-
-// A restart does not end a leak that nobody has acknowledged. Another verdict
-// of the slot does.
-func TestLeakOutlivesRestart(t *testing.T) {
-	f := newFactory(t)
-	r := f.start()
-	leaky := newBoard()
-	leaky.Print = map[string]string{"version": "-----BEGIN EC PRIVATE KEY-----\r\nMHcCAQEEIODH\r\n-----END EC PRIVATE KEY-----"}
-	unplug := f.plug(f.ports[0], leaky)
-	leak := func(s station.Status) bool {
-		return s.Slots[0].Reason == station.ReasonPrivateKeyLeak && s.Slots[0].Acknowledge
-	}
-	shown := r.await("the leak", leak)
-	before := shown.Slots[0]
-	if !before.Since.Equal(shown.Recent[0].Time) {
-		t.Errorf("the slot shows a verdict of %s, the journal has %s", before.Since, shown.Recent[0].Time)
-	}
-	unplug()
-	for range 2 {
-		r.stop()
-		r = f.start()
-		if s := r.await("the leak, after a restart", leak); s.Slots[0].Device != before.Device || !s.Slots[0].Since.Equal(before.Since) || s.Slots[1].Acknowledge {
-			t.Errorf("after a restart %+v, before it %+v", s.Slots, before)
-		}
-	}
-	f.plug(f.ports[1], newBoard())
-	r.awaitSlot(1, station.Passed)
-	good := newBoard()
-	unplug = f.plug(f.ports[0], good)
-	if err := r.station.Acknowledge("A"); err != nil {
-		t.Fatal(err)
-	}
-	if s := r.awaitSlot(0, station.Passed); s.Device != good.ID() {
-		t.Errorf("after the leak was acknowledged: %+v", s)
-	}
-	unplug()
-	r.stop()
-	r = f.start()
-	if s := r.awaitSlot(0, station.Absent); s.Acknowledge {
-		t.Errorf("after a board that passed, and a restart: %+v", s)
-	}
-}
-
-// The control socket resets a board. A pseudo-terminal takes a break, and no
-// more.
-func TestResetSlotByControl(t *testing.T) {
-	f := newFactory(t)
-	f.slot = "reset = [\"break=1ms\"]\n"
-	r := f.start()
-	f.plug(f.ports[0], newBoard())
-	r.awaitSlot(0, station.Passed)
-	control, err := OpenControl(f.state, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer control.Close()
-	if err := control.ResetSlot(t.Context(), "A"); err != nil {
-		t.Errorf("slot A: %v", err)
-	}
-	for _, slot := range []string{"B", "Z", "", "A/../B?x=1&y"} { // without a port, and unknown
-		if err := control.ResetSlot(t.Context(), slot); err == nil {
-			t.Errorf("slot %q was reset", slot)
-		}
-	}
-	if n := strings.Count(r.log.String(), "the board was reset, by the control socket"); n != 1 {
-		t.Errorf("the log tells of %d resets:\n%s", n, r.log)
-	}
-	r.stop()
-	stopped, err := OpenControl(f.state, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stopped.Close()
-	if err := stopped.ResetSlot(t.Context(), "A"); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("of a station that is stopped: %v, want %v", err, ErrNotRunning)
 	}
 }

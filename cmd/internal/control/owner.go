@@ -1,4 +1,4 @@
-package stationd
+package control
 
 import (
 	"errors"

@@ -1,0 +1,18 @@
+package stationd
+
+import "secretfree/station"
+
+// policyOf is the station's.
+func policyOf(c Config) station.Policy {
+	p := station.Policy{AllowUnproven: c.Policy.AllowUnproven, Algorithms: c.Policy.Algorithms, NeedsLabel: c.Policy.Label == LabelRequired}
+	if c.Policy.Lot != "" {
+		list := &lot{path: c.Policy.Lot}
+		p.Lot, p.Listed = list.check, list.listed
+	}
+	return p
+}
+
+// pageOf are the settings of the station's page.
+func pageOf(c Config) station.Page {
+	return station.Page{Language: c.Page.Language, Sound: c.Page.Sound, ContactIT: c.Page.ContactIT, ContactQuality: c.Page.ContactQuality}
+}
