@@ -15,7 +15,7 @@ var ErrAmbiguous = errors.New("more than one probe fits")
 
 var autoPattern = regexp.MustCompile(`^auto:([0-9a-f]{4}):([0-9a-f]{4})$`)
 
-// CheckAddress reports whether Open can understand the address of a port: an
+// CheckAddress returns an error unless address is a form that Open accepts: an
 // absolute path, or "auto:<vid>:<pid>" with the USB vendor and product in four
 // hex digits, for a fixture with one probe of that kind.
 func CheckAddress(address string) error {
@@ -25,14 +25,14 @@ func CheckAddress(address string) error {
 	return fmt.Errorf("%q is neither an absolute path nor auto:<vid>:<pid> with four lower-case hex digits each", address)
 }
 
-// sysPaths is where the kernel shows ports; tests have others.
+// sysPaths are the directories of the kernel's ports; tests use their own.
 type sysPaths struct{ sys, dev string }
 
 func defaultPaths() sysPaths { return sysPaths{sys: "/sys", dev: "/dev"} }
 
-// resolve finds the path of a port. Of a probe with several ports it takes the
-// one with the lowest interface number: on an XDS110 that is the application's,
-// and the other one is silent.
+// resolve returns the path of a port. Of a probe with several ports it chooses
+// the port with the lowest interface number: on an XDS110 that is the
+// application's port, and the other port is silent.
 func (p sysPaths) resolve(address string) (string, error) {
 	m := autoPattern.FindStringSubmatch(address)
 	if m == nil {
@@ -70,7 +70,7 @@ func (p sysPaths) resolve(address string) (string, error) {
 	return ports[0], nil
 }
 
-// usbDevice finds the USB device of a port's device, and tells whether it is of
+// usbDevice finds the USB device of a port's device, and reports whether it is of
 // a vendor and a product.
 func usbDevice(link, vendor, product string) (device string, number int64, ok bool) {
 	dir, err := filepath.EvalSymlinks(link)

@@ -10,44 +10,43 @@ import (
 	"time"
 )
 
-// auto finds out which dialect a board speaks, and then speaks it. It remembers
-// what it met last and tries that first. Unlike the others it has a memory, so
-// each slot needs one of its own; make them with DialectByName.
+// auto detects the dialect of a board and then speaks that dialect. It
+// remembers the dialect of the last board and tries it first, so each slot
+// needs a value of its own; DialectByName makes one.
 //
-// It never sends a line end before it knows the board, but after it has seen
-// its own probe echoed: then the line is not empty, and an Enter does no harm.
-// (An empty answer to the first question of the CSR example ends that
-// firmware.) So a probe has no line end of its own. Gone sends line ends only
-// with something before them.
+// An empty answer to the first question of the CSR example ends that firmware.
+// Therefore a probe has no line end, and auto sends a line end only after it
+// has seen its own probe echoed: then the line is not empty. Gone sends line
+// ends only with text before them.
 type auto struct {
 	dialects []autoDialect
 
 	mu   sync.Mutex
-	last string // what was met last
-	was  string // what was remembered when the present dialogue began
+	last string // dialect of the last board
+	was  string // value of last when the current dialogue began
 
 	current    autoDialect // the board that is there; nil if it was not recognised
 	falseMatch bool        // something seemed to be a board and was none
 }
 
-// autoDialect is a dialect that takes part in auto.
+// autoDialect is a dialect that auto can detect.
 type autoDialect interface {
 	Dialect
-	// probe makes a board of this dialect speak, without a line end; empty if
-	// it speaks for itself at its start.
+	// probe returns text, without a line end, that makes a board of this
+	// dialect answer; empty if the board prints by itself at its start.
 	probe() string
-	// starts returns the places in text of what a board of this dialect prints
-	// only when it starts, in any words.
+	// starts returns the positions in text of what a board of this dialect
+	// prints only when it starts, in any wording.
 	starts(text string) []int
-	// answers reports whether a board of this dialect has answered, or asked,
-	// in text.
+	// answers reports whether text holds an answer or a question of a board of
+	// this dialect.
 	answers(text string) bool
-	// recognises tells whether what has arrived is of a board of this dialect.
-	// It sees text that is not complete.
+	// recognises reports whether text comes from a board of this dialect. The
+	// text may be incomplete.
 	recognises(text string) bool
-	// settle brings a board that was recognised to where Read begins, in
-	// bounded time. What made it recognised is still on the line. first says
-	// that nothing that was sent in an earlier round may still be answered.
+	// settle brings a recognised board to the state in which Read begins, in
+	// bounded time. The text by which it was recognised is still on the line.
+	// first says that no answer to a probe of an earlier round can be pending.
 	settle(ctx context.Context, l *Line, first bool) error
 	// leave is  Gone with probes that no firmware minds, in place of its own: a
 	// board of another dialect may take the place.
@@ -75,9 +74,9 @@ func newAuto(last string, dialects []Dialect) *auto {
 	return a
 }
 
-// Name implements Dialect. It is "auto", or "auto/" and the dialect that was
-// remembered when the present dialogue began: DialectByName makes of it an Auto
-// that has the same dialogue again.
+// Name implements Dialect. It returns "auto", or "auto/" and the dialect that
+// was remembered when the current dialogue began. DialectByName turns this name
+// into an auto that repeats the same dialogue.
 func (a *auto) Name() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -105,9 +104,9 @@ func (a *auto) Detect(ctx context.Context, l *Line) error {
 	a.current, a.falseMatch = nil, false
 	first, rounds := true, 0
 	return search(ctx, l, a.known(), func(bounded context.Context) error {
-		// Firmware without echo, as a modem, answers only to a whole line. It
-		// is of the round before, and not recorded. An Enter alone would end
-		// the firmware of the CSR example.
+		// Firmware without echo, such as a modem, answers only a complete line.
+		// This line belongs to the previous round and is not recorded. An empty
+		// line would end the firmware of the CSR example.
 		if rounds > 0 {
 			if err := l.sendWakeLine(bounded, autoProbe+"\r"); err != nil {
 				return err
@@ -126,7 +125,7 @@ func (a *auto) Detect(ctx context.Context, l *Line) error {
 		}
 		a.current = found
 		settling := bounded
-		if len(a.starts(string(l.in))) > 0 { // it is a board: it is given its time
+		if len(a.starts(string(l.in))) > 0 { // a board has started: it gets the time that it needs
 			settling = ctx
 		}
 		err = found.settle(settling, l, first)
@@ -136,13 +135,13 @@ func (a *auto) Detect(ctx context.Context, l *Line) error {
 			a.mu.Unlock()
 			return err
 		}
-		a.current, a.falseMatch = nil, true // gone again, or noise
+		a.current, a.falseMatch = nil, true // the board left, or the text was noise
 		l.keepLast(0)
 		return err
 	})
 }
 
-// starts returns the places in text where boards have started.
+// starts returns the positions in text where boards have started.
 func (a *auto) starts(text string) (places []int) {
 	for _, f := range a.dialects {
 		places = append(places, f.starts(text)...)
@@ -157,8 +156,8 @@ func (a *auto) known() (names []string) {
 	return names
 }
 
-// round tries one dialect after the other, each for a short time. What came is
-// left on the line.
+// round tries the dialects in order, each for a short time. All input stays on
+// the line.
 func (a *auto) round(ctx context.Context, l *Line, order []autoDialect) (found autoDialect, err error) {
 	for _, f := range order {
 		if found, err = a.look(ctx, l, f.probe()); found != nil || err != nil {
@@ -199,8 +198,7 @@ func (a *auto) look(ctx context.Context, l *Line, probe string) (autoDialect, er
 			return nil, err
 		}
 		if !more {
-			// The end of our own probe: somebody listens, and has it in its
-			// line.
+			// The probe was echoed: a device listens and has it in its line.
 			if !entered && probe != "" && strings.HasSuffix(text[before:], probe[len(probe)-autoEcho:]) {
 				if err := l.send(ctx, "\r"); err != nil {
 					return nil, err
@@ -228,9 +226,9 @@ func (a *auto) look(ctx context.Context, l *Line, probe string) (autoDialect, er
 	return nil, nil
 }
 
-// recognise names the dialect of what has arrived. The last start says which
-// board speaks: the board before it may have left its words. An answer after it
-// says more than the start, because any firmware may print its serial number.
+// recognise returns the dialect of a text, or nil. The last start in the text
+// decides: earlier text may come from another board. An answer after that start
+// overrides it, because any firmware may print its serial number.
 func (a *auto) recognise(text string) (found autoDialect) {
 	last, banners := -1, 0
 	for _, f := range a.dialects {

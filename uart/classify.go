@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// Heard names what a port said when no board was recognised.
+// Heard classifies the output of a port on which no board was recognised.
 type Heard string
 
-// What can be heard.
+// The classes of output.
 const (
 	HeardNothing    Heard = ""
 	HeardText       Heard = "text"        // readable: other firmware
@@ -23,9 +23,9 @@ const (
 	HeardNoise      Heard = "noise"       // neither text nor a pattern: disturbance, or another rate
 )
 
-// UnknownError says that something talks that is no board of the dialects which
-// were tried. It matches ErrWrongSpeed or ErrNoDialect. It never quotes what
-// was heard.
+// UnknownError reports a device that talks but is not a board of the dialects
+// that were tried. It matches ErrWrongSpeed or ErrNoDialect. It never quotes
+// the output of the device.
 type UnknownError struct {
 	Heard  Heard
 	Tried  []string // names of dialects
@@ -70,8 +70,7 @@ const (
 // heardLogin is a question that a computer asks, at the end of its line.
 var heardLogin = regexp.MustCompile(`(?i)(?:^|[\r\n])[^\r\n]{0,80}\b(?:login|user ?name|password|passwort):[ \t]*(?:$|[\r\n]|[^\r\n]{0,64}$)`)
 
-// classify names what was heard. It sees all kinds of bytes, whole or cut
-// anywhere.
+// classify returns the class of an output, which may be cut anywhere.
 func classify(heard []byte) Heard {
 	if len(heard) == 0 {
 		return HeardNothing
@@ -120,7 +119,7 @@ func classify(heard []byte) Heard {
 	return HeardNoise
 }
 
-// final tells whether more would not change what was heard.
+// final reports whether further output cannot change the class.
 func (h Heard) final(heard []byte) bool {
 	switch h {
 	case HeardBootLoader:
@@ -131,7 +130,8 @@ func (h Heard) final(heard []byte) bool {
 	return false
 }
 
-// isText: bytes that firmware prints in text, colours and the bell included.
+// isText reports whether firmware prints the byte in text. Colours and the bell
+// count as text.
 func isText(b byte) bool {
 	return b >= ' ' && b <= '~' || b == '\r' || b == '\n' || b == '\t' || b == '\b' || b == 0x07 || b == 0x1b
 }

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Piece is a piece of what a board said, as a dialect understands it.
+// Piece is a part of a board's output, with the meaning that a dialect gives it.
 type Piece struct {
 	At, Len int    // place and length, in bytes that the Line has received
 	Meaning string // in a few words: "serial number", "event, skipped"
@@ -22,7 +22,7 @@ type Piece struct {
 	text   string
 }
 
-// Byte is the place of byte i of the serial number in the piece.
+// Byte returns the position of byte i of the serial number in the piece.
 func (p Piece) Byte(i int) int {
 	if places := serialBytes(p.text); i >= 0 && i < len(places) {
 		return p.At + places[i]
@@ -30,17 +30,16 @@ func (p Piece) Byte(i int) int {
 	return p.At
 }
 
-// Explain makes dialects report how they understand what the board says. A
-// piece can be reported more than once, with several meanings. explain is
-// called by the goroutine that reads; nil ends the reports.
+// Explain makes dialects report the meaning of the board's output. A piece can
+// be reported more than once, with several meanings. explain is called by the
+// goroutine that reads; nil ends the reports.
 func (l *Line) Explain(explain func(Piece)) { l.explain = explain }
 
-// Received is the number of bytes that have arrived since NewLine, without
+// Received returns the number of bytes that have arrived since NewLine, without
 // those after a private key.
 func (l *Line) Received() int { return l.arrived }
 
-// Consumed is the number of these bytes that a dialect has used: all but what
-// still waits on the line.
+// Consumed returns the number of received bytes that a dialect has used.
 func (l *Line) Consumed() int { return l.arrived - len(l.in) }
 
 // answerText is the value of an answer, and its place.
@@ -60,8 +59,8 @@ func (l *Line) explainText(at int, text, meaning string) {
 	l.explainPiece(Piece{At: at, Len: len(text), Meaning: meaning, text: text})
 }
 
-// explainError reports a text that ends the good path, with what was expected at its
-// byte from.
+// explainError reports a text that the dialect cannot accept, and what it
+// expected at byte from of the text.
 func (l *Line) explainError(at int, text string, from int, meaning, want string) {
 	from = max(0, min(from, len(text)))
 	l.explainText(at, text, meaning)
@@ -77,7 +76,7 @@ func (l *Line) explainDevice(value answerText, device [16]byte, meaning string) 
 	l.explainPiece(Piece{At: value.at, Len: len(value.text), Meaning: meaning, Want: want, Serial: hex.EncodeToString(device[:]), text: value.text})
 }
 
-// explainOtherDevice reports that a serial number is another one than before.
+// explainOtherDevice reports that the serial number differs from the first one.
 func (l *Line) explainOtherDevice(first, second [16]byte) {
 	i := 0
 	for i < len(first)-1 && first[i] == second[i] {

@@ -23,9 +23,9 @@ const (
 	maxDialogue = 256 << 10
 )
 
-// Line is a board's serial line as a dialect sees it: lines in, commands out.
-// Everything that arrives passes the guard against private keys before anyone
-// sees it, and everything is recorded. One goroutine at a time may use it.
+// Line is the serial line to a board, as a dialect uses it: it returns lines
+// and sends commands. All input passes the leak detector before any caller sees
+// it, and all traffic is recorded. Only one goroutine at a time may use a Line.
 type Line struct {
 	conn  Conn
 	nonce func(n int) string
@@ -33,21 +33,21 @@ type Line struct {
 	in    []byte // arrived, not yet consumed; bounded by maxText and one read
 	total int    // bytes since the last Mark
 	leaks leakDetector
-	// leaked: the board printed a private key. Until Forget or clearLeak, nobody
-	// sees what it says, for more of the key may follow.
+	// leaked: the board printed a private key. Until Forget or clearLeak all
+	// input is suppressed, because more of the key may follow.
 	leaked     bool
 	suppressed []byte // the end of that, in which the start of another board is looked for; bounded by maxText
 	err        error  // sticks: the line is of no more use
 	recorder   *recorder
 	// prompt, of TIAT: the board prints it when it is ready for a command, and
-	// hears nothing before. Until Forget.
+	// ignores input before that. Forget clears it.
 	prompt string
-	search *searchState // what goes on in Detect; nil: nothing
-	// unknown: what is connected is no board. It may be silent for ever and is
-	// still there.
+	search *searchState // of the running Detect; nil: none
+	// unknown: the connected device is not a board. It may stay silent for ever
+	// while it is connected.
 	unknown bool
 	onHeard func()
-	// explain gets the meaning of what dialects read; nil: nobody asks.
+	// explain receives the meaning of the text that dialects read; may be nil.
 	explain func(Piece)
 	arrived int        // bytes since NewLine; the last of them are in
 	lineAt  int        // the place of the line that nextLine returned last
@@ -71,7 +71,7 @@ type LineOptions struct {
 	Heard func()
 }
 
-// NewLine takes over the reading of c; the caller still closes it.
+// NewLine makes a Line that reads c. The caller closes c.
 func NewLine(c Conn, o LineOptions) *Line {
 	l := &Line{conn: c, nonce: o.Nonce, onHeard: o.Heard, recorder: newRecorder()}
 	if l.nonce == nil {
@@ -96,8 +96,8 @@ func randomText(n int) string {
 	return string(out)
 }
 
-// Mark begins a new recording and a new budget of bytes; what arrived and was
-// not consumed stays.
+// Mark begins a new recording and a new byte budget. Input that was not
+// consumed stays.
 func (l *Line) Mark() {
 	l.recorder = newRecorder()
 	l.total = 0
@@ -107,7 +107,8 @@ func (l *Line) Mark() {
 	}
 }
 
-// Forget is called when a board is gone: nothing of it stays on the line.
+// Forget discards everything that the last board has printed. It is called when
+// the board is gone.
 func (l *Line) Forget() {
 	if l.leaked {
 		l.leaks = leakDetector{} // otherwise it sees every byte from the first
@@ -116,8 +117,9 @@ func (l *Line) Forget() {
 	l.Mark()
 }
 
-// clearLeak ends a taint: of what was dropped unseen, what begins at byte i is of
-// another board, and is on the line again. The guard looks at it.
+// clearLeak ends the suppression after a leak. The suppressed bytes from index i
+// on come from another board; they pass the leak detector and are put back on
+// the line.
 func (l *Line) clearLeak(i int) error {
 	rest := bytes.Clone(l.suppressed[i:])
 	l.Forget()
@@ -125,10 +127,10 @@ func (l *Line) clearLeak(i int) error {
 }
 
 // Known returns the serial number of a board whose Read failed with err, so
-// that the board can be found by it. It proves nothing. A board that refused to
-// sign (ErrNoProof) has said who it is. After any other failure, signatures of
-// several keys included, the board must have printed the number twice alike: it
-// may have been swapped.
+// that the board can be found by it. The number is not proved. If the board
+// refused to sign (ErrNoProof), one reading is enough. After any other failure,
+// including signatures of several keys, the board must have printed the same
+// number twice: the board may have been swapped.
 func (l *Line) Known(err error) (device [16]byte, ok bool) {
 	known := l.known
 	if errors.Is(err, ErrNoProof) && !errors.Is(err, errNoCommonKey) {
@@ -145,18 +147,18 @@ func (l *Line) Known(err error) (device [16]byte, ok bool) {
 func (l *Line) readOnce(device [16]byte) { l.once = &device }
 func (l *Line) readTwice()               { l.known = l.once }
 
-// readNone begins a reading: what an earlier one read does not count.
+// readNone begins a reading: it discards the serial numbers of earlier ones.
 func (l *Line) readNone() { l.once, l.known = nil, nil }
 
-// drawNonce draws a fresh challenge of n letters and digits, and notes it in the
-// recording, so that a replay can use the same.
+// drawNonce returns a fresh challenge of n letters and digits, and records it,
+// so that a replay can use the same challenge.
 func (l *Line) drawNonce(n int) string {
 	s := l.nonce(n)
 	l.recorder.add(Drawn, []byte(s))
 	return s
 }
 
-// send writes s as it is.
+// send writes s unchanged.
 func (l *Line) send(ctx context.Context, s string) error {
 	if l.err != nil {
 		return l.err
@@ -184,8 +186,8 @@ func (l *Line) readLine(ctx context.Context) (string, error) {
 	}
 }
 
-// lineOrSilence is readLine that stops when nothing arrives for so long: heard
-// is false then, and not the error of an ended context.
+// lineOrSilence is readLine with a limit on silence. After the limit, heard is
+// false and err is nil.
 func (l *Line) lineOrSilence(ctx context.Context, silence time.Duration) (line string, heard bool, err error) {
 	for {
 		if line, ok, err := l.nextLine(); ok || err != nil {
@@ -205,7 +207,7 @@ func (l *Line) lineOrSilence(ctx context.Context, silence time.Duration) (line s
 
 var errSilence = errors.New("silence")
 
-// nextLine takes a whole line off what has arrived.
+// nextLine consumes one complete line, if one has arrived.
 func (l *Line) nextLine() (line string, ok bool, err error) {
 	if l.err != nil {
 		return "", false, l.err
@@ -223,7 +225,7 @@ func (l *Line) nextLine() (line string, ok bool, err error) {
 	return "", false, nil
 }
 
-// awaitBytes waits up to wait for anything to arrive, and reports whether it did. It
+// awaitBytes waits up to wait for input, and reports whether there is any. It
 // consumes nothing.
 func (l *Line) awaitBytes(ctx context.Context, wait time.Duration) (bool, error) {
 	if len(l.in) > 0 {
@@ -232,7 +234,7 @@ func (l *Line) awaitBytes(ctx context.Context, wait time.Duration) (bool, error)
 	return l.more(ctx, wait)
 }
 
-// more is awaitBytes for what comes on top of what is there.
+// more is awaitBytes for input beyond what has already arrived.
 func (l *Line) more(ctx context.Context, wait time.Duration) (bool, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, wait, ErrTimeout)
 	defer cancel()
@@ -246,8 +248,8 @@ func (l *Line) more(ctx context.Context, wait time.Duration) (bool, error) {
 	}
 }
 
-// gather waits until there was silence for so long, or limit has passed, and
-// returns all that has arrived. It consumes nothing.
+// gather waits until the line has been silent for that long, or limit has
+// passed, and returns all input. It consumes nothing.
 func (l *Line) gather(ctx context.Context, silence, limit time.Duration) (string, error) {
 	end := time.Now().Add(limit)
 	for len(l.in) <= maxText {
@@ -266,8 +268,8 @@ func (l *Line) gather(ctx context.Context, silence, limit time.Duration) (string
 	return string(l.in), nil
 }
 
-// Discard drops what arrives until there was silence for so long, or limit has
-// passed. It returns what it dropped, capped at 4 KiB.
+// Discard drops input until the line has been silent for that long, or limit
+// has passed. It returns the first 4 KiB of the dropped input.
 func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
@@ -287,13 +289,13 @@ func (l *Line) Discard(ctx context.Context, silence, limit time.Duration) (strin
 	}
 }
 
-// Pending tells whether something arrived that nobody has looked at.
+// Pending reports whether there is input that was not consumed.
 func (l *Line) Pending() bool { return len(l.in) > 0 }
 
-// keepLast drops what has arrived but its last n bytes.
+// keepLast drops all input except its last n bytes.
 func (l *Line) keepLast(n int) { l.in = l.in[max(0, len(l.in)-n):] }
 
-// heard returns all that the recording has of the board since the last Mark.
+// heard returns everything that the board has printed since the last Mark.
 func (l *Line) heard() string {
 	var b strings.Builder
 	for _, c := range l.recorder.chunks {
@@ -327,8 +329,8 @@ func (l *Line) fill(ctx context.Context) error {
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return l.fail(err)
 		}
-		// A deadline that an earlier context set late is no reason to give up;
-		// one of our own is, and the context's end, which says why, is at hand.
+		// Ignore a deadline that an earlier context has set. If the deadline is
+		// this context's own, the context ends now and has the cause.
 		if limited && !time.Now().Before(deadline) {
 			<-ctx.Done()
 		}

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listed is a serial port that is there.
+// Listed describes a serial port of this machine.
 type Listed struct {
 	// Path is the name that lasts longest: under /dev/serial/by-path, where
 	// that is the socket of the hub, else by-id, else the device itself.
@@ -160,16 +160,16 @@ func (u usb) describe() string {
 	return text
 }
 
-// User is whom MayOpen asks for.
+// User is the user of MayOpen, with all groups.
 type User struct {
 	UID  uint32
 	GIDs []uint32
 }
 
-// MayOpen reports, from the mode of a port and without opening it, whether a
+// MayOpen checks, from the mode of a port and without opening it, whether a
 // user may read and write it. The error is an *OpenError whose Kind is
-// ErrAbsent, ErrNotAPort or ErrPermission. It knows nothing of access lists and
-// of what a container or a unit forbids.
+// ErrAbsent, ErrNotAPort or ErrPermission. Access control lists and the
+// restrictions of a container or a unit are not considered.
 func MayOpen(path string, u User) error {
 	var device unix.Stat_t
 	if err := unix.Stat(path, &device); err != nil {
@@ -193,6 +193,6 @@ func MayOpen(path string, u User) error {
 	return nil
 }
 
-// Holder tells which other processes have a port open, as "minicom (process
-// 4711)", as far as this one may see; empty if none.
+// Holder names the other processes that have a port open, as "minicom (process
+// 4711)", as far as permissions allow; empty if there are none.
 func Holder(path string) string { return holder(path) }

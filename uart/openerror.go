@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenError says why a port cannot be opened, for whoever can mend it.
+// OpenError reports why a port cannot be opened, and what is needed to open it.
 type OpenError struct {
 	Path string
 	// Kind is ErrAbsent, ErrBusy, ErrPermission, ErrNotAPort, ErrNoLines or
@@ -42,7 +42,7 @@ func (e *OpenError) Error() string {
 	return fmt.Sprintf("opening %s: %v", e.Path, e.Cause)
 }
 
-// Unwrap gives the cause, which wraps the kind.
+// Unwrap returns the cause, which wraps the kind.
 func (e *OpenError) Unwrap() error { return e.Cause }
 
 // filtered is what to change where a device filter keeps a port shut: systemd
@@ -69,7 +69,7 @@ func explainOpen(path string, cause error) *OpenError {
 	return e
 }
 
-// isDead reports the answers of a driver that has no device any more.
+// isDead reports whether err comes from a driver that has lost its device.
 func isDead(err error) bool {
 	return errors.Is(err, syscall.ENXIO) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EIO)
 }
@@ -109,7 +109,7 @@ func openKind(err error) error {
 	return nil
 }
 
-// holder tells which processes have a port open, as far as this one may see.
+// holder names the processes that have a port open, as far as permissions allow.
 func holder(path string) string {
 	var device unix.Stat_t
 	if err := unix.Stat(path, &device); err != nil {

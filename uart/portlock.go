@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// portLock is a lock on a port, and the way to write to it. The library's own
-// lock (TIOCEXCL) does not keep root out; this one, an flock on the device as
-// other serial programs take it, does.
+// portLock is an exclusive lock on a port, and a descriptor to write to the
+// port. The serial library's own lock (TIOCEXCL) does not exclude root. This
+// lock, an flock on the device as other serial programs use it, does.
 type portLock struct{ fd int }
 
 func lockPort(path string) (*portLock, error) {

@@ -21,8 +21,7 @@ type signed struct {
 	r, s    *big.Int
 }
 
-// errNoCommonKey: noise on the line can cause it as well as a board that
-// cheats.
+// errNoCommonKey: caused by noise on the line or by a dishonest board.
 var errNoCommonKey = fmt.Errorf("%w: its signatures do not belong to one key", ErrNoProof)
 
 var hashes = []struct {
@@ -33,10 +32,10 @@ var hashes = []struct {
 	{"sha256", func(m []byte) []byte { d := sha256.Sum256(m); return d[:] }},
 }
 
-// recoverKey finds the one P-256 key under which every answer holds (SEC 1,
-// 4.1.6). From one signature follow two to four keys, so the first two answers
-// must agree on one and the others confirm it. The hash is found the same way:
-// no device id of firmware says which one it used.
+// recoverKey returns the one P-256 key that verifies every answer (SEC 1,
+// 4.1.6). One signature yields two to four candidate keys, so the first two
+// answers must share one, and the others confirm it. The hash is found the same
+// way, because no firmware reports which hash it used.
 func recoverKey(answers []signed) (spki []byte, proof *Proof, err error) {
 	if len(answers) < 3 {
 		return nil, nil, fmt.Errorf("%w: %d signatures, want 3 or more", ErrNoProof, len(answers))

@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// ReportLine is the dialect "report": ours, for firmware that a product team
-// writes. It asks once with a fresh nonce and gets one line with the serial
-// number, the key, and a signature over nonce and serial number. README.md
-// specifies it byte for byte.
+// ReportLine is the dialect "report", which this project defines for firmware
+// that a product team writes itself. The reader sends one command with a fresh
+// nonce; the board answers with one line that holds the serial number, the key
+// and a signature over nonce and serial number. README.md is the specification.
 type ReportLine struct{}
 
 // Name implements Dialect.
@@ -71,8 +71,8 @@ func (d ReportLine) Detect(ctx context.Context, l *Line) error {
 // errNothing: not a byte came.
 var errNothing = fmt.Errorf("%w: nothing came", ErrTimeout)
 
-// ping asks whether a board is there, and which. It waits for limit, whatever
-// comes, so that it can be repeated at once.
+// ping asks for the serial number of the connected board. It waits for limit in
+// every case, so that it can be repeated at once.
 func (d ReportLine) ping(ctx context.Context, l *Line, limit time.Duration) (device [16]byte, err error) {
 	if err := l.send(ctx, reportPing); err != nil {
 		return device, err
@@ -96,8 +96,8 @@ func (d ReportLine) ping(ctx context.Context, l *Line, limit time.Duration) (dev
 	return device, err
 }
 
-// answer waits for a line that is an answer, and returns what is between
-// version and checksum. Other lines are of somebody else: the echo, a log.
+// answer waits for a line that is an answer, and returns the text between
+// version and checksum. It skips other lines, such as the echo or a log.
 func (ReportLine) answer(ctx context.Context, l *Line, limit time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
@@ -136,7 +136,7 @@ func answerMeaning(text string, err error) string {
 	return "answer of another form"
 }
 
-// openAnswer returns what is between version and checksum of an answer.
+// openAnswer returns the text between version and checksum of an answer.
 func openAnswer(line string) (string, error) {
 	line = strings.Trim(line, tiBlank)
 	m := reportLine.FindStringSubmatch(line)
@@ -161,7 +161,7 @@ func openAnswer(line string) (string, error) {
 	return text, nil
 }
 
-// sumHolds tells whether a checksum is that of a text, or of the text without
+// sumHolds reports whether a checksum is that of a text, or of the text without
 // the blanks at its end.
 func sumHolds(digits, text string) bool {
 	sum, err := strconv.ParseUint(digits, 16, 32)
@@ -200,7 +200,7 @@ func (d ReportLine) settle(ctx context.Context, l *Line, first bool) error {
 	return err
 }
 
-// onePing tells whether one ping was sent since the last Mark.
+// onePing reports whether exactly one ping was sent since the last Mark.
 func (ReportLine) onePing(l *Line) bool {
 	pings := 0
 	for _, c := range l.recorder.chunks {
@@ -256,7 +256,7 @@ func (d ReportLine) read(ctx context.Context, l *Line) (Report, error) {
 	return report, nil
 }
 
-// parseReport checks what a board reports of itself. The signature covers the
+// parseReport parses an answer and verifies its signature, which covers the
 // nonce and the serial number.
 func parseReport(text, nonce string) (Report, error) {
 	m := reportFull.FindStringSubmatch(text)

@@ -9,35 +9,34 @@ import (
 )
 
 const (
-	// searchLimit is the time from the first byte in which a board must be
-	// recognised. A board that shows itself later is still read: its start, or
-	// its first answer, ends Gone.
+	// searchLimit is the time from the first byte within which a board must be
+	// recognised. A board that is recognisable only later is still read: its
+	// start, or its first answer, ends Gone.
 	searchLimit = 7500 * time.Millisecond
-	// decideAfter is the time after which what is certain is said.
+	// decideAfter is the time after which a result that is certain is reported.
 	decideAfter = 2500 * time.Millisecond
 	// silentAfter is longer than any pause between two probes of auto.
 	silentAfter = 4 * time.Second
-	// wakeEvery is the number of looks of a fixed dialect from one wake line to
-	// the next.
+	// wakeEvery is the number of looks between two wake lines of a fixed dialect.
 	wakeEvery = 8
 )
 
-// errUndecided ends a search.
+// errUndecided ends a search without a result.
 var errUndecided = errors.New("no board was recognised")
 
-// errNothingHeard: a look brought not a byte.
+// errNothingHeard: no byte arrived during a look.
 var errNothingHeard = errors.New("nothing came")
 
-// search looks for a board again and again, until a look finds one (nil), one
-// that needs a reset, or an error that no further look can change. ErrRemoved
-// is a board that was taken out while it printed its banner. As long as the
-// port is silent it goes on for ever. From the first byte on something is
-// connected, however long it is silent afterwards: then the search ends after
-// searchLimit with an *UnknownError. A look returns errNothingHeard, ErrTimeout or
-// ErrGarbled for one that found nothing.
+// search repeats look until it finds a board (nil), finds a board that needs a
+// reset, or fails with an error that no further look can change. It returns
+// ErrRemoved for a board that was taken out while it printed its banner. A
+// silent port is searched for ever. The first byte shows that a device is
+// connected: the search then ends after searchLimit with an *UnknownError, even
+// if the device falls silent. A look that finds nothing returns
+// errNothingHeard, ErrTimeout or ErrGarbled.
 //
-// The recording begins with the look that found the board; without a board it
-// has all from the look that heard the first byte.
+// The recording begins with the look that found the board. Without a board it
+// begins with the look that received the first byte.
 func search(ctx context.Context, l *Line, tried []string, look func(ctx context.Context) error) error {
 	bounded, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -84,14 +83,14 @@ var (
 	tornLine = regexp.MustCompile(`[^\r\n>:$#? \t][ \t]*$|^[\r\n\t =]*$`)
 )
 
-// bannerCutShort reports whether text is the beginning of a banner of TI's, cut off in
-// the middle of a line or before its first word. A board that prints it and
-// then does not even echo was taken out.
+// bannerCutShort reports whether text is the beginning of a TI banner that was
+// cut off in the middle of a line or before its first word. A board that prints
+// such text and then does not even echo was taken out.
 func bannerCutShort(heard string) bool {
 	return tornLine.MatchString(heard) && (tornRule.MatchString(heard) || strings.Trim(heard, "\r\n\t =") == "")
 }
 
-// searchState is what a Line knows of the search that goes on.
+// searchState is the state of a running search.
 type searchState struct {
 	cancel    context.CancelCauseFunc
 	firstByte time.Time // when the first byte came; zero: none
@@ -99,7 +98,7 @@ type searchState struct {
 	timer     *time.Timer
 }
 
-// bytesArrived is called for everything that arrives.
+// bytesArrived is called after each read.
 func (s *searchState) bytesArrived(l *Line) {
 	s.lastByte = time.Now()
 	switch {
@@ -118,8 +117,8 @@ func (s *searchState) bytesArrived(l *Line) {
 	}
 }
 
-// sendWakeLine sends a line to a port that has said nothing so far. The line belongs
-// to the look before, and is not recorded.
+// sendWakeLine sends a line to a port that has been silent so far. The line
+// belongs to the previous look and is not recorded.
 func (l *Line) sendWakeLine(ctx context.Context, text string) error {
 	if !l.search.firstByte.IsZero() {
 		return nil

@@ -16,10 +16,10 @@ import (
 // TIAT is the dialect of TI's "AT Commands" example for the CC3220 and CC3235,
 // in all its builds: 1.1.2, 1.1.1 with a prompt before every command, and those
 // whose terminal is in text mode. The identity is the key in index 0 of the
-// network processor. No command prints it, so it is recovered from its
-// signatures over fresh nonces, which proves possession as well. The command
-// public_key reads index 1, which is never the identity; it is noted as the
-// fact "key-1".
+// network processor. No command prints that key, so the reader recovers it from
+// signatures over fresh nonces, which also proves possession. The command
+// public_key reads index 1, which is never the identity; its fingerprint is
+// recorded as the fact "key-1".
 type TIAT struct{}
 
 // Name implements Dialect.
@@ -63,9 +63,9 @@ var (
 	tiEvents     = regexp.MustCompile(`(?i)\+event[^\r\n]*[\r\n]+`) // wherever they are; they end their line
 )
 
-// Detect implements Dialect. It sends nothing but carriage returns, which every
-// build ignores, until something comes back. Every few looks it sends a
-// command: a modem without echo answers nothing else.
+// Detect implements Dialect. It sends only carriage returns, which every build
+// ignores, until the device answers. Every few looks it sends a command: a
+// modem without echo answers nothing else.
 func (d TIAT) Detect(ctx context.Context, l *Line) error {
 	looks := 0
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
@@ -97,8 +97,7 @@ func (TIAT) Gone(ctx context.Context, l *Line) error {
 	return watch(ctx, l, presenceWatch{probes: []string{"\r"}, starts: TIAT{}.starts, identifyCommand: tiGetUDID + "\r", parseDevice: tiDevice})
 }
 
-// tiDevice finds the whole answer to tiGetUDID in what a board says, with the OK
-// after it.
+// tiDevice finds the complete answer to tiGetUDID in text, including its OK.
 func tiDevice(text string) (device [16]byte, ok bool) {
 	text = tiEvents.ReplaceAllString(text, "")
 	end := strings.LastIndexAny(text, "\r\n")
@@ -133,8 +132,8 @@ func (TIAT) waitGone(ctx context.Context, l *Line, w presenceWatch) error {
 	return watch(ctx, l, w)
 }
 
-// settle brings the board to where it waits for a command, whatever was typed
-// before.
+// settle brings the board to where it waits for a command, regardless of what
+// was typed before.
 func (d TIAT) settle(ctx context.Context, l *Line, _ bool) error {
 	if sure, err := d.skipSilence(ctx, l); sure || err != nil {
 		return err
@@ -142,10 +141,11 @@ func (d TIAT) settle(ctx context.Context, l *Line, _ bool) error {
 	return d.restore(ctx, l)
 }
 
-// skipSilence spares a board the silence that waited for it: one that has answered a
-// carriage return with a line end and nothing else, or at+test with OK, had
-// nothing half typed and listens. at+test fits into what its UART holds, should
-// a prompt still come. False means that it takes more than this to be sure.
+// skipSilence reports whether the board is idle, so that the silence of
+// tiSilence can be skipped. An idle board has answered a carriage return with a
+// line end and nothing else, or at+test with OK. at+test fits into the UART's
+// buffer if a prompt is still being printed. False means that the board's state
+// is not yet known.
 func (d TIAT) skipSilence(ctx context.Context, l *Line) (bool, error) {
 	for end := time.Now().Add(tiReady); !tiIdle.Match(l.in); {
 		if !tiIdlePrefix.Match(l.in) {
@@ -165,7 +165,7 @@ func (d TIAT) skipSilence(ctx context.Context, l *Line) (bool, error) {
 	return err == nil, err
 }
 
-// test asks for an OK when all is quiet.
+// test waits for silence, then asks for an OK.
 func (d TIAT) test(ctx context.Context, l *Line) error {
 	said, err := l.Discard(ctx, tiSilence, tiFlush)
 	if err != nil {
@@ -178,8 +178,8 @@ func (d TIAT) test(ctx context.Context, l *Line) error {
 	return d.ping(ctx, l, tiAnswer)
 }
 
-// promptOf returns text that stands before a command on its line, if it can be
-// a prompt.
+// promptOf returns text, which precedes a command on its line, if the text can
+// be a prompt.
 func promptOf(text string) string {
 	if strings.Trim(text, tiBlank) == "" || len(text) > tiPromptLen || strings.Contains(fold(text), "at+") {
 		return ""
@@ -197,9 +197,9 @@ func (d TIAT) ping(ctx context.Context, l *Line, limit time.Duration) error {
 	return withoutRefusal(err)
 }
 
-// ready waits for the prompt of a board that has one before every command:
-// until the last character of it is on the wire the firmware does not listen,
-// and more than its UART holds is lost.
+// ready waits for the prompt of a board that prints one before every command.
+// The firmware does not listen until the prompt is complete; input beyond the
+// UART's buffer is lost until then.
 func (TIAT) ready(ctx context.Context, l *Line) error {
 	for end := time.Now().Add(tiReady); ; {
 		said := tiEvents.ReplaceAllString(string(l.in), "")
@@ -229,8 +229,8 @@ func (d TIAT) Read(ctx context.Context, l *Line) (Report, error) {
 	return d.read(ctx, l)
 }
 
-// restore ends whatever was typed or asked, and tests. A board that was reset
-// may take its time to start.
+// restore ends any partial command, then tests the board. A board that was
+// reset may take some time to start.
 func (d TIAT) restore(ctx context.Context, l *Line) error {
 	for try := 1; ; try++ {
 		// While it prints it does not listen.
@@ -273,8 +273,8 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		l.explainBadSignature(answers, values)
 		return Report{}, err
 	}
-	// Nothing on this link has a checksum, and boards get swapped: the same
-	// answer once more.
+	// The link has no checksum, and boards can be swapped: read the serial
+	// number a second time.
 	again, err := d.udid(ctx, l)
 	if err != nil {
 		return Report{}, err
@@ -284,8 +284,8 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 		return Report{}, fmt.Errorf("%w: the serial number was another one at the end of the reading", ErrGarbled)
 	}
 	l.readTwice()
-	// Whatever signed, it must not be the key that a command can make and take
-	// away.
+	// The signing key must not be the key in index 1, which commands can create
+	// and delete.
 	if print := sha256.Sum256(spki); facts["key-1"] == hex.EncodeToString(print[:]) {
 		l.explainError(values[0].at, values[0].text, 0, "signature over the nonce", "a signature with the key in index 0")
 		return Report{}, fmt.Errorf("%w: it signs with the key in index 1 instead of 0; its firmware is not TI's, use another route", ErrNoProof)
@@ -296,7 +296,7 @@ func (d TIAT) read(ctx context.Context, l *Line) (Report, error) {
 	return Report{Device: device, SPKI: spki, Facts: facts, Proof: proof}, nil
 }
 
-// recordForms notes which of the documented forms the board has.
+// recordForms records which of the documented forms the board uses.
 func (TIAT) recordForms(l *Line, facts map[string]string) {
 	heard := l.heard()
 	if m := tiBuild.FindAllStringSubmatch(heard, -1); m != nil {
@@ -344,8 +344,8 @@ func (d TIAT) udid(ctx context.Context, l *Line) (udid [16]byte, err error) {
 	return udid, checkDevice(udid)
 }
 
-// facts asks for what is good to know. A board that refuses, or answers in a
-// form that nobody knows, is no worse for it.
+// facts reads the optional facts. A refusal, or an answer in an unknown form,
+// does not fail the board.
 func (d TIAT) facts(ctx context.Context, l *Line, facts map[string]string) error {
 	for _, q := range []struct {
 		command string
@@ -391,8 +391,8 @@ func parseKey1(value string, facts map[string]string) {
 	}
 }
 
-// sign has a fresh nonce signed with key 0. Letters and digits stay letters and
-// digits in base64, so nothing in the command can be taken for a delimiter.
+// sign makes the board sign a fresh nonce with key 0. The base64 of letters and
+// digits has no delimiter characters.
 func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	nonce := l.drawNonce(tiNonceLen)
 	text := base64.StdEncoding.EncodeToString([]byte(nonce))
@@ -419,13 +419,13 @@ func (d TIAT) sign(ctx context.Context, l *Line) (signed, string, error) {
 	return signed{message: []byte(nonce), r: r, s: s}, encoding, nil
 }
 
-// refusal is the board's answer to a command that it does not carry out. The
-// text is printable, and capped.
+// refusal is the error for a command that the board refuses. The text is
+// printable and its length is limited.
 type refusal struct{ text string }
 
 func (r *refusal) Error() string { return "the board refuses: " + r.text }
 
-// withoutRefusal turns a refusal where none can be accepted into garble.
+// withoutRefusal turns a refusal into ErrGarbled, where no refusal is expected.
 func withoutRefusal(err error) error {
 	var refused *refusal
 	if errors.As(err, &refused) {
@@ -440,12 +440,12 @@ var (
 	errAnew    = fmt.Errorf("%w: the board started anew in the middle", ErrGarbled)
 )
 
-// ask sends a command and waits for OK or a refusal. With a reply it returns
-// what follows the reply's name, to the end of the line; the OK after it shows
-// that the line was not cut. Echo, prompts and events are skipped: they can
-// stand anywhere but inside an answer. A line that is none of these, with
-// silence after it, is a refusal in the firmware's own words. Errors: *refusal,
-// ErrTimeout, ErrGarbled and those of Line.
+// ask sends a command and waits for OK or a refusal. If reply is not nil, ask
+// returns the text after the reply's name, to the end of the line; the OK shows
+// that the line is complete. Echo, prompts and events are skipped; they can be
+// anywhere except inside an answer. Any other line that is followed by silence
+// is a refusal in the firmware's own words. Errors: *refusal, ErrTimeout,
+// ErrGarbled and those of Line.
 func (d TIAT) ask(ctx context.Context, l *Line, command string, reply *regexp.Regexp, limit time.Duration) (string, error) {
 	value, prompted, err := d.dialogue(ctx, l, command, reply, limit)
 	var refused *refusal
@@ -457,8 +457,8 @@ func (d TIAT) ask(ctx context.Context, l *Line, command string, reply *regexp.Re
 	return value, err
 }
 
-// dialogue is ask up to the end of the answer, and tells whether a prompt came
-// with it.
+// dialogue is ask up to the end of the answer. prompted reports whether a
+// prompt came with it.
 func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp.Regexp, limit time.Duration) (value string, prompted bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
@@ -482,8 +482,8 @@ func (TIAT) dialogue(ctx context.Context, l *Line, command string, reply *regexp
 			l.explainError(at, raw, 0, "the network processor stopped", "an answer")
 			return "", false, errStopped
 		}
-		// After a cut echo an event stands on the same line. What it quotes, a
-		// network's name, is anybody's.
+		// An event can follow a cut echo on the same line. It can quote text
+		// from outside, such as the name of a network.
 		var event bool
 		if line, _, event = cutAt(line, tiEvent); event {
 			l.explainText(at+len(line), raw[len(line):], meaningEvent)
@@ -565,7 +565,7 @@ func commandMeaning(command string) string {
 	}
 }
 
-// promptIn tells whether a prompt stands before the answer on a line.
+// promptIn reports whether a prompt precedes the answer on a line.
 func promptIn(before string, ok bool, prompt string) bool {
 	before, _, _ = cutAt(before, tiErrorAt)
 	before = strings.TrimRight(before, tiBlank)

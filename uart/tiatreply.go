@@ -61,7 +61,7 @@ func cutAt(line string, pattern *regexp.Regexp) (before, after string, found boo
 	return line[:at[0]], line[at[1]:], true
 }
 
-// endsAnswer tells whether a line is OK. On builds with a prompt before every
+// endsAnswer reports whether a line is OK. On builds with a prompt before every
 // command, OK can come in the middle of the prompt.
 func endsAnswer(line, prompt string) bool {
 	line = strings.TrimRight(line, tiBlank+".!")
@@ -73,7 +73,7 @@ func endsAnswer(line, prompt string) bool {
 		!strings.ContainsFunc(before, func(r rune) bool { return r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r > '~' })
 }
 
-// echoes tells whether a line is the echo of a command, or a piece of it that
+// echoes reports whether a line is the echo of a command, or a piece of it that
 // an event or the prompt has cut. whole says that all of the command has been
 // echoed.
 func echoes(line, command, prompt string) (echo, whole bool) {
@@ -87,7 +87,7 @@ func echoes(line, command, prompt string) (echo, whole bool) {
 	return strings.Contains(command, line), false
 }
 
-// isPrompt tells whether a line is a prompt or a piece of one.
+// isPrompt reports whether a line is a prompt or a piece of one.
 func isPrompt(line, prompt string) bool {
 	return strings.Contains(fold(tiPrompt), fold(line)) || strings.Contains(fold(prompt), fold(line))
 }

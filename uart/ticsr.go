@@ -22,26 +22,27 @@ import (
 // carries a fresh nonce, so the request's signature proves possession. No
 // certificate is pasted: the board is left at the question for a file name.
 //
-// The words are decoration: csrPrompt knows a question by its subject and by
-// its unterminated end. An unknown question gets its default. Three things must
-// hold: the serial number line, the request's signature over the nonce, the
-// key.
+// The wording may vary: csrPrompt recognises a question by its subject and by
+// its unterminated end. An unknown question is answered with its default. Three
+// parts are strict: the serial number line, the request's signature over the
+// nonce, and the key.
 //
-// The serial number is printed once for each reset: a board that is met later
-// is ErrNeedsReset. The second reading is the run of its digits in the text
-// that follows an Enter at the common name, or else the common name in the
-// request; fact second-reading says which (default or request). Digits of
-// another serial number there fail. TI's code may cut the name short, and other
-// firmware may not repeat the number at all: then fact serial-readings is 1.
+// The firmware prints the serial number once per reset: for a board that was
+// connected later Detect returns ErrNeedsReset. The second reading is the run
+// of the number's digits in the text after Enter at the common name, or else
+// the common name in the request; the fact second-reading says which (default
+// or request). Digits of another serial number there fail the board. TI's code
+// may cut the name short, and other firmware may not repeat the number: then
+// the fact serial-readings is 1.
 type TICSR struct{}
 
 // Name implements Dialect.
 func (TICSR) Name() string { return "ti-csr" }
 
 const (
-	// csrProbe is a letter and no line end: it makes a board that waits for an
-	// answer echo. An empty answer to the first question would end the firmware
-	// for good; a letter before the number is only asked again.
+	// csrProbe is a letter without a line end: a board that waits for an answer
+	// echoes it. An empty answer to the first question would end the firmware;
+	// after a wrong answer the firmware only repeats the question.
 	csrProbe = "x"
 	csrLook  = tiPing
 	csrEcho  = 20 * time.Millisecond   // of what the UART held; a USB adapter may sit on it for 16 ms
@@ -81,8 +82,8 @@ var (
 	errDead        = fmt.Errorf("%w: the network processor of the board stopped; reset the board", ErrGarbled)
 )
 
-// Detect implements Dialect. A board that starts is waited for; one that is
-// past its start is ErrNeedsReset.
+// Detect implements Dialect. It waits for a board that starts. For a board that
+// has already started it returns ErrNeedsReset.
 func (d TICSR) Detect(ctx context.Context, l *Line) error {
 	return search(ctx, l, []string{d.Name()}, func(ctx context.Context) error {
 		heard, err := l.awaitBytes(ctx, roundToTick(csrLook))
@@ -124,9 +125,9 @@ func saysMore(heard string) bool {
 	return false
 }
 
-// awaitSerial waits until the serial number has come, and leaves it on the
-// line. ErrNeedsReset: there is a board, but it will not come; ErrGarbled: what
-// there is makes no sense.
+// awaitSerial waits for the serial number and leaves it on the line. It returns
+// ErrNeedsReset for a board that will not print the number any more, and
+// ErrGarbled for text that makes no sense.
 func (TICSR) awaitSerial(ctx context.Context, l *Line) error {
 	end := time.Now().Add(4 * csrStart)
 	for {
@@ -394,9 +395,9 @@ func (r *csrReading) turn(ctx context.Context) (csrTurn, error) {
 	}
 }
 
-// restart returns the place of a serial number line in text that is as sure as
-// the one that was read, or -1. Before the first question it counts only if it
-// tells something new.
+// restart returns the position of a serial number line in text that is at least
+// as certain as the line that was read, or -1. Before the first question the
+// line counts only if its number is another one.
 func (r *csrReading) restart(text string) int {
 	if !strings.ContainsAny(text, "\r\n") {
 		return -1
@@ -409,8 +410,8 @@ func (r *csrReading) restart(text string) int {
 	return -1
 }
 
-// whyGivenUp tells a board that cannot make a request from one that needs a
-// reset.
+// whyGivenUp distinguishes a board that cannot make a request from a board that
+// needs a reset.
 func (r *csrReading) whyGivenUp(text string, err error) error {
 	if errors.Is(err, errAborted) && (r.last == csrEmail || csrNoKey.MatchString(text)) {
 		return fmt.Errorf("%w: the board cannot make a request with key 0. Update the service pack of its network processor; "+
@@ -419,8 +420,8 @@ func (r *csrReading) whyGivenUp(text string, err error) error {
 	return err
 }
 
-// listen looks for the second reading of the serial number in what followed an
-// Enter, and in all text for what another board may have printed.
+// listen looks for the second reading of the serial number in the text after an
+// Enter, and for output of another board in all text.
 func (r *csrReading) listen(t csrTurn) error {
 	words := t.text
 	if t.request != nil {
@@ -451,9 +452,9 @@ func csrBanner(text string) bool {
 	return tiModule.MatchString(text) || csrTitle.MatchString(text)
 }
 
-// askedAgain waits, after the first question, for the echo of what was typed
-// before: that may have been taken for an answer, and the question comes again.
-// The echo shows it at once.
+// askedAgain waits, after the first question, for the echo of text that was
+// typed before. The firmware may take that text as an answer and repeat the
+// question; the echo shows it at once.
 func (r *csrReading) askedAgain(ctx context.Context, t csrTurn) (bool, error) {
 	more, err := r.line.gather(ctx, csrEcho, tiFlush)
 	if err == nil && strings.ContainsAny(t.rest+more, "\r\n") {
@@ -466,8 +467,8 @@ func (r *csrReading) askedAgain(ctx context.Context, t csrTurn) (bool, error) {
 	return asked >= probably, nil
 }
 
-// answer answers a question. The first answer is never an empty one: that may
-// end the firmware.
+// answer answers a question. The first answer is never empty, because an empty
+// one may end the firmware.
 func (r *csrReading) answer(ctx context.Context, subject string) error {
 	begins := len(r.asked) == 0
 	r.asked[subject]++
@@ -513,8 +514,8 @@ func (p *pemRequest) der() ([]byte, error) {
 	return der, nil
 }
 
-// finish believes nothing: the request must be for this board, over this nonce,
-// by the key that it holds.
+// finish verifies the request: it must be for this board, over this nonce, and
+// signed by the key that it holds.
 func (r *csrReading) finish(p *pemRequest) (Report, error) {
 	der, err := p.der()
 	if err != nil {
@@ -573,7 +574,7 @@ func (r *csrReading) fresh(unit string) bool {
 }
 
 // confirm compares the common name of the request with the serial number, and
-// notes where that was read a second time.
+// records where the number was read a second time.
 func (r *csrReading) confirm(name string) error {
 	form, other := nameForm(r.device, name)
 	if r.named != "" && name == r.named {
@@ -597,16 +598,16 @@ func (r *csrReading) confirm(name string) error {
 	return nil
 }
 
-// Gone implements Dialect. The board does not end its dialogue by itself, so a
-// letter without a line end shows whether it still echoes; one that has fallen
-// silent is waited for until another one starts or the port is lost.
+// Gone implements Dialect. The firmware does not end its dialogue by itself, so
+// a letter without a line end shows whether it still echoes. If a board has
+// fallen silent, Gone waits until another board starts or the port is lost.
 //
-// This firmware tells its serial number at its start and never again, so a
-// board that was read cannot be asked who it is. That another one is in its
-// place is known from its start, or from an echo that is missing for csrGone; a
-// board without a pause in its power that is put there between two looks, up to
-// watchSlow apart, is not seen. Such a board has told its serial number
-// elsewhere: it needs a reset before it can be read, and its start is seen.
+// This firmware prints its serial number only at its start, so a board that was
+// read cannot be asked for it. Another board is detected by its start, or by an
+// echo that is missing for csrGone. A running board that replaces the first one
+// between two looks, up to watchSlow apart, is not detected. It has printed its
+// serial number elsewhere and needs a reset before it can be read; that start
+// is detected.
 func (d TICSR) Gone(ctx context.Context, l *Line) error {
 	return d.waitGone(ctx, l, presenceWatch{probes: []string{csrProbe}, starts: TICSR{}.starts})
 }

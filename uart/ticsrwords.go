@@ -88,7 +88,7 @@ const (
 	surely               // no wait
 )
 
-// csrPrompt tells whether text ends in a question, and names its subject. rest
+// csrPrompt reports whether text ends in a question, and names its subject. rest
 // is what follows the question on its line: the echo of something that was
 // typed before. Only the first question may have one (stale), or a question in
 // TI's form.
@@ -451,7 +451,7 @@ func repeats(device [16]byte, words string) (form string, other bool) {
 	return form, false
 }
 
-// lettersAround tells whether a run may be the serial number itself, with the
+// lettersAround reports whether a run may be the serial number itself, with the
 // end of a word before it that is hex digits too. It is no reading, and no
 // other serial number.
 func lettersAround(run digitRun, forms map[string]string) bool {
@@ -489,7 +489,7 @@ func shortName(device [16]byte) string {
 	return name
 }
 
-// isShortName tells whether a name is one that TI's code cuts short: pairs of
+// isShortName reports whether a name is one that TI's code cuts short: pairs of
 // digits that do not begin with 0, and one digit.
 func isShortName(name string) bool {
 	if len(name)%2 == 0 || len(name) >= maxSerial {

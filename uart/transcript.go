@@ -30,14 +30,14 @@ type Transcript struct {
 	Chunks []Chunk
 }
 
-// Chunk is what passed at one moment.
+// Chunk is data that was sent, received or noted at one moment.
 type Chunk struct {
 	At        time.Duration // since the start, whole microseconds
 	Direction Direction
 	Bytes     []byte
 }
 
-// Direction says who said something.
+// Direction says what kind of data a chunk holds.
 type Direction byte
 
 // The directions of a chunk.
@@ -53,7 +53,7 @@ const (
 // of package station.
 var headerKeys = []string{"dialect", "expect", "given", "device", "slot", "recorded", "note"}
 
-// ErrTranscript says that a text is not a transcript.
+// ErrTranscript reports that a text is not a transcript.
 var ErrTranscript = errors.New("not a transcript")
 
 const (
@@ -63,7 +63,7 @@ const (
 	maxRecording = maxDialogue
 )
 
-// Encode writes the text form.
+// Encode returns the text form. ParseTranscript of it returns the same value.
 func (t *Transcript) Encode() ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteString("transcript: 1\n")
@@ -115,20 +115,20 @@ func (t *Transcript) Encode() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// plain tells whether a header can have a value.
+// plain reports whether a header can hold the value.
 func plain(value string) bool {
 	return value != "" && strings.TrimSpace(value) == value && !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// Line is the line of the text form that chunk n, counted from 1, is on.
+// Line returns the line of the text form that holds chunk n, counted from 1.
 func (t *Transcript) Line(n int) int {
 	const around = 2 // the first line, and the empty one
 	return around + len(t.Header) + n
 }
 
-// ParseTranscript reads what Encode writes. Errors name the line. Text whose
-// lines end in CR LF is refused: it is not what was written, and a copy of it
-// would be other bytes.
+// ParseTranscript reads the output of Encode. Its errors wrap ErrTranscript and
+// name the line. It refuses lines that end in CR LF: a tool has converted the
+// file, so its bytes are no longer those of the recording.
 func ParseTranscript(text []byte) (*Transcript, error) {
 	if len(text) > MaxTranscript {
 		return nil, fmt.Errorf("%w: more than %d bytes", ErrTranscript, MaxTranscript)
@@ -232,8 +232,8 @@ func parseChunk(line string) (Chunk, error) {
 	return c, nil
 }
 
-// Transcript returns what passed since the last Mark. If the board leaked a
-// private key, the bytes are left out and only their number is told.
+// Transcript returns the recording since the last Mark. If the board leaked a
+// private key, the recording holds only the number of bytes, not the bytes.
 func (l *Line) Transcript() *Transcript {
 	return &Transcript{Header: map[string]string{}, Chunks: slices.Clone(l.recorder.chunks)}
 }
@@ -251,7 +251,7 @@ type recorder struct {
 
 func newRecorder() *recorder { return &recorder{start: time.Now()} }
 
-// merge is how close two reads may be to stand on one line.
+// merge is the longest pause between two reads that become one chunk.
 const merge = 2 * time.Millisecond
 
 func (t *recorder) add(d Direction, b []byte) {
@@ -272,7 +272,7 @@ func (t *recorder) add(d Direction, b []byte) {
 	t.chunks = append(t.chunks, Chunk{At: at, Direction: d, Bytes: bytes.Clone(b)})
 }
 
-// begin notes that a look begins; in is what is left of earlier ones.
+// begin marks the beginning of a look; in is input left from earlier looks.
 func (t *recorder) begin(in []byte) {
 	t.look, t.lookAt, t.lookIn = len(t.chunks), time.Since(t.start).Truncate(time.Microsecond), bytes.Clone(in)
 	if t.look == 1 && t.lookAt == t.chunks[0].At && bytes.Equal(t.chunks[0].Bytes, in) { // of Mark
@@ -280,8 +280,8 @@ func (t *recorder) begin(in []byte) {
 	}
 }
 
-// cut drops what came before the present look, and returns the number of bytes
-// received that remain.
+// cut drops everything before the current look, and returns the number of
+// received bytes that remain.
 func (t *recorder) cut() (n int) {
 	if t.look > 0 && !t.blank {
 		kept := slices.Clone(t.chunks[t.look:])
@@ -311,9 +311,9 @@ func (t *recorder) note(what string) {
 	}
 }
 
-// redact forgets the dialogue, what came before as well: a key may have begun
-// before it was recognised. What stays is the shortest dialogue with the same
-// verdict.
+// redact deletes the dialogue, including the bytes before the leak: a key may
+// begin before it is recognised. The shortest dialogue with the same verdict
+// remains.
 func (t *recorder) redact() {
 	var kept []Chunk
 	left := 0

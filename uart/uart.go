@@ -1,30 +1,41 @@
-// Package uart reads a board's identity over its serial port. It wraps the
-// serial library, speaks the dialects that boards speak, and records what
-// passed. What it returns is decoded, not believed: the caller checks it.
+// Package uart reads a board's identity over a serial port: it opens the port,
+// speaks the dialect of the board's firmware, and records the dialogue.
 //
-// With a good board no time is waited out but this; all in Detect, before the
-// board is read, but csrEcho and where Read is named:
+// Start reading at Dialect, which describes the three steps of a reading, and
+// at Line, through which a dialect talks to the board. PortConfig.Open opens a
+// port, DialectByName chooses a dialect, ParseTranscript reads a recording. The
+// values in a Report are decoded, not verified: the caller checks them.
 //
-//   - autoLook, 500 ms, or 250 to 750 ms since looks are made together: dialect auto, for each dialect that is tried before the board's own. The
-//     one that was met last is tried first.
-//   - tiSilence, 200 ms: dialects ti-at and report, before the first command to a board that is just starting, or was met in the middle of
-//     something. A board that was cut off in the middle of a command, or is still answering earlier probes, has said all by then; what is
-//     typed while it prints is lost. One that answers the first probe with just what a waiting board says is spared it. On a
-//     board of ti-at that auto finds at its start it is waited for twice: before the carriage return that ends the probe, and after it; one of
-//     report that auto finds is waited for once, unless it answered the first ping of the first round and said nothing else. In Read of ti-csr it
-//     is waited for after the first question, if a line end has come with or after that: something stale was answered.
-//   - tiRefusedNo and tiRefused, 100 and 300 ms: dialect ti-at, in Read, after each optional command that the firmware refuses in
-//     words that are not TI's.
-//   - csrEcho, 20 ms: dialect ti-csr, after the first question. What was typed while the board started is its answer, and
-//     the question comes again; to answer too early would put every later answer one question off.
-//   - autoQuiet, 60 ms: dialect auto, after the echo of a probe that has no line end, before one is sent: an Enter alone
-//     ends the firmware of the CSR example. An echo with nothing before it is spared it.
+// Fixed delays on the success path, all in Detect unless noted:
 //
-// To add a dialect: write one file with a type that implements Dialect, its
-// tests beside it, and add one line to dialects. If it has the methods of
-// autoDialect as well, auto finds it. A proof whose signature covers something else
-// than those there are needs a method of its own, here in Proof and in
-// board.ProofMethod, which says how to check it.
+//   - autoLook, 500 ms (250 to 750 ms, because looks end at a shared clock
+//     tick): dialect auto, for each dialect that is tried before the board's
+//     own. The dialect that was found last is tried first.
+//   - tiSilence, 200 ms: dialects ti-at and report, before the first command to
+//     a board that is starting or was found in the middle of an exchange. After
+//     this silence the board has finished its earlier output; a board loses
+//     what is typed while it prints. A board that answers the first probe like
+//     an idle board skips this delay. On a ti-at board that auto finds at its
+//     start the delay occurs twice: before and after the carriage return that
+//     ends the probe. On a report board that auto finds it occurs once, unless
+//     the board answered the first ping of the first round and printed nothing
+//     else. In Read of ti-csr it follows the first question if a line end has
+//     come with or after the question: the board has answered itself with
+//     stale input.
+//   - tiRefusedNo and tiRefused, 100 and 300 ms: dialect ti-at, in Read, after
+//     each optional command that the firmware refuses in other words than TI's.
+//   - csrEcho, 20 ms: dialect ti-csr, after the first question. The firmware
+//     takes text that was typed during its start as the answer and asks again;
+//     an early answer would shift every later answer by one question.
+//   - autoQuiet, 60 ms: dialect auto, after the echo of a probe without a line
+//     end, before the line end is sent: an empty line ends the firmware of the
+//     CSR example. A bare echo skips this delay.
+//
+// To add a dialect, write one file with a type that implements Dialect, its
+// tests beside it, and add one line to dialects. If the type also has the
+// methods of autoDialect, auto finds it. A proof whose signature covers other
+// data than the existing methods needs a method of its own, here in Proof and
+// in board.ProofMethod, which says how to check it.
 package uart
 
 import (
@@ -36,40 +47,40 @@ import (
 	"time"
 )
 
-// Conn is a way to a board: an open serial port, or an end of a net.Pipe. One
-// goroutine reads and writes; SetReadDeadline and Close may be called from
-// another one and end a pending Read, and Close a pending Write too.
+// Conn is a connection to a board: an open serial port, or one end of a
+// net.Pipe. One goroutine reads and writes. Other goroutines may call
+// SetReadDeadline and Close: both end a pending Read, and Close also ends a
+// pending Write.
 type Conn interface {
 	// Read returns at least one byte or an error: os.ErrDeadlineExceeded after
-	// the deadline, otherwise the connection is of no more use.
+	// the deadline. After any other error the connection is unusable.
 	Read(p []byte) (int, error)
 	Write(p []byte) (int, error)
 	SetReadDeadline(t time.Time) error
 	Close() error
 }
 
-// Dialect is one way to talk to a board. It keeps nothing of a board when it is
-// gone, and one value may serve many ports at once; but see auto. All three
-// methods return ErrUnplugged when the port is lost, ErrPrivateKey when the
-// board prints private key material, and the context's cause when it ends.
+// Dialect is the protocol of one kind of firmware. It keeps no state between
+// boards, and one value may serve many ports at the same time; the dialect auto
+// is the exception. All three methods return ErrUnplugged when the port is
+// lost, ErrPrivateKey when the board prints private key material, and the
+// context's cause when the context ends.
 type Dialect interface {
 	Name() string
-	// Detect blocks until a board shows itself. Something that talks and is not
-	// recognised is an *UnknownError, 10 s after its first byte at the latest;
-	// one that must start anew before it can be read is ErrNeedsReset, and one
-	// that was taken out while it started ErrRemoved.
+	// Detect blocks until it recognises a board. It returns an *UnknownError
+	// for a device that it does not recognise, at most 10 s after the first
+	// byte; ErrNeedsReset for a board that must restart before it can be read;
+	// and ErrRemoved for a board that was taken out while it started.
 	Detect(ctx context.Context, l *Line) error
-	// Read has the dialogue with a board that was just detected. It bounds its
-	// own time, and tries a second time, from the start, where that can help.
-	// Besides the above: ErrTimeout, ErrGarbled, ErrNoProof.
+	// Read reads the board that Detect has just recognised. Its duration is
+	// bounded. It tries a second time, from the start, where that can help.
+	// Further errors: ErrTimeout, ErrGarbled, ErrNoProof.
 	Read(ctx context.Context, l *Line) (Report, error)
-	// Gone blocks until the board does not answer any more or another one has
-	// started.
+	// Gone blocks until the board stops answering or another board has started.
 	Gone(ctx context.Context, l *Line) error
 }
 
-// dialects are the ways to talk to a board that there are, in the order in
-// which auto tries them.
+// dialects returns all dialects, in the order in which auto tries them.
 func dialects() []Dialect {
 	return []Dialect{
 		TIAT{},
@@ -78,9 +89,10 @@ func dialects() []Dialect {
 	}
 }
 
-// DialectByName returns a dialect for one slot: the value for auto has a
-// memory. Besides the names in DialectNames it takes what auto.Name returns.
-// The error lists the names there are.
+// DialectByName returns a dialect for one slot. Do not share the value between
+// slots: the dialect auto remembers the last board. It accepts the names in
+// DialectNames, and "auto/<dialect>" as in a transcript. The error lists the
+// known names.
 func DialectByName(name string) (Dialect, error) {
 	known := dialects()
 	prefix, last, remembers := strings.Cut(name, "/")
@@ -96,7 +108,7 @@ func DialectByName(name string) (Dialect, error) {
 	return nil, fmt.Errorf("unknown dialect %q: this version speaks %s", name, strings.Join(DialectNames(), ", "))
 }
 
-// DialectNames lists what DialectByName knows.
+// DialectNames returns the names that DialectByName accepts.
 func DialectNames() []string {
 	names := []string{autoName}
 	for _, d := range dialects() {
@@ -105,15 +117,15 @@ func DialectNames() []string {
 	return names
 }
 
-// Report is what a board said, in the words of the board module.
+// Report holds the identity and the facts that a board reported.
 type Report struct {
 	Device [16]byte          // the UDID
 	SPKI   []byte            // SubjectPublicKeyInfo, DER
 	Facts  map[string]string // versions, addresses: for the record only
-	Proof  *Proof            // nil if the dialect had none
+	Proof  *Proof            // nil if the dialect has none
 }
 
-// checkDevice refuses what an unprogrammed memory reads as.
+// checkDevice refuses the serial number of an unprogrammed memory.
 func checkDevice(udid [16]byte) error {
 	for _, nothing := range []byte{0x00, 0xff} {
 		if bytes.Count(udid[:], []byte{nothing}) == len(udid) {
@@ -123,8 +135,8 @@ func checkDevice(udid [16]byte) error {
 	return nil
 }
 
-// Proof is the evidence that the board owns the key: it signed nonces that this
-// side chose.
+// Proof is the evidence that the board owns the key: signatures over nonces
+// that the reader chose.
 type Proof struct {
 	// Method: "sign-msg": each signature covers one nonce. "csr": the one nonce
 	// is the organizational unit of the request, the one signature a copy of
@@ -137,7 +149,7 @@ type Proof struct {
 	Request    []byte   // of "csr": PKCS #10, DER
 }
 
-// What can be wrong with a port.
+// Errors of a port.
 var (
 	ErrAbsent     = errors.New("there is no such port")
 	ErrBusy       = errors.New("another program holds the port")
@@ -146,30 +158,30 @@ var (
 	// ErrNoLines: the settings of the port need modem lines, and its driver has
 	// none.
 	ErrNoLines = errors.New("the port has no modem lines")
-	// ErrDead, always with ErrAbsent: the port has a name, and no device
-	// answers behind it (EIO, ENODEV, ENXIO).
+	// ErrDead, always with ErrAbsent: the device file exists, but no device
+	// answers (EIO, ENODEV, ENXIO).
 	ErrDead = errors.New("no device answers at the port")
-	// ErrUnplugged: the port was lost while it was open, and not by our Close.
+	// ErrUnplugged: the port was lost while it was open, not closed by Close.
 	ErrUnplugged = errors.New("the port was unplugged")
-	// ErrRemoved: what was connected was taken out before it was recognised.
-	// The port is still of use.
+	// ErrRemoved: the board was taken out before it was recognised. The port is
+	// still usable.
 	ErrRemoved = errors.New("the board was taken out while it started")
-	// ErrStuck: the port is there and takes no bytes. It is of no more use
-	// before it is opened again.
+	// ErrStuck: the port exists and accepts no bytes. It is unusable until it
+	// is opened again.
 	ErrStuck = errors.New("the port takes nothing that is sent to it")
 )
 
-// What can be wrong with a board.
+// Errors of a board.
 var (
 	ErrTimeout = errors.New("the board did not answer in time")
 	ErrGarbled = errors.New("the answer makes no sense")
-	// ErrFirmware is an ErrGarbled that a second reading does not mend: its
-	// firmware or its network processor needs a repair or an update.
+	// ErrFirmware is an ErrGarbled that a second reading cannot resolve: the
+	// firmware or the network processor needs a repair or an update.
 	ErrFirmware = fmt.Errorf("%w, and will not before its firmware is updated", ErrGarbled)
-	// ErrNeedsReset: it cannot be read before it starts anew.
+	// ErrNeedsReset: the board can be read only after a restart.
 	ErrNeedsReset = errors.New("the board printed its serial number before anyone listened; reset it")
 	ErrNoProof    = errors.New("the board did not prove that it owns its key")
-	// ErrPrivateKey: the board printed what looks like a private key. None of
-	// it is kept.
+	// ErrPrivateKey: the board printed text that looks like a private key. The
+	// text is not kept anywhere.
 	ErrPrivateKey = errors.New("the board printed private key material")
 )

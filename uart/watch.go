@@ -36,7 +36,7 @@ const (
 	watchQuick = 300             // looks before that: the typed probes may fill the firmware's line
 	// watchGone is the silence after which a board is gone; one look is made
 	// per watchEcho. A busy board, or one whose echo was lost to a glitch, is
-	// still there. Only the serial number tells whether the same board is
+	// still there. Only the serial number reports whether the same board is
 	// there, and not another running board that replaced it.
 	watchGone  = 2400 * time.Millisecond
 	watchAsk   = 5 * time.Second // between requests for the serial number of a board that was read; a missed look also causes one
