@@ -118,6 +118,7 @@ func TestRooms(t *testing.T) {
 	t.Run("the shared noun", func(t *testing.T) { all.boardStandsAlone(t) })
 	t.Run("a function starts fast", func(t *testing.T) { all.functionIsLight(t) })
 	t.Run("an issuer has no station in it", func(t *testing.T) { all.issuersAreIssuers(t) })
+	t.Run("a command has no daemon in it", func(t *testing.T) { all.stationctlIsNoDaemon(t) })
 	t.Run("the rules can fail", func(t *testing.T) { all.rulesCanFail(t) })
 }
 
@@ -196,11 +197,21 @@ func (all packages) issuersAreIssuers(t *testing.T) {
 	}
 }
 
+// stationctl is run for a moment, by hand or by a timer: it needs no daemon.
+func (all packages) stationctlIsNoDaemon(t *testing.T) {
+	p, ok := all[module+"cmd/stationctl"]
+	for _, prefix := range []string{metrics, "google.golang.org/protobuf", systemd, module + "cmd/internal/stationd"} {
+		if !ok || reaches(p, prefix) {
+			t.Errorf("cmd/stationctl reaches %s, or is not there", prefix)
+		}
+	}
+}
+
 // A rule that matches nothing proves nothing: each forbidden thing is reached
 // by the room that owns it.
 func (all packages) rulesCanFail(t *testing.T) {
 	for room, prefix := range map[string]string{"spool": bbolt, "uart": serial, "cloud": aws, "station": zerolog, "cmd/internal/metric": metrics, "cmd/issuerd": "google.golang.org/protobuf",
-		"cmd/stationctl": kong, "cmd/internal/config": toml, "cloud/issuer/server": netHTTP, "cmd/stationd": systemd} {
+		"cmd/stationctl": kong, "cmd/internal/config": toml, "cloud/issuer/server": netHTTP, "cmd/stationd": systemd, "cmd/demo": module + "cmd/internal/stationd"} {
 		if p, ok := all[module+room]; !ok || !reaches(p, prefix) {
 			t.Errorf("%s does not reach %s: the name in the rules is wrong", room, prefix)
 		}

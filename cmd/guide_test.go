@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/station"
 )
 
@@ -86,7 +86,7 @@ func TestGuideSettings(t *testing.T) {
 			t.Errorf("%s: the default is told as %s, the sample has %s", key, row[1], value)
 		}
 	}
-	keys := settingsOf(reflect.TypeFor[stationd.Config](), "")
+	keys := settingsOf(reflect.TypeFor[stationconf.Config](), "")
 	if len(keys) < 20 || len(defaults) < 15 {
 		t.Fatalf("%q, %q: this test looks at nothing", keys, defaults)
 	}

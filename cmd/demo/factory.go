@@ -23,6 +23,7 @@ import (
 	"secretfree/cmd/internal/issuerd"
 	"secretfree/cmd/internal/issuerd/daemon"
 	"secretfree/cmd/internal/issuerd/metrics"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/fixtures"
 	"secretfree/station/board"
@@ -134,7 +135,7 @@ func (f *factory) startStation(ctx context.Context, listen string) error {
 	if err := os.WriteFile(f.path("stationd.toml"), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("writing the station's configuration: %w", err)
 	}
-	c, err := stationd.Load(f.path("stationd.toml"))
+	c, err := stationconf.Load(f.path("stationd.toml"))
 	if err != nil {
 		return err
 	}
@@ -142,7 +143,7 @@ func (f *factory) startStation(ctx context.Context, listen string) error {
 	if err != nil {
 		return fmt.Errorf("opening the station's log: %w", err)
 	}
-	logger, err := stationd.NewLog(log, c)
+	logger, err := stationconf.NewLog(log, c)
 	if err != nil {
 		return errors.Join(err, log.Close())
 	}

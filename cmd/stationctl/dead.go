@@ -12,7 +12,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/control"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool"
 	"secretfree/spool/durable"
 	"secretfree/station/board"
@@ -182,11 +182,11 @@ func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 		return sources, nil
 	}
 	copied := sources.Segment
-	c, err := stationd.Load(s.Config)
+	c, err := stationconf.Load(s.Config)
 	if err != nil {
 		return sources, err
 	}
-	if c.Registry.Kind == stationd.NoRegistry {
+	if c.Registry.Kind == stationconf.NoRegistry {
 		return sources, nil
 	}
 	registry, err := c.Registry.Open(ctx, c.SKU)

@@ -11,7 +11,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/doctor"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool/journal"
 )
 
@@ -86,7 +86,7 @@ func (d *doctorCmd) Run(ctx context.Context, out *cli.Output) error {
 
 // get asks the page without a token: those are not read for a bundle.
 func (d *doctorCmd) get(ctx context.Context, listen, path string) ([]byte, int, error) {
-	c, err := stationd.Load(d.Config)
+	c, err := stationconf.Load(d.Config)
 	if err != nil {
 		return nil, 0, err
 	}

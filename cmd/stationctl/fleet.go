@@ -23,7 +23,7 @@ import (
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool/journal"
 	"secretfree/station"
 )
@@ -224,7 +224,7 @@ func (f *fleet) members(ctx context.Context) ([]*member, error) {
 func openJournals(ctx context.Context, name string) (journals, error) {
 	var registry config.Registry
 	sku := ""
-	if c, err := stationd.Load(name); err == nil {
+	if c, err := stationconf.Load(name); err == nil {
 		registry, sku = c.Registry, c.SKU
 	} else {
 		i, other := loadImport(name)
@@ -236,7 +236,7 @@ func openJournals(ctx context.Context, name string) (journals, error) {
 		}
 		registry, sku = i.Registry, i.SKU
 	}
-	if registry.Kind == stationd.NoRegistry {
+	if registry.Kind == stationconf.NoRegistry {
 		return nil, fmt.Errorf("%s: registry.kind is %q, which has no archive: ask the station itself, with --station", name, registry.Kind)
 	}
 	if registry.Kind == "dir" {

@@ -10,7 +10,7 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 )
 
 type grammar struct {
@@ -98,7 +98,7 @@ func (p place) station() (string, note.Verifiers, error) {
 	if p.StateDir != "" {
 		return p.StateDir, note.VerifierList(), nil
 	}
-	c, err := stationd.Load(p.Config)
+	c, err := stationconf.Load(p.Config)
 	if err != nil {
 		return "", nil, err
 	}

@@ -11,7 +11,7 @@ import (
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool"
 	"secretfree/station/board"
 )
@@ -141,7 +141,7 @@ type reconciled struct {
 }
 
 func (r *reconcile) Run(ctx context.Context, out *cli.Output) error {
-	c, err := stationd.Load(r.Config)
+	c, err := stationconf.Load(r.Config)
 	if err != nil {
 		return err
 	}

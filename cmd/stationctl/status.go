@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/station"
 )
 
@@ -94,7 +94,7 @@ func (s *status) target() (target, error) {
 	verify := &tls.Config{MinVersion: tls.VersionTLS12}
 	token := s.Token
 	if s.Address == "" {
-		c, err := stationd.Load(s.Config)
+		c, err := stationconf.Load(s.Config)
 		if errors.Is(err, fs.ErrNotExist) {
 			return t, fmt.Errorf("there is no configuration %s: name the station's with --config, or where the station listens with --address; stationd init writes one (%w)", s.Config, err)
 		}
@@ -130,7 +130,7 @@ func (s *status) target() (target, error) {
 	}
 	if token != "" {
 		var err error
-		if t.token, err = stationd.ReadToken(token); err != nil {
+		if t.token, err = stationconf.ReadToken(token); err != nil {
 			return t, fmt.Errorf("reading the token: %w", err)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/uart"
 )
 
@@ -51,8 +51,8 @@ const stationUser = "stationd"
 
 // runner is who will run stationd, as far as can be told: its user if we are
 // root and there is one, otherwise whoever we are.
-func runner() (u uart.User, owned stationd.Owned, err error) {
-	owned = stationd.Owned{UID: -1, GID: -1, Mode: 0o644}
+func runner() (u uart.User, owned stationconf.Owned, err error) {
+	owned = stationconf.Owned{UID: -1, GID: -1, Mode: 0o644}
 	if os.Geteuid() == 0 {
 		known, err := user.Lookup(stationUser)
 		if _, unknown := errors.AsType[user.UnknownUserError](err); unknown {
@@ -78,7 +78,7 @@ func runner() (u uart.User, owned stationd.Owned, err error) {
 		}
 		// Root writes it, and everybody may read it: stationctl status does,
 		// and there is no secret in it.
-		return u, stationd.Owned{UID: 0, GID: gid, Mode: 0o644}, nil
+		return u, stationconf.Owned{UID: 0, GID: gid, Mode: 0o644}, nil
 	}
 	groups, err := os.Getgroups()
 	if err != nil {
@@ -117,7 +117,7 @@ func (i *initCommand) Run(ctx context.Context, out *cli.Output) error {
 			return fmt.Errorf("%w: there is no terminal to ask at, so %s must say the rest", cli.ErrMisuse, strings.Join(missing, ", "))
 		}
 		fmt.Fprintf(out.People, "Four questions, and %s is written. Ctrl-C ends it, and nothing is written.\n", i.Output)
-		if err := (stationd.Questions{In: os.Stdin, Out: out.People, Ports: uart.List, Use: use}).Ask(ctx, &choices); err != nil {
+		if err := (stationconf.Questions{In: os.Stdin, Out: out.People, Ports: uart.List, Use: use}).Ask(ctx, &choices); err != nil {
 			return err
 		}
 		for n := range choices.Slots {
@@ -134,16 +134,16 @@ func (i *initCommand) Run(ctx context.Context, out *cli.Output) error {
 }
 
 // choices are what the flags say. What they say wrongly is misuse.
-func (i *initCommand) choices() (stationd.Choices, error) {
-	c := stationd.Choices{SKU: i.SKU, Station: i.Station, Registry: i.Registry, Bucket: i.Bucket, Region: i.Region, Dir: i.Dir, Listen: i.Listen, StateDir: i.StateDir, Language: i.Language}
+func (i *initCommand) choices() (stationconf.Choices, error) {
+	c := stationconf.Choices{SKU: i.SKU, Station: i.Station, Registry: i.Registry, Bucket: i.Bucket, Region: i.Region, Dir: i.Dir, Listen: i.Listen, StateDir: i.StateDir, Language: i.Language}
 	for _, text := range i.Port {
 		name, path, ok := strings.Cut(text, "=")
 		if !ok {
 			return c, fmt.Errorf("%w: --port %s names no slot; write it as A=%s", cli.ErrMisuse, text, text)
 		}
-		c.Slots = append(c.Slots, stationd.Slot{Name: name, Port: path, Dialect: i.Dialect})
+		c.Slots = append(c.Slots, stationconf.Slot{Name: name, Port: path, Dialect: i.Dialect})
 	}
-	misplaced := func(flag, kind string) (stationd.Choices, error) {
+	misplaced := func(flag, kind string) (stationconf.Choices, error) {
 		return c, fmt.Errorf("%w: --%s goes with --registry %s", cli.ErrMisuse, flag, kind)
 	}
 	switch {
@@ -156,13 +156,13 @@ func (i *initCommand) choices() (stationd.Choices, error) {
 	}
 	tried := c
 	if len(tried.Slots) == 0 { // the dialect is for the slots that will be asked for
-		tried.Slots = []stationd.Slot{{Name: "A", Port: "/dev/serial/by-path/none", Dialect: i.Dialect}}
+		tried.Slots = []stationconf.Slot{{Name: "A", Port: "/dev/serial/by-path/none", Dialect: i.Dialect}}
 	}
 	if err := tried.Check(); err != nil {
-		return c, fmt.Errorf("%w: %s", cli.ErrMisuse, stationd.Explain(err))
+		return c, fmt.Errorf("%w: %s", cli.ErrMisuse, stationconf.Explain(err))
 	}
 	if c.Dir != "" {
-		if err := stationd.CheckFolder(c.Dir); err != nil {
+		if err := stationconf.CheckFolder(c.Dir); err != nil {
 			return c, fmt.Errorf("%w: --dir: %w", cli.ErrMisuse, err)
 		}
 	}
@@ -170,7 +170,7 @@ func (i *initCommand) choices() (stationd.Choices, error) {
 }
 
 // lacks names the flags that say what is missing.
-func lacks(c stationd.Choices) (flags []string) {
+func lacks(c stationconf.Choices) (flags []string) {
 	for _, need := range []struct {
 		flag    string
 		missing bool
@@ -189,7 +189,7 @@ func lacks(c stationd.Choices) (flags []string) {
 // refused in the end.
 func (i *initCommand) writable() error {
 	if _, err := os.Lstat(i.Output); err == nil && !i.Force {
-		return fmt.Errorf("%w: %s; --force keeps it as %s.old and writes a new one", stationd.ErrExists, i.Output, i.Output)
+		return fmt.Errorf("%w: %s; --force keeps it as %s.old and writes a new one", stationconf.ErrExists, i.Output, i.Output)
 	}
 	dir := filepath.Dir(i.Output)
 	for {
@@ -210,14 +210,14 @@ func (i *initCommand) writable() error {
 
 // unwritable says which folders the unit may not write to as it is, and what to
 // do.
-func unwritable(c stationd.Config) string {
+func unwritable(c stationconf.Config) string {
 	var all []string
 	text := ""
 	if c.StateDir != defaultState && !strings.HasPrefix(c.StateDir, defaultState+"/") {
 		all = append(all, c.StateDir)
 		text = fmt.Sprintf("The unit needs the folder %s to be there. Run: install -d -m 700 -o %s %s\n", c.StateDir, stationUser, c.StateDir)
 	}
-	if c.Registry.Kind == "dir" && !strings.HasPrefix(c.Registry.Dir+"/", stationd.DefaultFolder+"/") {
+	if c.Registry.Kind == "dir" && !strings.HasPrefix(c.Registry.Dir+"/", stationconf.DefaultFolder+"/") {
 		all = append(all, c.Registry.Dir)
 	}
 	if len(all) == 0 {
@@ -227,8 +227,8 @@ func unwritable(c stationd.Config) string {
 		strings.Join(all, " and "), strings.Join(all, " "))
 }
 
-func (i *initCommand) write(choices stationd.Choices, owned stationd.Owned, uid int, out *cli.Output) error {
-	text, err := stationd.Compose(choices)
+func (i *initCommand) write(choices stationconf.Choices, owned stationconf.Owned, uid int, out *cli.Output) error {
+	text, err := stationconf.Compose(choices)
 	if err != nil {
 		return err
 	}
@@ -237,15 +237,15 @@ func (i *initCommand) write(choices stationd.Choices, owned stationd.Owned, uid 
 		if owned.GID >= 0 {
 			owner, group = uid, owned.GID
 		}
-		if err := stationd.MakeFolder(choices.Dir, owner, group); err != nil {
+		if err := stationconf.MakeFolder(choices.Dir, owner, group); err != nil {
 			return err
 		}
 	}
-	kept, err := stationd.Install(i.Output, text, i.Force, owned)
+	kept, err := stationconf.Install(i.Output, text, i.Force, owned)
 	if err != nil {
 		return err
 	}
-	c, err := stationd.Load(i.Output)
+	c, err := stationconf.Load(i.Output)
 	if err != nil {
 		return fmt.Errorf("checking what was written: %w", err)
 	}

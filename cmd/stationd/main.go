@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/uart"
 )
@@ -49,7 +50,7 @@ type serveCommand struct {
 }
 
 func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
-	c, err := stationd.LoadToServe(s.Config)
+	c, err := stationconf.LoadToServe(s.Config)
 	if errors.Is(err, fs.ErrNotExist) {
 		// As misuse, so that the unit fails once and is not started again and
 		// again.
@@ -60,7 +61,7 @@ func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 	}
 	if s.Check {
 		note := ""
-		if os.Geteuid() == 0 && c.Access != (stationd.Access{}) {
+		if os.Geteuid() == 0 && c.Access != (stationconf.Access{}) {
 			note = "The files of [access] were read as root; stationctl doctor says whether the station's user may read them too."
 		}
 		ports, err := uart.List()
@@ -78,11 +79,11 @@ func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
 			Slots   int    `json:"slots"`
 			Note    string `json:"note,omitempty"`
 			// Warnings are of the settings of ports.
-			Warnings []stationd.PortWarning `json:"warnings,omitempty"`
+			Warnings []stationconf.PortWarning `json:"warnings,omitempty"`
 		}{true, c.Station, c.SKU, len(c.Slots), note, warnings},
 			strings.TrimSpace(fmt.Sprintf("%s: good; station %s of SKU %s, %s, registry of kind %s\n%s%s", s.Config, c.Station, c.SKU, cli.Count(len(c.Slots), "slot", "slots"), c.Registry.Kind, told, note))+"\n")
 	}
-	log, err := stationd.OpenLog(out.Err, c)
+	log, err := stationconf.OpenLog(out.Err, c)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"secretfree/cloud"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/cmd/internal/stationd"
 	"secretfree/fixtures"
 )
@@ -82,7 +83,7 @@ func (f *factory) config() string {
 // start runs the daemon in this process.
 func (f *factory) start() {
 	f.t.Helper()
-	c, err := stationd.Load(f.config())
+	c, err := stationconf.Load(f.config())
 	if err != nil {
 		f.t.Fatal(err)
 	}

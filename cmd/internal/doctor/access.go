@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 )
 
 // expiresSoon is how long before its end a certificate is told of.
@@ -22,7 +22,7 @@ const expiresSoon = 14 * 24 * time.Hour
 // is in them goes into no finding.
 func (e *exam) checkAccess(context.Context) []Result {
 	a := e.station.Access
-	if e.configErr != nil || a == (stationd.Access{}) {
+	if e.configErr != nil || a == (stationconf.Access{}) {
 		return nil
 	}
 	files := slices.DeleteFunc([]struct{ key, name string }{
@@ -38,7 +38,7 @@ func (e *exam) checkAccess(context.Context) []Result {
 		}
 	}
 	const start = "The station does not start with this; one that runs goes on with what it read before."
-	if _, err := stationd.LoadToServe(e.Path); err != nil {
+	if _, err := stationconf.LoadToServe(e.Path); err != nil {
 		return []Result{fail("access", start+" Do what the line says.", "%v", err)}
 	}
 	var found []Result

@@ -23,7 +23,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/control"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 )
 
 // Level says how bad a finding is.
@@ -121,7 +121,7 @@ type Config struct {
 // exam is one examination.
 type exam struct {
 	Config
-	station    stationd.Config
+	station    stationconf.Config
 	configErr  error  // why there is none
 	stateDir   string // empty if it is not known
 	owner      owner
@@ -230,7 +230,7 @@ const defaultState = "/var/lib/stationd"
 
 func newExam(ctx context.Context, c Config) *exam {
 	e := &exam{Config: c}
-	e.station, e.configErr = stationd.Load(c.Path)
+	e.station, e.configErr = stationconf.Load(c.Path)
 	e.stateDir = e.station.StateDir
 	if e.configErr != nil {
 		if e.stateDir = loose(c.Path); e.stateDir == "" {

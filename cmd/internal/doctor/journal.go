@@ -14,7 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool"
 	"secretfree/spool/durable"
 	"secretfree/spool/journal"
@@ -191,9 +191,9 @@ func (e *exam) judgeQueue(s spool.Stats, runs bool) Result {
 		since = s.LastSuccess
 	}
 	switch {
-	case e.station.Registry.Kind == stationd.NoRegistry && age > longWait:
+	case e.station.Registry.Kind == stationconf.NoRegistry && age > longWait:
 		return warn("journal.queue", "Take them away on a stick: stationctl export; then bring the receipts back.", "%s", text)
-	case e.station.Registry.Kind == stationd.NoRegistry:
+	case e.station.Registry.Kind == stationconf.NoRegistry:
 		return good("journal.queue", "%s: they leave on a stick", text)
 	case !runs:
 		return warn("journal.queue", "Start the station: systemctl start stationd", "%s, and nobody delivers them", text)

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool"
 )
 
@@ -35,14 +35,14 @@ func TestPorts(t *testing.T) {
 	p.link("sys/dev/char/1:7/subsystem", "../../../class/tty")
 	p.link("sys/dev/char/1:3/subsystem", "../../../class/tty")
 	p.file("proc/devices", "Character devices:\n  1 mem\n  4 tty\n  4 ttyS\n\nBlock devices:\n  1 ramdisk\n")
-	at := func(e *exam, port string) []Result { return e.checkPort(stationd.Slot{Name: "A", Port: port}) }
+	at := func(e *exam, port string) []Result { return e.checkPort(stationconf.Slot{Name: "A", Port: port}) }
 	e := p.exam()
 	onlyOK(t, e.checkPorts(t.Context()))
 	onlyOK(t, at(e, "/dev/full"))
 	want(t, at(e, p.port+"-none"), "warn port.there", "is not there")
 	want(t, at(e, "auto:ffff:0001"), "warn port.there", "auto:ffff:0001 is not there")
 	numbered := p.exam()
-	numbered.station.Slots = []stationd.Slot{{Name: "A", Port: "/dev/ttyUSB97"}}
+	numbered.station.Slots = []stationconf.Slot{{Name: "A", Port: "/dev/ttyUSB97"}}
 	want(t, numbered.checkPorts(t.Context()), "warn port.name", "another adapter")
 	want(t, at(e, p.c.Path), "fail port.kind", "is no serial port")
 	want(t, at(e, "/dev/zero"), "fail port.kind", "is no serial port")

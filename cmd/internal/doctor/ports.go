@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/uart"
 )
 
@@ -61,7 +61,7 @@ func judgeList(all []uart.Listed, err error) []Result {
 }
 
 // checkPort opens nothing: that resets some boards.
-func (e *exam) checkPort(slot stationd.Slot) (found []Result) {
+func (e *exam) checkPort(slot stationconf.Slot) (found []Result) {
 	say := func(r Result) { r.Text = "slot " + slot.Name + ": " + r.Text; found = append(found, r) }
 	path, err := findPort(slot.Port)
 	if err != nil {

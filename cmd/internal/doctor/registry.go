@@ -13,7 +13,7 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
@@ -42,7 +42,7 @@ func (e *exam) checkRegistry(ctx context.Context) []Result {
 	switch {
 	case e.configErr != nil:
 		return []Result{warn("registry", "Correct the configuration first.", "without a configuration it is not known where records go")}
-	case e.station.Registry.Kind == stationd.NoRegistry:
+	case e.station.Registry.Kind == stationconf.NoRegistry:
 		return []Result{good("registry", "this station has no registry: records leave on a stick (stationctl export); when that was last done is on the stick, not here")}
 	case e.station.Registry.Kind == "dir":
 		return e.checkFolder(e.station.Registry.Dir)
@@ -306,7 +306,7 @@ func folderError(dir string, err error, sees bool, asOwner string) []Result {
 
 // judgeFull measures the file system of a registry by the limits of the
 // station's own.
-func judgeFull(dir string, limits stationd.Disk) []Result {
+func judgeFull(dir string, limits stationconf.Disk) []Result {
 	free, size, err := freeOf(dir)
 	if err != nil {
 		return []Result{warn("registry.room", "", "the room in %s could not be measured: %v", dir, err)}

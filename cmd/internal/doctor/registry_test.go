@@ -19,7 +19,7 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/cmd/internal/control"
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/station/board"
 )
 
@@ -135,15 +135,15 @@ func TestFolder(t *testing.T) {
 	want(t, e.checkFolder(p.registry), "warn registry.filesystem", "network share (nfs4)")
 	p.file("proc/self/mountinfo", fmt.Sprintf("22 1 0:50 / %s rw - tmpfs x rw\n", p.registry))
 	want(t, e.checkFolder(p.registry), "fail registry.filesystem", "is gone when")
-	e.station.Disk = stationd.Disk{Warn: 0, Critical: 101}
+	e.station.Disk = stationconf.Disk{Warn: 0, Critical: 101}
 	want(t, e.checkFolder(p.registry), "warn registry.room", "are free")
-	e.station.Disk = stationd.Disk{Warn: 0, Critical: 0}
+	e.station.Disk = stationconf.Disk{Warn: 0, Critical: 0}
 	want(t, e.checkFolder(p.registry), "fail registry.room", "are free")
 	marker := p.registry + "/registry.json"
 	must(t, os.WriteFile(marker, []byte("nonsense"), 0o600))
 	want(t, e.checkFolder(p.registry), "fail registry.folder", "cannot be used")
 	want(t, folderError("/x", os.ErrPermission, false, "run it as root"), "warn registry.folder", "could not be looked into")
-	want(t, judgeFull(p.registry+"/none", stationd.Disk{}), "warn registry.room", "no such file")
+	want(t, judgeFull(p.registry+"/none", stationconf.Disk{}), "warn registry.room", "no such file")
 	for _, test := range []struct {
 		uid  uint32
 		gids []uint32

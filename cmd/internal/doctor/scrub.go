@@ -15,7 +15,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"secretfree/cmd/internal/stationd"
+	"secretfree/cmd/internal/stationconf"
 )
 
 // scrubber takes out of a text what may be a secret. It knows none: it goes by
@@ -140,7 +140,7 @@ func (s *scrubber) settings(data []byte) []byte {
 	if err := toml.Unmarshal(data, &all); err != nil {
 		return s.names(data)
 	}
-	out, err := toml.Marshal(strip(all, reflect.TypeFor[stationd.Config]()))
+	out, err := toml.Marshal(strip(all, reflect.TypeFor[stationconf.Config]()))
 	if err != nil {
 		return s.names(data)
 	}

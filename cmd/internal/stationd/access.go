@@ -14,13 +14,14 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/cmd/internal/web"
 	"secretfree/station"
 )
 
 // gate is what [access] comes to in a daemon.
 type gate struct {
-	config  Access
+	config  stationconf.Access
 	network bool
 	secret  []byte
 	pair    *web.KeyPair // nil without TLS
@@ -37,7 +38,7 @@ const secretName = "page.key"
 // openGate reads the files of [access], for a page that others reach if
 // network. The secret of log-ins is in the state directory, so that they
 // survive a restart.
-func openGate(c Config, network bool, log zerolog.Logger) (*gate, error) {
+func openGate(c stationconf.Config, network bool, log zerolog.Logger) (*gate, error) {
 	g := &gate{config: c.Access, network: network, log: log, seen: map[string]os.FileInfo{}}
 	var err error
 	if c.Access.TLS() {
@@ -133,7 +134,7 @@ func (g *gate) read() (station.Tokens, error) {
 			info = nil
 		}
 		g.seen[name] = info
-		token, err := ReadToken(name)
+		token, err := stationconf.ReadToken(name)
 		failed = append(failed, err)
 		byKey[key] = token
 	}

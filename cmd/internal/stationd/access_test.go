@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"secretfree/cmd/internal/stationconf"
 )
 
 // pair writes a certificate and its key.
@@ -212,7 +214,7 @@ func TestTokensAreReadAgain(t *testing.T) {
 func TestTokensUnreadable(t *testing.T) {
 	f := newFactory(t)
 	view, technician := filepath.Join(f.dir, "view"), filepath.Join(f.dir, "technician")
-	g := &gate{config: Access{ViewToken: view, TechnicianToken: technician}, seen: map[string]os.FileInfo{}}
+	g := &gate{config: stationconf.Access{ViewToken: view, TechnicianToken: technician}, seen: map[string]os.FileInfo{}}
 	if _, err := g.read(); err == nil || strings.Count(err.Error(), "no such file") != 2 || strings.Contains(err.Error(), "same token") {
 		t.Errorf("neither is there: %v", err)
 	}
@@ -261,7 +263,7 @@ func TestAccessFilesAreChecked(t *testing.T) {
 			f.config()
 			c.spoil(f, certificate, key, view, technician)
 			file := filepath.Join(f.dir, "stationd.toml")
-			_, err := LoadToServe(file)
+			_, err := stationconf.LoadToServe(file)
 			if c.want == "" {
 				if err != nil {
 					t.Error(err)
@@ -271,7 +273,7 @@ func TestAccessFilesAreChecked(t *testing.T) {
 			if err == nil || !strings.HasPrefix(err.Error(), file+":") || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), token[:12]) {
 				t.Errorf("%v, want %s", err, c.want)
 			}
-			if _, err := Load(file); err != nil {
+			if _, err := stationconf.Load(file); err != nil {
 				t.Errorf("who only wants to know where the station is: %v", err)
 			}
 		})

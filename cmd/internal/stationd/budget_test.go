@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool"
 	"secretfree/station"
 )
@@ -107,6 +108,6 @@ func loadWith(t *testing.T, more string) error {
 	if err := os.WriteFile(name, append(text, more...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Load(name)
+	_, err = stationconf.Load(name)
 	return err
 }

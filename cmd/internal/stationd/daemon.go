@@ -1,3 +1,6 @@
+// Package stationd runs a station: it opens the journal, the registry, the ports
+// and the page that a configuration names, and joins them into one daemon. The
+// demo runs the same code as the command. Start with Serve.
 package stationd
 
 import (
@@ -18,6 +21,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/control"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/cmd/internal/web"
 	"secretfree/spool"
 	"secretfree/spool/journal"
@@ -71,7 +75,7 @@ type Daemon struct {
 // Serve opens a station and runs it until ctx ends. If ctx ends before it is
 // open, as while a large index is made anew, it is not waited for: nothing has
 // passed yet.
-func Serve(ctx context.Context, c Config, log zerolog.Logger) error {
+func Serve(ctx context.Context, c stationconf.Config, log zerolog.Logger) error {
 	type opened struct {
 		d   *Daemon
 		err error
@@ -100,7 +104,7 @@ func Serve(ctx context.Context, c Config, log zerolog.Logger) error {
 
 // Open takes the state directory and the page's address. A configuration must
 // come from Load.
-func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
+func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemon, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
@@ -112,7 +116,7 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == NoRegistry}
+	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == stationconf.NoRegistry}
 	if d.receipts, err = c.Receipts(); err != nil {
 		return nil, err
 	}
@@ -131,8 +135,8 @@ func Open(ctx context.Context, c Config, log zerolog.Logger) (*Daemon, error) {
 	return d, nil
 }
 
-func openRegistry(ctx context.Context, c Config) (spool.Sink, spool.Archive, error) {
-	if c.Registry.Kind == NoRegistry {
+func openRegistry(ctx context.Context, c stationconf.Config) (spool.Sink, spool.Archive, error) {
+	if c.Registry.Kind == stationconf.NoRegistry {
 		return control.NoSink{Why: "this station has no registry: records leave it by stationctl export"}, nil, nil
 	}
 	registry, err := c.Registry.Open(ctx, c.SKU)
@@ -142,7 +146,7 @@ func openRegistry(ctx context.Context, c Config) (spool.Sink, spool.Archive, err
 	return registry, archive{registry}, nil
 }
 
-func (d *Daemon) open(ctx context.Context, c Config) (err error) {
+func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {
 	d.transcripts, err = openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
 	if err != nil {
 		return err
@@ -185,7 +189,7 @@ func (d *Daemon) open(ctx context.Context, c Config) (err error) {
 	}()
 	// What others may do depends on where the page really is: a socket of
 	// systemd counts, and not what the configuration says then.
-	if d.gate, err = openGate(c, OnNetwork(d.Addr()), d.log); err != nil {
+	if d.gate, err = openGate(c, stationconf.OnNetwork(d.Addr()), d.log); err != nil {
 		return err
 	}
 	d.station, err = station.New(station.Config{
@@ -220,15 +224,15 @@ const socketListen = "listen"
 
 // listen takes the socket that systemd opened, or opens the address. What holds
 // for an address on a network holds for a socket there.
-func listen(c Config) (net.Listener, error) {
+func listen(c stationconf.Config) (net.Listener, error) {
 	given, err := web.Sockets(socketListen)
 	if err != nil {
 		return nil, err
 	}
 	if l := given[socketListen]; l != nil {
-		if OnNetwork(l.Addr().String()) && !c.Access.TLS() && !c.Access.HasTokens() {
+		if stationconf.OnNetwork(l.Addr().String()) && !c.Access.TLS() && !c.Access.HasTokens() {
 			return nil, errors.Join(fmt.Errorf("systemd hands over a socket on %s, which others reach, and there is neither TLS nor a token: write a table [access] into the "+
-				"configuration, or ListenStream=%s into the unit", l.Addr(), DefaultListen), l.Close())
+				"configuration, or ListenStream=%s into the unit", l.Addr(), stationconf.DefaultListen), l.Close())
 		}
 		return l, nil
 	}

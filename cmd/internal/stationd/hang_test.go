@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/station"
 )
 
@@ -62,7 +63,7 @@ func TestHangingDiskDaemon(t *testing.T) {
 	if name == "" {
 		t.Skip("it is a part of TestHangingDisk")
 	}
-	c, err := Load(name)
+	c, err := stationconf.Load(name)
 	if err != nil {
 		t.Fatal(err)
 	}

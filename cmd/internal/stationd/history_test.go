@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/fixtures"
 	"secretfree/spool/journal"
 	"secretfree/station"
@@ -164,7 +165,7 @@ func TestLookingBack(t *testing.T) {
 // folder or is named.
 func TestShelfReads(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(filepath.Join(dir, "transcripts"), Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
+	s, err := openShelf(filepath.Join(dir, "transcripts"), stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +182,7 @@ func TestShelfReads(t *testing.T) {
 	if err := os.Symlink(secret, filepath.Join(s.dir, "20260102T030405.000000000Z-A-passed.uart")); err != nil {
 		t.Fatal(err)
 	}
-	again, err := openShelf(s.dir, Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
+	again, err := openShelf(s.dir, stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +208,7 @@ func TestShelfReads(t *testing.T) {
 
 func FuzzShelfRead(f *testing.F) {
 	dir := f.TempDir()
-	s, err := openShelf(filepath.Join(dir, "transcripts"), Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
+	s, err := openShelf(filepath.Join(dir, "transcripts"), stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
 	if err != nil {
 		f.Fatal(err)
 	}

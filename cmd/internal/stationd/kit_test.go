@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"secretfree/cloud"
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/fixtures"
 	"secretfree/station"
 )
@@ -44,7 +45,7 @@ func newFactory(t *testing.T) *factory {
 	return f
 }
 
-func (f *factory) config() Config {
+func (f *factory) config() stationconf.Config {
 	f.t.Helper()
 	text := fmt.Sprintf("station = \"line3-a\"\nsku = \"widgiot\"\nstate_dir = %q\nlisten = \"127.0.0.1:0\"\n%s", f.state, f.top)
 	for i, port := range f.ports {
@@ -59,7 +60,7 @@ func (f *factory) config() Config {
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		f.t.Fatal(err)
 	}
-	c, err := Load(name)
+	c, err := stationconf.Load(name)
 	if err != nil {
 		f.t.Fatal(err)
 	}

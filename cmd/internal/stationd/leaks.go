@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/station"
 )
 
@@ -14,7 +15,7 @@ const leakDays = 31
 // slot: nobody is known to have acknowledged them. Verdicts hold no
 // acknowledgement, so a leak that was acknowledged, and that no board followed,
 // is among them.
-func (h history) leaks(ctx context.Context, slots []Slot, now time.Time) (map[string]station.Verdict, error) {
+func (h history) leaks(ctx context.Context, slots []stationconf.Slot, now time.Time) (map[string]station.Verdict, error) {
 	open := map[string]bool{} // slots without a verdict so far
 	for _, slot := range slots {
 		open[slot.Name] = true

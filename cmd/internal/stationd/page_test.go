@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"secretfree/cmd/internal/stationconf"
 )
 
 // pipes is a listener of connections that need no network, so that time can be
@@ -156,10 +158,10 @@ func TestMetricsAreGuarded(t *testing.T) {
 			t.Errorf("%s /metrics of %s: %d %.60s, want %d", c.method, c.host, code, body, c.code)
 		}
 	}
-	if hosts := (Config{Listen: "line3-a.factory.example:8080", Hosts: []string{"line3"}}).AllowedHosts(); len(hosts) != 2 || hosts[1] != "line3-a.factory.example" {
+	if hosts := (stationconf.Config{Listen: "line3-a.factory.example:8080", Hosts: []string{"line3"}}).AllowedHosts(); len(hosts) != 2 || hosts[1] != "line3-a.factory.example" {
 		t.Errorf("the hosts are %q", hosts)
 	}
-	if hosts := (Config{Listen: ":8080"}).AllowedHosts(); len(hosts) != 0 {
+	if hosts := (stationconf.Config{Listen: ":8080"}).AllowedHosts(); len(hosts) != 0 {
 		t.Errorf("the hosts are %q", hosts)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/station"
 	"secretfree/uart"
 )
@@ -39,7 +40,7 @@ const (
 	passedWord  = "passed"
 )
 
-func openShelf(dir string, limits Transcripts) (*shelf, error) {
+func openShelf(dir string, limits stationconf.Transcripts) (*shelf, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder for transcripts: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"secretfree/cmd/internal/stationconf"
 	"secretfree/uart"
 )
 
@@ -50,7 +51,7 @@ func onShelf(t *testing.T, dir string) []string {
 
 func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(dir, Transcripts{Failed: 3, Passed: 2, MaxMiB: 1})
+	s, err := openShelf(dir, stationconf.Transcripts{Failed: 3, Passed: 2, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +71,7 @@ func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 
 	// With smaller limits after a restart the oldest go; what is no transcript
 	// stays.
-	if _, err = openShelf(dir, Transcripts{Failed: 1, Passed: 0, MaxMiB: 1}); err != nil {
+	if _, err = openShelf(dir, stationconf.Transcripts{Failed: 1, Passed: 0, MaxMiB: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if got := onShelf(t, dir); !slices.Equal(got, []string{"no-proof"}) {
@@ -83,7 +84,7 @@ func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 
 func TestShelfHasABudgetOfBytes(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(dir, Transcripts{Failed: 100, Passed: 100, MaxMiB: 1})
+	s, err := openShelf(dir, stationconf.Transcripts{Failed: 100, Passed: 100, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +100,7 @@ func TestShelfHasABudgetOfBytes(t *testing.T) {
 
 func TestShelfWithoutPasses(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(dir, Transcripts{Failed: 1, Passed: 0, MaxMiB: 1})
+	s, err := openShelf(dir, stationconf.Transcripts{Failed: 1, Passed: 0, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"secretfree/cmd/internal/stationconf"
 )
 
 // socketEnv names the configuration of a child of TestSocketPassed.
@@ -28,7 +30,7 @@ func TestSocketDaemon(t *testing.T) {
 	if name == "" {
 		t.Skip("it is a part of TestSocketPassed")
 	}
-	c, err := Load(name)
+	c, err := stationconf.Load(name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
-// Package stationd joins the rooms of a station into one daemon. It is a
-// package so that the demo runs the same code as the command.
-package stationd
+// Package stationconf reads, checks and writes the configuration of a station:
+// the file that systemd/stationd.toml explains. Start with Config.
+package stationconf
 
 import (
 	"fmt"

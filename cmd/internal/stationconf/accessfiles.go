@@ -1,4 +1,4 @@
-package stationd
+package stationconf
 
 import (
 	"crypto/tls"
