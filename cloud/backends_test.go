@@ -44,8 +44,8 @@ type registry interface {
 	LatestCheckpoint(ctx context.Context, origin string) ([]byte, error)
 
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
-	Guards(ctx context.Context) iter.Seq2[Guard, error]
-	Objects(ctx context.Context) iter.Seq2[Object, error]
+	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]
+	Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 
 	ChangeState(context.Context, board.DeviceID, Change) (board.Enrolment, error)
 	History(context.Context, board.DeviceID) ([]Event, error)

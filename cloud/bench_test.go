@@ -167,12 +167,12 @@ func bareBatch(b *testing.B, a *AWS, records []board.Sealed) {
 	group.Wait()
 	var puts []types.TransactWriteItem
 	for _, s := range records {
-		key := Guard{s.Record.Fingerprint(), s.Record.Device}
+		key := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
 		puts = append(puts, types.TransactWriteItem{Put: &types.Put{
 			TableName: &a.config.Table, Item: newItem(s, a.config.PubkeyFormat, a.config.Bucket).dynamo(),
 			ConditionExpression: aws.String("attribute_not_exists(#id)"), ExpressionAttributeNames: map[string]string{"#id": "device-id"},
 		}}, types.TransactWriteItem{Put: &types.Put{
-			TableName: &a.config.Table, Item: key.dynamo(),
+			TableName: &a.config.Table, Item: guardToDynamo(key),
 			ConditionExpression:       aws.String("attribute_not_exists(#id) OR #device = :device"),
 			ExpressionAttributeNames:  map[string]string{"#id": "device-id", "#device": "device"},
 			ExpressionAttributeValues: map[string]types.AttributeValue{":device": &types.AttributeValueMemberS{Value: key.Device.String()}},

@@ -428,8 +428,8 @@ func (w *writing) finish() error {
 	}
 	var guards, items []newFile
 	for _, p := range pending {
-		key := Guard{p.Key.Fingerprint(), p.Device}
-		guards = append(guards, newFile{name: guardName(key.Key), content: key.json()})
+		key := board.KeyBinding{Device: p.Device, Key: p.Key.Fingerprint()}
+		guards = append(guards, newFile{name: guardName(key.Key), content: guardToJSON(key)})
 		items = append(items, newFile{name: itemName(p.Device), content: p.json})
 	}
 	if err := w.createAll(append(guards, items...)); err != nil {
@@ -634,7 +634,7 @@ func readItem(root *os.Root, name string, device board.DeviceID) (*item, error) 
 }
 
 // readGuard returns nil if there is none.
-func readGuard(root *os.Root, f board.Fingerprint) (*Guard, error) {
+func readGuard(root *os.Root, f board.Fingerprint) (*board.KeyBinding, error) {
 	data, err := readFile(root, guardName(f), maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, folderThere(root, guardName(f))

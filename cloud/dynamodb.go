@@ -114,7 +114,7 @@ func (w *itemWrites) write(ctx context.Context, group []int) error {
 	var puts []types.TransactWriteItem
 	for _, i := range group {
 		s := w.records[i]
-		key := Guard{s.Record.Fingerprint(), s.Record.Device}
+		key := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
 		puts = append(puts, types.TransactWriteItem{Put: &types.Put{
 			TableName: aws.String(w.config.Table), Item: newItem(s, w.config.PubkeyFormat, w.config.Bucket).dynamo(),
 			ConditionExpression:      aws.String("attribute_not_exists(#id)"),
@@ -126,9 +126,9 @@ func (w *itemWrites) write(ctx context.Context, group []int) error {
 }
 
 // putGuard holds if there is none, or it names the same device.
-func (a *AWS) putGuard(key Guard) types.TransactWriteItem {
+func (a *AWS) putGuard(key board.KeyBinding) types.TransactWriteItem {
 	return types.TransactWriteItem{Put: &types.Put{
-		TableName: aws.String(a.config.Table), Item: key.dynamo(),
+		TableName: aws.String(a.config.Table), Item: guardToDynamo(key),
 		ConditionExpression:       aws.String("attribute_not_exists(#id) OR #device = :device"),
 		ExpressionAttributeNames:  map[string]string{"#id": "device-id", "#device": "device"},
 		ExpressionAttributeValues: map[string]types.AttributeValue{":device": &types.AttributeValueMemberS{Value: key.Device.String()}},
@@ -205,7 +205,7 @@ func (a *AWS) getItem(ctx context.Context, device board.DeviceID) (*item, error)
 }
 
 // getGuard returns nil if there is none.
-func (a *AWS) getGuard(ctx context.Context, f board.Fingerprint) (*Guard, error) {
+func (a *AWS) getGuard(ctx context.Context, f board.Fingerprint) (*board.KeyBinding, error) {
 	out, err := a.get(ctx, guardID(f))
 	if out == nil || err != nil {
 		return nil, err

@@ -136,7 +136,7 @@ func (l Loaded) check(s board.Sealed) error {
 // judge compares what was listed with what is there. It returns true if the
 // device is enrolled with this key, by whomever, false if nothing stands
 // against the import, and otherwise why it cannot be.
-func (l Loaded) judge(r *board.Record, stored *item, key *Guard) (enrolled bool, err error) {
+func (l Loaded) judge(r *board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
 	switch {
 	case stored != nil && stored.record != "":
 		return judge(r, stored, key)
@@ -223,7 +223,7 @@ func (a *AWS) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 }
 
 func (a *AWS) sign(ctx context.Context, l Loaded, s board.Sealed) error {
-	key := Guard{s.Record.Fingerprint(), s.Record.Device}
+	key := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
 	condition, update := "#pubkey = :pubkey", "SET "
 	names := map[string]string{"#pubkey": "pubkey"}
 	values := map[string]types.AttributeValue{":pubkey": &types.AttributeValueMemberS{Value: l.pubkey}}
@@ -328,8 +328,8 @@ func (w *writing) sign(l Loaded, s board.Sealed, format PubkeyFormat) error {
 	if err := errors.Join(w.putObjects([]board.Sealed{s}, []int{0}, results), results[0]); err != nil {
 		return err
 	}
-	guard := Guard{s.Record.Fingerprint(), s.Record.Device}
-	if err := w.create(guardName(guard.Key), guard.json()); err != nil && !errors.Is(err, fs.ErrExist) {
+	guard := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
+	if err := w.create(guardName(guard.Key), guardToJSON(guard)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	signed := newItem(s, format, "")

@@ -194,13 +194,8 @@ func parsePubkey(s string) (board.Key, error) {
 	return board.ParseKeyPEM(text)
 }
 
-// Guard is the item that says which device a key belongs to.
-type Guard struct {
-	Key    board.Fingerprint
-	Device board.DeviceID
-}
-
-// guardID is the partition key of a guard item. No device id has this form.
+// guardID is the partition key of a guard item, which says which device a key
+// belongs to. No device id has this form.
 func guardID(f board.Fingerprint) string { return guardPrefix + f.String() }
 
 // DynamoDB's encoding. Attributes of other names are let pass when reading:
@@ -252,14 +247,14 @@ func itemFromDynamo(device board.DeviceID, in map[string]types.AttributeValue) (
 	return i, nil
 }
 
-func (g *Guard) dynamo() map[string]types.AttributeValue {
+func guardToDynamo(g board.KeyBinding) map[string]types.AttributeValue {
 	return map[string]types.AttributeValue{
 		"device-id": &types.AttributeValueMemberS{Value: guardID(g.Key)},
 		"device":    &types.AttributeValueMemberS{Value: g.Device.String()},
 	}
 }
 
-func guardFromDynamo(f board.Fingerprint, in map[string]types.AttributeValue) (*Guard, error) {
+func guardFromDynamo(f board.Fingerprint, in map[string]types.AttributeValue) (*board.KeyBinding, error) {
 	id, _ := in["device-id"].(*types.AttributeValueMemberS)
 	device, _ := in["device"].(*types.AttributeValueMemberS)
 	if id == nil || device == nil {
@@ -268,12 +263,12 @@ func guardFromDynamo(f board.Fingerprint, in map[string]types.AttributeValue) (*
 	return parseGuard(f, id.Value, device.Value)
 }
 
-func parseGuard(f board.Fingerprint, id, device string) (*Guard, error) {
+func parseGuard(f board.Fingerprint, id, device string) (*board.KeyBinding, error) {
 	known, err := board.ParseDeviceID(device)
 	if err != nil || id != guardID(f) {
 		return nil, damagedGuard(f)
 	}
-	return &Guard{f, known}, nil
+	return &board.KeyBinding{Device: known, Key: f}, nil
 }
 
 func damagedGuard(f board.Fingerprint) error {
@@ -345,11 +340,11 @@ func itemFromJSON(device board.DeviceID, data []byte) (*item, error) {
 	return i, nil
 }
 
-func (g *Guard) json() []byte {
+func guardToJSON(g board.KeyBinding) []byte {
 	return []byte("{\n  \"device-id\": " + quote(guardID(g.Key)) + ",\n  \"device\": " + quote(g.Device.String()) + "\n}\n")
 }
 
-func guardFromJSON(f board.Fingerprint, data []byte) (*Guard, error) {
+func guardFromJSON(f board.Fingerprint, data []byte) (*board.KeyBinding, error) {
 	var object map[string]string
 	if err := decodeJSON(data, &object); err != nil {
 		return nil, damagedGuard(f)

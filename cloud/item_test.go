@@ -56,7 +56,7 @@ func TestItemTypes(t *testing.T) {
 	for name, stored := range map[string]map[string]types.AttributeValue{
 		"nothing":   {},
 		"numbers":   {"device-id": &types.AttributeValueMemberN{Value: "1"}, "device": &types.AttributeValueMemberN{Value: "1"}},
-		"other key": (&Guard{keyN(t, 2).Fingerprint(), deviceN(1)}).dynamo(),
+		"other key": guardToDynamo(board.KeyBinding{Device: deviceN(1), Key: keyN(t, 2).Fingerprint()}),
 	} {
 		if _, err := guardFromDynamo(keyN(t, 1).Fingerprint(), stored); err == nil {
 			t.Errorf("a guard of %s was read", name)
@@ -99,14 +99,14 @@ func FuzzItem(f *testing.F) {
 
 func FuzzGuard(f *testing.F) {
 	fingerprint := keyN(f, 1).Fingerprint()
-	f.Add((&Guard{fingerprint, deviceN(1)}).json())
+	f.Add(guardToJSON(board.KeyBinding{Device: deviceN(1), Key: fingerprint}))
 	f.Add([]byte(`{"device-id":"key:","device":""}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		g, err := guardFromJSON(fingerprint, data)
 		if err != nil {
 			return
 		}
-		again, err := guardFromJSON(fingerprint, g.json())
+		again, err := guardFromJSON(fingerprint, guardToJSON(*g))
 		if err != nil || *again != *g || g.Key != fingerprint || !g.Device.Valid() {
 			t.Fatalf("got %+v, %v, want %+v", again, err, g)
 		}

@@ -30,13 +30,7 @@ const (
 	busyTries = 8 // in a row, about two minutes
 )
 
-// Object is the name of a stored public key.
-type Object struct {
-	Device board.DeviceID
-	Key    board.Fingerprint
-}
-
-func parseObjectName(name string) (o Object, err error) {
+func parseObjectName(name string) (o board.KeyBinding, err error) {
 	device, file, _ := strings.Cut(strings.TrimPrefix(name, "pubkeys/"), "/")
 	key, _ := strings.CutSuffix(file, ".pem")
 	o.Device, err = board.ParseDeviceID(device)
@@ -44,7 +38,7 @@ func parseObjectName(name string) (o Object, err error) {
 		o.Key, err = board.ParseFingerprint(key)
 	}
 	if err != nil || name != objectName(o.Device, o.Key) {
-		return Object{}, fmt.Errorf("%.200q: %w: it is not the name of a public key: find out who put it there", name, ErrDamaged)
+		return board.KeyBinding{}, fmt.Errorf("%.200q: %w: it is not the name of a public key: find out who put it there", name, ErrDamaged)
 	}
 	return o, nil
 }
@@ -76,17 +70,17 @@ func (a *AWS) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] 
 }
 
 // Guards gives the guard of every key, in the way of Enrolments.
-func (a *AWS) Guards(ctx context.Context) iter.Seq2[Guard, error] {
-	return func(yield func(Guard, error) bool) {
+func (a *AWS) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+	return func(yield func(board.KeyBinding, error) bool) {
 		for id, stored := range a.scan(ctx) {
-			g, err := Guard{}, stored.err
+			g, err := board.KeyBinding{}, stored.err
 			if err == nil {
 				key, isGuard := strings.CutPrefix(id, guardPrefix)
 				if !isGuard {
 					continue
 				}
 				if g.Key, err = parseGuardID(key); err == nil {
-					var known *Guard
+					var known *board.KeyBinding
 					if known, err = guardFromDynamo(g.Key, stored.item); err == nil {
 						g = *known
 					}
@@ -102,10 +96,10 @@ func (a *AWS) Guards(ctx context.Context) iter.Seq2[Guard, error] {
 // Objects gives the name of every stored public key, in order. An error that
 // wraps ErrDamaged is about one name; any other ends the listing. It needs
 // s3:ListBucket.
-func (a *AWS) Objects(ctx context.Context) iter.Seq2[Object, error] {
-	return func(yield func(Object, error) bool) {
+func (a *AWS) Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+	return func(yield func(board.KeyBinding, error) bool) {
 		for name, err := range a.names(ctx, "pubkeys/", patiently) {
-			var o Object
+			var o board.KeyBinding
 			if err == nil {
 				o, err = parseObjectName(name)
 			}
@@ -222,13 +216,13 @@ func (d *Dir) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] 
 }
 
 // Guards gives the guard of every key, in the way of Enrolments.
-func (d *Dir) Guards(ctx context.Context) iter.Seq2[Guard, error] {
-	return func(yield func(Guard, error) bool) {
-		d.walk(ctx, "guards", "the guards", func(err error) bool { return yield(Guard{}, err) }, func(root *os.Root, name string) (bool, error) {
+func (d *Dir) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+	return func(yield func(board.KeyBinding, error) bool) {
+		d.walk(ctx, "guards", "the guards", func(err error) bool { return yield(board.KeyBinding{}, err) }, func(root *os.Root, name string) (bool, error) {
 			key, err := parseGuardID(withoutJSON(name))
-			g := &Guard{Key: key}
+			g := &board.KeyBinding{Key: key}
 			if err == nil {
-				var known *Guard
+				var known *board.KeyBinding
 				known, err = readGuard(root, key)
 				if known == nil && err == nil {
 					return true, nil
@@ -247,13 +241,13 @@ func (d *Dir) Guards(ctx context.Context) iter.Seq2[Guard, error] {
 
 // Objects gives the name of every stored public key, in no order. An error that
 // wraps ErrDamaged is about one name; any other ends the listing.
-func (d *Dir) Objects(ctx context.Context) iter.Seq2[Object, error] {
-	return func(yield func(Object, error) bool) {
-		ending := func(err error) bool { return yield(Object{}, err) }
+func (d *Dir) Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+	return func(yield func(board.KeyBinding, error) bool) {
+		ending := func(err error) bool { return yield(board.KeyBinding{}, err) }
 		d.walk(ctx, "pubkeys", "the public keys", ending, func(root *os.Root, device string) (goOn bool, err error) {
 			if info, err := root.Stat("pubkeys/" + device); err != nil || !info.IsDir() {
 				_, err := parseObjectName("pubkeys/" + device)
-				return yield(Object{}, err), nil
+				return yield(board.KeyBinding{}, err), nil
 			}
 			goOn, err = walkFolder(ctx, root, "pubkeys/"+device, func(name string) (bool, error) {
 				o, err := parseObjectName(path.Join("pubkeys", device, name))

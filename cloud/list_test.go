@@ -42,8 +42,8 @@ func collect[T any](t *testing.T, all iter.Seq2[T, error], name func(T) string) 
 }
 
 func enrolmentName(e board.Enrolment) string { return e.Device.String() }
-func guardOf(g Guard) string                 { return guardID(g.Key) }
-func nameOf(o Object) string                 { return objectName(o.Device, o.Key) }
+func guardOf(g board.KeyBinding) string      { return guardID(g.Key) }
+func nameOf(o board.KeyBinding) string       { return objectName(o.Device, o.Key) }
 
 func testList(t *testing.T, b backend) {
 	r := b.open(t, "")
@@ -80,7 +80,7 @@ func testList(t *testing.T, b backend) {
 		if diff := cmp.Diff(want, enrolments[device.String()], cmp.Comparer(func(a, b board.Key) bool { return a == b })); diff != "" {
 			t.Errorf("device %s (-Lookup +Enrolments):\n%s", device, diff)
 		}
-		if guards[guardID(key)] != (Guard{key, device}) || objects[objectName(device, key)] != (Object{device, key}) {
+		if guards[guardID(key)] != (board.KeyBinding{Device: device, Key: key}) || objects[objectName(device, key)] != (board.KeyBinding{Device: device, Key: key}) {
 			t.Errorf("device %s: got %v and %v", device, guards[guardID(key)], objects[objectName(device, key)])
 		}
 	}

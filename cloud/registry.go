@@ -156,7 +156,7 @@ func without(results []error, records []int) (good []int) {
 // key (nil: nothing; read the guard before the item). It returns true if the
 // device is enrolled with this key, false if nothing stands against writing it,
 // and otherwise why it cannot be.
-func judge(r *board.Record, stored *item, key *Guard) (enrolled bool, err error) {
+func judge(r *board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
 	if stored == nil {
 		if key != nil && key.Device != r.Device {
 			return false, &board.Conflict{

@@ -24,14 +24,8 @@ import (
 // far as they are known; any other ends the listing.
 type Census interface {
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
-	Objects(ctx context.Context) iter.Seq2[Binding, error] // the stored public keys, by name
-	Guards(ctx context.Context) iter.Seq2[Binding, error]
-}
-
-// Binding says that a key is a device's.
-type Binding struct {
-	Device board.DeviceID
-	Key    board.Fingerprint
+	Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] // the stored public keys, by name
+	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 }
 
 // ErrUnreadable: the registry holds something that nobody can make sense of.
@@ -223,7 +217,7 @@ func digestOf(envelope []byte) [16]byte {
 	return [16]byte(sum[:])
 }
 
-func (r *reconciling) unreadable(b Binding, err error) error {
+func (r *reconciling) unreadable(b board.KeyBinding, err error) error {
 	if !errors.Is(err, ErrUnreadable) {
 		return err
 	}
@@ -236,7 +230,7 @@ func (r *reconciling) readItems() error {
 		w := row{device: e.Device, kind: rowItem}
 		switch {
 		case err != nil:
-			if err := r.unreadable(Binding{Device: e.Device}, err); err != nil {
+			if err := r.unreadable(board.KeyBinding{Device: e.Device}, err); err != nil {
 				return fmt.Errorf("listing the enrolments: %w", err)
 			}
 			if !e.Device.Valid() {
@@ -267,7 +261,7 @@ func (r *reconciling) readGuards() error {
 	return r.readBindings("listing the guards", rowGuard, r.Census.Guards(r.ctx))
 }
 
-func (r *reconciling) readBindings(doing string, kind rowKind, list iter.Seq2[Binding, error]) error {
+func (r *reconciling) readBindings(doing string, kind rowKind, list iter.Seq2[board.KeyBinding, error]) error {
 	for b, err := range list {
 		if err != nil {
 			if err := r.unreadable(b, err); err != nil {

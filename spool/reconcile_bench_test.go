@@ -140,17 +140,17 @@ func (m *made) Enrolments(context.Context) iter.Seq2[board.Enrolment, error] {
 	}
 }
 
-func (m *made) Objects(context.Context) iter.Seq2[Binding, error] {
-	return func(yield func(Binding, error) bool) {
+func (m *made) Objects(context.Context) iter.Seq2[board.KeyBinding, error] {
+	return func(yield func(board.KeyBinding, error) bool) {
 		for i := range m.n {
-			if !yield(Binding{m.device(i), m.keys[i%len(m.keys)].Fingerprint()}, nil) {
+			if !yield(board.KeyBinding{Device: m.device(i), Key: m.keys[i%len(m.keys)].Fingerprint()}, nil) {
 				return
 			}
 		}
 	}
 }
 
-func (m *made) Guards(ctx context.Context) iter.Seq2[Binding, error] { return m.Objects(ctx) }
+func (m *made) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error] { return m.Objects(ctx) }
 
 // BenchmarkReconcile compares a journal with a registry. of-reading is how long
 // it takes as a multiple of reading the journal and making the registry's

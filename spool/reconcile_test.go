@@ -23,7 +23,7 @@ import (
 // what those of package cloud do.
 type memoryRegistry struct {
 	items   map[board.DeviceID]board.Enrolment
-	objects map[Binding]bool
+	objects map[board.KeyBinding]bool
 	guards  map[board.Fingerprint]board.DeviceID
 	bad     map[board.DeviceID]error // of the item
 	badName error                    // of an object and of a guard
@@ -34,7 +34,7 @@ type memoryRegistry struct {
 }
 
 func newMemoryRegistry() *memoryRegistry {
-	return &memoryRegistry{items: map[board.DeviceID]board.Enrolment{}, objects: map[Binding]bool{}, guards: map[board.Fingerprint]board.DeviceID{},
+	return &memoryRegistry{items: map[board.DeviceID]board.Enrolment{}, objects: map[board.KeyBinding]bool{}, guards: map[board.Fingerprint]board.DeviceID{},
 		bad: map[board.DeviceID]error{}, ends: map[string]error{}}
 }
 
@@ -49,7 +49,7 @@ func (m *memoryRegistry) Put(_ context.Context, s board.Sealed) error {
 	if have && known.Key != r.Key {
 		return &board.Conflict{Kind: board.ErrDeviceConflict, Device: r.Device, Key: f, KnownKey: known.Key.Fingerprint()}
 	}
-	m.objects[Binding{r.Device, f}] = true
+	m.objects[board.KeyBinding{Device: r.Device, Key: f}] = true
 	if have && m.guards[f] != r.Device {
 		return errors.New("the guard is missing or names another device")
 	}
@@ -82,9 +82,9 @@ func (m *memoryRegistry) Enrolments(context.Context) iter.Seq2[board.Enrolment, 
 	}
 }
 
-func (m *memoryRegistry) bindings(all iter.Seq[Binding], end error) iter.Seq2[Binding, error] {
-	return func(yield func(Binding, error) bool) {
-		if m.badName != nil && !yield(Binding{}, m.badName) {
+func (m *memoryRegistry) bindings(all iter.Seq[board.KeyBinding], end error) iter.Seq2[board.KeyBinding, error] {
+	return func(yield func(board.KeyBinding, error) bool) {
+		if m.badName != nil && !yield(board.KeyBinding{}, m.badName) {
 			return
 		}
 		for b := range all {
@@ -93,19 +93,19 @@ func (m *memoryRegistry) bindings(all iter.Seq[Binding], end error) iter.Seq2[Bi
 			}
 		}
 		if end != nil {
-			yield(Binding{}, end)
+			yield(board.KeyBinding{}, end)
 		}
 	}
 }
 
-func (m *memoryRegistry) Objects(context.Context) iter.Seq2[Binding, error] {
+func (m *memoryRegistry) Objects(context.Context) iter.Seq2[board.KeyBinding, error] {
 	return m.bindings(maps.Keys(m.objects), m.ends["objects"])
 }
 
-func (m *memoryRegistry) Guards(context.Context) iter.Seq2[Binding, error] {
-	return m.bindings(func(yield func(Binding) bool) {
+func (m *memoryRegistry) Guards(context.Context) iter.Seq2[board.KeyBinding, error] {
+	return m.bindings(func(yield func(board.KeyBinding) bool) {
 		for key, device := range m.guards {
-			if !yield(Binding{device, key}) {
+			if !yield(board.KeyBinding{Device: device, Key: key}) {
 				return
 			}
 		}
@@ -164,7 +164,7 @@ func TestReconcileSame(t *testing.T) {
 	first := m.items[all[3].Device]
 	first.Station, first.Envelope = "widgiot/line4-b", []byte("{}")
 	m.items[all[3].Device] = first
-	m.objects[Binding{board.DeviceID{9}, board.Fingerprint{9}}] = true // left by a station that broke off
+	m.objects[board.KeyBinding{Device: board.DeviceID{9}, Key: board.Fingerprint{9}}] = true // left by a station that broke off
 
 	out, diffs := k.reconcile(m, true)
 	if !out.Same() || len(diffs) > 0 || m.puts > 0 {
@@ -198,19 +198,21 @@ func TestReconcileFinds(t *testing.T) {
 		"nothing at all": {func(m *memoryRegistry, r board.Record) {
 			delete(m.items, r.Device)
 			delete(m.guards, r.Fingerprint())
-			delete(m.objects, Binding{r.Device, r.Fingerprint()})
+			delete(m.objects, board.KeyBinding{Device: r.Device, Key: r.Fingerprint()})
 		}, []DifferenceKind{DiffMissing}, true, ""},
 		"no item": {func(m *memoryRegistry, r board.Record) { delete(m.items, r.Device) }, []DifferenceKind{DiffMissing}, true, ""},
 		"no item, key elsewhere": {func(m *memoryRegistry, r board.Record) {
 			delete(m.items, r.Device)
 			m.guards[r.Fingerprint()] = other.Device
 		}, []DifferenceKind{DiffMissing}, false, "known under another device id"},
-		"no public key":      {func(m *memoryRegistry, r board.Record) { delete(m.objects, Binding{r.Device, r.Fingerprint()}) }, []DifferenceKind{DiffObject}, true, ""},
+		"no public key": {func(m *memoryRegistry, r board.Record) {
+			delete(m.objects, board.KeyBinding{Device: r.Device, Key: r.Fingerprint()})
+		}, []DifferenceKind{DiffObject}, true, ""},
 		"no guard":           {func(m *memoryRegistry, r board.Record) { delete(m.guards, r.Fingerprint()) }, []DifferenceKind{DiffGuard}, false, "the guard is missing"},
 		"a guard of another": {func(m *memoryRegistry, r board.Record) { m.guards[r.Fingerprint()] = other.Device }, []DifferenceKind{DiffGuard}, false, "names another device"},
 		"neither": {func(m *memoryRegistry, r board.Record) {
 			delete(m.guards, r.Fingerprint())
-			delete(m.objects, Binding{r.Device, r.Fingerprint()})
+			delete(m.objects, board.KeyBinding{Device: r.Device, Key: r.Fingerprint()})
 		}, []DifferenceKind{DiffObject, DiffGuard}, false, "the guard is missing"},
 		"another key": {func(m *memoryRegistry, r board.Record) { edit(m, r, func(e *board.Enrolment) { e.Key = other.Key }) }, []DifferenceKind{DiffKey}, false, ""},
 		"no envelope": {func(m *memoryRegistry, r board.Record) { edit(m, r, func(e *board.Enrolment) { e.Envelope = nil }) }, []DifferenceKind{DiffUnsigned}, false, ""},

@@ -57,25 +57,26 @@ Examples:
 type census struct{ from config.Listing }
 
 func (c census) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
-	return adapt(c.from.Enrolments(ctx), func(e board.Enrolment) board.Enrolment { return e })
+	return markUnreadable(c.from.Enrolments(ctx))
 }
 
-func (c census) Objects(ctx context.Context) iter.Seq2[spool.Binding, error] {
-	return adapt(c.from.Objects(ctx), func(o cloud.Object) spool.Binding { return spool.Binding(o) })
+func (c census) Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+	return markUnreadable(c.from.Objects(ctx))
 }
 
-func (c census) Guards(ctx context.Context) iter.Seq2[spool.Binding, error] {
-	return adapt(c.from.Guards(ctx), func(g cloud.Guard) spool.Binding { return spool.Binding{Device: g.Device, Key: g.Key} })
+func (c census) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+	return markUnreadable(c.from.Guards(ctx))
 }
 
-// adapt says in the spool's words what a listing yields.
-func adapt[A, B any](list iter.Seq2[A, error], to func(A) B) iter.Seq2[B, error] {
-	return func(yield func(B, error) bool) {
-		for a, err := range list {
+// markUnreadable adds spool.ErrUnreadable to the errors of a listing that are
+// about one entry.
+func markUnreadable[T any](list iter.Seq2[T, error]) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for item, err := range list {
 			if errors.Is(err, cloud.ErrDamaged) && !errors.Is(err, cloud.ErrNoRegistry) {
 				err = fmt.Errorf("%w: %w", spool.ErrUnreadable, err)
 			}
-			if !yield(to(a), err) {
+			if !yield(item, err) {
 				return
 			}
 		}

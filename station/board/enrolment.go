@@ -42,6 +42,13 @@ type Enrolment struct {
 	Epoch int
 }
 
+// KeyBinding names a device and the fingerprint of its key. Stored public keys
+// and guards of a registry are key bindings.
+type KeyBinding struct {
+	Device DeviceID
+	Key    Fingerprint
+}
+
 // Receipt says that a station's journal holds a verdict, durably.
 type Receipt struct {
 	Seq     uint64    // of the journal entry that holds the record

@@ -41,8 +41,8 @@ type Backend interface {
 // Listing gives everything that a registry holds; see package cloud.
 type Listing interface {
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
-	Objects(ctx context.Context) iter.Seq2[cloud.Object, error]
-	Guards(ctx context.Context) iter.Seq2[cloud.Guard, error]
+	Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error]
+	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 }
 
 // Operation is what operators do to a registry, and no daemon; see package
