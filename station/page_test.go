@@ -347,7 +347,7 @@ func testStatusJSON(t *testing.T) {
 		`{"urgent":true,"word":"dead","text":"Call quality: the registry rejected 1 board for good.","detail":"stationctl spool dead lists what the registry refused, and why","call":"quality"},` +
 		`{"urgent":false,"word":"backlog","text":"Go on working: every PASS is safe on this station. The cloud does not confirm: 3 boards wait, the oldest for 7 s.",` +
 		`"detail":"no route","call":""}],"cloud":"Cloud: 1 board rejected",` +
-		`"lot":{"name":"","planned":0,"passed":0,"repeated":0,"failed":0,"since":"2000-01-01T00:00:00.123Z"},"recent":[],"scan":null}` + "\n"
+		`"lot":{"name":"","planned":0,"passed":0,"repeated":0,"failed":0,"since":"2000-01-01T00:00:00.123Z"},"recent":[],"scan":null,"version":"","signed":0}` + "\n"
 	if w.Body.String() != want {
 		t.Errorf("got  %swant %s", w.Body, want)
 	}
@@ -363,7 +363,7 @@ func testStatusJSON(t *testing.T) {
 	b.apply(2, event{kind: boardPassed, device: device}, nil)
 	want = `"lot":{"name":"WO 7","planned":20,"passed":1,"repeated":0,"failed":0,"since":"2000-01-01T00:00:00.123Z"},` +
 		`"recent":[{"time":"2000-01-01T00:00:00.123Z","slot":"C","device":"` + id + `","state":"passed","reason":"","confirmed":true,"delivery":"confirmed"}],` +
-		`"scan":{"text":"` + id + `","kind":"device","slot":"B"}}` + "\n"
+		`"scan":{"text":"` + id + `","kind":"device","slot":"B"},"version":"","signed":0}` + "\n"
 	if got := ask(b.Handler(), http.MethodGet, "/status").Body.String(); !strings.HasSuffix(got, want) {
 		t.Errorf("got  %swant … %s", got, want)
 	}

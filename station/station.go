@@ -50,6 +50,7 @@ type Outcome struct {
 type Config struct {
 	SKU     string // a board name, see board.CheckName
 	Station string // likewise
+	Version string // optional: of the program, for /status
 	Slots   []SlotConfig
 	Journal Journal
 	Policy  Policy // optional: the zero value is the strictest
@@ -182,6 +183,7 @@ const (
 // Station runs its slots and shows them. All methods may be called at once.
 type Station struct {
 	sku, name  string
+	version    string
 	journal    Journal
 	backlog    func() Backlog
 	delivery   func(board.DeviceID) Delivery
@@ -272,7 +274,7 @@ func New(c Config) (*Station, error) {
 		return nil, fmt.Errorf("making a station: %w", err)
 	}
 	s := &Station{
-		sku: c.SKU, name: c.Station, journal: c.Journal, backlog: c.Backlog, delivery: c.Delivery,
+		sku: c.SKU, name: c.Station, version: c.Version, journal: c.Journal, backlog: c.Backlog, delivery: c.Delivery,
 		health: c.Health, notices: c.Notices, languages: languages, keepLot: c.KeepLot, lotChanged: make(chan struct{}, 1),
 		transcript: c.Transcript, history: c.History, evidence: c.Evidence,
 		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, door: newDoor(c.Access),

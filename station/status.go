@@ -21,6 +21,8 @@ type Status struct {
 	Lot     *Lot         `json:"lot"`     // what is being made; a station always has one
 	Recent  []Recent     `json:"recent"`  // the newest first, at most 10; since the start
 	Scan    *Scanned     `json:"scan"`    // null if no label waits
+	Version string       `json:"version"` // of the program
+	Signed  uint64       `json:"signed"`  // entries of the journal under its newest signed checkpoint
 }
 
 // SlotStatus is one slot.
@@ -64,6 +66,7 @@ type Backlog struct {
 	OldestSeconds int64  `json:"oldest_seconds"` // age of the oldest pending record
 	LastError     string `json:"last_error"`     // of the last try; empty after a success
 	Carried       bool   `json:"-"`              // records leave on a stick, and nobody tries
+	Signed        uint64 `json:"-"`              // see Status
 }
 
 // Call is who must be called.
@@ -151,7 +154,8 @@ func (s *Station) snapshot(words *catalogue) (Status, <-chan struct{}) {
 	if listed := s.settings.policy.Listed; lot.Planned == 0 && listed != nil {
 		lot.Planned = listed()
 	}
-	status := Status{Station: s.name, Slots: make([]SlotStatus, len(states)), Backlog: s.backlog(), Notices: []Notice{}, Lot: &lot, Recent: []Recent{}}
+	status := Status{Station: s.name, Slots: make([]SlotStatus, len(states)), Backlog: s.backlog(), Notices: []Notice{}, Lot: &lot, Recent: []Recent{}, Version: s.version}
+	status.Signed = status.Backlog.Signed
 	for _, v := range recent {
 		r := Recent{Time: v.Time, Slot: v.Slot, State: v.State, Reason: v.Reason}
 		if v.State == Passed {

@@ -10,9 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -331,11 +329,6 @@ func (f *fleet) look(ctx context.Context, m *member, keys map[string]note.Verifi
 	}
 }
 
-var metric = map[string]*regexp.Regexp{
-	"version": regexp.MustCompile(`(?m)^stationd_build_info\{[^}]*version="((?:[^"\\]|\\.)*)"[^}]*\} `),
-	"signed":  regexp.MustCompile(`(?m)^stationd_spool_signed_entries ([0-9.e+]+)$`),
-}
-
 func (f *fleet) ask(ctx context.Context, m *member, ask func(context.Context, string, string) ([]byte, int, error)) {
 	body, code, err := ask(ctx, m.address, "/status")
 	var s station.Status
@@ -372,16 +365,9 @@ func (f *fleet) ask(ctx context.Context, m *member, ask func(context.Context, st
 	if age := time.Duration(s.Backlog.OldestSeconds) * time.Second; s.Backlog.Pending > 0 && age > f.Behind {
 		m.red("behind", "%s for the registry, the oldest for %v: %s", cli.Count(s.Backlog.Pending, "record waits", "records wait"), age, s.Backlog.LastError)
 	}
-	if body, code, err := ask(ctx, m.address, "/metrics"); err == nil && code == http.StatusOK {
-		if found := metric["version"].FindSubmatch(body); found != nil {
-			m.Version = string(found[1])
-		}
-		if found := metric["signed"].FindSubmatch(body); found != nil {
-			if n, err := strconv.ParseFloat(string(found[1]), 64); err == nil && n >= 0 {
-				signed := uint64(n)
-				m.Signed = &signed
-			}
-		}
+	m.Version = s.Version
+	if s.Version != "" { // older stations tell neither
+		m.Signed = &s.Signed
 	}
 }
 

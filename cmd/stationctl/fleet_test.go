@@ -260,15 +260,13 @@ func (l *line) checkpointAs(t *testing.T, size int) []byte {
 }
 
 // floor answers as a station does.
-func floor(t *testing.T, status string, health int, metrics string) string {
+func floor(t *testing.T, status string, health int) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/status":
 			fmt.Fprint(w, status)
 		case "/healthz":
 			w.WriteHeader(health)
-		case "/metrics":
-			fmt.Fprint(w, metrics)
 		}
 	}))
 	t.Cleanup(s.Close)
@@ -276,7 +274,6 @@ func floor(t *testing.T, status string, health int, metrics string) string {
 }
 
 func TestFleetFromStations(t *testing.T) {
-	const metrics = "# HELP x\nstationd_spool_signed_entries 42\nstationd_build_info{version=\"v1.2\"} 1\n"
 	var asked atomic.Int64
 	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
@@ -296,12 +293,12 @@ func TestFleetFromStations(t *testing.T) {
 	list := filepath.Join(t.TempDir(), "stations")
 	must(t, os.WriteFile(list, fmt.Appendf(nil, "# the floor\nhangs=%s\ngone=%s/ # away\n\nsecret=%s\n", hangs.URL, gone.URL, secret.URL), 0o600))
 	f := fleet{Limit: 500 * time.Millisecond, Stations: list, Station: []string{
-		"good=" + floor(t, `{"station":"good","backlog":{"pending":2,"oldest_seconds":5}}`, 200, metrics),
-		"ill=" + floor(t, `{"station":"ill","notices":[{"urgent":true,"text":"Call IT: the\u001b[2J disk."}]}`, 503, metrics),
-		"dead=" + floor(t, `{"station":"dead","backlog":{"dead":3}}`, 200, metrics),
-		"behind=" + floor(t, `{"station":"behind","backlog":{"pending":7,"oldest_seconds":1000,"last_error":"no answer"}}`, 200, metrics),
-		"other=" + floor(t, `{"station":"line9"}`, 200, metrics),
-		"none=" + floor(t, `{}`, 200, ""), "page=" + floor(t, `<html>`, 200, ""),
+		"good=" + floor(t, `{"station":"good","version":"v1.2","signed":42,"backlog":{"pending":2,"oldest_seconds":5}}`, 200),
+		"ill=" + floor(t, `{"station":"ill","notices":[{"urgent":true,"text":"Call IT: the\u001b[2J disk."}]}`, 503),
+		"dead=" + floor(t, `{"station":"dead","backlog":{"dead":3}}`, 200),
+		"behind=" + floor(t, `{"station":"behind","backlog":{"pending":7,"oldest_seconds":1000,"last_error":"no answer"}}`, 200),
+		"other=" + floor(t, `{"station":"line9"}`, 200),
+		"none=" + floor(t, `{}`, 200), "page=" + floor(t, `<html>`, 200),
 	}}
 	all, table, err := run(t, f)
 	if err == nil || len(all) != 10 {
@@ -376,7 +373,7 @@ func TestFleetFromBoth(t *testing.T) {
 			must(t, os.Chtimes(name, time.Time{}, time.Now().Add(-age)))
 		}
 		for n, level := range signed {
-			url := floor(t, `{"station":"line1"}`, 200, "stationd_spool_signed_entries "+n+"\n")
+			url := floor(t, `{"station":"line1","version":"v1","signed":`+n+`}`, 200)
 			all, table, _ := run(t, fleet{Config: []string{s.config}, Station: []string{"line1=" + url}})
 			if all["line1"].Level != level {
 				t.Errorf("%v, %s signed: %s\n%s", age, n, all["line1"].Level, table)

@@ -193,7 +193,7 @@ func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {
 		return err
 	}
 	d.station, err = station.New(station.Config{
-		SKU: c.SKU, Station: c.Station, Slots: slots, Journal: timedJournal{d.spool, &d.timings},
+		SKU: c.SKU, Station: c.Station, Version: cli.Version(), Slots: slots, Journal: timedJournal{d.spool, &d.timings},
 		Policy: policyOf(c), Page: pageOf(c), Hosts: c.AllowedHosts(), Lot: counted, Earlier: earlier, KeepLot: counts.keep,
 		Backlog: d.backlog, Delivery: d.delivery, Health: d.health, Notices: d.notices,
 		Transcript: d.transcripts.keep, History: past, Evidence: past, Access: d.gate.access(), Log: d.log,
@@ -365,7 +365,7 @@ func (d *Daemon) stats() spool.Stats {
 
 func (d *Daemon) backlog() station.Backlog {
 	stats := d.stats()
-	b := station.Backlog{Pending: stats.Pending, Dead: stats.Dead, LastError: stats.LastError, Carried: d.carried}
+	b := station.Backlog{Pending: stats.Pending, Dead: stats.Dead, LastError: stats.LastError, Carried: d.carried, Signed: stats.Signed}
 	if !stats.Oldest.IsZero() {
 		b.OldestSeconds = int64(max(0, time.Since(stats.Oldest)) / time.Second)
 	}
