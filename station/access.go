@@ -78,16 +78,16 @@ const (
 	maxSame      = 4 // wrong tokens of an address that count once, however often they are shown
 )
 
-// door tells who somebody is.
-type door struct {
+// authenticator tells who somebody is.
+type authenticator struct {
 	Access
 	origin http.CrossOriginProtection
 
 	mu        sync.Mutex
 	revoked   map[[sessionNonce]byte]time.Time // until when they would hold
-	addresses map[visit]*visitor
-	crowd     [ways]*visitor // all for which there was no room in addresses
-	all       *rate.Limiter  // of wrong tokens
+	addresses map[clientKey]*clientLimiter
+	crowd     [ways]*clientLimiter // all for which there was no room in addresses
+	all       *rate.Limiter        // of wrong tokens
 }
 
 // way is how a token is shown. A program with an old token keeps nobody at the
@@ -100,21 +100,21 @@ const (
 	ways
 )
 
-// visit is an address and a way.
-type visit struct {
+// clientKey is an address and a way.
+type clientKey struct {
 	from netip.Addr
 	way  way
 }
 
-// visitor is an address that showed a token in one way.
-type visitor struct {
+// clientLimiter is an address that showed a token in one way.
+type clientLimiter struct {
 	wrong *rate.Limiter
 	good  bool     // it has shown a right one
 	shown [][]byte // hashes of the wrong ones that came last, the newest first: who shows one again learns nothing
 }
 
-// again tells whether a wrong token was shown lately, and takes note of it.
-func (v *visitor) again(hash []byte) bool {
+// seenBefore tells whether a wrong token was shown lately, and takes note of it.
+func (v *clientLimiter) seenBefore(hash []byte) bool {
 	i := slices.IndexFunc(v.shown, func(h []byte) bool { return hmac.Equal(h, hash) })
 	if i < 0 {
 		v.shown = slices.Insert(v.shown, 0, hash)
@@ -123,18 +123,18 @@ func (v *visitor) again(hash []byte) bool {
 	return i >= 0
 }
 
-func newVisitor() *visitor {
-	return &visitor{wrong: rate.NewLimiter(rate.Every(wrongEvery), wrongBurst)}
+func newClientLimiter() *clientLimiter {
+	return &clientLimiter{wrong: rate.NewLimiter(rate.Every(wrongEvery), wrongBurst)}
 }
 
-func newDoor(a Access) *door {
-	return &door{Access: a, revoked: map[[sessionNonce]byte]time.Time{}, addresses: map[visit]*visitor{}, crowd: [ways]*visitor{newVisitor(), newVisitor()},
+func newAuthenticator(a Access) *authenticator {
+	return &authenticator{Access: a, revoked: map[[sessionNonce]byte]time.Time{}, addresses: map[clientKey]*clientLimiter{}, crowd: [ways]*clientLimiter{newClientLimiter(), newClientLimiter()},
 		all: rate.NewLimiter(rate.Every(allEvery), allBurst)}
 }
 
 // role is who sends a request. waits: too many wrong tokens were shown, and no
 // token is looked at for a moment; a log-in holds on.
-func (d *door) role(r *http.Request) (role Role, waits bool) {
+func (d *authenticator) role(r *http.Request) (role Role, waits bool) {
 	if d.Tokens == nil {
 		if d.Network {
 			return Viewer, false
@@ -142,7 +142,7 @@ func (d *door) role(r *http.Request) (role Role, waits bool) {
 		return Technician, false
 	}
 	if token, ok := bearerOf(r); ok {
-		return d.present(r, token, byHeader)
+		return d.authenticate(r, token, byHeader)
 	}
 	if cookie, err := r.Cookie(d.cookieName()); err == nil {
 		return d.session(cookie.Value, time.Now()), false
@@ -155,9 +155,9 @@ func bearerOf(r *http.Request) (token string, ok bool) {
 	return strings.TrimSpace(token), ok && strings.EqualFold(scheme, "Bearer")
 }
 
-// still is who sent a request that is being answered for long: what a log-out,
+// currentRole is who sent a request that is being answered for long: what a log-out,
 // or other tokens, took away meanwhile is gone. It counts no wrong token.
-func (d *door) still(r *http.Request) Role {
+func (d *authenticator) currentRole(r *http.Request) Role {
 	if token, ok := bearerOf(r); ok && d.Tokens != nil {
 		return d.roleOfToken(token)
 	}
@@ -165,18 +165,18 @@ func (d *door) still(r *http.Request) Role {
 	return role
 }
 
-// present says what role a token gives. All comparisons take the same time, and
+// authenticate says what role a token gives. All comparisons take the same time, and
 // a right token is refused like a wrong one while its address has to wait.
-func (d *door) present(r *http.Request, token string, by way) (role Role, waits bool) {
+func (d *authenticator) authenticate(r *http.Request, token string, by way) (role Role, waits bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v := d.visitor(visit{clientOf(r), by})
+	v := d.limiter(clientKey{clientOf(r), by})
 	// Strangers cannot lock out who has shown a right token.
 	if v.wrong.Tokens() < 1 || !v.good && d.all.Tokens() < 1 {
 		return Nobody, true
 	}
 	if role = d.roleOfToken(token); role == Nobody {
-		if !v.again(d.hash(token)) {
+		if !v.seenBefore(d.hash(token)) {
 			v.wrong.Allow()
 			d.all.Allow()
 		}
@@ -186,7 +186,7 @@ func (d *door) present(r *http.Request, token string, by way) (role Role, waits 
 	return role, false
 }
 
-func (d *door) roleOfToken(token string) Role {
+func (d *authenticator) roleOfToken(token string) Role {
 	valid, role := d.Tokens(), Nobody
 	if same(token, valid.View) {
 		role = Viewer
@@ -204,14 +204,14 @@ func same(shown, valid string) bool {
 
 // hash is what is remembered of a wrong token: it may be a right one of
 // elsewhere.
-func (d *door) hash(token string) []byte {
+func (d *authenticator) hash(token string) []byte {
 	h := hmac.New(sha256.New, d.Secret)
 	fmt.Fprintf(h, "secretfree wrong token %s", token)
 	return h.Sum(nil)
 }
 
-// visitor is who comes from an address in a way. The caller holds mu.
-func (d *door) visitor(from visit) *visitor {
+// limiter is who comes from an address in a way. The caller holds mu.
+func (d *authenticator) limiter(from clientKey) *clientLimiter {
 	if v := d.addresses[from]; v != nil {
 		return v
 	}
@@ -225,7 +225,7 @@ func (d *door) visitor(from visit) *visitor {
 	if len(d.addresses) >= maxAddresses {
 		return d.crowd[from.way]
 	}
-	v := newVisitor()
+	v := newClientLimiter()
 	d.addresses[from] = v
 	return v
 }
@@ -254,14 +254,14 @@ const (
 	sessionHead  = 8 + 1 + sessionNonce
 )
 
-func (d *door) cookieName() string {
+func (d *authenticator) cookieName() string {
 	if d.Secure {
 		return "__Host-stationd"
 	}
 	return "stationd"
 }
 
-func (d *door) mac(role Role, head []byte) []byte {
+func (d *authenticator) mac(role Role, head []byte) []byte {
 	token := d.Tokens().View
 	if role == Technician {
 		token = d.Tokens().Technician
@@ -273,7 +273,7 @@ func (d *door) mac(role Role, head []byte) []byte {
 	return h.Sum(nil)
 }
 
-func (d *door) newSession(role Role, now time.Time) string {
+func (d *authenticator) newSession(role Role, now time.Time) string {
 	head := binary.BigEndian.AppendUint64(make([]byte, 0, sessionHead), uint64(now.Add(sessionLimit).Unix()))
 	head = append(head, byte(role))
 	head = append(head, make([]byte, sessionNonce)...)
@@ -282,7 +282,7 @@ func (d *door) newSession(role Role, now time.Time) string {
 }
 
 // openSession checks a cookie; ok is false if it gives nothing.
-func (d *door) openSession(value string, now time.Time) (role Role, nonce [sessionNonce]byte, end time.Time, ok bool) {
+func (d *authenticator) openSession(value string, now time.Time) (role Role, nonce [sessionNonce]byte, end time.Time, ok bool) {
 	data, err := base64.RawURLEncoding.DecodeString(value)
 	if err != nil || len(data) != sessionHead+sha256.Size {
 		return Nobody, nonce, end, false
@@ -299,7 +299,7 @@ func (d *door) openSession(value string, now time.Time) (role Role, nonce [sessi
 	return role, nonce, end, now.Before(end) && end.Sub(now) <= sessionLimit
 }
 
-func (d *door) session(value string, now time.Time) Role {
+func (d *authenticator) session(value string, now time.Time) Role {
 	role, nonce, _, ok := d.openSession(value, now)
 	if !ok {
 		return Nobody
@@ -314,7 +314,7 @@ func (d *door) session(value string, now time.Time) Role {
 
 // revoke ends a log-in for as long as this process runs; the browser forgets it
 // anyhow.
-func (d *door) revoke(value string, now time.Time) {
+func (d *authenticator) revoke(value string, now time.Time) {
 	_, nonce, end, ok := d.openSession(value, now)
 	if !ok {
 		return
@@ -339,11 +339,11 @@ func roleOf(r *http.Request) Role {
 	return role
 }
 
-// guard is what every request passes: nobody calls the station by a name that
+// accessControl is what every request passes: nobody calls the station by a name that
 // is not its own, only GET and HEAD, and POST where posts tells that there is
 // something to be changed, only from the station's own pages. Then it finds out
 // who it is.
-func (s *Station) guard(posts func(*http.Request) bool, next http.Handler) http.Handler {
+func (s *Station) accessControl(posts func(*http.Request) bool, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -362,11 +362,11 @@ func (s *Station) guard(posts func(*http.Request) bool, next http.Handler) http.
 			http.Error(w, "open this page by its address or as localhost, or have its name added to the hosts of the station", http.StatusMisdirectedRequest)
 			return
 		}
-		if err := s.door.origin.Check(r); err != nil {
+		if err := s.auth.origin.Check(r); err != nil {
 			http.Error(w, "only pages of this station may change something", http.StatusForbidden)
 			return
 		}
-		role, waits := s.door.role(r)
+		role, waits := s.auth.role(r)
 		if waits {
 			tooMany(w)
 			return
@@ -386,7 +386,7 @@ func (s *Station) admit(needs Role, next http.Handler) http.Handler {
 		switch role := roleOf(r); {
 		case role >= needs:
 			next.ServeHTTP(w, r)
-		case role != Nobody || s.door.Tokens == nil:
+		case role != Nobody || s.auth.Tokens == nil:
 			http.Error(w, "you may look at this station and change nothing: that takes the technician's token", http.StatusForbidden)
 		case r.Method == http.MethodGet && r.Header.Get("Authorization") == "" && strings.Contains(r.Header.Get("Accept"), "text/html"):
 			toLogin(w, r)
@@ -403,7 +403,7 @@ func (s *Station) admit(needs Role, next http.Handler) http.Handler {
 // Guard lets GET and HEAD of those who may look through to next, and nobody who
 // calls the station by a name that is not its own.
 func (s *Station) Guard(next http.Handler) http.Handler {
-	return s.guard(func(*http.Request) bool { return false }, s.admit(Viewer, next))
+	return s.accessControl(func(*http.Request) bool { return false }, s.admit(Viewer, next))
 }
 
 // route is something that the station answers.
@@ -420,7 +420,7 @@ func (s *Station) serveRoutes(routes []route) http.Handler {
 		mux.Handle(r.pattern, s.admit(r.needs, r.serve))
 	}
 	mux.Handle("/", s.admit(Viewer, http.HandlerFunc(http.NotFound)))
-	return s.guard(func(r *http.Request) bool {
+	return s.accessControl(func(r *http.Request) bool {
 		_, pattern := mux.Handler(r)
 		return strings.HasPrefix(pattern, http.MethodPost+" ")
 	}, mux)

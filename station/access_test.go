@@ -35,7 +35,7 @@ func doors() map[string]Access {
 	}
 }
 
-func guarded(t *testing.T, a Access) *bench {
+func guarded(t *testing.T, a Access) *testStation {
 	p := &past{board: BoardHistory{Device: id(1)}}
 	return shown(t, func(c *Config) { c.Access, c.History, c.Evidence = a, p, p }, slotState{state: Empty, advice: adviceEmpty})
 }
@@ -59,7 +59,7 @@ func TestRoles(t *testing.T) {
 		for i, change := range []func(*http.Request){func(*http.Request) {}, bearer(viewToken), bearer(techToken)} {
 			r := httptest.NewRequest(http.MethodGet, "/", nil)
 			change(r)
-			if role, waits := b.door.role(r); role != want[i] || waits {
+			if role, waits := b.auth.role(r); role != want[i] || waits {
 				t.Errorf("%s, %d: role %d, waits %v, want %d", name, i, role, waits, want[i])
 			}
 		}
@@ -70,7 +70,7 @@ func TestRoles(t *testing.T) {
 			r := httptest.NewRequest(http.MethodGet, "/", nil)
 			r.RemoteAddr = "192.0.2.77:5"
 			bearer(wrong)(r)
-			role, _ := guarded(t, doors()[name]).door.role(r)
+			role, _ := guarded(t, doors()[name]).auth.role(r)
 			if doors()[name].Tokens != nil && role != Nobody {
 				t.Errorf("%s: %q has role %d", name, wrong, role)
 			}
@@ -79,7 +79,7 @@ func TestRoles(t *testing.T) {
 	short := Access{Network: true, Tokens: func() Tokens { return Tokens{View: "short"} }, Secret: make([]byte, 16)}
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
 	bearer("short")(r)
-	if role, _ := guarded(t, short).door.role(r); role != Nobody {
+	if role, _ := guarded(t, short).auth.role(r); role != Nobody {
 		t.Errorf("a token that is too short gives role %d", role)
 	}
 	if err := (Access{Tokens: func() Tokens { return Tokens{} }, Secret: make([]byte, 15)}).check(); err == nil || !strings.Contains(err.Error(), "want 16 or more") {
@@ -110,7 +110,7 @@ func TestRoutesByRole(t *testing.T) {
 				for i, show := range []func(*http.Request){func(*http.Request) {}, bearer(viewToken), bearer(techToken)} {
 					probe := httptest.NewRequest(http.MethodGet, "/", nil)
 					show(probe)
-					role, _ := b.door.role(probe)
+					role, _ := b.auth.role(probe)
 					wrong := role == Nobody && i > 0 // it shows a token that gives nothing
 					for _, rt := range routes {
 						registered, path, _ := strings.Cut(rt.pattern, " ")
@@ -225,7 +225,7 @@ func testLogin(t *testing.T) {
 				var found Role
 				probe := httptest.NewRequest(http.MethodGet, "/", nil)
 				with(probe)
-				found, _ = b.door.role(probe)
+				found, _ = b.auth.role(probe)
 				return found
 			}
 			want := []Role{Viewer, Technician}[i]
@@ -287,14 +287,14 @@ func testLogin(t *testing.T) {
 // An open stream of events ends when what opened it holds no more: a log-out,
 // another token, the end of a log-in. It counts as no wrong token.
 func TestEventsEndWithTheRole(t *testing.T) {
-	for name, end := range map[string]func(b *bench, tokens *atomic.Pointer[Tokens], cookie *http.Cookie){
-		"log-out": func(b *bench, _ *atomic.Pointer[Tokens], cookie *http.Cookie) {
+	for name, end := range map[string]func(b *testStation, tokens *atomic.Pointer[Tokens], cookie *http.Cookie){
+		"log-out": func(b *testStation, _ *atomic.Pointer[Tokens], cookie *http.Cookie) {
 			ask(b.Handler(), http.MethodPost, "/logout", func(r *http.Request) { r.AddCookie(cookie) })
 		},
-		"another token": func(_ *bench, tokens *atomic.Pointer[Tokens], _ *http.Cookie) {
+		"another token": func(_ *testStation, tokens *atomic.Pointer[Tokens], _ *http.Cookie) {
 			tokens.Store(&Tokens{"view-token-is-another", "tech-token-is-another"})
 		},
-		"12 h": func(*bench, *atomic.Pointer[Tokens], *http.Cookie) {},
+		"12 h": func(*testStation, *atomic.Pointer[Tokens], *http.Cookie) {},
 	} {
 		for _, by := range []string{"cookie", "header"} {
 			if by == "header" && name != "another token" {
@@ -305,7 +305,7 @@ func TestEventsEndWithTheRole(t *testing.T) {
 				tokens.Store(&Tokens{viewToken, techToken})
 				access := doors()["network with tokens"]
 				access.Tokens = func() Tokens { return *tokens.Load() }
-				b := newBench(t, 1, func(c *Config) { c.Access = access }).run()
+				b := newTestStation(t, 1, func(c *Config) { c.Access = access }).run()
 				b.await(0, Empty)
 				cookie := login(b.Handler(), viewToken, "/").Result().Cookies()[0]
 				header := "Cookie: " + cookie.Name + "=" + cookie.Value + "\r\n"
@@ -334,7 +334,7 @@ func TestEventsEndWithTheRole(t *testing.T) {
 						t.Fatalf("%v after the end: %v", time.Since(ended), err)
 					}
 				}
-				for _, v := range b.door.addresses {
+				for _, v := range b.auth.addresses {
 					if v.wrong.Tokens() < wrongBurst {
 						t.Error("the end of a stream counts as a wrong token")
 					}
@@ -412,7 +412,7 @@ func testWrongTokens(t *testing.T) {
 	if limited < 5000-allBurst-1 {
 		t.Errorf("%d of 5000 guesses were limited", limited)
 	}
-	if n := len(b.door.addresses); n > maxAddresses {
+	if n := len(b.auth.addresses); n > maxAddresses {
 		t.Errorf("%d addresses are remembered", n)
 	}
 	if w := ask(h, http.MethodGet, "/status", bearer(viewToken), from("192.0.2.2:1")); w.Code != 200 {
@@ -422,9 +422,9 @@ func testWrongTokens(t *testing.T) {
 		t.Errorf("a stranger with a right token, meanwhile: %d", w.Code)
 	}
 	for i := range 3 * maxRevoked {
-		b.door.revoke(b.door.newSession(Viewer, time.Now().Add(time.Duration(i))), time.Now())
+		b.auth.revoke(b.auth.newSession(Viewer, time.Now().Add(time.Duration(i))), time.Now())
 	}
-	if n := len(b.door.revoked); n > maxRevoked {
+	if n := len(b.auth.revoked); n > maxRevoked {
 		t.Errorf("%d log-ins that ended are remembered", n)
 	}
 }
@@ -454,7 +454,7 @@ func TestOldTokenIsNoGuess(t *testing.T) {
 			time.Sleep(wrongEvery)
 			ask(h, http.MethodGet, "/metrics", bearer("guess-"+time.Now().String()))
 		}
-		for _, v := range b.door.addresses {
+		for _, v := range b.auth.addresses {
 			if len(v.shown) > maxSame || len(v.shown) > 0 && len(v.shown[0]) != 32 {
 				t.Errorf("%d are remembered", len(v.shown))
 			}

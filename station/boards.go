@@ -16,8 +16,8 @@ import (
 	"secretfree/station/board"
 )
 
-//go:embed look.html
-var lookHTML string
+//go:embed layout.html
+var layoutHTML string
 
 //go:embed boards.html
 var boardsHTML string
@@ -26,20 +26,20 @@ var boardsHTML string
 var boardHTML string
 
 var (
-	boardsPage = template.Must(template.Must(template.New("boards").Parse(lookHTML)).Parse(boardsHTML))
-	boardPage  = template.Must(template.Must(template.New("board").Parse(lookHTML)).Parse(boardHTML))
+	boardsPage = template.Must(template.Must(template.New("boards").Parse(layoutHTML)).Parse(boardsHTML))
+	boardPage  = template.Must(template.Must(template.New("board").Parse(layoutHTML)).Parse(boardHTML))
 )
 
 const (
-	lookLimit = 8 * time.Second // for a look back, the waiting included; the server's own limit is later
-	maxQuery  = 200             // bytes of what is looked for
+	queryLimit = 8 * time.Second // for a look back, the waiting included; the server's own limit is later
+	maxQuery   = 200             // bytes of what is looked for
 
 	largeAnswer = 256 << 10 // bytes
 	maxLarge    = 4         // such answers that are written at once
 )
 
-// sight is what every page that looks back shows.
-type sight struct {
+// pageData is what every page that looks back shows.
+type pageData struct {
 	*catalogue
 	Station, SKU string
 	Here         string // which of the pages it is
@@ -48,31 +48,31 @@ type sight struct {
 	Problem      string
 }
 
-// sight also remembers a language that was chosen.
-func (s *Station) sight(w http.ResponseWriter, r *http.Request, here string) sight {
+// pageData also remembers a language that was chosen.
+func (s *Station) pageData(w http.ResponseWriter, r *http.Request, here string) pageData {
 	words := s.wordsFor(r)
 	s.remember(w, r, words)
-	return sight{catalogue: words, Station: s.name, SKU: s.sku, Here: here, LogOut: s.door.Tokens != nil && roleOf(r) != Nobody, Zone: s.zone}
+	return pageData{catalogue: words, Station: s.name, SKU: s.sku, Here: here, LogOut: s.auth.Tokens != nil && roleOf(r) != Nobody, Zone: s.zone}
 }
 
 // Lang is for the page's attribute.
-func (v sight) Lang() string { return v.language }
+func (v pageData) Lang() string { return v.language }
 
 // When is a time as people here read it; the page says which zone that is.
-func (v sight) When(t time.Time) string { return t.In(v.Zone).Format("2006-01-02 15:04:05") }
+func (v pageData) When(t time.Time) string { return t.In(v.Zone).Format("2006-01-02 15:04:05") }
 
 // Parts are the day and the time of When; a line may end between them.
-func (v sight) Parts(t time.Time) []string { return strings.Fields(v.When(t)) }
+func (v pageData) Parts(t time.Time) []string { return strings.Fields(v.When(t)) }
 
 // Minute is a time to the minute, for the ends of a period.
-func (v sight) Minute(t time.Time) string { return t.In(v.Zone).Format("2006-01-02 15:04") }
+func (v pageData) Minute(t time.Time) string { return t.In(v.Zone).Format("2006-01-02 15:04") }
 
 // Clock is the time of a day.
-func (v sight) Clock(t time.Time) string { return t.In(v.Zone).Format("15:04:05") }
+func (v pageData) Clock(t time.Time) string { return t.In(v.Zone).Format("15:04:05") }
 
 // ZoneName is the zone at a time. Some have no name, and one is what the others
 // are measured by.
-func (v sight) ZoneName(t time.Time) string {
+func (v pageData) ZoneName(t time.Time) string {
 	t = t.In(v.Zone)
 	switch name := t.Format("MST"); {
 	case name == "UTC":
@@ -84,27 +84,27 @@ func (v sight) ZoneName(t time.Time) string {
 }
 
 // Now is for the zone of a page that shows no other time.
-func (v sight) Now() time.Time { return time.Now() }
+func (v pageData) Now() time.Time { return time.Now() }
 
 // Why is the short name of a reason.
-func (v sight) Why(r Reason) string {
+func (v pageData) Why(r Reason) string {
 	if r == "" {
 		return v.Say("reason-unknown")
 	}
 	if !slices.Contains(Reasons(), r) {
 		return clean(string(r)) // of a version that has others
 	}
-	return v.Say("reason-" + word(r))
+	return v.Say("reason-" + messageKey(r))
 }
 
 // Of is how far the cloud has a record.
-func (v sight) Of(d Delivery) string { return v.Say(word(d.Key())) }
+func (v pageData) Of(d Delivery) string { return v.Say(messageKey(d.Key())) }
 
 // Groups cuts an id for people.
-func (v sight) Groups(id fmt.Stringer) []string { return groups(id.String()) }
+func (v pageData) Groups(id fmt.Stringer) []string { return groups(id.String()) }
 
 // Clean is for what others said, or named; it may be a word of their own type.
-func (v sight) Clean(said any) string { return clean(fmt.Sprint(said)) }
+func (v pageData) Clean(said any) string { return clean(fmt.Sprint(said)) }
 
 // answer is what a look back comes to, until it is written. It shares the
 // header with the writer that it is for.
@@ -118,12 +118,12 @@ func (a *answer) Header() http.Header         { return a.header }
 func (a *answer) WriteHeader(code int)        { a.code = code }
 func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
-// look waits for its turn and bounds what it does: a look back never takes more
+// lookBack waits for its turn and bounds what it does: a look back never takes more
 // than one processor, and however many pages are open, no slot waits. The
 // answer is written when the next one's turn has come: a client that does not
 // read keeps nobody from looking.
-func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx context.Context, w http.ResponseWriter) error) {
-	ctx, cancel := context.WithTimeout(r.Context(), lookLimit)
+func (s *Station) lookBack(w http.ResponseWriter, r *http.Request, f func(ctx context.Context, w http.ResponseWriter) error) {
+	ctx, cancel := context.WithTimeout(r.Context(), queryLimit)
 	defer cancel()
 	select {
 	case s.looking <- struct{}{}:
@@ -138,7 +138,7 @@ func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx contex
 	}()
 	switch {
 	case err == nil:
-		s.give(w, r, a)
+		s.writeResponse(w, r, a)
 	case errors.Is(err, context.DeadlineExceeded):
 		s.tooBusy(w, r)
 	case r.Context().Err() != nil: // nobody waits for an answer
@@ -154,9 +154,9 @@ func (s *Station) look(w http.ResponseWriter, r *http.Request, f func(ctx contex
 	}
 }
 
-// give writes an answer. Of large ones, as a day of a busy line for a
+// writeResponse writes an answer. Of large ones, as a day of a busy line for a
 // spreadsheet, only a few are in memory at once.
-func (s *Station) give(w http.ResponseWriter, r *http.Request, a *answer) {
+func (s *Station) writeResponse(w http.ResponseWriter, r *http.Request, a *answer) {
 	if a.body.Len() > largeAnswer {
 		select {
 		case s.giving <- struct{}{}:
@@ -181,10 +181,10 @@ func (s *Station) tooBusy(w http.ResponseWriter, r *http.Request) {
 }
 
 // problem shows the list of boards with a sentence and no board.
-func (s *Station) problem(w http.ResponseWriter, r *http.Request, code int, why word) {
-	v := s.sight(w, r, "boards")
+func (s *Station) problem(w http.ResponseWriter, r *http.Request, code int, why messageKey) {
+	v := s.pageData(w, r, "boards")
 	v.Problem = v.Say(why)
-	s.render(w, code, boardsPage, boardsView{sight: v, Alone: true})
+	s.render(w, code, boardsPage, boardsView{pageData: v, Alone: true})
 }
 
 // historyRoutes are those of the pages that look back.
@@ -202,7 +202,7 @@ func (s *Station) historyRoutes() []route {
 }
 
 type boardsView struct {
-	sight
+	pageData
 	Query  string
 	Boards []Verdict
 	More   bool
@@ -214,9 +214,9 @@ func (s *Station) serveBoards(w http.ResponseWriter, r *http.Request) {
 	if len(query) > maxQuery {
 		query = ""
 	}
-	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
+	s.lookBack(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		found, more, err := s.history.Find(ctx, query)
-		v := boardsView{sight: s.sight(w, r, "boards"), Query: clean(query), Boards: found, More: more}
+		v := boardsView{pageData: s.pageData(w, r, "boards"), Query: clean(query), Boards: found, More: more}
 		code := http.StatusOK
 		switch {
 		case errors.Is(err, ErrUnfindable):
@@ -235,7 +235,7 @@ func (s *Station) serveBoards(w http.ResponseWriter, r *http.Request) {
 type fact struct{ Name, Value string }
 
 type boardView struct {
-	sight
+	pageData
 	BoardHistory
 	Facts    []fact
 	Evidence bool
@@ -247,12 +247,12 @@ func (s *Station) serveBoard(w http.ResponseWriter, r *http.Request) {
 		s.problem(w, r, http.StatusNotFound, "look-no-board")
 		return
 	}
-	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
+	s.lookBack(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		h, err := s.history.Board(ctx, device)
 		if err != nil {
 			return err
 		}
-		v := boardView{sight: s.sight(w, r, "board"), BoardHistory: h, Evidence: s.evidence != nil}
+		v := boardView{pageData: s.pageData(w, r, "board"), BoardHistory: h, Evidence: s.evidence != nil}
 		if h.Record != nil {
 			for _, name := range slices.Sorted(maps.Keys(h.Record.Facts)) {
 				v.Facts = append(v.Facts, fact{clean(name), clean(h.Record.Facts[name])})
@@ -269,7 +269,7 @@ func (s *Station) serveProof(w http.ResponseWriter, r *http.Request) {
 		s.problem(w, r, http.StatusNotFound, "look-no-board")
 		return
 	}
-	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
+	s.lookBack(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		proof, err := s.evidence.Proof(ctx, device)
 		if err != nil {
 			return err
@@ -282,7 +282,7 @@ func (s *Station) serveProof(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Station) serveTranscript(w http.ResponseWriter, r *http.Request) {
-	s.look(w, r, func(_ context.Context, w http.ResponseWriter) error {
+	s.lookBack(w, r, func(_ context.Context, w http.ResponseWriter) error {
 		text, err := s.evidence.Transcript(r.PathValue("name"))
 		if err != nil {
 			return err

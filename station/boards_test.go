@@ -79,7 +79,7 @@ func (p *past) Transcript(name string) ([]byte, error) {
 	return []byte("transcript: 1\nexpect: <script>\n"), nil
 }
 
-func lookingBack(t *testing.T, p *past) *bench {
+func lookingBack(t *testing.T, p *past) *testStation {
 	t.Helper()
 	b := shown(t, func(c *Config) { c.History, c.Evidence = p, p }, slotState{state: Empty, advice: adviceEmpty})
 	b.zone = time.FixedZone("CET", 3600)
@@ -265,7 +265,7 @@ func testLookingBackIsBounded(t *testing.T) {
 		})
 	}
 	under.Wait()
-	if took := time.Since(start); busy.Load() != 10 || took != lookLimit {
+	if took := time.Since(start); busy.Load() != 10 || took != queryLimit {
 		t.Errorf("%d of 10 were told that it is busy, after %v", busy.Load(), took)
 	}
 	close(p.wait)
@@ -421,7 +421,7 @@ func TestReportReads(t *testing.T) {
 		t.Errorf("no 16,7 %% in\n%s", body)
 	}
 	for zone, want := range map[*time.Location]string{time.UTC: "UTC", time.FixedZone("+07", 7*3600): "UTC+07:00", time.FixedZone("CET", 3600): "CET, UTC+01:00"} {
-		if got := (sight{Zone: zone}).ZoneName(noon); got != want {
+		if got := (pageData{Zone: zone}).ZoneName(noon); got != want {
 			t.Errorf("the zone %s is %q, want %q", zone, got, want)
 		}
 	}
@@ -501,7 +501,7 @@ func TestReport(t *testing.T) {
 // duration and label, and before it is shown.
 func TestFailuresAreJournaled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, func(c *Config) { c.Policy.NeedsLabel = true }).run()
+		b := newTestStation(t, 1, func(c *Config) { c.Policy.NeedsLabel = true }).run()
 		if err := b.BeginLot("WO-7", 0); err != nil {
 			t.Fatal(err)
 		}

@@ -192,7 +192,7 @@ func (c *campaign) dialogue(t *testing.T, i uint64) {
 	if strings.Contains(planned, "splice") {
 		w.truth = append(w.truth, two)
 	}
-	w.scene, err = NewScene("")
+	w.scene, err = NewPrecondition("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func awaitVerdict(s *Station) (verdict string, state slotState) {
 
 // witness is the journal, and knows what is true.
 type witness struct {
-	scene   *Scene
+	scene   *Precondition
 	truth   []*recorded
 	receipt map[board.DeviceID]bool
 	faults  []string

@@ -13,7 +13,7 @@ import (
 )
 
 // alike are sentences that are meant to be the same as in English.
-var alike = map[word]string{
+var alike = map[messageKey]string{
 	"contact-it": "de vi", "contact-after": "de es vi",
 	"col-cloud":     "de",
 	"decimal-point": "zh",
@@ -42,7 +42,7 @@ func TestCatalogues(t *testing.T) {
 			if same := strings.Contains(alike[key], language); (sentence == sentences[key]) != same {
 				t.Errorf("%s: %q is %q, and in English %q", language, key, sentence, sentences[key])
 			}
-			const passed word = "state-passed"
+			const passed messageKey = "state-passed"
 			if strings.Contains(sentences[key], sentences[passed]) && !strings.Contains(sentence, c.sentences[passed]) {
 				t.Errorf("%s: %q does not name %s as the tile does: %q", language, key, c.sentences[passed], sentence)
 			}
@@ -55,7 +55,7 @@ func TestCatalogues(t *testing.T) {
 	}
 	for _, reason := range Reasons() {
 		for language, c := range all {
-			if c.Say(word(reason)) == "" {
+			if c.Say(messageKey(reason)) == "" {
 				t.Errorf("%s has no sentence for %s", language, reason)
 			}
 		}
@@ -191,15 +191,15 @@ func TestContacts(t *testing.T) {
 		c.Page = Page{ContactIT: "Ana, ext. 4711", ContactQuality: "Bo 12"}
 		c.Backlog = func() Backlog { return Backlog{Dead: 1, Pending: 1, OldestSeconds: 60} }
 	},
-		slotState{state: Absent, advice: adviceAbsent}, slotState{state: Failed, reason: ReasonNoProof, advice: word(ReasonNoProof), device: device},
-		slotState{state: Failed, reason: ReasonNotInLot, advice: word(ReasonNotInLot), device: device})
+		slotState{state: Absent, advice: adviceAbsent}, slotState{state: Failed, reason: ReasonNoProof, advice: messageKey(ReasonNoProof), device: device},
+		slotState{state: Failed, reason: ReasonNotInLot, advice: messageKey(ReasonNotInLot), device: device})
 	for language, c := range b.languages {
 		status, _ := b.snapshot(c)
 		for i, want := range []string{"Ana, ext. 4711", "Bo 12", ""} {
 			slot := status.Slots[i]
 			plain, contact := c.Say(b.states[i].advice), ""
 			if want != "" {
-				contact = " " + c.Say("contact-"+word(slot.Call), want)
+				contact = " " + c.Say("contact-"+messageKey(slot.Call), want)
 			}
 			if language == "zh" { // no space follows its full stop
 				contact = strings.TrimPrefix(contact, " ")

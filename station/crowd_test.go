@@ -27,7 +27,7 @@ func TestSlotsDoNotWaitForEachOther(t *testing.T) {
 	// read has those slots read a board each, which is put there after the same
 	// time, and returns how long each took.
 	read := func(t *testing.T, slots ...int) (took []time.Duration) {
-		b := newBench(t, len(slots), func(c *Config) {
+		b := newTestStation(t, len(slots), func(c *Config) {
 			for i, slot := range slots {
 				d, err := uart.DialectByName(kind(slot).dialect)
 				if err != nil {

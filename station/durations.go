@@ -42,9 +42,9 @@ func (d Durations) Clone() Durations {
 	return d
 }
 
-// Taken tells how long the boards of a slot took, from being found to the
+// ReadDurations tells how long the boards of a slot took, from being found to the
 // verdict.
-type Taken struct {
+type ReadDurations struct {
 	Slot           string
 	Passed, Failed Durations
 }

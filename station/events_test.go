@@ -27,7 +27,7 @@ type site struct {
 	once  sync.Once
 }
 
-func (b *bench) site() *site {
+func (b *testStation) site() *site {
 	s := &site{t: b.t, conns: make(chan net.Conn), done: make(chan struct{})}
 	server := &http.Server{Handler: b.Handler()}
 	go server.Serve(s) // ends with Close
@@ -140,7 +140,7 @@ func TestEvents(t *testing.T) {
 		var mu sync.Mutex
 		var backlog Backlog
 		confirmed := false
-		b := newBench(t, 2, func(c *Config) {
+		b := newTestStation(t, 2, func(c *Config) {
 			c.Backlog = func() Backlog { mu.Lock(); defer mu.Unlock(); return backlog }
 			c.Delivery = func(board.DeviceID) Delivery { mu.Lock(); defer mu.Unlock(); return state(confirmed) }
 		}).run()
@@ -209,7 +209,7 @@ func TestEvents(t *testing.T) {
 func TestEventsHeartbeatUneven(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var slow atomic.Bool
-		b := newBench(t, 1, func(c *Config) {
+		b := newTestStation(t, 1, func(c *Config) {
 			c.Backlog = func() Backlog {
 				if slow.Swap(false) {
 					time.Sleep(10 * time.Millisecond)
@@ -229,7 +229,7 @@ func TestEventsHeartbeatUneven(t *testing.T) {
 
 func TestEventsTooMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, nil).run()
+		b := newTestStation(t, 1, nil).run()
 		b.await(0, Empty)
 		site := b.site()
 		var open []*stream
@@ -256,7 +256,7 @@ func TestEventsTooMany(t *testing.T) {
 func TestEventsSlowClient(t *testing.T) {
 	for name, reads := range map[string]int{"reads nothing": 0, "reads one event": 1} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 1, nil).run()
+			b := newTestStation(t, 1, nil).run()
 			b.await(0, Empty)
 			site := b.site()
 			slow := site.dial()
@@ -296,7 +296,7 @@ func TestEventsSlowClient(t *testing.T) {
 // A client that goes away is let go at once.
 func TestEventsClientGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, nil)
+		b := newTestStation(t, 1, nil)
 		h := b.Handler()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})

@@ -69,10 +69,10 @@ func (f *testFixture) move(line string, on bool) error {
 }
 
 // newFixtureBench is a bench with one slot on modem lines.
-func newFixtureBench(t *testing.T, present, reset string, dialect uart.Dialect) (*bench, *testFixture) {
+func newFixtureBench(t *testing.T, present, reset string, dialect uart.Dialect) (*testStation, *testFixture) {
 	t.Helper()
 	f := &testFixture{}
-	b := newBench(t, 1, func(c *Config) {
+	b := newTestStation(t, 1, func(c *Config) {
 		slot := &c.Slots[0]
 		open := slot.Open
 		slot.Open = func(ctx context.Context) (uart.Conn, error) {
@@ -393,7 +393,7 @@ func TestReplugEndsTrouble(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			var mu sync.Mutex
 			node, works := "first", false
-			b := newBench(t, 1, func(c *Config) {
+			b := newTestStation(t, 1, func(c *Config) {
 				wait := c.Slots[0].Open
 				c.Slots[0].Node = func() string { mu.Lock(); defer mu.Unlock(); return node }
 				c.Slots[0].Open = func(ctx context.Context) (uart.Conn, error) {
@@ -461,7 +461,7 @@ func TestPortInTrouble(t *testing.T) {
 			var nodes atomic.Int64
 			comes := c.comes
 			opens, works := 0, time.Now().Add(time.Hour)
-			b := newBench(t, 1, func(c *Config) {
+			b := newTestStation(t, 1, func(c *Config) {
 				wait := c.Slots[0].Open
 				c.Slots[0].Node = func() string {
 					if comes {

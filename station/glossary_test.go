@@ -59,9 +59,9 @@ func TestVerdicts(t *testing.T) {
 		t.Fatal(err)
 	}
 	table, _ := translators(t)
-	told := map[word]bool{}
+	told := map[messageKey]bool{}
 	for _, row := range table {
-		key := word(strings.Trim(row[0], "`"))
+		key := messageKey(strings.Trim(row[0], "`"))
 		told[key] = true
 		for i, language := range Languages() {
 			if want := all[language].Say(key); row[2+i] != want {
@@ -69,7 +69,7 @@ func TestVerdicts(t *testing.T) {
 			}
 		}
 	}
-	same := map[word][]word{
+	same := map[messageKey][]messageKey{
 		"state-passed": {"result-passed", "page-lot-passed", "report-later"},
 		"state-failed": {"result-failed", "page-lot-failed", "report-failures", "report-reasons", "board-later"},
 	}
@@ -92,13 +92,13 @@ func TestVerdicts(t *testing.T) {
 			}
 		}
 	}
-	for _, key := range slices.Concat([]word{"result-repeat", "page-lot-repeated"}, same["state-passed"][:2], same["state-failed"][:2]) {
+	for _, key := range slices.Concat([]messageKey{"result-repeat", "page-lot-repeated"}, same["state-passed"][:2], same["state-failed"][:2]) {
 		if !told[key] {
 			t.Errorf("the translators' table has no row for %s", key)
 		}
 	}
 	for _, state := range []State{Absent, Empty, Reading, Passed, Failed} {
-		if !told["state-"+word(state)] {
+		if !told["state-"+messageKey(state)] {
 			t.Errorf("the translators' table has no row for the state %s", state)
 		}
 	}
@@ -119,7 +119,7 @@ func TestGlossary(t *testing.T) {
 	}
 	_, table := translators(t)
 	// Where the English word is another one that looks alike.
-	other := map[word]string{"login-title": "log", "login-button": "log", "logout": "log", "page-keys": "key"}
+	other := map[messageKey]string{"login-title": "log", "login-button": "log", "logout": "log", "page-keys": "key"}
 	for key, term := range other {
 		if !strings.Contains(strings.ToLower(sentences[key]), term) {
 			t.Errorf("%q has no %q in it: no exception is needed", key, term)

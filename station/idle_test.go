@@ -26,7 +26,7 @@ func BenchmarkIdle(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			ctx, cancel := context.WithCancel(b.Context())
 			var running sync.WaitGroup
-			scene, err := NewScene("")
+			scene, err := NewPrecondition("")
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -54,7 +54,7 @@ func (s *Station) journalFailure(i int, e *event) {
 	s.mu.Unlock()
 	var receipt board.Receipt
 	var err error
-	s.toDisk(i, func() { receipt, err = s.journal.Append(context.Background(), o) })
+	s.trackDiskWait(i, func() { receipt, err = s.journal.Append(context.Background(), o) })
 	if err == nil {
 		s.appended("")
 		s.journaled(i, receipt, e)
@@ -105,7 +105,7 @@ func (s *Station) journaled(i int, r board.Receipt, e *event) {
 	var recent []Verdict
 	var err error
 	if s.history != nil && !r.LeftOut && !r.Resumed {
-		s.toDisk(i, func() { recent, err = s.history.Recent(context.Background(), maxRecent) })
+		s.trackDiskWait(i, func() { recent, err = s.history.Recent(context.Background(), maxRecent) })
 		if err != nil {
 			s.log.Error().Err(err).Msg("the last verdicts cannot be read")
 		}

@@ -25,13 +25,13 @@ import (
 	"secretfree/uart"
 )
 
-// bench is a station with a cable for each slot, in a synctest bubble. It sees
+// testStation is a station with a cable for each slot, in a synctest bubble. It sees
 // every step of every slot, and complains about a PASS without a receipt.
-type bench struct {
+type testStation struct {
 	t *testing.T
 	*Station
-	ledger *ledger
-	cables []*cable
+	ledger *fakeJournal
+	cables []*fakePort
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when Run has returned
@@ -44,12 +44,12 @@ type bench struct {
 
 var errStopped = errors.New("the test is over")
 
-// newBench makes a station with so many slots, all with the dialect of TI,
+// newTestStation makes a station with so many slots, all with the dialect of TI,
 // whose ports are there.
-func newBench(t *testing.T, slots int, change func(*Config)) *bench {
+func newTestStation(t *testing.T, slots int, change func(*Config)) *testStation {
 	t.Helper()
-	b := &bench{t: t, history: map[string][]string{}, done: make(chan struct{})}
-	b.ledger = &ledger{t: t, records: map[board.DeviceID]board.Record{}, owners: map[board.Fingerprint]board.DeviceID{}}
+	b := &testStation{t: t, history: map[string][]string{}, done: make(chan struct{})}
+	b.ledger = &fakeJournal{t: t, records: map[board.DeviceID]board.Record{}, owners: map[board.Fingerprint]board.DeviceID{}}
 	c := Config{
 		SKU: "widgiot", Station: "line3-a", Journal: b.ledger, Log: zerolog.New(b),
 		Backlog:    func() Backlog { return Backlog{} },
@@ -57,7 +57,7 @@ func newBench(t *testing.T, slots int, change func(*Config)) *bench {
 		Transcript: b.keepTranscript,
 	}
 	for i := range slots {
-		cable := &cable{t: t, there: true, changed: make(chan struct{})}
+		cable := &fakePort{t: t, there: true, changed: make(chan struct{})}
 		b.cables = append(b.cables, cable)
 		c.Slots = append(c.Slots, SlotConfig{Name: string(rune('A' + i)), Port: fmt.Sprintf("/dev/port-%d", i), Open: cable.await, Dialect: uart.TIAT{}})
 	}
@@ -74,7 +74,7 @@ func newBench(t *testing.T, slots int, change func(*Config)) *bench {
 }
 
 // run starts the station. It is stopped at the end of the test.
-func (b *bench) run() *bench {
+func (b *testStation) run() *testStation {
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	go func() {
 		defer close(b.done)
@@ -90,7 +90,7 @@ func (b *bench) run() *bench {
 }
 
 // stop ends Run and everything around it, and returns how long Run took to end.
-func (b *bench) stop() time.Duration {
+func (b *testStation) stop() time.Duration {
 	start := time.Now()
 	b.cancel(errStopped)
 	<-b.done
@@ -106,7 +106,7 @@ func (b *bench) stop() time.Duration {
 
 // check is the invariant of every test: as many PASSes as receipts, and what
 // failed was counted.
-func (b *bench) check() {
+func (b *testStation) check() {
 	b.t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -142,7 +142,7 @@ func (b *bench) check() {
 }
 
 // Write is the log: what a slot shows is in it the moment that it shows it.
-func (b *bench) Write(line []byte) (int, error) {
+func (b *testStation) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.text.Write(line)
@@ -167,21 +167,21 @@ func (b *bench) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-func (b *bench) logged() string {
+func (b *testStation) logged() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.String()
 }
 
 // showed is what slot i has shown so far, in order.
-func (b *bench) showed(i int) []string {
+func (b *testStation) showed(i int) []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	name := b.slots[i].Name
 	return slices.Clone(b.history[name])
 }
 
-func (b *bench) keepTranscript(_ string, t *uart.Transcript) error {
+func (b *testStation) keepTranscript(_ string, t *uart.Transcript) error {
 	text, err := t.Encode()
 	if err != nil {
 		b.t.Errorf("a transcript does not encode: %v", err)
@@ -195,19 +195,19 @@ func (b *bench) keepTranscript(_ string, t *uart.Transcript) error {
 	return nil
 }
 
-func (b *bench) transcripts() []*uart.Transcript {
+func (b *testStation) transcripts() []*uart.Transcript {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.kept)
 }
 
 // await waits until slot i shows state.
-func (b *bench) await(i int, state State) SlotStatus {
+func (b *testStation) await(i int, state State) SlotStatus {
 	b.t.Helper()
 	return b.awaitThat(i, string(state), func(s SlotStatus) bool { return s.State == state })
 }
 
-func (b *bench) awaitThat(i int, what string, is func(SlotStatus) bool) SlotStatus {
+func (b *testStation) awaitThat(i int, what string, is func(SlotStatus) bool) SlotStatus {
 	b.t.Helper()
 	limit := time.After(10 * time.Minute)
 	for {
@@ -226,10 +226,10 @@ func (b *bench) awaitThat(i int, what string, is func(SlotStatus) bool) SlotStat
 
 // awaitFailed waits for a verdict against a board, and checks that it is this
 // one.
-func (b *bench) awaitFailed(i int, reason Reason) SlotStatus {
+func (b *testStation) awaitFailed(i int, reason Reason) SlotStatus {
 	b.t.Helper()
 	s := b.awaitThat(i, "judged", func(s SlotStatus) bool { return s.State == Failed || s.State == Passed })
-	if s.Reason != reason || s.Advice != sentences[word(reason)] {
+	if s.Reason != reason || s.Advice != sentences[messageKey(reason)] {
 		b.t.Fatalf("slot %d shows %+v, want %s; the log:\n%s", i, s, reason, b.logged())
 	}
 	return s
@@ -237,7 +237,7 @@ func (b *bench) awaitFailed(i int, reason Reason) SlotStatus {
 
 // fail takes the verdict against a board. Conflicts and what the disk does come
 // with a record.
-func (l *ledger) fail(o Outcome) (board.Receipt, error) {
+func (l *fakeJournal) fail(o Outcome) (board.Receipt, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o.Reason == "" || o.Slot == "" {
@@ -247,8 +247,8 @@ func (l *ledger) fail(o Outcome) (board.Receipt, error) {
 	return board.Receipt{Entry: uint64(1000 + len(l.failed)), Time: time.Now()}, nil
 }
 
-// ledger is a Journal that holds the station to the contract.
-type ledger struct {
+// fakeJournal is a Journal that holds the station to the contract.
+type fakeJournal struct {
 	t      *testing.T
 	policy Policy
 
@@ -271,7 +271,7 @@ func state(confirmed bool) Delivery {
 	return Waiting
 }
 
-func (l *ledger) Append(ctx context.Context, o Outcome) (board.Receipt, error) {
+func (l *fakeJournal) Append(ctx context.Context, o Outcome) (board.Receipt, error) {
 	if o.Record == nil {
 		return l.fail(o)
 	}
@@ -309,7 +309,7 @@ func (l *ledger) Append(ctx context.Context, o Outcome) (board.Receipt, error) {
 }
 
 // inspect complains about a record that must not have come so far.
-func (l *ledger) inspect(r board.Record) {
+func (l *fakeJournal) inspect(r board.Record) {
 	text, err := r.Encode()
 	if err == nil {
 		_, err = board.ParseRecord(text)
@@ -333,13 +333,13 @@ func (l *ledger) inspect(r board.Record) {
 	}
 }
 
-func (l *ledger) given() (first, repeats uint64) {
+func (l *fakeJournal) given() (first, repeats uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.first, l.repeats
 }
 
-func (l *ledger) holds(id board.DeviceID) bool {
+func (l *fakeJournal) holds(id board.DeviceID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, ok := l.records[id]
@@ -347,21 +347,21 @@ func (l *ledger) holds(id board.DeviceID) bool {
 }
 
 // set changes how the journal answers.
-func (l *ledger) set(refuse error, slow chan struct{}) {
+func (l *fakeJournal) set(refuse error, slow chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refuse, l.slow = refuse, slow
 }
 
-func (l *ledger) appends() int {
+func (l *fakeJournal) appends() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.asked
 }
 
-// cable is the port of a slot and what hangs on it. What the station sends with
+// fakePort is the port of a slot and what hangs on it. What the station sends with
 // no board on it is lost.
-type cable struct {
+type fakePort struct {
 	t   *testing.T
 	usb bool // the port is part of the board: a board that cuts itself off takes it along
 
@@ -389,7 +389,7 @@ func (p *port) Close() error {
 }
 
 // await is SlotConfig.Open.
-func (c *cable) await(ctx context.Context) (uart.Conn, error) {
+func (c *fakePort) await(ctx context.Context) (uart.Conn, error) {
 	for {
 		c.mu.Lock()
 		changed := c.changed
@@ -424,7 +424,7 @@ func (c *cable) await(ctx context.Context) (uart.Conn, error) {
 }
 
 // set makes the port come, go, or refuse to be opened.
-func (c *cable) set(there bool, refusal error) {
+func (c *fakePort) set(there bool, refusal error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.there, c.refusal = there, refusal
@@ -436,7 +436,7 @@ func (c *cable) set(there bool, refusal error) {
 }
 
 // listen passes on what the station sends until it closes the port.
-func (c *cable) listen(far net.Conn) {
+func (c *fakePort) listen(far net.Conn) {
 	buf := make([]byte, 256)
 	for {
 		n, err := far.Read(buf)
@@ -460,7 +460,7 @@ func (c *cable) listen(far net.Conn) {
 
 // say is what comes over the line, from whomever. It waits in a buffer until
 // the station reads it.
-func (c *cable) say(text []byte) {
+func (c *fakePort) say(text []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.out == nil {
@@ -474,7 +474,7 @@ func (c *cable) say(text []byte) {
 }
 
 // plug puts a board on the cable.
-func (c *cable) plug(b *fixtures.Board) {
+func (c *fakePort) plug(b *fixtures.Board) {
 	theirs, ours := net.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	c.mu.Lock()
@@ -509,7 +509,7 @@ func (c *cable) plug(b *fixtures.Board) {
 }
 
 // unplug takes the board off the cable.
-func (c *cable) unplug() {
+func (c *fakePort) unplug() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.remove != nil {
@@ -519,7 +519,7 @@ func (c *cable) unplug() {
 }
 
 // asked counts the times that the station sent something.
-func (c *cable) asked(what string) int {
+func (c *fakePort) asked(what string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.Count(c.heard.String(), what)

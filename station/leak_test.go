@@ -22,7 +22,7 @@ func TestLeakAfterVerdict(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b := newBench(t, 1, func(c *Config) { c.Slots[0].Dialect = dialect }).run()
+			b := newTestStation(t, 1, func(c *Config) { c.Slots[0].Dialect = dialect }).run()
 			leaky := newBoard()
 			leaky.Mute = c.mute
 			b.cables[0].plug(leaky)
@@ -55,7 +55,7 @@ func TestLeakAfterVerdict(t *testing.T) {
 
 // mustHold takes another board to a slot whose board has leaked a key and is
 // gone: nothing of it is shown before somebody acknowledges the leak.
-func mustHold(t *testing.T, b *bench, slot SlotStatus) {
+func mustHold(t *testing.T, b *testStation, slot SlotStatus) {
 	t.Helper()
 	if err := b.Acknowledge("no slot"); !errors.Is(err, ErrNoSlot) {
 		t.Errorf("acknowledged in a slot that is not there: %v", err)
@@ -87,7 +87,7 @@ func TestLeakFromBeforeTheStart(t *testing.T) {
 	for name, there := range map[string]bool{"with its port": true, "without its port": false} {
 		bubble(t, name, func(t *testing.T) {
 			before := Verdict{Time: time.Now().Add(-48 * time.Hour), Slot: "A", State: Failed, Reason: ReasonPrivateKeyLeak, Device: deviceOne}
-			b := newBench(t, 2, func(c *Config) { c.Slots[0].Leak = &before })
+			b := newTestStation(t, 2, func(c *Config) { c.Slots[0].Leak = &before })
 			b.cables[0].set(there, nil)
 			b.run()
 			other := newBoard()
@@ -125,7 +125,7 @@ func TestLeakBeforeTheDialectIsKnown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b := newBench(t, 1, func(c *Config) { c.Slots[0].Dialect = dialect }).run()
+			b := newTestStation(t, 1, func(c *Config) { c.Slots[0].Dialect = dialect }).run()
 			b.await(0, Empty)
 			b.cables[0].say([]byte("boot 1.0\r\n" + leaked + "\r\nUnique device ID = \r\nAT Commands Example Ver: 1.1.2\r\n"))
 			slot := b.awaitThat(0, "a leak", func(s SlotStatus) bool { return s.Reason == ReasonPrivateKeyLeak })

@@ -44,14 +44,14 @@ func localPath(next string) string {
 // serveLogin shows the form.
 func (s *Station) serveLogin(w http.ResponseWriter, r *http.Request) {
 	next := localPath(r.URL.Query().Get("next"))
-	if s.door.Tokens == nil {
+	if s.auth.Tokens == nil {
 		http.Redirect(w, r, next, http.StatusSeeOther)
 		return
 	}
 	s.loginPage(w, r, http.StatusOK, next, "")
 }
 
-func (s *Station) loginPage(w http.ResponseWriter, r *http.Request, code int, next string, problem word) {
+func (s *Station) loginPage(w http.ResponseWriter, r *http.Request, code int, next string, problem messageKey) {
 	words := s.wordsFor(r)
 	s.remember(w, r, words)
 	data := struct {
@@ -68,7 +68,7 @@ func (s *Station) loginPage(w http.ResponseWriter, r *http.Request, code int, ne
 // next.
 func (s *Station) remember(w http.ResponseWriter, r *http.Request, words *catalogue) {
 	if r.URL.Query().Get("lang") == words.language {
-		http.SetCookie(w, &http.Cookie{Name: "lang", Value: words.language, Path: "/", MaxAge: 365 * 24 * 3600, HttpOnly: true, Secure: s.door.Secure, SameSite: http.SameSiteStrictMode})
+		http.SetCookie(w, &http.Cookie{Name: "lang", Value: words.language, Path: "/", MaxAge: 365 * 24 * 3600, HttpOnly: true, Secure: s.auth.Secure, SameSite: http.SameSiteStrictMode})
 	}
 }
 
@@ -100,11 +100,11 @@ func (s *Station) loggingIn(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	next := localPath(r.PostForm.Get("next"))
-	if s.door.Tokens == nil {
+	if s.auth.Tokens == nil {
 		http.Redirect(w, r, next, http.StatusSeeOther)
 		return
 	}
-	role, waits := s.door.present(r, strings.TrimSpace(r.PostForm.Get("token")), byForm)
+	role, waits := s.auth.authenticate(r, strings.TrimSpace(r.PostForm.Get("token")), byForm)
 	switch {
 	case waits:
 		w.Header().Set("Retry-After", "60")
@@ -115,20 +115,20 @@ func (s *Station) loggingIn(w http.ResponseWriter, r *http.Request) {
 		s.loginPage(w, r, http.StatusUnauthorized, next, "login-wrong")
 		return
 	}
-	http.SetCookie(w, s.door.cookie(s.door.newSession(role, time.Now()), int(sessionLimit/time.Second)))
+	http.SetCookie(w, s.auth.cookie(s.auth.newSession(role, time.Now()), int(sessionLimit/time.Second)))
 	http.Redirect(w, r, next, http.StatusSeeOther)
 }
 
-func (d *door) cookie(value string, age int) *http.Cookie {
+func (d *authenticator) cookie(value string, age int) *http.Cookie {
 	return &http.Cookie{Name: d.cookieName(), Value: value, Path: "/", MaxAge: age, HttpOnly: true, Secure: d.Secure, SameSite: http.SameSiteStrictMode}
 }
 
 // loggingOut ends a log-in.
 func (s *Station) loggingOut(w http.ResponseWriter, r *http.Request) {
-	if cookie, err := r.Cookie(s.door.cookieName()); err == nil && s.door.Tokens != nil {
-		s.door.revoke(cookie.Value, time.Now())
+	if cookie, err := r.Cookie(s.auth.cookieName()); err == nil && s.auth.Tokens != nil {
+		s.auth.revoke(cookie.Value, time.Now())
 	}
-	http.SetCookie(w, s.door.cookie("", -1))
+	http.SetCookie(w, s.auth.cookie("", -1))
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
 

@@ -112,7 +112,7 @@ func (s *Station) BeginLot(name string, planned int) error {
 	}
 	s.lot = next
 	s.lotTurned()
-	s.turned()
+	s.notifyChange()
 	s.mu.Unlock()
 	s.log.Info().Str("lot", next.Name).Int("planned", next.Planned).Int("passed", next.Passed).Msg("the lot that is made")
 	return nil

@@ -20,7 +20,7 @@ func (l Lot) counts() [3]int { return [3]int{l.Passed, l.Repeated, l.Failed} }
 func TestLotCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		listed := 0
-		b := newBench(t, 1, func(c *Config) { c.Policy.Listed = func() int { return listed } }).run()
+		b := newTestStation(t, 1, func(c *Config) { c.Policy.Listed = func() int { return listed } }).run()
 		try := func(put func(), state State) {
 			t.Helper()
 			put()
@@ -123,7 +123,7 @@ func TestLotsOfBefore(t *testing.T) {
 		}
 		begin("WO-1", 0, Lot{Name: "WO-1", Since: now})
 	})
-	b := newBench(t, 1, nil)
+	b := newTestStation(t, 1, nil)
 	c := Config{SKU: "widgiot", Station: "line3-a", Journal: b.ledger, Backlog: b.backlog, Delivery: b.delivery, Slots: b.slots, Earlier: []Lot{{Name: "a\nb"}}}
 	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "printable") {
 		t.Errorf("an earlier lot that is none: %v", err)
@@ -177,7 +177,7 @@ func TestLotIsKept(t *testing.T) {
 			refusal = err
 		}
 		old := Lot{Name: "WO-1", Planned: 9, Passed: 4, Failed: 1, Since: time.Now().Add(-time.Hour).UTC()}
-		b := newBench(t, 1, func(c *Config) { c.Lot, c.KeepLot = &old, keep }).run()
+		b := newTestStation(t, 1, func(c *Config) { c.Lot, c.KeepLot = &old, keep }).run()
 		good := newBoard()
 		b.cables[0].plug(good)
 		b.await(0, Passed)
@@ -248,7 +248,7 @@ func TestLotIsKeptAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var kept []string
 		refusal := errors.New("no room")
-		b := newBench(t, 1, func(c *Config) {
+		b := newTestStation(t, 1, func(c *Config) {
 			c.KeepLot = func(l Lot, _ []Lot) error {
 				kept = append(kept, l.Name)
 				return refusal

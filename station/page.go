@@ -170,7 +170,7 @@ type view struct {
 }
 
 // Word is a sentence whose key is put together.
-func (v view) Word(key string) string { return v.Catalogue.Say(word(key)) }
+func (v view) Word(key string) string { return v.Catalogue.Say(messageKey(key)) }
 
 type noticeView struct {
 	Notice
@@ -206,7 +206,7 @@ func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 	}
 	v := view{
 		Status: status, SKU: p.sku, Language: c.language, Native: c.Say("page-native"), Catalogue: c, Layout: c.layout(len(status.Slots)),
-		Technician: roleOf(r) >= Technician, LogOut: p.door.Tokens != nil && roleOf(r) != Nobody, Typing: r.URL.Query().Has("type"), Blank: noticeView{Summary: c.Say("page-detail")},
+		Technician: roleOf(r) >= Technician, LogOut: p.auth.Tokens != nil && roleOf(r) != Nobody, Typing: r.URL.Query().Has("type"), Blank: noticeView{Summary: c.Say("page-detail")},
 		Setup: setup{Build: p.build(), Lang: c.language, Sound: settings.Sound, StaleAfter: staleAfter.Milliseconds(), Words: map[string]string{}},
 	}
 	for _, key := range []string{
@@ -214,10 +214,10 @@ func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 		"page-again", "page-lot", "page-lot-name", "page-scan-waits", "page-scan-waits-slot", "page-scan-read", "page-scan-lost", "page-told-passed", "page-told-failed",
 		"page-sound-on", "page-sound-off", "page-sound-touch", "page-screen-full", "page-screen-leave",
 	} {
-		v.Setup.Words[key] = c.sentences[word(key)] // with its places for arguments
+		v.Setup.Words[key] = c.sentences[messageKey(key)] // with its places for arguments
 	}
 	for _, reason := range Reasons() {
-		key := "reason-" + word(reason)
+		key := "reason-" + messageKey(reason)
 		v.Setup.Words[string(key)] = c.sentences[key]
 	}
 	if v.Typing {
@@ -309,7 +309,7 @@ func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	words := p.wordsFor(r)
 	var last []byte
 	var sent time.Time
-	for p.door.still(r) >= Viewer {
+	for p.auth.currentRole(r) >= Viewer {
 		status, changed := p.snapshot(words)
 		data, err := json.Marshal(status)
 		if err != nil {

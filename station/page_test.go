@@ -29,9 +29,9 @@ func ask(h http.Handler, method, path string, change ...func(*http.Request)) *ht
 }
 
 // shown is a bench whose slots show these states. It does not run.
-func shown(t *testing.T, change func(*Config), states ...slotState) *bench {
+func shown(t *testing.T, change func(*Config), states ...slotState) *testStation {
 	t.Helper()
-	b := newBench(t, len(states), change)
+	b := newTestStation(t, len(states), change)
 	for i := range states {
 		states[i].since = time.Now()
 	}
@@ -65,10 +65,10 @@ func TestPageShowsEveryState(t *testing.T) {
 		{slotState{state: Reading, advice: adviceReading}, "READING", false, ""},
 		{slotState{state: Passed, advice: advicePassed, device: deviceOne}, "PASS", true, "waiting"},
 		{slotState{state: Passed, advice: adviceRepeat, device: device}, "PASS", true, "confirmed"},
-		{slotState{state: Failed, reason: ReasonTimeout, advice: word(ReasonTimeout), gone: true}, "FAIL", false, ""},
+		{slotState{state: Failed, reason: ReasonTimeout, advice: messageKey(ReasonTimeout), gone: true}, "FAIL", false, ""},
 	}
 	for _, reason := range Reasons() {
-		want = append(want, tile{slotState{state: Failed, reason: reason, advice: word(reason), device: device}, "FAIL", true, ""})
+		want = append(want, tile{slotState{state: Failed, reason: reason, advice: messageKey(reason), device: device}, "FAIL", true, ""})
 	}
 	var states []slotState
 	for _, w := range want {
@@ -105,7 +105,7 @@ func TestPageShowsEveryState(t *testing.T) {
 		if hidden("mark") == (state == "passed") || hidden("port") == (state == "absent") {
 			t.Errorf("the tile of %+v hides the wrong things:\n%s", w.state, got[i])
 		}
-		if w.mark != "" && !strings.Contains(got[i], `<use href="#icon-`+w.mark+`"></use></svg><span>`+sentences[word("cloud-"+w.mark)]+"</span>") {
+		if w.mark != "" && !strings.Contains(got[i], `<use href="#icon-`+w.mark+`"></use></svg><span>`+sentences[messageKey("cloud-"+w.mark)]+"</span>") {
 			t.Errorf("the mark of %+v is not %s:\n%s", w.state, w.mark, got[i])
 		}
 	}
@@ -135,7 +135,7 @@ func TestPageShowsEveryState(t *testing.T) {
 // Without a script, too, a bar names the slots that show FAIL, and leads to
 // them.
 func TestPageNamesFailures(t *testing.T) {
-	failed := slotState{state: Failed, reason: ReasonTimeout, advice: word(ReasonTimeout)}
+	failed := slotState{state: Failed, reason: ReasonTimeout, advice: messageKey(ReasonTimeout)}
 	passed := slotState{state: Passed, advice: advicePassed, device: deviceOne}
 	for _, language := range Languages() {
 		b := shown(t, nil, passed, failed, passed, failed)
@@ -331,7 +331,7 @@ func testStatusJSON(t *testing.T) {
 	if w.Code != 200 || w.Header().Get("Content-Type") != "application/json" || !strings.HasSuffix(w.Body.String(), "}\n") {
 		t.Errorf("%d %v", w.Code, w.Header())
 	}
-	slot := func(name, port, state, device, reason string, advice word, confirmed string) string {
+	slot := func(name, port, state, device, reason string, advice messageKey, confirmed string) string {
 		call := map[State]string{Absent: "it", Failed: "quality"}[State(state)]
 		return fmt.Sprintf(`{"name":%q,"state":%q,"device":%q,"reason":%q,"advice":%q,"call":%q,"confirmed":%s,"since":"2000-01-01T00:00:00.123Z","port":%q,"heard":"","searching":false,"acknowledge":false,"delivery":%q}`,
 			name, state, device, reason, sentences[advice], call, confirmed, port, map[string]string{"true": "confirmed"}[confirmed])

@@ -10,7 +10,7 @@ import (
 
 // serveScan takes the form fields text and slot; see Scan.
 func (s *Station) serveScan(w http.ResponseWriter, r *http.Request) {
-	refusal := func(err error) word {
+	refusal := func(err error) messageKey {
 		if errors.Is(err, errPartial) {
 			return "scan-partial"
 		}
@@ -22,7 +22,7 @@ func (s *Station) serveScan(w http.ResponseWriter, r *http.Request) {
 // serveLot takes the form fields name and planned; see BeginLot. planned may be
 // empty.
 func (s *Station) serveLot(w http.ResponseWriter, r *http.Request) {
-	s.take(w, r, func(error) word { return "lot-refused" }, func(field func(string) string) error {
+	s.take(w, r, func(error) messageKey { return "lot-refused" }, func(field func(string) string) error {
 		planned := 0
 		if text := strings.TrimSpace(field("planned")); text != "" {
 			n, err := strconv.ParseUint(text, 10, 31)
@@ -37,7 +37,7 @@ func (s *Station) serveLot(w http.ResponseWriter, r *http.Request) {
 
 // serveAcknowledge takes the form field slot; see Acknowledge.
 func (s *Station) serveAcknowledge(w http.ResponseWriter, r *http.Request) {
-	s.take(w, r, func(error) word { return "acknowledge-refused" }, func(field func(string) string) error {
+	s.take(w, r, func(error) messageKey { return "acknowledge-refused" }, func(field func(string) string) error {
 		slot := field("slot")
 		err := s.Acknowledge(slot)
 		if err == nil {
@@ -50,7 +50,7 @@ func (s *Station) serveAcknowledge(w http.ResponseWriter, r *http.Request) {
 // take hands the fields of a form over. A browser without a script is sent back
 // to the page; whoever accepts JSON gets 204. A form that is refused has 422
 // and the sentence of its refusal; the log says more.
-func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal func(error) word, do func(field func(string) string) error) {
+func (s *Station) take(w http.ResponseWriter, r *http.Request, refusal func(error) messageKey, do func(field func(string) string) error) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
 		http.Error(w, "send a form (application/x-www-form-urlencoded)", http.StatusUnsupportedMediaType)
 		return

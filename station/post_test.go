@@ -76,7 +76,7 @@ func TestPosts(t *testing.T) {
 // A leak is acknowledged by the form of its tile, with and without a script,
 // and by nobody else.
 func TestAcknowledge(t *testing.T) {
-	leak := slotState{state: Failed, reason: ReasonPrivateKeyLeak, advice: word(ReasonPrivateKeyLeak), held: true}
+	leak := slotState{state: Failed, reason: ReasonPrivateKeyLeak, advice: messageKey(ReasonPrivateKeyLeak), held: true}
 	gone := leak
 	gone.gone = true
 	b := shown(t, nil, leak, gone)

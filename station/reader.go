@@ -254,7 +254,7 @@ func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, 
 			return err
 		}
 		var refused *failure
-		if record, refused = s.judge(report, label, time.Now()); refused != nil {
+		if record, refused = s.validate(report, label, time.Now()); refused != nil {
 			return refused
 		}
 		return nil
@@ -279,7 +279,7 @@ func (s *Station) attempt(ctx, present context.Context, i int, line *uart.Line, 
 	s.mu.Unlock()
 	o.Record = &record
 	var receipt board.Receipt
-	s.toDisk(i, func() { receipt, err = s.journal.Append(ctx, o) })
+	s.trackDiskWait(i, func() { receipt, err = s.journal.Append(ctx, o) })
 	if err == nil {
 		s.appended("")
 		e = event{kind: boardPassed, device: record.Device, repeat: receipt.Repeat}
@@ -370,7 +370,7 @@ func (s *Station) guarded(i int, f func() error) (err error) {
 
 // keep hands over the recording of a dialogue that has its verdict.
 func (s *Station) keep(i int, line *uart.Line, e event, cause error) {
-	s.hand(i, line.Transcript(), e, cause)
+	s.saveTranscript(i, line.Transcript(), e, cause)
 }
 
 // keepLater hands over the recording of what took the place of a verdict. In a
@@ -387,10 +387,10 @@ func (s *Station) keepLater(i int, line *uart.Line, e event, cause error) {
 	if device.Valid() {
 		t.Header["note"] += " over the board " + device.String()
 	}
-	s.hand(i, t, e, cause)
+	s.saveTranscript(i, t, e, cause)
 }
 
-func (s *Station) hand(i int, t *uart.Transcript, e event, cause error) {
+func (s *Station) saveTranscript(i int, t *uart.Transcript, e event, cause error) {
 	if s.transcript == nil {
 		return
 	}
@@ -412,7 +412,7 @@ func (s *Station) hand(i int, t *uart.Transcript, e event, cause error) {
 		fallthrough
 	case boardFailed:
 		t.Header["expect"] = "failed " + string(reason)
-		if given := given(reason, cause); given != "" {
+		if given := preconditionOf(reason, cause); given != "" {
 			t.Header["given"] = given
 		}
 	}
@@ -423,7 +423,7 @@ func (s *Station) hand(i int, t *uart.Transcript, e event, cause error) {
 	name := s.runs[i].transcript
 	s.mu.Unlock()
 	var err error
-	s.toDisk(i, func() { err = s.transcript(name, t) })
+	s.trackDiskWait(i, func() { err = s.transcript(name, t) })
 	if err != nil {
 		line := s.log.Warn().Str("slot", s.slots[i].Name)
 		if e.device.Valid() {

@@ -15,7 +15,7 @@ import (
 
 func TestGoodBoard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, nil).run()
+		b := newTestStation(t, 1, nil).run()
 		c := b.cables[0]
 		good := newBoard()
 		b.await(0, Empty)
@@ -62,7 +62,7 @@ func TestGoodBoard(t *testing.T) {
 // PASS is of one board.
 func TestQuickHands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, nil).run()
+		b := newTestStation(t, 1, nil).run()
 		first, second := newBoard(), newBoard()
 		first.Boot, second.Boot = 100*time.Millisecond, 100*time.Millisecond
 		b.cables[0].plug(first)
@@ -92,7 +92,7 @@ func TestQuickHandsQuietly(t *testing.T) {
 					continue // nobody looked meanwhile
 				}
 				bubble(t, fmt.Sprintf("%s %s, %v after %v", c.dialect, c.firmware, pause, there), func(t *testing.T) {
-					b := newBench(t, 1, func(config *Config) {
+					b := newTestStation(t, 1, func(config *Config) {
 						d, err := uart.DialectByName(c.dialect)
 						if err != nil {
 							t.Fatal(err)
@@ -153,7 +153,7 @@ func TestPassedBoardFallsDumb(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b := newBench(t, 1, func(config *Config) { config.Slots[0].Dialect = d }).run()
+			b := newTestStation(t, 1, func(config *Config) { config.Slots[0].Dialect = d }).run()
 			first, second := newBoard(), newBoard()
 			second.Quiet, second.Boot = true, 0
 			switch {
@@ -209,7 +209,7 @@ func TestBoardVerdicts(t *testing.T) {
 		"private key at once": {func(b *fixtures.Board) { b.Print = map[string]string{"test": leaked} }, ReasonPrivateKeyLeak, ""},
 	} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 1, nil).run()
+			b := newTestStation(t, 1, nil).run()
 			bad := newBoard()
 			c.fault(bad)
 			b.cables[0].plug(bad)
@@ -257,7 +257,7 @@ func TestBoardVerdicts(t *testing.T) {
 func TestTakenOutWhileItStarts(t *testing.T) {
 	for _, dialect := range []string{"ti-at", "auto"} {
 		bubble(t, dialect, func(t *testing.T) {
-			b := newBench(t, 1, func(c *Config) {
+			b := newTestStation(t, 1, func(c *Config) {
 				d, err := uart.DialectByName(dialect)
 				if err != nil {
 					t.Fatal(err)
@@ -287,7 +287,7 @@ func TestTakenOutWhileItStarts(t *testing.T) {
 const leaked = "-----BEGIN EC PRIVATE KEY-----\n\rMHcCAQEEIBLeakedLeakedLeaked\n\r-----END EC PRIVATE KEY-----\n\rOK\n\r"
 
 // mustNotLeak searches all that leaves the station for the key in leaked.
-func (b *bench) mustNotLeak() {
+func (b *testStation) mustNotLeak() {
 	b.t.Helper()
 	written := b.logged() + fmt.Sprint(b.Status())
 	for _, transcript := range b.transcripts() {
@@ -309,7 +309,7 @@ func TestLeakQuoted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newScript(newReport(newBoard()))
 		d.read = func() error { return fmt.Errorf("after %q: %w", leaked, uart.ErrPrivateKey) }
-		b := newBench(t, 1, func(c *Config) { c.Slots[0].Dialect = d }).run()
+		b := newTestStation(t, 1, func(c *Config) { c.Slots[0].Dialect = d }).run()
 		d.come <- struct{}{}
 		b.awaitFailed(0, ReasonPrivateKeyLeak)
 		b.mustNotLeak()
@@ -325,7 +325,7 @@ func TestConflicts(t *testing.T) {
 		"another id":  {func(first, second *fixtures.Board) { second.Key = first.Key }, ReasonKeyConflict},
 	} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 2, nil).run()
+			b := newTestStation(t, 2, nil).run()
 			first, second := newBoard(), newBoard()
 			c.second(first, second)
 			b.cables[0].plug(first)
@@ -351,7 +351,7 @@ func TestUnpluggedAtEveryByte(t *testing.T) {
 	steady.RawSignatures = true
 	whole := 0
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, nil)
+		b := newTestStation(t, 1, nil)
 		slow := make(chan struct{})
 		b.ledger.set(nil, slow)
 		b.run()
@@ -403,7 +403,7 @@ func TestUnpluggedAtEveryByte(t *testing.T) {
 
 // plugLater plugs in a copy of a board between two looks at the empty slot, so
 // that it hears the same each time.
-func plugLater(b *bench, like *fixtures.Board, cut int) *fixtures.Board {
+func plugLater(b *testStation, like *fixtures.Board, cut int) *fixtures.Board {
 	b.await(0, Empty)
 	time.Sleep(100 * time.Millisecond)
 	fresh := &fixtures.Board{Device: like.Device, Key: like.Key, RawSignatures: true, Boot: like.Boot, Think: like.Think, Sign: like.Sign, CutAfter: cut}
@@ -414,7 +414,7 @@ func plugLater(b *bench, like *fixtures.Board, cut int) *fixtures.Board {
 // cutAt returns the verdict over a board that is gone after so many bytes;
 // empty if it was gone before it was noticed.
 func cutAt(t *testing.T, like *fixtures.Board, cut int, usb, next bool) string {
-	b := newBench(t, 1, nil)
+	b := newTestStation(t, 1, nil)
 	c := b.cables[0]
 	c.usb = usb
 	b.run()
@@ -467,7 +467,7 @@ func TestFailedBoardIsKnown(t *testing.T) {
 		"the label is missing": {func(c *Config) { c.Policy.NeedsLabel = true }, nil, ReasonLabelMissing, true},
 	} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 1, c.config).run()
+			b := newTestStation(t, 1, c.config).run()
 			bad := newBoard()
 			if c.spoil != nil {
 				c.spoil(bad)

@@ -21,7 +21,7 @@ import (
 //go:embed report.html
 var reportHTML string
 
-var reportPage = template.Must(template.Must(template.New("report").Parse(lookHTML)).Parse(reportHTML))
+var reportPage = template.Must(template.Must(template.New("report").Parse(layoutHTML)).Parse(reportHTML))
 
 const (
 	dayLayout   = "2006-01-02"
@@ -253,7 +253,7 @@ func (v Verdict) before(nameless map[uint64][]int) []int {
 }
 
 type reportView struct {
-	sight
+	pageData
 	period
 	*report
 	Before, After, CSV string // addresses
@@ -271,7 +271,7 @@ func (v reportView) Yield() string {
 
 func (s *Station) serveReport(w http.ResponseWriter, r *http.Request) {
 	s.report(w, r, func(w http.ResponseWriter, p period, verdicts []Verdict) {
-		v := reportView{sight: s.sight(w, r, "report"), period: p, report: countVerdicts(verdicts, s.zone),
+		v := reportView{pageData: s.pageData(w, r, "report"), period: p, report: countVerdicts(verdicts, s.zone),
 			Before: "/report?" + p.query(-1), After: "/report?" + p.query(1), CSV: "/report.csv?" + p.query(0)}
 		if n := len(v.Failures); n > maxFailures {
 			v.Failures, v.Hidden = v.Failures[:maxFailures], n-maxFailures
@@ -295,7 +295,7 @@ func (s *Station) report(w http.ResponseWriter, r *http.Request, show func(http.
 		s.problem(w, r, http.StatusBadRequest, "report-period")
 		return
 	}
-	s.look(w, r, func(ctx context.Context, w http.ResponseWriter) error {
+	s.lookBack(w, r, func(ctx context.Context, w http.ResponseWriter) error {
 		verdicts, err := s.history.Between(ctx, p.from, p.to)
 		if err != nil {
 			return err

@@ -22,7 +22,7 @@ import (
 func TestPortTrouble(t *testing.T) {
 	for name, c := range map[string]struct {
 		err    error
-		advice word
+		advice messageKey
 		detail string
 	}{
 		"absent":        {uart.ErrAbsent, adviceAbsent, ""},
@@ -38,10 +38,10 @@ func TestPortTrouble(t *testing.T) {
 		"anything else": {fs.ErrInvalid, advicePortError, ""},
 	} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 2, nil)
+			b := newTestStation(t, 2, nil)
 			b.cables[0].set(true, fmt.Errorf("opening /dev/port-0: %w", c.err))
 			b.run()
-			has := func(advice word, detail string) func(SlotStatus) bool {
+			has := func(advice messageKey, detail string) func(SlotStatus) bool {
 				want := strings.ReplaceAll(sentences[advice], "%s", detail)
 				return func(s SlotStatus) bool { return s.State == Absent && s.Advice == want }
 			}
@@ -71,22 +71,22 @@ func TestPortTrouble(t *testing.T) {
 // comes again, so does the slot.
 func TestPortLost(t *testing.T) {
 	for name, c := range map[string]struct {
-		bring func(b *bench)
+		bring func(b *testStation)
 		want  State
 	}{
-		"empty": {func(b *bench) { b.await(0, Empty) }, Absent},
-		"reading": {func(b *bench) {
+		"empty": {func(b *testStation) { b.await(0, Empty) }, Absent},
+		"reading": {func(b *testStation) {
 			b.cables[0].plug(newBoard())
 			b.awaitThat(0, "reading", func(s SlotStatus) bool { return s.State == Reading && !s.Searching })
 		}, Failed},
-		"passed": {func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Passed) }, Absent},
-		"failed": {func(b *bench) {
+		"passed": {func(b *testStation) { b.cables[0].plug(newBoard()); b.await(0, Passed) }, Absent},
+		"failed": {func(b *testStation) {
 			bad := newBoard()
 			bad.RefuseKey0 = -12290
 			b.cables[0].plug(bad)
 			b.awaitFailed(0, ReasonNoProof)
 		}, Absent},
-		"timed out": {func(b *bench) {
+		"timed out": {func(b *testStation) {
 			bad := newBoard()
 			bad.Mute = "udid"
 			b.cables[0].plug(bad)
@@ -94,7 +94,7 @@ func TestPortLost(t *testing.T) {
 		}, Failed},
 	} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 1, nil).run()
+			b := newTestStation(t, 1, nil).run()
 			c.bring(b)
 			b.cables[0].set(false, nil)
 			time.Sleep(time.Minute)
@@ -113,28 +113,32 @@ func TestPortLost(t *testing.T) {
 // Run ends at once in whatever state a slot is, and the bubble sees that
 // nothing of it stays.
 func TestRunEnds(t *testing.T) {
-	for name, bring := range map[string]func(b *bench){
-		"before its first step": func(b *bench) {},
-		"absent":                func(b *bench) { b.cables[0].set(false, nil); time.Sleep(time.Minute) },
-		"after port trouble":    func(b *bench) { b.cables[0].set(true, uart.ErrBusy); time.Sleep(time.Minute + retryPort/2) },
-		"just lost":             func(b *bench) { b.await(0, Empty); b.cables[0].set(false, nil); time.Sleep(retryLost / 2) },
-		"empty":                 func(b *bench) { b.await(0, Empty); time.Sleep(time.Minute) },
-		"reading":               func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Reading); time.Sleep(50 * time.Millisecond) },
-		"at the journal": func(b *bench) {
+	for name, bring := range map[string]func(b *testStation){
+		"before its first step": func(b *testStation) {},
+		"absent":                func(b *testStation) { b.cables[0].set(false, nil); time.Sleep(time.Minute) },
+		"after port trouble":    func(b *testStation) { b.cables[0].set(true, uart.ErrBusy); time.Sleep(time.Minute + retryPort/2) },
+		"just lost":             func(b *testStation) { b.await(0, Empty); b.cables[0].set(false, nil); time.Sleep(retryLost / 2) },
+		"empty":                 func(b *testStation) { b.await(0, Empty); time.Sleep(time.Minute) },
+		"reading": func(b *testStation) {
+			b.cables[0].plug(newBoard())
+			b.await(0, Reading)
+			time.Sleep(50 * time.Millisecond)
+		},
+		"at the journal": func(b *testStation) {
 			b.ledger.set(nil, make(chan struct{}))
 			b.cables[0].plug(newBoard())
 			b.await(0, Reading)
 			time.Sleep(time.Minute)
 		},
-		"passed": func(b *bench) { b.cables[0].plug(newBoard()); b.await(0, Passed); time.Sleep(time.Minute) },
-		"failed": func(b *bench) {
+		"passed": func(b *testStation) { b.cables[0].plug(newBoard()); b.await(0, Passed); time.Sleep(time.Minute) },
+		"failed": func(b *testStation) {
 			bad := newBoard()
 			bad.Mute = "udid"
 			b.cables[0].plug(bad)
 			b.await(0, Failed)
 			time.Sleep(time.Minute)
 		},
-		"after a leak": func(b *bench) {
+		"after a leak": func(b *testStation) {
 			b.cables[0].plug(newBoard())
 			b.await(0, Passed)
 			b.cables[0].say([]byte(leaked))
@@ -142,7 +146,7 @@ func TestRunEnds(t *testing.T) {
 		},
 	} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 2, nil).run()
+			b := newTestStation(t, 2, nil).run()
 			bring(b)
 			before := b.Status().Slots[0]
 			if took := b.stop(); took > 0 {
@@ -165,7 +169,7 @@ func TestRunEndsHangingWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe() // nobody reads
 		defer theirs.Close()
-		b := newBench(t, 1, func(c *Config) {
+		b := newTestStation(t, 1, func(c *Config) {
 			c.Slots[0].Open = func(context.Context) (uart.Conn, error) { return ours, nil }
 		}).run()
 		b.await(0, Empty)
@@ -178,7 +182,7 @@ func TestRunEndsHangingWrite(t *testing.T) {
 
 func TestRunOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, nil).run()
+		b := newTestStation(t, 1, nil).run()
 		b.await(0, Empty)
 		if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "it ran before") {
 			t.Errorf("Run while it runs: %v", err)
@@ -193,7 +197,7 @@ func TestRunOnce(t *testing.T) {
 // A port that Open brings when the context has ended is closed all the same.
 func TestOpenedTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, func(c *Config) {
+		b := newTestStation(t, 1, func(c *Config) {
 			open := c.Slots[0].Open
 			c.Slots[0].Open = func(ctx context.Context) (uart.Conn, error) {
 				time.Sleep(time.Second)
@@ -236,7 +240,7 @@ func TestDialectPanics(t *testing.T) {
 			good := newBoard()
 			d := newScript(newReport(good))
 			c.set(d)
-			b := newBench(t, 2, func(config *Config) { config.Slots[0].Dialect = d }).run()
+			b := newTestStation(t, 2, func(config *Config) { config.Slots[0].Dialect = d }).run()
 			d.come <- struct{}{}
 			b.awaitThat(0, "judged", func(s SlotStatus) bool { return s.State == Failed || s.State == Passed })
 			b.cables[1].plug(newBoard())
@@ -275,7 +279,7 @@ func TestGoneFails(t *testing.T) {
 			}
 			return nil
 		}
-		b := newBench(t, 1, func(config *Config) { config.Slots[0].Dialect = d }).run()
+		b := newTestStation(t, 1, func(config *Config) { config.Slots[0].Dialect = d }).run()
 		d.come <- struct{}{}
 		slot := b.await(0, Passed)
 		start := time.Now()
@@ -295,7 +299,7 @@ func TestGoneFails(t *testing.T) {
 func TestReadLimit(t *testing.T) {
 	for name, c := range map[string]struct{ set, want time.Duration }{"default": {0, 2 * time.Minute}, "set": {7 * time.Second, 7 * time.Second}} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 1, func(config *Config) {
+			b := newTestStation(t, 1, func(config *Config) {
 				config.ReadLimit = c.set
 				config.Slots[0].Dialect = endless{}
 			}).run()
@@ -325,7 +329,7 @@ func (endless) Read(ctx context.Context, _ *uart.Line) (uart.Report, error) {
 func TestAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var outside []Problem
-		b := newBench(t, 3, func(c *Config) { c.Health = func() []Problem { return outside } })
+		b := newTestStation(t, 3, func(c *Config) { c.Health = func() []Problem { return outside } })
 		slow := make(chan struct{})
 		b.ledger.set(nil, slow)
 		b.cables[2].set(true, uart.ErrBusy)
@@ -381,7 +385,7 @@ func TestHealthOfTheDisk(t *testing.T) {
 		{fmt.Errorf("writing the journal: %w", syscall.EIO), "disk-error: this station cannot write to its disk, and the last board was not written down"},
 	} {
 		bubble(t, c.want[:9], func(t *testing.T) {
-			b := newBench(t, 1, nil).run()
+			b := newTestStation(t, 1, nil).run()
 			try := func(board *fixtures.Board, state State) {
 				t.Helper()
 				b.cables[0].plug(board)
@@ -436,7 +440,7 @@ func TestHealthOfTheDisk(t *testing.T) {
 func TestTranscriptHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := make(chan struct{})
-		b := newBench(t, 1, func(c *Config) {
+		b := newTestStation(t, 1, func(c *Config) {
 			c.Transcript = func(string, *uart.Transcript) error { <-slow; return nil }
 		}).run()
 		b.cables[0].plug(newBoard())
@@ -452,7 +456,7 @@ func TestTranscriptHangs(t *testing.T) {
 // A transcript that cannot be kept changes no verdict.
 func TestTranscriptNotKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, func(c *Config) {
+		b := newTestStation(t, 1, func(c *Config) {
 			c.Transcript = func(string, *uart.Transcript) error { return errors.New("no room for transcripts") }
 		}).run()
 		b.cables[0].plug(newBoard())
@@ -465,10 +469,10 @@ func TestTranscriptNotKept(t *testing.T) {
 
 func TestNewRefusals(t *testing.T) {
 	slot := func(name string) SlotConfig {
-		return SlotConfig{Name: name, Open: new(cable).await, Dialect: uart.TIAT{}}
+		return SlotConfig{Name: name, Open: new(fakePort).await, Dialect: uart.TIAT{}}
 	}
 	good := Config{
-		SKU: "widgiot", Station: "line3-a", Journal: &ledger{}, Backlog: func() Backlog { return Backlog{} },
+		SKU: "widgiot", Station: "line3-a", Journal: &fakeJournal{}, Backlog: func() Backlog { return Backlog{} },
 		Delivery: func(board.DeviceID) Delivery { return Waiting }, Slots: []SlotConfig{slot("A"), slot("B")},
 	}
 	if _, err := New(good); err != nil {
@@ -513,7 +517,7 @@ func TestNewRefusals(t *testing.T) {
 // A board that is pulled out was pulled out just now, and the next is another.
 func TestPulledOutIsNotResumed(t *testing.T) {
 	bubble(t, "pulled out", func(t *testing.T) {
-		b := newBench(t, 1, nil).run()
+		b := newTestStation(t, 1, nil).run()
 		slow := newBoard()
 		slow.Sign = time.Minute
 		b.cables[0].plug(slow)
@@ -533,7 +537,7 @@ func TestPulledOutIsNotResumed(t *testing.T) {
 		}
 	})
 	bubble(t, "there before", func(t *testing.T) {
-		b := newBench(t, 1, nil)
+		b := newTestStation(t, 1, nil)
 		b.cables[0].plug(leaking())
 		b.run().awaitFailed(0, ReasonPrivateKeyLeak)
 		if f := b.ledger.failed; len(f) != 1 || !f[0].Resumed {

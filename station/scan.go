@@ -337,7 +337,7 @@ func (s *Station) Scan(text, slot string) error {
 	} else {
 		s.labels.wait(read.label, i)
 	}
-	s.turned()
+	s.notifyChange()
 	s.mu.Unlock()
 	s.log.Info().Str("kind", string(read.kind)).Str("label", read.label.text).Str("slot", slot).Msg("scanned")
 	return nil

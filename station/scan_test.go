@@ -162,7 +162,7 @@ func TestScannedLabel(t *testing.T) {
 	mac := fixtures.NewDevice // only to have another id
 	for _, needs := range []bool{false, true} {
 		bubble(t, fmt.Sprint("needed ", needs), func(t *testing.T) {
-			b := newBench(t, 2, func(c *Config) { c.Policy.NeedsLabel = needs }).run()
+			b := newTestStation(t, 2, func(c *Config) { c.Policy.NeedsLabel = needs }).run()
 			one, other := newBoard(), newBoard()
 			try := func(slot int, put *fixtures.Board, reason Reason) SlotStatus {
 				t.Helper()
@@ -300,7 +300,7 @@ func TestLabelsInAnyOrder(t *testing.T) {
 			const slots = 2
 			scripts := make([]*script, slots)
 			var history []string
-			b := newBench(t, slots, func(c *Config) {
+			b := newTestStation(t, slots, func(c *Config) {
 				c.Policy.NeedsLabel = needs
 				for i := range slots {
 					scripts[i] = newScript(uart.Report{})

@@ -49,7 +49,7 @@ type slotState struct {
 	state  State
 	device board.DeviceID // of the board that is shown; zero if it is not known
 	reason Reason         // of Failed
-	advice word
+	advice messageKey
 	detail string // that the sentence of the advice has a place for
 	// gone: Failed, but the board is not there any more. The failure stays in
 	// sight until another board or the port appears, since nobody may have
@@ -89,7 +89,7 @@ type event struct {
 	at     time.Time
 	device board.DeviceID // of boardPassed, and of boardFailed if known
 	reason Reason         // of boardFailed
-	advice word           // of portTrouble; of boardFailed if the reason alone does not say what helps
+	advice messageKey     // of portTrouble; of boardFailed if the reason alone does not say what helps
 	detail string         // of portTrouble
 	repeat bool           // of boardPassed: it was enrolled before
 	heard  uart.Heard     // of boardFailed, if it is no board
@@ -105,13 +105,13 @@ type event struct {
 func (s slotState) next(e event) slotState {
 	absent := slotState{state: Absent, advice: adviceAbsent, since: e.at}
 	empty := slotState{state: Empty, advice: adviceEmpty, since: e.at}
-	failed := slotState{state: Failed, device: e.device, reason: e.reason, advice: word(e.reason), heard: e.heard, since: e.at}
+	failed := slotState{state: Failed, device: e.device, reason: e.reason, advice: messageKey(e.reason), heard: e.heard, since: e.at}
 	if e.advice != "" {
 		failed.advice = e.advice
 	}
 	failed.held = e.reason == ReasonPrivateKeyLeak
 	searching := slotState{state: Reading, advice: adviceSearching, searching: true, since: e.at}
-	unplugged := slotState{state: Failed, reason: ReasonUnplugged, advice: word(ReasonUnplugged), gone: true, since: e.at}
+	unplugged := slotState{state: Failed, reason: ReasonUnplugged, advice: messageKey(ReasonUnplugged), gone: true, since: e.at}
 
 	if s.held {
 		switch e.kind {
@@ -209,7 +209,7 @@ func (s slotState) next(e event) slotState {
 // heldLeak is the state of a slot after a restart, with a leak from before it.
 func heldLeak(v Verdict) slotState {
 	return slotState{
-		state: Failed, reason: ReasonPrivateKeyLeak, advice: word(ReasonPrivateKeyLeak), device: v.Device,
+		state: Failed, reason: ReasonPrivateKeyLeak, advice: messageKey(ReasonPrivateKeyLeak), device: v.Device,
 		held: true, gone: true, lost: true, since: v.Time,
 	}
 }

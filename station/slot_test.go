@@ -133,7 +133,7 @@ func TestSlotInvariants(t *testing.T) {
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
 	devices := []board.DeviceID{{}, deviceOne, deviceTwo}
-	troubles := []word{adviceBusy, advicePermission, adviceNotAPort, advicePortError}
+	troubles := []messageKey{adviceBusy, advicePermission, adviceNotAPort, advicePortError}
 	for range 200 {
 		s := slotState{state: Absent, advice: adviceAbsent, since: time.Unix(0, 0)}
 		var history []string

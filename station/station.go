@@ -201,7 +201,7 @@ type Station struct {
 	zone       *time.Location
 	readLimit  time.Duration
 	settings   *settings
-	door       *door
+	auth       *authenticator
 	log        zerolog.Logger
 	slots      []SlotConfig
 
@@ -226,10 +226,10 @@ type Station struct {
 // Stats counts the journal's verdicts, and how long readings took since New.
 // Failures of the disk itself, which no journal has, are those since New.
 type Stats struct {
-	Passed   uint64            // receipts, repeats included
-	Repeated uint64            // of those, boards that were enrolled before
-	Failed   map[Reason]uint64 // verdicts against a board
-	Taken    []Taken           // in the order of Config.Slots
+	Passed        uint64            // receipts, repeats included
+	Repeated      uint64            // of those, boards that were enrolled before
+	Failed        map[Reason]uint64 // verdicts against a board
+	ReadDurations []ReadDurations   // in the order of Config.Slots
 }
 
 // New checks a configuration. It starts nothing.
@@ -277,7 +277,7 @@ func New(c Config) (*Station, error) {
 		sku: c.SKU, name: c.Station, version: c.Version, journal: c.Journal, backlog: c.Backlog, delivery: c.Delivery,
 		health: c.Health, notices: c.Notices, languages: languages, keepLot: c.KeepLot, lotChanged: make(chan struct{}, 1),
 		transcript: c.Transcript, history: c.History, evidence: c.Evidence,
-		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, door: newDoor(c.Access),
+		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, auth: newAuthenticator(c.Access),
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
 		writing: make([]time.Time, len(c.Slots)), resets: make([]resetRequest, len(c.Slots)), stats: Stats{Failed: map[Reason]uint64{}},
@@ -309,7 +309,7 @@ func New(c Config) (*Station, error) {
 		s.labels.wait(read.label, -1)
 	}
 	for _, slot := range s.slots {
-		s.stats.Taken = append(s.stats.Taken, Taken{Slot: slot.Name})
+		s.stats.ReadDurations = append(s.stats.ReadDurations, ReadDurations{Slot: slot.Name})
 		state := slotState{state: Absent, advice: adviceAbsent, since: now}
 		if slot.Leak != nil {
 			state = heldLeak(*slot.Leak)
@@ -381,13 +381,13 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 	case e.kind == boardFound:
 		s.labels.take(i)
 	case e.kind == boardPassed:
-		s.stats.Taken[i].Passed.Add(e.at.Sub(before.since))
+		s.stats.ReadDurations[i].Passed.Add(e.at.Sub(before.since))
 		s.labels.settle(i, false)
 		s.labels.accept(e.device)
 		s.tally(i, after, e)
 	case after.state == Failed && turned:
 		if found {
-			s.stats.Taken[i].Failed.Add(e.at.Sub(before.since))
+			s.stats.ReadDurations[i].Failed.Add(e.at.Sub(before.since))
 		}
 		if after.reason == ReasonLabelMismatch {
 			s.labels.refuse(i, after.device)
@@ -395,7 +395,7 @@ func (s *Station) apply(i int, e event, cause error) (changed bool) {
 		s.labels.settle(i, triedAgain(after.reason))
 		s.tally(i, after, e)
 	}
-	s.turned()
+	s.notifyChange()
 	s.mu.Unlock()
 
 	level := zerolog.InfoLevel
@@ -430,9 +430,9 @@ func (s *Station) Acknowledge(slot string) error {
 	return nil
 }
 
-// turned wakes whoever waits for a change of what is shown. The caller holds
+// notifyChange wakes whoever waits for a change of what is shown. The caller holds
 // mu.
-func (s *Station) turned() {
+func (s *Station) notifyChange() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -452,9 +452,9 @@ func (s *Station) refusedWith(device board.DeviceID) *label {
 	return s.labels.against(device)
 }
 
-// toDisk runs what slot i has to wait for the disk for, so that a disk which
+// trackDiskWait runs what slot i has to wait for the disk for, so that a disk which
 // hangs is noticed.
-func (s *Station) toDisk(i int, f func()) {
+func (s *Station) trackDiskWait(i int, f func()) {
 	set := func(since time.Time) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -553,9 +553,9 @@ func (s *Station) Stats() Stats {
 	for reason, n := range s.stats.Failed {
 		stats.Failed[reason] = n
 	}
-	stats.Taken = slices.Clone(s.stats.Taken)
-	for i := range stats.Taken {
-		t := &stats.Taken[i]
+	stats.ReadDurations = slices.Clone(s.stats.ReadDurations)
+	for i := range stats.ReadDurations {
+		t := &stats.ReadDurations[i]
 		t.Passed, t.Failed = t.Passed.Clone(), t.Failed.Clone()
 	}
 	return stats

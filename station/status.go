@@ -119,7 +119,7 @@ func (p Problem) Sentence(language string) (string, error) {
 
 // problem is the sentence of a problem; empty if there is none.
 func (c *catalogue) problem(p Problem) string {
-	key := word(p.Word)
+	key := messageKey(p.Word)
 	if _, ok := c.sentences[key]; ok {
 		return c.Say(key, p.Args...)
 	}
@@ -263,13 +263,13 @@ func (s *Station) withContact(words *catalogue, text string, call Call) string {
 }
 
 // call is whom the sentence of an advice says to call.
-func (w word) call() Call {
+func (w messageKey) call() Call {
 	switch w {
-	case word(ReasonDeviceConflict), word(ReasonKeyConflict), word(ReasonNoProof), word(ReasonPolicy), word(ReasonPrivateKeyLeak), word(ReasonLabelMismatch):
+	case messageKey(ReasonDeviceConflict), messageKey(ReasonKeyConflict), messageKey(ReasonNoProof), messageKey(ReasonPolicy), messageKey(ReasonPrivateKeyLeak), messageKey(ReasonLabelMismatch):
 		return CallQuality
-	case adviceFirmware, adviceLogin, adviceLoader, word(ReasonNoDialect), word(ReasonWrongSpeed), adviceRejected, word(Rejected.Key()):
+	case adviceFirmware, adviceLogin, adviceLoader, messageKey(ReasonNoDialect), messageKey(ReasonWrongSpeed), adviceRejected, messageKey(Rejected.Key()):
 		return CallQuality
-	case word(ReasonLotUnreadable), word(ReasonDiskFull), word(ReasonDiskError), adviceAbsent, adviceBusy, adviceHeld, advicePermission,
+	case messageKey(ReasonLotUnreadable), messageKey(ReasonDiskFull), messageKey(ReasonDiskError), adviceAbsent, adviceBusy, adviceHeld, advicePermission,
 		adviceGroup, adviceMode, adviceNotAPort, adviceNoLines, adviceAmbiguous, adviceStuck, advicePortError:
 		return CallIT
 	}

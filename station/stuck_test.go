@@ -25,7 +25,7 @@ func TestStuckPort(t *testing.T) {
 			good := newBoard()
 			d := newScript(newReport(good))
 			c.fault(d)
-			b := newBench(t, 1, func(c *Config) { c.Slots[0].Dialect = d }).run()
+			b := newTestStation(t, 1, func(c *Config) { c.Slots[0].Dialect = d }).run()
 			d.come <- struct{}{}
 			slot := b.awaitThat(0, "stuck", func(s SlotStatus) bool { return s.Advice == sentences[adviceStuck] })
 			if slot.State != Absent {

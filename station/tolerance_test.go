@@ -139,7 +139,7 @@ func (c *tolerance) variant(t *testing.T, i uint64) {
 		t.Fatal(err)
 	}
 	w := &witness{truth: []*recorded{good}}
-	if w.scene, err = NewScene(""); err != nil {
+	if w.scene, err = NewPrecondition(""); err != nil {
 		t.Fatal(err)
 	}
 	p := &player{rng: rng, now: changed, next: changed, spoil: -1, out: make(chan op, 1024)}

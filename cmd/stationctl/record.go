@@ -53,7 +53,7 @@ func (r *record) Run(ctx context.Context, out *cli.Output) error {
 	default:
 		return err
 	}
-	scene, err := station.NewScene("")
+	scene, err := station.NewPrecondition("")
 	if err != nil {
 		return err
 	}

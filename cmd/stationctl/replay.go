@@ -204,7 +204,7 @@ func (r *replay) judge(ctx context.Context, t *uart.Transcript, path string, res
 	if err != nil {
 		return err
 	}
-	scene, err := station.NewScene(t.Header["given"])
+	scene, err := station.NewPrecondition(t.Header["given"])
 	if err != nil {
 		return err
 	}

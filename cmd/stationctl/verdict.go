@@ -17,7 +17,7 @@ type bench struct {
 	dialect uart.Dialect
 	open    func(ctx context.Context) (uart.Conn, error)
 	nonce   func(n int) string // for a replay
-	scene   *station.Scene
+	scene   *station.Precondition
 }
 
 // errEnough ends a bench that has seen all that was asked for.

@@ -123,7 +123,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, reason := range station.Reasons() {
 		m.failed.Send(ch, float64(boards.Failed[reason]), string(reason))
 	}
-	for _, slot := range boards.Taken {
+	for _, slot := range boards.ReadDurations {
 		durations(ch, m.reading, slot.Passed, slot.Slot, "passed")
 		durations(ch, m.reading, slot.Failed, slot.Slot, "failed")
 	}

@@ -27,10 +27,10 @@ var sentences = english.sentences
 // spoken is what the code and the pages say: the keys, with the number of
 // arguments where it is plain to see, else -1; and all texts that stand in the
 // code, of which some are keys.
-func spoken(t *testing.T) (used map[word]int, texts map[word]bool) {
+func spoken(t *testing.T) (used map[messageKey]int, texts map[messageKey]bool) {
 	t.Helper()
-	used, texts = map[word]int{}, map[word]bool{}
-	text := func(e ast.Node) (word, bool) {
+	used, texts = map[messageKey]int{}, map[messageKey]bool{}
+	text := func(e ast.Node) (messageKey, bool) {
 		literal, ok := e.(*ast.BasicLit)
 		if !ok || literal.Kind != token.STRING {
 			return "", false // a variable; its values are found where they are written
@@ -39,7 +39,7 @@ func spoken(t *testing.T) (used map[word]int, texts map[word]bool) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return word(text), true
+		return messageKey(text), true
 	}
 	use := func(e ast.Expr, args int) {
 		if key, ok := text(e); ok {
@@ -78,13 +78,13 @@ func spoken(t *testing.T) (used map[word]int, texts map[word]bool) {
 					use(n.Args[2], len(n.Args)-2)
 				}
 			case *ast.CompositeLit:
-				if list, ok := n.Type.(*ast.ArrayType); ok && named(list.Elt, "word") {
+				if list, ok := n.Type.(*ast.ArrayType); ok && named(list.Elt, "messageKey") {
 					for _, e := range n.Elts {
 						use(e, 0)
 					}
 				}
 			case *ast.ValueSpec:
-				if named(n.Type, "word") {
+				if named(n.Type, "messageKey") {
 					for _, e := range n.Values {
 						use(e, 0)
 					}
@@ -103,17 +103,17 @@ func spoken(t *testing.T) (used map[word]int, texts map[word]bool) {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`\.Say "([^"]*)"`).FindAllStringSubmatch(string(page), -1) {
-			used[word(m[1])] = -1
+			used[messageKey(m[1])] = -1
 		}
 		for _, m := range regexp.MustCompile(`\.Count \S+ "([^"]*)" "([^"]*)"`).FindAllStringSubmatch(string(page), -1) {
-			used[word(m[1])], used[word(m[2])] = 0, 1
+			used[messageKey(m[1])], used[messageKey(m[2])] = 0, 1
 		}
 	}
 	for _, reason := range Reasons() {
-		used[word(reason)], used["reason-"+word(reason)] = 0, 0
+		used[messageKey(reason)], used["reason-"+messageKey(reason)] = 0, 0
 	}
 	for _, state := range []State{Absent, Empty, Reading, Passed, Failed} {
-		used["state-"+word(state)] = 0
+		used["state-"+messageKey(state)] = 0
 	}
 	used[adviceHeld], used[adviceGroup] = 1, 1 // said with the detail of a slot
 	return used, texts
@@ -138,7 +138,7 @@ func TestWords(t *testing.T) {
 		}
 	}
 	for key := range sentences {
-		stem := word(strings.TrimSuffix(strings.TrimSuffix(string(key), "-one"), "-many"))
+		stem := messageKey(strings.TrimSuffix(strings.TrimSuffix(string(key), "-one"), "-many"))
 		if _, ok := used[key]; !ok && !texts[key] && !texts[stem] {
 			t.Errorf("nothing says %q", key)
 		}

@@ -42,7 +42,7 @@ func TestGivenIsWhatAVerdictRestedOn(t *testing.T) {
 		"disk-full":       {ReasonDiskFull, syscall.ENOSPC, r},
 		"disk-error":      {ReasonDiskError, syscall.EIO, r},
 	} {
-		scene, err := NewScene(given(c.reason, c.cause))
+		scene, err := NewPrecondition(preconditionOf(c.reason, c.cause))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -53,33 +53,33 @@ func TestGivenIsWhatAVerdictRestedOn(t *testing.T) {
 		}
 	}
 	for reason, want := range map[Reason]error{ReasonNotInLot: ErrNotInLot, ReasonLotUnreadable: syscall.ENOENT} {
-		scene, err := NewScene(given(reason, nil))
+		scene, err := NewPrecondition(preconditionOf(reason, nil))
 		if err != nil || scene.Policy.Lot == nil || !errors.Is(scene.Policy.Lot(r.Device, nil), want) {
 			t.Errorf("%s: %+v, %v", reason, scene, err)
 		}
 	}
-	if scene, err := NewScene(given(ReasonPolicy, nil)); err != nil || len(scene.Policy.Algorithms) == 0 || scene.Policy.Algorithms[0] == board.P256 {
+	if scene, err := NewPrecondition(preconditionOf(ReasonPolicy, nil)); err != nil || len(scene.Policy.Algorithms) == 0 || scene.Policy.Algorithms[0] == board.P256 {
 		t.Errorf("policy: %+v, %v", scene, err)
 	}
 	other, err := parseScan(two.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
-	scene, err := NewScene(given(ReasonLabelMismatch, other.label.check(r.Device, nil)))
+	scene, err := NewPrecondition(preconditionOf(ReasonLabelMismatch, other.label.check(r.Device, nil)))
 	if err != nil || scene.Label != two.ID() {
 		t.Errorf("label-mismatch: %+v, %v", scene, err)
 	}
-	if scene, err = NewScene(given(ReasonLabelMissing, nil)); err != nil || !scene.Policy.NeedsLabel {
+	if scene, err = NewPrecondition(preconditionOf(ReasonLabelMissing, nil)); err != nil || !scene.Policy.NeedsLabel {
 		t.Errorf("label-missing: %+v, %v", scene, err)
 	}
 	for _, reason := range Reasons() {
 		switch reason {
 		case ReasonNoProof, ReasonUnplugged, ReasonTimeout, ReasonGarbled, ReasonPrivateKeyLeak, ReasonNeedsReset, ReasonNoDialect, ReasonWrongSpeed:
-			if given(reason, nil) != "" {
+			if preconditionOf(reason, nil) != "" {
 				t.Errorf("%s rests on the dialogue alone", reason)
 			}
 		default:
-			if given(reason, nil) == "" {
+			if preconditionOf(reason, nil) == "" {
 				t.Errorf("%s: a transcript does not say what it rested on", reason)
 			}
 		}
@@ -89,7 +89,7 @@ func TestGivenIsWhatAVerdictRestedOn(t *testing.T) {
 func TestSceneKnowsWhatItSaw(t *testing.T) {
 	one := newBoard()
 	r := sceneRecord(t, uart.Report{Device: one.Device, SPKI: one.SPKI()})
-	scene, err := NewScene("")
+	scene, err := NewPrecondition("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestSceneKnowsWhatItSaw(t *testing.T) {
 	if receipt, err := scene.Append(context.Background(), Outcome{Record: &r}); err != nil || !receipt.Repeat {
 		t.Errorf("the same again: %+v, %v", receipt, err)
 	}
-	if scene, err = NewScene(GivenRepeat); err != nil {
+	if scene, err = NewPrecondition(GivenRepeat); err != nil {
 		t.Fatal(err)
 	}
 	if receipt, err := scene.Append(context.Background(), Outcome{Record: &r}); err != nil || !receipt.Repeat {
@@ -120,7 +120,7 @@ func TestSceneRefusals(t *testing.T) {
 		"known " + newBoard().ID() + " 0": "not a fingerprint",
 		givenUnknown:                      "want known",
 	} {
-		if _, err := NewScene(given); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := NewPrecondition(given); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v, want %q", given, err, says)
 		}
 	}

@@ -68,7 +68,7 @@ func TestJudge(t *testing.T) {
 			good := newBoard()
 			d := newScript(newReport(good))
 			c.change(&d.report)
-			b := newBench(t, 1, func(config *Config) { config.Policy, config.Slots[0].Dialect = c.policy, d }).run()
+			b := newTestStation(t, 1, func(config *Config) { config.Policy, config.Slots[0].Dialect = c.policy, d }).run()
 			d.come <- struct{}{}
 			if c.reason == "" {
 				if slot := b.await(0, Passed); slot.Device != good.ID() {
@@ -107,7 +107,7 @@ func TestJournalRefuses(t *testing.T) {
 		"key conflict":    {&board.Conflict{Kind: board.ErrKeyConflict}, ReasonKeyConflict},
 	} {
 		bubble(t, name, func(t *testing.T) {
-			b := newBench(t, 1, nil)
+			b := newTestStation(t, 1, nil)
 			b.ledger.set(fmt.Errorf("appending to the journal: %w", fmt.Errorf("writing: %w", c.err)), nil)
 			b.run()
 			good := newBoard()
@@ -134,7 +134,7 @@ func TestJournalRefuses(t *testing.T) {
 // A journal that is slow keeps its slot at reading, and no other.
 func TestJournalSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 2, nil)
+		b := newTestStation(t, 2, nil)
 		slow := make(chan struct{})
 		b.ledger.set(nil, slow)
 		b.run()
@@ -162,7 +162,7 @@ func TestJournalSlow(t *testing.T) {
 // same, and its PASS is not taken for that of the next one.
 func TestGoneBeforeReceipt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 1, nil)
+		b := newTestStation(t, 1, nil)
 		slow := make(chan struct{})
 		b.ledger.set(nil, slow)
 		b.run()

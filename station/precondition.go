@@ -28,8 +28,8 @@ const (
 	givenUnknown = "unknown"
 )
 
-// given is what a failure rested on.
-func given(reason Reason, cause error) string {
+// preconditionOf is what a failure rested on.
+func preconditionOf(reason Reason, cause error) string {
 	switch reason {
 	case ReasonDeviceConflict, ReasonKeyConflict:
 		if conflict, ok := errors.AsType[*board.Conflict](cause); ok {
@@ -57,9 +57,9 @@ func given(reason Reason, cause error) string {
 	return ""
 }
 
-// Scene is a journal and a policy that make what was given true again, for a
+// Precondition is a journal and a policy that make what was given true again, for a
 // replay. It keeps nothing on disk. It may be used by many at once.
-type Scene struct {
+type Precondition struct {
 	Policy Policy
 	Label  string // see Config.Label
 
@@ -72,10 +72,10 @@ type Scene struct {
 	seq     uint64
 }
 
-// NewScene reads the value of a transcript's key "given"; empty is a journal
+// NewPrecondition reads the value of a transcript's key "given"; empty is a journal
 // that knows nothing.
-func NewScene(given string) (*Scene, error) {
-	s := &Scene{devices: map[board.DeviceID]board.Fingerprint{}, owners: map[board.Fingerprint]board.DeviceID{}}
+func NewPrecondition(given string) (*Precondition, error) {
+	s := &Precondition{devices: map[board.DeviceID]board.Fingerprint{}, owners: map[board.Fingerprint]board.DeviceID{}}
 	fields := strings.Fields(given)
 	switch {
 	case given == "":
@@ -117,7 +117,7 @@ func NewScene(given string) (*Scene, error) {
 }
 
 // Append implements Journal.
-func (s *Scene) Append(_ context.Context, o Outcome) (board.Receipt, error) {
+func (s *Precondition) Append(_ context.Context, o Outcome) (board.Receipt, error) {
 	if o.Record == nil {
 		return board.Receipt{}, nil
 	}

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// word is a stable key of a sentence for people; every Reason is one.
-type word string
+// messageKey is a stable key of a sentence for people; every Reason is one.
+type messageKey string
 
 // English is the language that every catalogue is measured by, and the one of
 // logs and of what is for IT.
@@ -29,29 +29,29 @@ const English = "en"
 func Languages() []string { return []string{English, "de", "es", "vi", "zh"} }
 
 const (
-	adviceAbsent     word = "absent"
-	adviceEmpty      word = "empty"
-	adviceClosed     word = "fixture-closed"
-	adviceReading    word = "reading"
-	adviceSearching  word = "searching"
-	adviceFirmware   word = "garbled-firmware"
-	adviceLogin      word = "no-dialect-login"
-	adviceLoader     word = "no-dialect-boot-loader"
-	adviceNoise      word = "no-dialect-noise"
-	adviceSilent     word = "no-dialect-silent"
-	advicePassed     word = "passed"
-	adviceRepeat     word = "repeat"
-	adviceRejected   word = "rejected" // the registry refused the record for good
-	adviceBusy       word = "port-busy"
-	adviceHeld       word = "port-held"
-	advicePermission word = "port-permission"
-	adviceGroup      word = "port-group"
-	adviceMode       word = "port-mode"
-	adviceNotAPort   word = "port-invalid"
-	adviceNoLines    word = "port-lines"
-	adviceAmbiguous  word = "port-ambiguous"
-	adviceStuck      word = "port-stuck"
-	advicePortError  word = "port-error"
+	adviceAbsent     messageKey = "absent"
+	adviceEmpty      messageKey = "empty"
+	adviceClosed     messageKey = "fixture-closed"
+	adviceReading    messageKey = "reading"
+	adviceSearching  messageKey = "searching"
+	adviceFirmware   messageKey = "garbled-firmware"
+	adviceLogin      messageKey = "no-dialect-login"
+	adviceLoader     messageKey = "no-dialect-boot-loader"
+	adviceNoise      messageKey = "no-dialect-noise"
+	adviceSilent     messageKey = "no-dialect-silent"
+	advicePassed     messageKey = "passed"
+	adviceRepeat     messageKey = "repeat"
+	adviceRejected   messageKey = "rejected" // the registry refused the record for good
+	adviceBusy       messageKey = "port-busy"
+	adviceHeld       messageKey = "port-held"
+	advicePermission messageKey = "port-permission"
+	adviceGroup      messageKey = "port-group"
+	adviceMode       messageKey = "port-mode"
+	adviceNotAPort   messageKey = "port-invalid"
+	adviceNoLines    messageKey = "port-lines"
+	adviceAmbiguous  messageKey = "port-ambiguous"
+	adviceStuck      messageKey = "port-stuck"
+	advicePortError  messageKey = "port-error"
 )
 
 // catalogue holds the sentences of one language: those of all JSON files in its
@@ -59,7 +59,7 @@ const (
 // read it.
 type catalogue struct {
 	language  string
-	sentences map[word]string
+	sentences map[messageKey]string
 }
 
 //go:embed words/*/*.json
@@ -96,7 +96,7 @@ func readCatalogues(files fs.FS) (map[string]*catalogue, error) {
 }
 
 func readCatalogue(files fs.FS, language string) (*catalogue, error) {
-	c := &catalogue{language: language, sentences: map[word]string{}}
+	c := &catalogue{language: language, sentences: map[messageKey]string{}}
 	names, err := fs.Glob(files, language+"/*.json")
 	if err != nil {
 		return nil, err
@@ -128,7 +128,7 @@ func (c *catalogue) add(text []byte) error {
 		if err != nil {
 			return err
 		}
-		k := word(key.(string)) // of an object, a key is a string
+		k := messageKey(key.(string)) // of an object, a key is a string
 		value, err := in.Token()
 		if err != nil {
 			return fmt.Errorf("%q: %w", k, err)
@@ -156,7 +156,7 @@ var verbPattern = regexp.MustCompile(`%[^a-zA-Z%]*[a-zA-Z%]?`)
 // check compares a catalogue with the English one.
 func (c *catalogue) check(english *catalogue) error {
 	var wrong []error
-	add := func(key word, format string, args ...any) {
+	add := func(key messageKey, format string, args ...any) {
 		wrong = append(wrong, fmt.Errorf("words, %s: %q %s", c.language, key, fmt.Sprintf(format, args...)))
 	}
 	for _, key := range slices.Sorted(maps.Keys(english.sentences)) {
@@ -181,7 +181,7 @@ func (c *catalogue) check(english *catalogue) error {
 
 // Say gives a sentence with its arguments filled in; a template calls it too. A
 // length of time is said as Span says it.
-func (c *catalogue) Say(key word, args ...any) string {
+func (c *catalogue) Say(key messageKey, args ...any) string {
 	if len(args) == 0 {
 		return c.sentences[key]
 	}
@@ -196,7 +196,7 @@ func (c *catalogue) Say(key word, args ...any) string {
 
 // Count chooses between a sentence for one, which names no number, and a
 // sentence for many, whose first argument is n.
-func (c *catalogue) Count(n int, one, many word, args ...any) string {
+func (c *catalogue) Count(n int, one, many messageKey, args ...any) string {
 	if n == 1 {
 		return c.Say(one, args...)
 	}

@@ -22,12 +22,12 @@ type failure struct {
 func (f *failure) Error() string { return fmt.Sprintf("%s: %v", f.reason, f.err) }
 func (f *failure) Unwrap() error { return f.err }
 
-// judge turns what a board said into a record, or says what is wrong with it.
+// validate turns what a board said into a record, or says what is wrong with it.
 // It believes nothing: the signatures are checked here again. label is the one
 // that was scanned for the board, or nil: then one that refused this board
 // before counts. It comes last, so that a board is only called another one when
 // it has proved which it is.
-func (s *Station) judge(report uart.Report, label *label, now time.Time) (board.Record, *failure) {
+func (s *Station) validate(report uart.Report, label *label, now time.Time) (board.Record, *failure) {
 	policy := s.settings.policy
 	device, err := board.NewDeviceID(report.Device)
 	if err != nil {
@@ -120,7 +120,7 @@ func boardFailure(reason Reason, err error) event {
 	case reason == ReasonGarbled && errors.Is(err, uart.ErrFirmware):
 		e.advice = adviceFirmware
 	case reason == ReasonNoDialect:
-		e.advice = map[uart.Heard]word{
+		e.advice = map[uart.Heard]messageKey{
 			uart.HeardLogin: adviceLogin, uart.HeardBootLoader: adviceLoader, uart.HeardNoise: adviceNoise,
 		}[e.heard]
 	}
@@ -154,7 +154,7 @@ func diskReason(err error) Reason {
 
 // portAdvice says what to do about an error of opening a port, and about whom
 // or what; empty if the port is just not there.
-func portAdvice(err error) (advice word, detail string) {
+func portAdvice(err error) (advice messageKey, detail string) {
 	var refused *uart.OpenError
 	errors.As(err, &refused)
 	switch {
