@@ -152,8 +152,8 @@ func (a *AWS) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, putTimeout)
 	defer cancel()
 	results := make([]error, len(records))
-	waves(records, checkAll(records, results), results, func(wave []int) {
-		a.each(wave, records, results, func(i int) error { return a.putObject(ctx, &records[i].Record) })
+	waves(records, sealedOnes(records, results), results, func(wave []int) {
+		a.each(wave, records, results, func(i int) error { return a.putObject(ctx, records[i].Record()) })
 		w := itemWrites{AWS: a, records: records, results: results}
 		for group := range slices.Chunk(without(results, wave), a.group) {
 			w.put(ctx, group)
@@ -196,7 +196,7 @@ func (a *AWS) each(todo []int, records []board.Sealed, results []error, do func(
 	}
 	group.Wait()
 	for _, i := range todo[next:] {
-		results[i] = notTried(records[i].Record.Device, away)
+		results[i] = notTried(records[i].Record().Device, away)
 	}
 }
 

@@ -48,7 +48,7 @@ func TestLostAnswers(t *testing.T) {
 						} else if _, conflict := errors.AsType[*board.Conflict](err); err == nil || conflict || !strings.Contains(err.Error(), "no answer from AWS") {
 							t.Fatalf("got %v, want an error that passes", err)
 						}
-						_, stored := b.items(t)[s.Record.Device.String()]
+						_, stored := b.items(t)[s.Record().Device.String()]
 						if want := call.prepare || times == 1 || call.writes && kind == lostAnswer; stored != want {
 							t.Errorf("the item is there: %v, want %v", stored, want)
 						}
@@ -77,7 +77,7 @@ func TestLostAnswerThenAnother(t *testing.T) {
 		}
 		b.dynamo.decide(nil)
 		b.remove(t, deviceN(1).String())
-		b.remove(t, guardPrefix+s.Record.Fingerprint().String())
+		b.remove(t, guardPrefix+s.Record().Fingerprint().String())
 		must(t, b.open(t, "").Put(t.Context(), sealed(t, 1, 2)))
 		if err := b.open(t, "").Put(t.Context(), s); !errors.Is(err, board.ErrDeviceConflict) {
 			t.Errorf("got %v, want ErrDeviceConflict", err)

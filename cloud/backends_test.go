@@ -195,7 +195,7 @@ func check(t *testing.T, b backend) {
 		if objects[a["pubkey-object"]] != string(e.Key.PEM()) {
 			t.Errorf("item %s: its object %s is not its key", id, a["pubkey-object"])
 		}
-		if inside, err := board.ParseEnvelope(e.Envelope); err != nil || inside.Record.Device != device || inside.Record.Key != e.Key {
+		if inside, err := board.ParseEnvelope(e.Envelope); err != nil || inside.Record().Device != device || inside.Record().Key != e.Key {
 			t.Errorf("item %s: its envelope does not fit: %v", id, err)
 		}
 	}

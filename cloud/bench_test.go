@@ -131,7 +131,7 @@ func BenchmarkProcessPerDevice(b *testing.B) {
 		batch = append(batch, took(func() { must(b, errors.Join(a.PutBatch(b.Context(), records[1:])...)) }))
 		item := filepath.Join(b.TempDir(), "item.json")
 		must(b, os.WriteFile(item, fmt.Appendf(nil, `{"device-id":{"S":%q},"pubkey":{"S":%q}}`,
-			records[0].Record.Device, base64.StdEncoding.EncodeToString(records[0].Record.Key.PEM())), 0o600))
+			records[0].Record().Device, base64.StdEncoding.EncodeToString(records[0].Record().Key.PEM())), 0o600))
 		process = append(process, took(func() {
 			put := exec.CommandContext(b.Context(), command, "dynamodb", "put-item", "--region", a.config.Region, "--endpoint-url", dynamo, "--table-name", a.config.Table, "--item", "file://"+item)
 			if out, err := put.CombinedOutput(); err != nil {
@@ -152,7 +152,7 @@ func bareBatch(b *testing.B, a *AWS, records []board.Sealed) {
 		group.Go(func() {
 			for s := range todo {
 				if _, err := a.s3.PutObject(b.Context(), &s3.PutObjectInput{
-					Bucket: &a.config.Bucket, Key: aws.String(objectName(s.Record.Device, s.Record.Fingerprint())), Body: bytes.NewReader(s.Record.Key.PEM()),
+					Bucket: &a.config.Bucket, Key: aws.String(objectName(s.Record().Device, s.Record().Fingerprint())), Body: bytes.NewReader(s.Record().Key.PEM()),
 					ContentType: aws.String("application/x-pem-file"), IfNoneMatch: aws.String("*"), ChecksumAlgorithm: s3types.ChecksumAlgorithmSha256,
 				}); err != nil {
 					b.Error(err)
@@ -167,7 +167,7 @@ func bareBatch(b *testing.B, a *AWS, records []board.Sealed) {
 	group.Wait()
 	var puts []types.TransactWriteItem
 	for _, s := range records {
-		key := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
+		key := board.KeyBinding{Device: s.Record().Device, Key: s.Record().Fingerprint()}
 		puts = append(puts, types.TransactWriteItem{Put: &types.Put{
 			TableName: &a.config.Table, Item: newItem(s, a.config.PubkeyFormat, a.config.Bucket).dynamo(),
 			ConditionExpression: aws.String("attribute_not_exists(#id)"), ExpressionAttributeNames: map[string]string{"#id": "device-id"},

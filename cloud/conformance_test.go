@@ -77,11 +77,11 @@ func testPutLookup(t *testing.T, b backend) {
 		s := sealed(t, len(writes), len(writes))
 		must(t, b.open(t, writes).Put(t.Context(), s))
 		for _, reads := range []PubkeyFormat{PubkeyBase64PEM, PubkeyPEM} {
-			e, err := b.open(t, reads).Lookup(t.Context(), s.Record.Device)
+			e, err := b.open(t, reads).Lookup(t.Context(), s.Record().Device)
 			must(t, err)
 			want := board.Enrolment{
-				Device: s.Record.Device, Key: s.Record.Key, Envelope: s.Envelope, Station: "widgiot/line3-a",
-				EnrolledAt: s.Record.ReadAt, State: board.Active, Generation: 1,
+				Device: s.Record().Device, Key: s.Record().Key, Envelope: s.Envelope(), Station: "widgiot/line3-a",
+				EnrolledAt: s.Record().ReadAt, State: board.Active, Generation: 1,
 			}
 			if diff := cmp.Diff(want, e, cmp.Comparer(func(a, b board.Key) bool { return a == b })); diff != "" {
 				t.Errorf("written as %q, read by %q (-want +got):\n%s", writes, reads, diff)
@@ -102,10 +102,10 @@ func testGolden(t *testing.T, b backend) {
 	for n, format := range []PubkeyFormat{PubkeyBase64PEM, PubkeyPEM} {
 		s := sealed(t, n, n)
 		must(t, b.open(t, format).Put(t.Context(), s))
-		guardKey := guardPrefix + s.Record.Fingerprint().String()
+		guardKey := guardPrefix + s.Record().Fingerprint().String()
 		for id, name := range map[string]string{
-			s.Record.Device.String(): "testdata/item-" + string(format) + ".json",
-			guardKey:                 "testdata/guard-" + string(format) + ".json",
+			s.Record().Device.String(): "testdata/item-" + string(format) + ".json",
+			guardKey:                   "testdata/guard-" + string(format) + ".json",
 		} {
 			if d, ok := b.(*dirStore); ok {
 				got, err := os.ReadFile(d.file(id))
@@ -130,8 +130,8 @@ func testGolden(t *testing.T, b backend) {
 				t.Errorf("%s (-want +got):\n%s", name, diff)
 			}
 		}
-		object := "pubkeys/" + s.Record.Device.String() + "/" + s.Record.Fingerprint().String() + ".pem"
-		if got := b.objects(t)[object]; got != string(s.Record.Key.PEM()) {
+		object := "pubkeys/" + s.Record().Device.String() + "/" + s.Record().Fingerprint().String() + ".pem"
+		if got := b.objects(t)[object]; got != string(s.Record().Key.PEM()) {
 			t.Errorf("object %s is %q", object, got)
 		}
 	}
@@ -214,12 +214,12 @@ func testStateStays(t *testing.T, b backend) {
 	s := sealed(t, 1, 1)
 	must(t, r.Put(t.Context(), s))
 	for _, state := range []board.State{board.Held, board.Scrapped, board.Revoked} {
-		changed := b.items(t)[s.Record.Device.String()]
+		changed := b.items(t)[s.Record().Device.String()]
 		changed["state"] = string(state)
 		b.set(t, changed)
 		must(t, r.Put(t.Context(), s))
 		must(t, r.Put(t.Context(), seal(t, recordOf(t, "line4", 1, 1))))
-		e, err := r.Lookup(t.Context(), s.Record.Device)
+		e, err := r.Lookup(t.Context(), s.Record().Device)
 		must(t, err)
 		if e.State != state {
 			t.Errorf("after a repeat the state is %s, want %s", e.State, state)
@@ -250,31 +250,15 @@ func testLargestRecord(t *testing.T, b backend) {
 	must(t, b.open(t, "").Put(t.Context(), s))
 	e, err := b.open(t, "").Lookup(t.Context(), record.Device)
 	must(t, err)
-	if string(e.Envelope) != string(s.Envelope) {
+	if string(e.Envelope) != string(s.Envelope()) {
 		t.Error("the envelope came back changed")
 	}
 	check(t, b)
 }
 
 func testRefusedRecords(t *testing.T, b backend) {
-	good := sealed(t, 1, 1)
-	noKey, otherDevice, garbage, noEnvelope := good, good, good, good
-	noKey.Record.Key = board.Key{}
-	otherDevice.Record.Device = deviceN(2)
-	garbage.Envelope = []byte("{}")
-	noEnvelope.Envelope = nil
-	for name, test := range map[string]struct {
-		sealed board.Sealed
-		want   error
-	}{
-		"record without a key":       {noKey, board.ErrRecord},
-		"envelope of another record": {otherDevice, board.ErrEnvelope},
-		"envelope of nothing":        {garbage, board.ErrEnvelope},
-		"no envelope":                {noEnvelope, board.ErrEnvelope},
-	} {
-		if err := b.open(t, "").Put(t.Context(), test.sealed); !errors.Is(err, test.want) {
-			t.Errorf("%s: got %v, want %v", name, err, test.want)
-		}
+	if err := b.open(t, "").Put(t.Context(), board.Sealed{}); !errors.Is(err, board.ErrEnvelope) {
+		t.Errorf("no record: got %v, want ErrEnvelope", err)
 	}
 	if len(b.items(t))+len(b.objects(t)) != 0 {
 		t.Error("a refused record left something")
@@ -315,7 +299,7 @@ func testUnsigned(t *testing.T, b backend) {
 func testDamage(t *testing.T, b backend) {
 	s, r := sealed(t, 1, 1), b.open(t, "")
 	must(t, r.Put(t.Context(), s))
-	device, guardKey := deviceN(1).String(), guardPrefix+s.Record.Fingerprint().String()
+	device, guardKey := deviceN(1).String(), guardPrefix+s.Record().Fingerprint().String()
 	good := b.items(t)
 	for _, test := range []struct {
 		name, id, attribute, value string // an empty value takes the attribute away
@@ -338,7 +322,7 @@ func testDamage(t *testing.T, b backend) {
 		{"generation missing", device, "generation", "", true},
 		{"record too long", device, "record", strings.Repeat("A", board.MaxEnvelope+1), true},
 		{"record is no envelope", device, "record", "{}", false}, // the issuer opens it
-		{"record of another", device, "record", string(sealed(t, 2, 2).Envelope), false},
+		{"record of another", device, "record", string(sealed(t, 2, 2).Envelope()), false},
 		{"guard of another", guardKey, "device", deviceN(2).String(), false},
 		{"guard names no device", guardKey, "device", "x", false},
 	} {
@@ -353,7 +337,7 @@ func testDamage(t *testing.T, b backend) {
 			if _, conflict := errors.AsType[*board.Conflict](err); !errors.Is(err, ErrDamaged) || conflict {
 				t.Errorf("Put: got %v, want ErrDamaged", err)
 			}
-			_, err = whole(func() (board.Enrolment, error) { return r.Lookup(t.Context(), s.Record.Device) })
+			_, err = whole(func() (board.Enrolment, error) { return r.Lookup(t.Context(), s.Record().Device) })
 			if errors.Is(err, ErrDamaged) != test.lookup || err != nil != test.lookup {
 				t.Errorf("Lookup: got %v, want an error: %v", err, test.lookup)
 			}
@@ -373,7 +357,7 @@ func testDamage(t *testing.T, b backend) {
 
 func testDamagedObject(t *testing.T, b backend) {
 	s, r := sealed(t, 1, 1), b.open(t, "")
-	name := objectName(s.Record.Device, s.Record.Fingerprint())
+	name := objectName(s.Record().Device, s.Record().Fingerprint())
 	for _, bad := range []string{"", string(keyN(t, 2).PEM()), string(keyN(t, 1).PEM()) + "\n"} {
 		b.setObject(t, name, bad)
 		if err := r.Put(t.Context(), s); !errors.Is(err, ErrDamaged) {
@@ -438,7 +422,7 @@ func testRaceDevice(t *testing.T, b backend) {
 	winner := oneWins(t, race(t, b, records), board.ErrDeviceConflict)
 	e, err := b.open(t, "").Lookup(t.Context(), deviceN(1))
 	must(t, err)
-	if e.Key != records[winner].Record.Key {
+	if e.Key != records[winner].Record().Key {
 		t.Error("the key that is stored is not the winner's")
 	}
 	check(t, b)

@@ -152,7 +152,7 @@ func (d *Dir) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	results := make([]error, len(records))
-	good := checkAll(records, results)
+	good := sealedOnes(records, results)
 	if len(good) == 0 {
 		return results
 	}
@@ -164,7 +164,7 @@ func (d *Dir) PutBatch(ctx context.Context, records []board.Sealed) []error {
 		if err != nil {
 			results[i] = err
 		}
-		results[i] = d.explain("enrolling device "+records[i].Record.Device.String(), results[i])
+		results[i] = d.explain("enrolling device "+records[i].Record().Device.String(), results[i])
 	}
 	return results
 }
@@ -328,7 +328,7 @@ func (w *writing) put(records []board.Sealed, wave []int, results []error, forma
 	}
 	enrolled := map[int]bool{}
 	for _, i := range wave {
-		enrolled[i], results[i] = w.judge(&records[i].Record)
+		enrolled[i], results[i] = w.judge(records[i].Record())
 	}
 	if err := w.putObjects(records, without(results, wave), results); err != nil {
 		fail(err)
@@ -359,7 +359,7 @@ func (w *writing) put(records []board.Sealed, wave []int, results []error, forma
 	}
 }
 
-func (w *writing) judge(r *board.Record) (enrolled bool, err error) {
+func (w *writing) judge(r board.Record) (enrolled bool, err error) {
 	key, err := readGuard(w.root, r.Fingerprint())
 	if err != nil {
 		return false, err
@@ -385,7 +385,7 @@ func (w *writing) putObjects(records []board.Sealed, todo []int, results []error
 	}
 	var files []newFile
 	for _, i := range todo {
-		r := &records[i].Record
+		r := records[i].Record()
 		f := newFile{name: objectName(r.Device, r.Fingerprint()), content: r.Key.PEM()}
 		if err := w.root.Mkdir(path.Dir(f.name), 0o755); err != nil && !isExist(err) {
 			return err
@@ -405,7 +405,7 @@ func (w *writing) putObjects(records []board.Sealed, todo []int, results []error
 		}
 		stored, err := readFile(w.root, f.name, maxFile)
 		if err == nil && !bytes.Equal(stored, f.content) {
-			err = damaged(records[todo[n]].Record.Device, "%s is not the key that its name says", f.name)
+			err = damaged(records[todo[n]].Record().Device, "%s is not the key that its name says", f.name)
 		}
 		results[todo[n]] = err
 	}

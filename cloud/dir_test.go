@@ -149,14 +149,14 @@ func TestDirPendingComesBack(t *testing.T) {
 	b := newDirStore(t)
 	d, s := b.openDir(t, ""), sealed(t, 1, 1)
 	must(t, d.Put(t.Context(), s))
-	pending, err := os.ReadFile(b.file(s.Record.Device.String()))
+	pending, err := os.ReadFile(b.file(s.Record().Device.String()))
 	must(t, err)
-	held := b.items(t)[s.Record.Device.String()]
+	held := b.items(t)[s.Record().Device.String()]
 	held["state"] = string(board.Held)
 	b.set(t, held)
 	must(t, os.WriteFile(filepath.Join(b.path, pendingName), pending, 0o644))
 	must(t, d.Put(t.Context(), sealed(t, 2, 2)))
-	e, err := d.Lookup(t.Context(), s.Record.Device)
+	e, err := d.Lookup(t.Context(), s.Record().Device)
 	must(t, err)
 	if e.State != board.Held {
 		t.Errorf("the state is %s, want held", e.State)

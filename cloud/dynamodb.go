@@ -39,7 +39,7 @@ func (w *itemWrites) put(ctx context.Context, group []int) {
 	for len(group) > 0 {
 		if w.away != nil {
 			for _, i := range group {
-				w.results[i] = notTried(w.records[i].Record.Device, w.away)
+				w.results[i] = notTried(w.records[i].Record().Device, w.away)
 			}
 			return
 		}
@@ -102,7 +102,7 @@ func (w *itemWrites) fail(group []int, failure error) {
 func (w *itemWrites) writing(group []int) string {
 	what := fmt.Sprintf("%d devices", len(group))
 	if len(group) == 1 {
-		what = "device " + w.records[group[0]].Record.Device.String()
+		what = "device " + w.records[group[0]].Record().Device.String()
 	}
 	return "writing the items of " + what + " in table " + w.config.Table
 }
@@ -114,7 +114,7 @@ func (w *itemWrites) write(ctx context.Context, group []int) error {
 	var puts []types.TransactWriteItem
 	for _, i := range group {
 		s := w.records[i]
-		key := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
+		key := board.KeyBinding{Device: s.Record().Device, Key: s.Record().Fingerprint()}
 		puts = append(puts, types.TransactWriteItem{Put: &types.Put{
 			TableName: aws.String(w.config.Table), Item: newItem(s, w.config.PubkeyFormat, w.config.Bucket).dynamo(),
 			ConditionExpression:      aws.String("attribute_not_exists(#id)"),
@@ -173,7 +173,7 @@ func (w *itemWrites) blame(ctx context.Context, group []int, canceled *types.Tra
 // it finds nothing get the failure.
 func (w *itemWrites) settle(ctx context.Context, group []int, failure error) {
 	w.each(group, w.records, w.results, func(i int) error {
-		r := &w.records[i].Record
+		r := w.records[i].Record()
 		key, err := w.getGuard(ctx, r.Fingerprint())
 		if err != nil {
 			return err

@@ -124,11 +124,8 @@ func byLoader(attribute string) bool { return attribute == "device-id" || attrib
 
 // check refuses a record that is not of this item.
 func (l Loaded) check(s board.Sealed) error {
-	if l.Signed || l.Refused != nil || !l.Device.Valid() || s.Record.Device != l.Device || s.Record.Key != l.Key {
+	if l.Signed || l.Refused != nil || !l.Device.Valid() || s.Record().Device != l.Device || s.Record().Key != l.Key {
 		return fmt.Errorf("importing item %.80q: %w: it is not of an item that can be imported", l.ID, board.ErrRecord)
-	}
-	if err := checkSealed(s); err != nil {
-		return fmt.Errorf("importing device %s: %w", l.Device, err)
 	}
 	return nil
 }
@@ -136,7 +133,7 @@ func (l Loaded) check(s board.Sealed) error {
 // judge compares what was listed with what is there. It returns true if the
 // device is enrolled with this key, by whomever, false if nothing stands
 // against the import, and otherwise why it cannot be.
-func (l Loaded) judge(r *board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
+func (l Loaded) judge(r board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
 	switch {
 	case stored != nil && stored.record != "":
 		return judge(r, stored, key)
@@ -194,7 +191,7 @@ func (a *AWS) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, putTimeout)
 	defer cancel()
-	if err := a.putObject(ctx, &s.Record); err != nil {
+	if err := a.putObject(ctx, s.Record()); err != nil {
 		return err
 	}
 	err := a.sign(ctx, l, s)
@@ -215,7 +212,7 @@ func (a *AWS) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 	if err != nil {
 		return err
 	}
-	enrolled, err := l.judge(&s.Record, stored, key)
+	enrolled, err := l.judge(s.Record(), stored, key)
 	if err == nil && !enrolled {
 		return failure
 	}
@@ -223,7 +220,7 @@ func (a *AWS) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 }
 
 func (a *AWS) sign(ctx context.Context, l Loaded, s board.Sealed) error {
-	key := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
+	key := board.KeyBinding{Device: s.Record().Device, Key: s.Record().Fingerprint()}
 	condition, update := "#pubkey = :pubkey", "SET "
 	names := map[string]string{"#pubkey": "pubkey"}
 	values := map[string]types.AttributeValue{":pubkey": &types.AttributeValueMemberS{Value: l.pubkey}}
@@ -309,7 +306,7 @@ func (w *writing) sign(l Loaded, s board.Sealed, format PubkeyFormat) error {
 	if err := w.finish(); err != nil {
 		return err
 	}
-	key, err := readGuard(w.root, s.Record.Fingerprint())
+	key, err := readGuard(w.root, s.Record().Fingerprint())
 	if err != nil {
 		return err
 	}
@@ -317,7 +314,7 @@ func (w *writing) sign(l Loaded, s board.Sealed, format PubkeyFormat) error {
 	if err != nil {
 		return err
 	}
-	enrolled, err := l.judge(&s.Record, stored, key)
+	enrolled, err := l.judge(s.Record(), stored, key)
 	if err != nil {
 		return err
 	}
@@ -328,7 +325,7 @@ func (w *writing) sign(l Loaded, s board.Sealed, format PubkeyFormat) error {
 	if err := errors.Join(w.putObjects([]board.Sealed{s}, []int{0}, results), results[0]); err != nil {
 		return err
 	}
-	guard := board.KeyBinding{Device: s.Record.Device, Key: s.Record.Fingerprint()}
+	guard := board.KeyBinding{Device: s.Record().Device, Key: s.Record().Fingerprint()}
 	if err := w.create(guardName(guard.Key), guardToJSON(guard)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}

@@ -93,7 +93,7 @@ func testImport(t *testing.T, b backend) {
 			must(t, r.Import(t.Context(), l, s))
 			e, err := r.Lookup(t.Context(), l.Device)
 			must(t, err)
-			want := board.Enrolment{Device: l.Device, Key: l.Key, Envelope: s.Envelope, Station: "widgiot/operator", EnrolledAt: s.Record.ReadAt, State: board.Active, Generation: 1}
+			want := board.Enrolment{Device: l.Device, Key: l.Key, Envelope: s.Envelope(), Station: "widgiot/operator", EnrolledAt: s.Record().ReadAt, State: board.Active, Generation: 1}
 			if diff := cmp.Diff(want, e, cmp.Comparer(func(a, b board.Key) bool { return a == b })); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", id, diff)
 			}
@@ -164,15 +164,13 @@ func testImportRefusals(t *testing.T, b backend) {
 		}
 	}
 	l := listed[deviceN(16).String()]
-	broken := importRecord(t, "operator", l)
-	broken.Envelope = []byte("{}")
 	for name, test := range map[string]struct {
 		sealed board.Sealed
 		want   error
 	}{
 		"record of another device": {sealed(t, 17, 16), board.ErrRecord},
 		"record of another key":    {sealed(t, 16, 17), board.ErrRecord},
-		"envelope of nothing":      {broken, board.ErrEnvelope},
+		"no record":                {board.Sealed{}, board.ErrRecord},
 	} {
 		if err := r.Import(t.Context(), l, test.sealed); !errors.Is(err, test.want) {
 			t.Errorf("%s: got %v, want %v", name, err, test.want)
@@ -319,7 +317,7 @@ func TestImportLostAnswers(t *testing.T) {
 							t.Errorf("it is signed: %v, want %v", got, want)
 						}
 						must(t, r.Import(t.Context(), l, s))
-						if got := b.items(t)[l.ID]["record"]; got != string(s.Envelope) {
+						if got := b.items(t)[l.ID]["record"]; got != string(s.Envelope()) {
 							t.Errorf("the record is %q", got)
 						}
 					})

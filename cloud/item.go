@@ -80,14 +80,14 @@ func (i *item) attributes() []attribute {
 // newItem depends on the record alone, so that writing it twice writes the
 // same.
 func newItem(s board.Sealed, format PubkeyFormat, bucket string) *item {
-	r := s.Record
+	r := s.Record()
 	pubkey := string(r.Key.PEM())
 	if format != PubkeyPEM {
 		pubkey = base64.StdEncoding.EncodeToString([]byte(pubkey))
 	}
 	return &item{
 		device: r.Device.String(), pubkey: pubkey, bucket: bucket, object: objectName(r.Device, r.Fingerprint()),
-		fingerprint: r.Fingerprint().String(), record: string(s.Envelope), station: r.Origin(),
+		fingerprint: r.Fingerprint().String(), record: string(s.Envelope()), station: r.Origin(),
 		enrolledAt: r.ReadAt.Format(enrolledAtLayout), state: string(board.Active), generation: strconv.Itoa(r.Generation),
 	}
 }

@@ -24,8 +24,8 @@ func TestItemRoundTrip(t *testing.T) {
 	for _, format := range []PubkeyFormat{PubkeyBase64PEM, PubkeyPEM} {
 		want := newItem(s, format, "a-bucket")
 		for name, decode := range map[string]func() (*item, error){
-			"JSON":     func() (*item, error) { return itemFromJSON(s.Record.Device, want.json()) },
-			"DynamoDB": func() (*item, error) { return itemFromDynamo(s.Record.Device, want.dynamo()) },
+			"JSON":     func() (*item, error) { return itemFromJSON(s.Record().Device, want.json()) },
+			"DynamoDB": func() (*item, error) { return itemFromDynamo(s.Record().Device, want.dynamo()) },
 		} {
 			got, err := decode()
 			must(t, err)
@@ -42,12 +42,12 @@ func TestItemTypes(t *testing.T) {
 	for _, a := range newItem(s, "", "a-bucket").attributes() {
 		stored := newItem(s, "", "a-bucket").dynamo()
 		stored[a.name] = &types.AttributeValueMemberBOOL{Value: true}
-		if _, err := itemFromDynamo(s.Record.Device, stored); err == nil {
+		if _, err := itemFromDynamo(s.Record().Device, stored); err == nil {
 			t.Errorf("DynamoDB: %s may be a BOOL", a.name)
 		}
-		parsed, err := itemFromJSON(s.Record.Device, []byte(`{"`+a.name+`":null}`))
+		parsed, err := itemFromJSON(s.Record().Device, []byte(`{"`+a.name+`":null}`))
 		if err == nil {
-			_, err = parsed.enrolment(s.Record.Device)
+			_, err = parsed.enrolment(s.Record().Device)
 		}
 		if err == nil {
 			t.Errorf("JSON: %s may be null", a.name)
@@ -140,13 +140,13 @@ func TestEnrolmentRefusals(t *testing.T) {
 	// An item that no station wrote may lack attributes, but those that it has
 	// are right.
 	for _, name := range []string{"key-fingerprint", "station", "enrolled-at", "state", "generation"} {
-		i := &item{device: s.Record.Device.String(), pubkey: string(s.Record.Key.PEM())}
+		i := &item{device: s.Record().Device.String(), pubkey: string(s.Record().Key.PEM())}
 		for _, a := range i.attributes() {
 			if a.name == name {
 				*a.value = "x"
 			}
 		}
-		if _, err := i.enrolment(s.Record.Device); !errors.Is(err, ErrDamaged) {
+		if _, err := i.enrolment(s.Record().Device); !errors.Is(err, ErrDamaged) {
 			t.Errorf("an unsigned item with a bad %s: got %v, want ErrDamaged", name, err)
 		}
 	}

@@ -74,7 +74,7 @@ func testList(t *testing.T, b backend) {
 		t.Errorf("%d enrolments, %d guards, %d objects, want %d", len(enrolments), len(guards), len(objects), boards)
 	}
 	for _, s := range records {
-		device, key := s.Record.Device, s.Record.Fingerprint()
+		device, key := s.Record().Device, s.Record().Fingerprint()
 		want, err := r.Lookup(t.Context(), device)
 		must(t, err)
 		if diff := cmp.Diff(want, enrolments[device.String()], cmp.Comparer(func(a, b board.Key) bool { return a == b })); diff != "" {

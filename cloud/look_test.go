@@ -17,6 +17,11 @@ import (
 
 const origin = "widgiot/line3-a"
 
+func recordIn(s board.Sealed) *board.Record {
+	r := s.Record()
+	return &r
+}
+
 func rightsOf(t *testing.T, a *AWS, known *board.Record) map[string]Right {
 	t.Helper()
 	list, err := a.TryRights(t.Context(), origin, known)
@@ -40,7 +45,7 @@ func TestLookChangesNothing(t *testing.T) {
 		must(t, a.PutCheckpoint(t.Context(), origin, 1, checkpointOf(t, origin, 1, 'A', 1)))
 		items, objects := b.items(t), b.objects(t)
 		for range 2 {
-			for name, r := range rightsOf(t, a, &s.Record) {
+			for name, r := range rightsOf(t, a, recordIn(s)) {
 				if !r.Known || !r.Allowed || r.Err != nil {
 					t.Errorf("%s: %+v", name, r)
 				}
@@ -74,7 +79,7 @@ func TestLookAtANewRegistry(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		a := b.open(t, "").(*AWS)
 		s := sealed(t, 1, 1)
-		for name, r := range rightsOf(t, a, &s.Record) {
+		for name, r := range rightsOf(t, a, recordIn(s)) {
 			if unknown := strings.HasPrefix(name, "s3:GetObject"); r.Known == unknown || r.Allowed == unknown || (r.Err == nil) == unknown {
 				t.Errorf("%s: %+v", name, r)
 			}
@@ -114,7 +119,7 @@ func TestRightsThatAreMissing(t *testing.T) {
 					return passed
 				})
 			}
-			for name, r := range rightsOf(t, a, &s.Record) {
+			for name, r := range rightsOf(t, a, recordIn(s)) {
 				switch {
 				case matches == nil && name == "s3:GetObject journal/line3-a/*": // nothing was listed
 				case matches == nil && (r.Known || r.Err == nil || errors.Is(r.Err, ErrNotPermitted)):

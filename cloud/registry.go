@@ -22,7 +22,6 @@
 package cloud
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 
@@ -69,33 +68,12 @@ func objectName(device board.DeviceID, fingerprint board.Fingerprint) string {
 	return "pubkeys/" + device.String() + "/" + fingerprint.String() + ".pem"
 }
 
-// checkSealed refuses what the issuer could not read later: the envelope must
-// hold this very record.
-func checkSealed(s board.Sealed) error {
-	want, err := s.Record.Encode()
-	if err != nil {
-		return err
-	}
-	inside, err := board.ParseEnvelope(s.Envelope)
-	if err != nil {
-		return err
-	}
-	got, err := inside.Record.Encode()
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(got, want) {
-		return fmt.Errorf("%w: the envelope holds another record", board.ErrEnvelope)
-	}
-	return nil
-}
-
-// checkAll notes what is wrong with records by themselves, and returns the
-// others.
-func checkAll(records []board.Sealed, results []error) (good []int) {
+// sealedOnes returns the indices of the records that hold one: all but those of the
+// zero value, which get their error here.
+func sealedOnes(records []board.Sealed, results []error) (good []int) {
 	for i, s := range records {
-		if err := checkSealed(s); err != nil {
-			results[i] = fmt.Errorf("enrolling device %s: %w", s.Record.Device, err)
+		if len(s.Envelope()) == 0 {
+			results[i] = fmt.Errorf("enrolling a device: %w: it holds no record", board.ErrEnvelope)
 			continue
 		}
 		good = append(good, i)
@@ -112,7 +90,7 @@ func waves(records []board.Sealed, todo []int, results []error, put func(wave []
 		var wave, later []int
 		taken := map[string]bool{}
 		for _, i := range todo {
-			device, key := records[i].Record.Device.String(), guardID(records[i].Record.Fingerprint())
+			device, key := records[i].Record().Device.String(), guardID(records[i].Record().Fingerprint())
 			switch first := errors.Join(open[device], open[key]); {
 			case taken[device] || taken[key]:
 				later = append(later, i)
@@ -128,8 +106,8 @@ func waves(records []board.Sealed, todo []int, results []error, put func(wave []
 		put(wave)
 		for _, i := range wave {
 			if err := results[i]; err != nil && !isVerdict(err) {
-				open[records[i].Record.Device.String()] = err
-				open[guardID(records[i].Record.Fingerprint())] = err
+				open[records[i].Record().Device.String()] = err
+				open[guardID(records[i].Record().Fingerprint())] = err
 			}
 		}
 		todo = later
@@ -156,7 +134,7 @@ func without(results []error, records []int) (good []int) {
 // key (nil: nothing; read the guard before the item). It returns true if the
 // device is enrolled with this key, false if nothing stands against writing it,
 // and otherwise why it cannot be.
-func judge(r *board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
+func judge(r board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
 	if stored == nil {
 		if key != nil && key.Device != r.Device {
 			return false, &board.Conflict{
@@ -185,7 +163,7 @@ func judge(r *board.Record, stored *item, key *board.KeyBinding) (enrolled bool,
 	if err != nil {
 		return false, damaged(r.Device, "its record: %v", err)
 	}
-	if inside.Record.Device != r.Device || inside.Record.Key != r.Key {
+	if inside.Record().Device != r.Device || inside.Record().Key != r.Key {
 		return false, damaged(r.Device, "its record is of another device or key")
 	}
 	if key == nil || key.Device != r.Device {

@@ -17,7 +17,7 @@ import (
 
 // putObject writes the public key if nothing is there. If something is, perhaps
 // by an earlier attempt whose answer was lost, its bytes are compared.
-func (a *AWS) putObject(ctx context.Context, r *board.Record) error {
+func (a *AWS) putObject(ctx context.Context, r board.Record) error {
 	name, content := objectName(r.Device, r.Fingerprint()), r.Key.PEM()
 	_, err := a.s3.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: aws.String(a.config.Bucket), Key: aws.String(name), Body: bytes.NewReader(content),

@@ -69,7 +69,7 @@ func testChangeState(t *testing.T, b backend) {
 	must(t, r.Put(t.Context(), s))
 	must(t, r.Put(t.Context(), sealed(t, 2, 2)))
 	enrolled := b.items(t)
-	device := s.Record.Device
+	device := s.Record().Device
 	wantHistory(t, r, device, nil)
 	var events []Event
 	state := board.Active

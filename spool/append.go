@@ -102,20 +102,14 @@ func (s *Spool) Append(ctx context.Context, r Reading) (board.Receipt, error) {
 		q.signed <- nil
 		return s.append(q)
 	}
-	if err := r.Record.Check(); err != nil {
-		return board.Receipt{}, fmt.Errorf("appending a record: %w", err)
-	}
 	sealed, err := board.Seal(*r.Record, s.cfg.Identity.Signer)
 	if err != nil {
 		return board.Receipt{}, fmt.Errorf("appending a record: %w", err)
 	}
 	q.sealed, q.key = sealed, r.Record.Fingerprint()
-	// The envelope is opened while the disk writes it: what is read back is
-	// compared with it.
-	go func() {
-		_, err := board.OpenEnvelope(sealed.Envelope, s.cfg.Identity.Verifier)
-		q.signed <- err
-	}()
+	// The signature is verified while the disk writes the envelope: what is
+	// read back is compared with it.
+	go func() { q.signed <- sealed.Verify(s.cfg.Identity.Verifier) }()
 	return s.append(q)
 }
 
@@ -166,7 +160,7 @@ func (q *request) check(signed error) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(envelope, q.sealed.Envelope) {
+	if !bytes.Equal(envelope, q.sealed.Envelope()) {
 		return errors.New("another record is there")
 	}
 	return signed
@@ -250,7 +244,7 @@ func (s *Spool) commit(group []*request) error {
 		for i, q := range written {
 			e := journal.SummaryOf(&q.entry, place)
 			if q.entry.Record() != nil {
-				e.MAC = journal.ParseMAC(q.sealed.Record.Facts["mac"])
+				e.MAC = journal.ParseMAC(q.sealed.Record().Facts["mac"])
 			}
 			if err := putEntry(tx, &e, &change); err != nil {
 				return err
@@ -356,7 +350,7 @@ func (s *Spool) noisy(slot string) bool {
 
 // decideRecord decides between a first record, a repeat and a conflict.
 func (s *Spool) decideRecord(tx *bolt.Tx, q *request, devices map[board.DeviceID]pointer, keys map[board.Fingerprint]board.DeviceID) error {
-	v, device := q.entry.Verdict, q.sealed.Record.Device
+	v, device := q.entry.Verdict, q.sealed.Record().Device
 	v.Device, v.Fingerprint = device, q.key
 	known, haveDevice, owner, haveKey, err := lookup(tx, device, q.key)
 	if err != nil {
@@ -382,7 +376,7 @@ func (s *Spool) decideRecord(tx *bolt.Tx, q *request, devices map[board.DeviceID
 		v.Result, v.Of = journal.Repeated, &known.Seq
 		q.receipt = board.Receipt{Seq: known.Seq, Time: time.UnixMilli(known.At).UTC(), Repeat: true, Entry: q.entry.Seq, At: q.entry.Time}
 	default:
-		v.Result, v.Record = journal.Passed, q.sealed.Envelope
+		v.Result, v.Record = journal.Passed, q.sealed.Envelope()
 		q.receipt = board.Receipt{Seq: q.entry.Seq, Time: q.entry.Time, Entry: q.entry.Seq, At: q.entry.Time}
 	}
 	return nil

@@ -217,7 +217,7 @@ func checkQuarantined(t *testing.T, k *kit, all []board.Record, victim, entries 
 			if err != nil {
 				t.Fatal(err)
 			}
-			have[sealed.Record.Device] = true
+			have[sealed.Record().Device] = true
 		}
 	}
 	for _, r := range all {

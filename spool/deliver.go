@@ -366,7 +366,7 @@ func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
 			it.local, it.err = true, fmt.Errorf("reading entry %d back from the journal: %v", it.seq, err)
 			continue
 		}
-		it.dev, it.key = it.sealed.Record.Device, it.sealed.Record.Fingerprint()
+		it.dev, it.key = it.sealed.Record().Device, it.sealed.Record().Fingerprint()
 	}
 	return items, wait, nil
 }

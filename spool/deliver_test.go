@@ -41,13 +41,13 @@ func (m *memorySink) Put(ctx context.Context, s board.Sealed) error {
 		apply, err = m.fault(s, m.tries)
 	}
 	if apply {
-		f := s.Record.Fingerprint()
-		if known, ok := m.have[s.Record.Device]; ok && known != f {
-			return &board.Conflict{Kind: board.ErrDeviceConflict, Device: s.Record.Device, Key: f, KnownKey: known}
+		f := s.Record().Fingerprint()
+		if known, ok := m.have[s.Record().Device]; ok && known != f {
+			return &board.Conflict{Kind: board.ErrDeviceConflict, Device: s.Record().Device, Key: f, KnownKey: known}
 		} else if !ok {
-			m.order = append(m.order, s.Record.Device)
+			m.order = append(m.order, s.Record().Device)
 		}
-		m.have[s.Record.Device] = f
+		m.have[s.Record().Device] = f
 	}
 	return err
 }
@@ -174,7 +174,7 @@ func TestOneBadRecord(t *testing.T) {
 		k := newKit(t)
 		bad := k.mustAppend()
 		k.sink.set(func(s board.Sealed, _ int) (bool, error) {
-			if s.Record.Device == bad.Device {
+			if s.Record().Device == bad.Device {
 				return false, errAway
 			}
 			return true, nil
@@ -204,7 +204,7 @@ func TestDeadLetters(t *testing.T) {
 		}
 		good := k.mustAppend()
 		k.sink.set(func(s board.Sealed, _ int) (bool, error) {
-			err := verdicts[s.Record.Device]
+			err := verdicts[s.Record().Device]
 			return err == nil, err
 		})
 		stop := k.run()
@@ -290,7 +290,7 @@ func TestBatch(t *testing.T) {
 		}
 		bad, dead := want[3], want[5]
 		k.sink.set(func(s board.Sealed, _ int) (bool, error) {
-			switch s.Record.Device {
+			switch s.Record().Device {
 			case bad:
 				return false, errAway
 			case dead:
@@ -353,7 +353,7 @@ func TestManyBadRecords(t *testing.T) {
 			k.mustAppend()
 		}
 		k.sink.set(func(s board.Sealed, _ int) (bool, error) {
-			if bad[s.Record.Device] {
+			if bad[s.Record().Device] {
 				return false, errAway
 			}
 			return true, nil
@@ -421,8 +421,8 @@ func TestRequeue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sealed, err := board.OpenEnvelope(e.Record(), k.id.Verifier); err != nil || sealed.Record.Device != r.Device {
-			t.Errorf("the evidence holds %+v, %v", sealed.Record, err)
+		if sealed, err := board.OpenEnvelope(e.Record(), k.id.Verifier); err != nil || sealed.Record().Device != r.Device {
+			t.Errorf("the evidence holds %+v, %v", sealed.Record(), err)
 		}
 		if err := k.spool.Requeue(letters[0].Seq); err != nil {
 			t.Fatal(err)

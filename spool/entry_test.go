@@ -145,7 +145,7 @@ func FuzzIndexedOf(f *testing.F) {
 			if err != nil {
 				return
 			}
-			want.MAC = journal.ParseMAC(sealed.Record.Facts["mac"])
+			want.MAC = journal.ParseMAC(sealed.Record().Facts["mac"])
 		}
 		got, err := journal.Summarize(journal.Position{}, e.Seq, data, journal.TagTable{})
 		if err != nil || !reflect.DeepEqual(got, want) {

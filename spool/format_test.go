@@ -70,7 +70,7 @@ func TestFormats(t *testing.T) {
 					}
 				}
 			}
-			data, err := journal.Prove(dir, last.Record.Device)
+			data, err := journal.Prove(dir, last.Record().Device)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -82,7 +82,7 @@ func TestFormats(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.Close()
-			if receipt, err := s.Append(t.Context(), reading(last.Record)); err != nil || !receipt.Repeat {
+			if receipt, err := s.Append(t.Context(), reading(last.Record())); err != nil || !receipt.Repeat {
 				t.Errorf("a board again: %+v, %v", receipt, err)
 			}
 			if _, err := s.Append(t.Context(), reading(newRecord(t))); err != nil {
@@ -213,7 +213,7 @@ func writeEvidence(t *testing.T, id, hq journal.Identity) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			device = sealed.Record.Device
+			device = sealed.Record().Device
 		}
 	}
 	proof, err := journal.Prove(dir, device)

@@ -30,7 +30,7 @@ func TestGlanceAt(t *testing.T) {
 		if err != nil || g.Entries != stats.Entries || g.Signed != stats.Signed || g.Format != journal.Format || g.Segments != 1 || g.Torn != 0 || len(g.Damage) != 0 {
 			t.Errorf("%s: %+v, %v; the station says %+v", when, g, err, stats)
 		}
-		if age := time.Since(g.Newest); age < 0 || age > time.Minute || g.Sample == nil || g.Sample.Record.Device == last.Device {
+		if age := time.Since(g.Newest); age < 0 || age > time.Minute || g.Sample == nil || g.Sample.Record().Device == last.Device {
 			t.Errorf("%s: the newest is %v old; sample %v", when, age, g.Sample)
 		}
 	}
@@ -39,7 +39,7 @@ func TestGlanceAt(t *testing.T) {
 		t.Errorf("running: %v, want %v", err, durable.ErrLocked)
 	}
 	k.sink.set(func(s board.Sealed, _ int) (bool, error) {
-		if s.Record.Device == last.Device {
+		if s.Record().Device == last.Device {
 			return false, &board.Conflict{Kind: board.ErrKeyConflict}
 		}
 		return true, nil

@@ -126,7 +126,7 @@ func TestHistory(t *testing.T) {
 			t.Errorf("%s: %+v, %v", when, h, kinds)
 		}
 		sealed, err := board.ParseEnvelope(h.Record.Record())
-		if err != nil || sealed.Record.Device != r.Device {
+		if err != nil || sealed.Record().Device != r.Device {
 			t.Errorf("%s: the record is %+v, %v", when, h.Record, err)
 		}
 		if e := h.Events[0]; e.Verdict.Device != otherID.Device || e.Verdict.Known.Device != r.Device.String() {

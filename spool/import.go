@@ -188,7 +188,7 @@ func (im *importing) open(r run, path string) ([]*carried, error) {
 		if it.sealed, err = board.ParseEnvelope(e.Record()); err != nil {
 			return nil, fmt.Errorf("%w: entry %d: %w", ErrBundle, it.seq, err)
 		}
-		if err := checkCarried(&it.sealed, v); err != nil {
+		if err := checkCarried(it.sealed, v); err != nil {
 			it.answered, it.verdict = true, err // the registry need not be asked
 		}
 		records = append(records, it)
@@ -214,14 +214,14 @@ func (im *importing) station(b *bundle) (note.Verifier, journal.Checkpoint, erro
 
 // checkCarried checks what an issuer would: the station's signature, and the
 // proof of possession if there is one.
-func checkCarried(s *board.Sealed, v board.Verifier) error {
-	if _, err := board.OpenEnvelope(s.Envelope, v); err != nil {
+func checkCarried(s board.Sealed, v board.Verifier) error {
+	if err := s.Verify(v); err != nil {
 		return err
 	}
-	if s.Record.Proof == nil {
+	if s.Record().Proof == nil {
 		return nil
 	}
-	return s.Record.Proof.Verify(s.Record.Device, s.Record.Key)
+	return s.Record().Proof.Verify(s.Record().Device, s.Record().Key)
 }
 
 // deliver offers a bundle's records to the registry, and writes the receipt.
@@ -233,7 +233,7 @@ func (im *importing) deliver(ctx context.Context, r run, records []*carried, out
 	}
 	var todo []*carried
 	for _, it := range records {
-		if it.sealed.Record.Proof == nil {
+		if it.sealed.Record().Proof == nil {
 			out.NoProof++
 		}
 		if !it.answered && (im.Again || it.known == nil || it.known.refused != nil) {
@@ -294,7 +294,7 @@ func (im *importing) recall(path string, r run, records []*carried) (*receipt, e
 	}
 	for _, a := range before.answers {
 		it := of[a.seq]
-		if it == nil || it.sealed.Record.Device != a.device || it.sealed.Record.Fingerprint() != a.key {
+		if it == nil || it.sealed.Record().Device != a.device || it.sealed.Record().Fingerprint() != a.key {
 			return nil, nil
 		}
 	}
@@ -315,7 +315,7 @@ func (it *carried) answer() *answer {
 	if !it.answered {
 		return it.known
 	}
-	a := &answer{seq: it.seq, device: it.sealed.Record.Device, key: it.sealed.Record.Fingerprint()}
+	a := &answer{seq: it.seq, device: it.sealed.Record().Device, key: it.sealed.Record().Fingerprint()}
 	if it.verdict != nil {
 		a.refused = refusal(it.verdict)
 	}
@@ -339,7 +339,7 @@ func (im *importing) put(ctx context.Context, records []*carried) error {
 			case permanent(err):
 				it.answered, it.verdict = true, err
 			default:
-				it.err = fmt.Errorf("entry %d, device %s: %w", it.seq, it.sealed.Record.Device, err)
+				it.err = fmt.Errorf("entry %d, device %s: %w", it.seq, it.sealed.Record().Device, err)
 				if first == nil {
 					first = it.err
 				}

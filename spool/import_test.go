@@ -199,7 +199,7 @@ func TestImportOutage(t *testing.T) {
 	}
 	// One that cannot be delivered now does not keep the others back.
 	sink.set(func(s board.Sealed, _ int) (bool, error) {
-		if sink.have[s.Record.Device] == (board.Fingerprint{}) && len(sink.have) == passRecords+7 {
+		if sink.have[s.Record().Device] == (board.Fingerprint{}) && len(sink.have) == passRecords+7 {
 			sink.fault = nil
 			return false, errAway
 		}

@@ -32,8 +32,8 @@ func (dir folderSink) Put(_ context.Context, s board.Sealed) error {
 	if rand.IntN(20) == 0 {
 		return errors.New("the registry is away")
 	}
-	key := s.Record.Fingerprint().String()
-	path := filepath.Join(string(dir), s.Record.Device.String())
+	key := s.Record().Fingerprint().String()
+	path := filepath.Join(string(dir), s.Record().Device.String())
 	temporary, err := os.CreateTemp(string(dir), ".new-")
 	if err != nil {
 		return err
@@ -179,8 +179,8 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if key := have[sealed.Record.Device.String()]; key != sealed.Record.Fingerprint().String() {
-			t.Errorf("entry %d: the registry has %q for device %s", e.Seq, key, sealed.Record.Device)
+		if key := have[sealed.Record().Device.String()]; key != sealed.Record().Fingerprint().String() {
+			t.Errorf("entry %d: the registry has %q for device %s", e.Seq, key, sealed.Record().Device)
 		}
 	}
 	if len(have) != records || early == 0 {

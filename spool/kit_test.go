@@ -230,10 +230,10 @@ func invariants(dir string, id journal.Identity, receipts map[board.DeviceID]boa
 			fail("entry %d: %v", e.Seq, err)
 			continue
 		}
-		if _, twice := keys[sealed.Record.Device]; twice {
-			fail("device %s has two records", sealed.Record.Device)
+		if _, twice := keys[sealed.Record().Device]; twice {
+			fail("device %s has two records", sealed.Record().Device)
 		}
-		keys[sealed.Record.Device], seqs[sealed.Record.Device] = sealed.Record.Fingerprint(), e.Seq
+		keys[sealed.Record().Device], seqs[sealed.Record().Device] = sealed.Record().Fingerprint(), e.Seq
 	}
 	for device, receipt := range receipts {
 		if seq, ok := seqs[device]; !ok || seq != receipt.Seq {
@@ -332,5 +332,5 @@ func repeatOf(of uint64) *journal.Verdict {
 
 // enrolmentOf is the body of a passed verdict with an envelope.
 func enrolmentOf(s board.Sealed) *journal.Verdict {
-	return &journal.Verdict{Result: journal.Passed, Slot: "A", Device: s.Record.Device, Fingerprint: s.Record.Fingerprint(), Record: s.Envelope}
+	return &journal.Verdict{Result: journal.Passed, Slot: "A", Device: s.Record().Device, Fingerprint: s.Record().Fingerprint(), Record: s.Envelope()}
 }

@@ -19,7 +19,7 @@ func TestLookLeavesNoTrace(t *testing.T) {
 	r := k.mustAppend()
 	k.mustAppend()
 	k.sink.set(func(s board.Sealed, _ int) (bool, error) {
-		if s.Record.Device == r.Device {
+		if s.Record().Device == r.Device {
 			return false, &board.Conflict{Kind: board.ErrKeyConflict}
 		}
 		return true, nil

@@ -58,7 +58,7 @@ func TestProofWithAnotherImplementation(t *testing.T) {
 				t.Fatalf("record %d in %d: %v", p.Index, c.Size, err)
 			}
 			proven, err := journal.VerifyProof(data, k.id.Verifier)
-			if err != nil || proven.Sealed.Record.Device != r.Device || proven.Size != c.Size || proven.Entry.Seq != p.Index {
+			if err != nil || proven.Sealed.Record().Device != r.Device || proven.Size != c.Size || proven.Entry.Seq != p.Index {
 				t.Fatalf("VerifyProof: %+v, %v", proven, err)
 			}
 		}

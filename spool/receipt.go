@@ -322,8 +322,8 @@ func (s *Spool) match(a *answer) (it *item, dead bool, err error) {
 		s.suspect(at.Segment, err)
 		return nil, dead, fmt.Errorf("reading entry %d back: %w", a.seq, err)
 	}
-	if sealed.Record.Device != a.device || sealed.Record.Fingerprint() != a.key {
-		return nil, dead, wrong(fmt.Sprintf("this journal has device %s with key %s there", sealed.Record.Device, sealed.Record.Fingerprint()))
+	if sealed.Record().Device != a.device || sealed.Record().Fingerprint() != a.key {
+		return nil, dead, wrong(fmt.Sprintf("this journal has device %s with key %s there", sealed.Record().Device, sealed.Record().Fingerprint()))
 	}
 	return it, dead, nil
 }

@@ -557,7 +557,7 @@ func (r *reconciling) record(m mend) (board.Sealed, error) {
 	if err != nil {
 		return sealed, err
 	}
-	return sealed, checkCarried(&sealed, r.Key)
+	return sealed, checkCarried(sealed, r.Key)
 }
 
 func (r *reconciling) put(records []board.Sealed) []error { return putAll(r.ctx, r.Repair, records) }

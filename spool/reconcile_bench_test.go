@@ -52,7 +52,7 @@ func newMade(b *testing.B, id journal.Identity, n int) *made {
 		b.Fatal(err)
 	}
 	m.payload = string(payload)
-	_, m.sig, _ = strings.Cut(string(sealed.Envelope), `","signatures"`)
+	_, m.sig, _ = strings.Cut(string(sealed.Envelope()), `","signatures"`)
 	return m
 }
 

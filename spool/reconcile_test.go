@@ -43,7 +43,7 @@ func (m *memoryRegistry) Put(_ context.Context, s board.Sealed) error {
 	if m.away != nil {
 		return m.away
 	}
-	r := s.Record
+	r := s.Record()
 	f := r.Fingerprint()
 	known, have := m.items[r.Device]
 	if have && known.Key != r.Key {
@@ -57,7 +57,7 @@ func (m *memoryRegistry) Put(_ context.Context, s board.Sealed) error {
 		return &board.Conflict{Kind: board.ErrKeyConflict, Device: r.Device, Key: f, KnownDevice: owner}
 	}
 	if !have {
-		m.items[r.Device] = board.Enrolment{Device: r.Device, Key: r.Key, Envelope: s.Envelope, Station: r.Origin(), EnrolledAt: r.ReadAt, State: board.Active, Generation: 1}
+		m.items[r.Device] = board.Enrolment{Device: r.Device, Key: r.Key, Envelope: s.Envelope(), Station: r.Origin(), EnrolledAt: r.ReadAt, State: board.Active, Generation: 1}
 		m.guards[f] = r.Device
 	}
 	return nil
@@ -375,7 +375,7 @@ func TestReconcileRefusals(t *testing.T) {
 	seq := uint64(0)
 	for e, err := range journal.Walk(k.dir) {
 		if err == nil && e.Record() != nil {
-			if sealed, err := board.ParseEnvelope(e.Record()); err == nil && sealed.Record.Device == all[13].Device {
+			if sealed, err := board.ParseEnvelope(e.Record()); err == nil && sealed.Record().Device == all[13].Device {
 				seq = e.Seq
 			}
 		}

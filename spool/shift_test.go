@@ -56,7 +56,7 @@ func newShift(t testing.TB, prepare func(*shift)) *shift {
 	}
 	s.rec.start = len(s.rec.ops) // what was promised before is a part of what was found
 	s.sink.set(func(sealed board.Sealed, _ int) (bool, error) {
-		s.rec.promised(func(p *promises) { p.confirmed[sealed.Record.Device] = sealed.Record.Fingerprint() })
+		s.rec.promised(func(p *promises) { p.confirmed[sealed.Record().Device] = sealed.Record().Fingerprint() })
 		return true, nil
 	})
 	return s

@@ -205,10 +205,10 @@ func TestStickIsLikeDelivery(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a, errA := k.spool.Delivered(sealed.Record.Device)
-			b, errB := other.spool.Delivered(sealed.Record.Device)
+			a, errA := k.spool.Delivered(sealed.Record().Device)
+			b, errB := other.spool.Delivered(sealed.Record().Device)
 			if a != b || errA != nil || errB != nil {
-				t.Errorf("seed %d: device %s delivered %v, directly %v", seed, sealed.Record.Device, a, b)
+				t.Errorf("seed %d: device %s delivered %v, directly %v", seed, sealed.Record().Device, a, b)
 			}
 		}
 		other.spool.Close()

@@ -245,7 +245,7 @@ func decide(request Request, enrolment *board.Enrolment, policy Policy, now time
 		if errors.Is(err, board.ErrUntrusted) {
 			untrusted, err = err, nil
 		}
-		record = sealed.Record
+		record = sealed.Record()
 		return err
 	})
 	t.rule(UntrustedRecord, func() error { return untrusted })

@@ -88,7 +88,7 @@ func (v *verify) Run(out *cli.Output) error {
 			result.Problem = err.Error()
 			text = fmt.Sprintf("%s: does not hold: %v\n", file, err)
 		} else {
-			r := proven.Sealed.Record
+			r := proven.Sealed.Record()
 			result.OK, result.Device, result.Fingerprint, result.Station = true, r.Device.String(), r.Fingerprint().String(), r.Origin()
 			result.ReadAt, result.Entry, result.Signed, result.Proved = r.ReadAt.Format("2006-01-02T15:04:05.000Z"), proven.Entry.Seq, proven.Size, r.Proof != nil
 			possession := "the board proved that it owns the key"

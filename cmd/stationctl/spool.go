@@ -61,7 +61,7 @@ func list(e journal.Entry) (listed, error) {
 		if err != nil {
 			return l, fmt.Errorf("entry %d: %w", e.Seq, err)
 		}
-		if sealed.Record.Proof == nil {
+		if sealed.Record().Proof == nil {
 			l.Note = "without a proof of possession"
 		}
 	}
@@ -192,10 +192,10 @@ func (s *spoolShow) Run(out *cli.Output) error {
 			if err != nil {
 				return err
 			}
-			if full.Record, err = sealed.Record.Encode(); err != nil {
+			if full.Record, err = sealed.Record().Encode(); err != nil {
 				return err
 			}
-			full.SignedBy, full.Envelope = sealed.KeyID, record
+			full.SignedBy, full.Envelope = sealed.KeyID(), record
 		}
 		pretty, err := json.MarshalIndent(full, "", "  ")
 		if err != nil {

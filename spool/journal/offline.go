@@ -186,7 +186,7 @@ func (c *verification) record(e *Entry) error {
 	if err != nil {
 		return err
 	}
-	r := sealed.Record
+	r := sealed.Record()
 	if r.Device != e.Verdict.Device || r.Fingerprint() != e.Verdict.Fingerprint {
 		return fmt.Errorf("%w: the verdict names another board than its record", ErrEntry)
 	}

@@ -126,8 +126,8 @@ func VerifyProof(data []byte, v note.Verifier) (Proven, error) {
 	if err != nil {
 		return Proven{}, fmt.Errorf("%w: %w", ErrProof, err)
 	}
-	if possession := sealed.Record.Proof; possession != nil {
-		if err := possession.Verify(sealed.Record.Device, sealed.Record.Key); err != nil {
+	if possession := sealed.Record().Proof; possession != nil {
+		if err := possession.Verify(sealed.Record().Device, sealed.Record().Key); err != nil {
 			return Proven{}, fmt.Errorf("%w: %w", ErrProof, err)
 		}
 	}

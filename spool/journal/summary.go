@@ -68,7 +68,7 @@ func Summarize(at Position, seq uint64, data []byte, known TagTable) (Summary, e
 		if err != nil {
 			return Summary{}, err
 		}
-		e.MAC = ParseMAC(sealed.Record.Facts["mac"])
+		e.MAC = ParseMAC(sealed.Record().Facts["mac"])
 	}
 	return e, nil
 }

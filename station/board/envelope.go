@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -34,13 +35,26 @@ type Verifier interface {
 	Verify(message, signature []byte) bool
 }
 
-// Sealed is a record with the envelope that holds its encoding and its
-// station's signature.
+// Sealed is a valid record with the envelope that holds its encoding and its
+// station's signature. Only Seal, ParseEnvelope and OpenEnvelope make one, so
+// no caller checks it again. The zero value holds no record.
 type Sealed struct {
-	Record   Record
-	Envelope []byte // canonical JSON, at most MaxEnvelope bytes
-	KeyID    string // of the key that signed, or claims to have
+	record   Record
+	envelope []byte
+	keyID    string
 }
+
+// Record returns the record in the envelope. The caller must not change its
+// facts or its proof.
+func (s Sealed) Record() Record { return s.record }
+
+// Envelope returns the canonical JSON, at most MaxEnvelope bytes, which the
+// caller must not change. It is empty only for the zero value.
+func (s Sealed) Envelope() []byte { return s.envelope }
+
+// KeyID names the key that signed the envelope. Of a Sealed that ParseEnvelope
+// made, it is a claim.
+func (s Sealed) KeyID() string { return s.keyID }
 
 // Errors of opening an envelope.
 var (
@@ -76,50 +90,45 @@ func Seal(r Record, s Signer) (Sealed, error) {
 	if err != nil {
 		return Sealed{}, fmt.Errorf("sealing a record: %w", err)
 	}
-	return Sealed{Record: r, Envelope: envelope, KeyID: KeyID(s.Name(), s.KeyHash())}, nil
+	return Sealed{record: r, envelope: envelope, keyID: KeyID(s.Name(), s.KeyHash())}, nil
 }
 
 // ParseEnvelope reads the canonical form that Seal writes. It does not check
 // the signature: what it returns is what somebody claims.
 func ParseEnvelope(envelope []byte) (Sealed, error) {
-	_, sealed, err := parseEnvelope(envelope)
-	return sealed, err
-}
-
-func parseEnvelope(envelope []byte) (*dsse.Envelope, Sealed, error) {
 	if len(envelope) > MaxEnvelope {
-		return nil, Sealed{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrEnvelope, len(envelope), MaxEnvelope)
+		return Sealed{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrEnvelope, len(envelope), MaxEnvelope)
 	}
 	var e dsse.Envelope
 	if err := decodeJSON(envelope, &e); err != nil {
-		return nil, Sealed{}, fmt.Errorf("%w: %v", ErrEnvelope, err)
+		return Sealed{}, fmt.Errorf("%w: %v", ErrEnvelope, err)
 	}
 	if e.PayloadType != PayloadType {
-		return nil, Sealed{}, fmt.Errorf("%w: payload type %.80q, want %q", ErrEnvelope, e.PayloadType, PayloadType)
+		return Sealed{}, fmt.Errorf("%w: payload type %.80q, want %q", ErrEnvelope, e.PayloadType, PayloadType)
 	}
 	if len(e.Signatures) != 1 {
-		return nil, Sealed{}, fmt.Errorf("%w: %d signatures, want 1", ErrEnvelope, len(e.Signatures))
+		return Sealed{}, fmt.Errorf("%w: %d signatures, want 1", ErrEnvelope, len(e.Signatures))
 	}
 	payload, err := base64.StdEncoding.Strict().DecodeString(e.Payload)
 	if err != nil {
-		return nil, Sealed{}, fmt.Errorf("%w: payload: %v", ErrEnvelope, err)
+		return Sealed{}, fmt.Errorf("%w: payload: %v", ErrEnvelope, err)
 	}
 	signature, err := base64.StdEncoding.Strict().DecodeString(e.Signatures[0].Sig)
 	if err != nil {
-		return nil, Sealed{}, fmt.Errorf("%w: signature: %v", ErrEnvelope, err)
+		return Sealed{}, fmt.Errorf("%w: signature: %v", ErrEnvelope, err)
 	}
 	record, err := ParseRecord(payload)
 	if err != nil {
-		return nil, Sealed{}, fmt.Errorf("%w: %w", ErrEnvelope, err)
+		return Sealed{}, fmt.Errorf("%w: %w", ErrEnvelope, err)
 	}
 	// Decoders skip line breaks in base64; only the one form may pass.
 	e.Payload = base64.StdEncoding.EncodeToString(payload)
 	e.Signatures[0].Sig = base64.StdEncoding.EncodeToString(signature)
 	again, err := encodeJSON(&e)
 	if err != nil || !bytes.Equal(again, envelope) {
-		return nil, Sealed{}, fmt.Errorf("%w: not in its one encoding", ErrEnvelope)
+		return Sealed{}, fmt.Errorf("%w: not in its one encoding", ErrEnvelope)
 	}
-	return &e, Sealed{Record: record, Envelope: bytes.Clone(envelope), KeyID: e.Signatures[0].KeyID}, nil
+	return Sealed{record: record, envelope: bytes.Clone(envelope), keyID: e.Signatures[0].KeyID}, nil
 }
 
 // OpenEnvelope reads an envelope and checks that one of the trusted stations
@@ -127,27 +136,41 @@ func parseEnvelope(envelope []byte) (*dsse.Envelope, Sealed, error) {
 // that key. Otherwise the error is ErrUntrusted, ErrEnvelope or ErrRecord;
 // ErrNewer for a record of a version that this program does not know.
 func OpenEnvelope(envelope []byte, trusted ...Verifier) (Sealed, error) {
-	e, sealed, err := parseEnvelope(envelope)
+	sealed, err := ParseEnvelope(envelope)
 	if err != nil {
 		return Sealed{}, err
 	}
+	if err := sealed.Verify(trusted...); err != nil {
+		return Sealed{}, err
+	}
+	return sealed, nil
+}
+
+// Verify checks that one of the trusted stations signed the envelope, and that
+// the record's Origin is the name of that key. Otherwise the error wraps
+// ErrUntrusted. Verify does not validate the record again.
+func (s Sealed) Verify(trusted ...Verifier) error {
 	var providers []dsse.Verifier
 	for _, v := range trusted {
-		if v.Name() == sealed.Record.Origin() && KeyID(v.Name(), v.KeyHash()) == sealed.KeyID {
+		if v.Name() == s.record.Origin() && KeyID(v.Name(), v.KeyHash()) == s.keyID {
 			providers = append(providers, dsseVerifier{v})
 		}
 	}
 	if len(providers) == 0 {
-		return Sealed{}, fmt.Errorf("%w: record of %s, key %.100q", ErrUntrusted, sealed.Record.Origin(), sealed.KeyID)
+		return fmt.Errorf("%w: record of %s, key %.100q", ErrUntrusted, s.record.Origin(), s.keyID)
 	}
 	verifier, err := dsse.NewEnvelopeVerifier(providers...)
 	if err != nil {
-		return Sealed{}, fmt.Errorf("opening an envelope: %w", err)
+		return fmt.Errorf("opening an envelope: %w", err)
 	}
-	if _, err := verifier.Verify(context.Background(), e); err != nil {
-		return Sealed{}, fmt.Errorf("%w: the signature of %s does not hold", ErrUntrusted, sealed.KeyID)
+	var e dsse.Envelope
+	if err := json.Unmarshal(s.envelope, &e); err != nil {
+		return fmt.Errorf("%w: %v", ErrEnvelope, err)
 	}
-	return sealed, nil
+	if _, err := verifier.Verify(context.Background(), &e); err != nil {
+		return fmt.Errorf("%w: the signature of %s does not hold", ErrUntrusted, s.keyID)
+	}
+	return nil
 }
 
 // dsseSigner and dsseVerifier fit note keys to the envelope library.

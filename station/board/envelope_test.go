@@ -36,17 +36,17 @@ func TestSeal(t *testing.T) {
 	r, s := fixedRecord(t), fixedStation(t)
 	sealed := seal(t, r, s)
 	keyID := board.KeyID(s.Name(), s.KeyHash())
-	if want := signed(t, board.PayloadType, encode(t, r), keyID, s); string(sealed.Envelope) != want {
-		t.Errorf("sealed as\n%s\nwant\n%s", sealed.Envelope, want)
+	if want := signed(t, board.PayloadType, encode(t, r), keyID, s); string(sealed.Envelope()) != want {
+		t.Errorf("sealed as\n%s\nwant\n%s", sealed.Envelope(), want)
 	}
-	if sealed.KeyID != keyID || !reflect.DeepEqual(sealed.Record, r) {
-		t.Errorf("sealed by %s: %+v", sealed.KeyID, sealed.Record)
+	if sealed.KeyID() != keyID || !reflect.DeepEqual(sealed.Record(), r) {
+		t.Errorf("sealed by %s: %+v", sealed.KeyID(), sealed.Record())
 	}
 	for name, open := range map[string]func() (board.Sealed, error){
-		"ParseEnvelope": func() (board.Sealed, error) { return board.ParseEnvelope(sealed.Envelope) },
-		"OpenEnvelope":  func() (board.Sealed, error) { return board.OpenEnvelope(sealed.Envelope, s) },
+		"ParseEnvelope": func() (board.Sealed, error) { return board.ParseEnvelope(sealed.Envelope()) },
+		"OpenEnvelope":  func() (board.Sealed, error) { return board.OpenEnvelope(sealed.Envelope(), s) },
 		"OpenEnvelope, among other": func() (board.Sealed, error) {
-			return board.OpenEnvelope(sealed.Envelope, newStation(t, "widgiot/line4", 1), newStation(t, s.Name(), 2), s, s)
+			return board.OpenEnvelope(sealed.Envelope(), newStation(t, "widgiot/line4", 1), newStation(t, s.Name(), 2), s, s)
 		},
 	} {
 		got, err := open()
@@ -55,11 +55,11 @@ func TestSeal(t *testing.T) {
 		}
 	}
 	// What is returned does not hang on the caller's bytes.
-	text := bytes.Clone(sealed.Envelope)
+	text := bytes.Clone(sealed.Envelope())
 	got, err := board.ParseEnvelope(text)
 	must(t, err)
 	clear(text)
-	if !bytes.Equal(got.Envelope, sealed.Envelope) {
+	if !bytes.Equal(got.Envelope(), sealed.Envelope()) {
 		t.Error("ParseEnvelope keeps the caller's bytes")
 	}
 }
@@ -81,12 +81,12 @@ func TestSealRefusals(t *testing.T) {
 	r := fixedRecord(t)
 	for _, name := range []string{"widgiot/line3-b", "widgets/line3-a", "line3-a", "line3-a/widgiot", "widgiot/line3-a/x", ""} {
 		sealed, err := board.Seal(r, renamed{fixedStation(t), name})
-		if !errors.Is(err, board.ErrRecord) || !strings.Contains(err.Error(), "cannot be signed by the key of "+name) || sealed.Envelope != nil {
-			t.Errorf("the key of %q: got %q, %v", name, sealed.Envelope, err)
+		if !errors.Is(err, board.ErrRecord) || !strings.Contains(err.Error(), "cannot be signed by the key of "+name) || sealed.Envelope() != nil {
+			t.Errorf("the key of %q: got %q, %v", name, sealed.Envelope(), err)
 		}
 	}
-	if sealed, err := board.Seal(r, brokenSigner{fixedStation(t)}); !errors.Is(err, errBroken) || sealed.Envelope != nil {
-		t.Errorf("a broken signer: got %q, %v", sealed.Envelope, err)
+	if sealed, err := board.Seal(r, brokenSigner{fixedStation(t)}); !errors.Is(err, errBroken) || sealed.Envelope() != nil {
+		t.Errorf("a broken signer: got %q, %v", sealed.Envelope(), err)
 	}
 }
 
@@ -111,7 +111,7 @@ func TestOpenEnvelopeUntrusted(t *testing.T) {
 	other := newStation(t, "widgiot/line4", 3)
 	keyID, otherID := board.KeyID(s.Name(), s.KeyHash()), board.KeyID(other.Name(), other.KeyHash())
 	payload := encode(t, r)
-	good := string(seal(t, r, s).Envelope)
+	good := string(seal(t, r, s).Envelope())
 	tampered := fixedRecord(t)
 	tampered.Key = newDevice(t, elliptic.P256()).key(t)
 	signature, err := s.Sign(pae(board.PayloadType, payload))
@@ -129,7 +129,7 @@ func TestOpenEnvelopeUntrusted(t *testing.T) {
 		"others are trusted":            {good, []board.Verifier{other, newStation(t, "widgets/line3-a", 4)}, keyID},
 		"the same name, another key":    {good, []board.Verifier{impostor}, keyID},
 		"the same name and hash":        {good, []board.Verifier{rehashed{impostor, s.KeyHash()}}, "does not hold"},
-		"sealed by an impostor":         {string(seal(t, r, impostor).Envelope), []board.Verifier{s}, impostor.Name()},
+		"sealed by an impostor":         {string(seal(t, r, impostor).Envelope()), []board.Verifier{s}, impostor.Name()},
 		"an impostor under its key id":  {signed(t, board.PayloadType, payload, keyID, impostor), []board.Verifier{s}, "does not hold"},
 		"another station about it":      {signed(t, board.PayloadType, payload, otherID, other), []board.Verifier{s, other}, otherID},
 		"another station as if it":      {signed(t, board.PayloadType, payload, keyID, other), []board.Verifier{s, other}, "does not hold"},
@@ -148,7 +148,7 @@ func TestOpenEnvelopeUntrusted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			claimed, err := board.ParseEnvelope([]byte(c.envelope))
-			if err != nil || claimed.Record.Device != r.Device {
+			if err != nil || claimed.Record().Device != r.Device {
 				t.Fatalf("ParseEnvelope, which believes anything: %v", err)
 			}
 			sealed, err := board.OpenEnvelope([]byte(c.envelope), c.trusted...)
@@ -175,7 +175,7 @@ func mustSign(t testing.TB, s board.Signer, message []byte) []byte {
 // All of these are signed by the trusted station, where there is anything to sign.
 func TestParseEnvelopeRefusals(t *testing.T) {
 	r, s := fixedRecord(t), fixedStation(t)
-	good := string(seal(t, r, s).Envelope)
+	good := string(seal(t, r, s).Envelope())
 	keyID := board.KeyID(s.Name(), s.KeyHash())
 	payload := encode(t, r)
 	text := base64.StdEncoding.EncodeToString(payload)
@@ -278,7 +278,7 @@ func TestEnvelopeOfLargestRecord(t *testing.T) {
 	fill(t, &r)
 	s := newStation(t, r.Origin(), 1)
 	sealed := seal(t, r, s)
-	if _, err := board.OpenEnvelope(sealed.Envelope, s); err != nil {
-		t.Errorf("a record of %d bytes in an envelope of %d: %v", len(encode(t, r)), len(sealed.Envelope), err)
+	if _, err := board.OpenEnvelope(sealed.Envelope(), s); err != nil {
+		t.Errorf("a record of %d bytes in an envelope of %d: %v", len(encode(t, r)), len(sealed.Envelope()), err)
 	}
 }

@@ -131,7 +131,7 @@ func FuzzParseEnvelope(f *testing.F) {
 		sealed[text] = true
 		f.Add([]byte(text))
 	})
-	good := string(seal(f, fixedRecord(f), s).Envelope)
+	good := string(seal(f, fixedRecord(f), s).Envelope())
 	f.Add([]byte(strings.Replace(good, `"sig":"`, `"sig":"\n`, 1)))
 	f.Add([]byte(strings.Replace(good, `"signatures":[`, `"signatures":[null,`, 1)))
 	f.Add([]byte(strings.Replace(good, `"payload":`, `"payload": `, 1)))
@@ -148,22 +148,22 @@ func FuzzParseEnvelope(f *testing.F) {
 		var wire struct {
 			Signatures []struct{ KeyID, Sig string }
 		}
-		if err := json.Unmarshal(text, &wire); err != nil || len(wire.Signatures) != 1 || wire.Signatures[0].KeyID != got.KeyID {
+		if err := json.Unmarshal(text, &wire); err != nil || len(wire.Signatures) != 1 || wire.Signatures[0].KeyID != got.KeyID() {
 			t.Fatalf("parsed, but %v, %+v", err, wire)
 		}
 		var id bytes.Buffer
 		e := json.NewEncoder(&id)
 		e.SetEscapeHTML(false)
-		must(t, e.Encode(got.KeyID))
+		must(t, e.Encode(got.KeyID()))
 		signature, err := base64.StdEncoding.Strict().DecodeString(wire.Signatures[0].Sig)
 		must(t, err)
-		again := envelope(board.PayloadType, encode(t, got.Record), "", signature)
+		again := envelope(board.PayloadType, encode(t, got.Record()), "", signature)
 		again = strings.Replace(again, `"keyid":""`, `"keyid":`+strings.TrimSpace(id.String()), 1)
-		if again != string(text) || !bytes.Equal(got.Envelope, text) {
+		if again != string(text) || !bytes.Equal(got.Envelope(), text) {
 			t.Errorf("parsed, but encodes to %q", again)
 		}
 		switch {
-		case openErr == nil && (!sealed[string(text)] || opened.KeyID != keyID):
+		case openErr == nil && (!sealed[string(text)] || opened.KeyID() != keyID):
 			t.Error("an envelope that the station did not seal opens")
 		case openErr != nil && !errors.Is(openErr, board.ErrUntrusted):
 			t.Errorf("parsed, but does not open: %v", openErr)

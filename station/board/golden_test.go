@@ -30,14 +30,14 @@ func TestGolden(t *testing.T) {
 	must(t, err)
 	sealed, err := board.OpenEnvelope(envelope, station)
 	must(t, err)
-	if !reflect.DeepEqual(sealed.Record, r) {
-		t.Errorf("the envelope holds %+v, the record is %+v", sealed.Record, r)
+	if !reflect.DeepEqual(sealed.Record(), r) {
+		t.Errorf("the envelope holds %+v, the record is %+v", sealed.Record(), r)
 	}
 	must(t, r.Proof.Verify(r.Device, r.Key))
 	for _, c := range [][2]string{
 		{r.Device.String(), "4d1f000ab3c05a9e61f2d47788aabbcc"},
 		{r.Fingerprint().String(), "9f4a8dacca77d0d13b1bdd883a8c107160032cf1255b7e2dc82b65faa2c19f28"},
-		{sealed.KeyID, "widgiot/line3-a+bf121880"},
+		{sealed.KeyID(), "widgiot/line3-a+bf121880"},
 		{r.ReadAt.String(), "2024-02-29 23:59:59.04 +0000 UTC"},
 		{r.Facts["remark"], `<"quoted" & \ ~>.`},
 	} {
@@ -50,7 +50,7 @@ func TestGolden(t *testing.T) {
 	if got := encode(t, fixed); !bytes.Equal(got, record) {
 		t.Errorf("today's encoding is\n%s\nand the golden one\n%s", got, record)
 	}
-	if got := seal(t, fixed, fixedStation(t)).Envelope; !bytes.Equal(got, envelope) {
+	if got := seal(t, fixed, fixedStation(t)).Envelope(); !bytes.Equal(got, envelope) {
 		t.Errorf("today's envelope is\n%s\nand the golden one\n%s", got, envelope)
 	}
 }

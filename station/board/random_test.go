@@ -112,7 +112,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 		s := newStation(t, want.Origin(), byte(r.IntN(4)))
 		sealed := seal(t, want, s)
-		opened, err := board.OpenEnvelope(sealed.Envelope, s)
+		opened, err := board.OpenEnvelope(sealed.Envelope(), s)
 		if err != nil || !reflect.DeepEqual(opened, sealed) {
 			t.Fatalf("got %+v, %v, want %+v", opened, err, sealed)
 		}
@@ -123,11 +123,11 @@ func TestRoundTrip(t *testing.T) {
 func TestEveryByteCounts(t *testing.T) {
 	s := fixedStation(t)
 	sealed := seal(t, fixedRecord(t), s)
-	for i := range sealed.Envelope {
-		text := bytes.Clone(sealed.Envelope)
+	for i := range sealed.Envelope() {
+		text := bytes.Clone(sealed.Envelope())
 		text[i] ^= 1 << (i % 8)
 		if _, err := board.OpenEnvelope(text, s); err == nil {
-			t.Errorf("the envelope opens with byte %d changed from %q to %q", i, sealed.Envelope[i], text[i])
+			t.Errorf("the envelope opens with byte %d changed from %q to %q", i, sealed.Envelope()[i], text[i])
 		}
 	}
 }

@@ -59,14 +59,14 @@ type wireRecord struct {
 }
 
 // Fingerprint is that of the key.
-func (r *Record) Fingerprint() Fingerprint { return r.Key.Fingerprint() }
+func (r Record) Fingerprint() Fingerprint { return r.Key.Fingerprint() }
 
 // Origin is the identity of the station that read the board.
-func (r *Record) Origin() string { return Origin(r.SKU, r.Station) }
+func (r Record) Origin() string { return Origin(r.SKU, r.Station) }
 
 // Check reports what keeps r from being a valid record. It looks at the form of
 // the proof; Proof.Verify checks its signatures.
-func (r *Record) Check() error {
+func (r Record) Check() error {
 	for _, name := range []string{r.SKU, r.Station} {
 		if err := CheckName(name); err != nil {
 			return fmt.Errorf("%w: %v", ErrRecord, err)
@@ -116,7 +116,7 @@ func checkFact(name, value string) error {
 
 // Encode returns the one encoding of r: JSON in a fixed order, facts sorted by
 // name, no white space.
-func (r *Record) Encode() ([]byte, error) {
+func (r Record) Encode() ([]byte, error) {
 	if err := r.Check(); err != nil {
 		return nil, err
 	}

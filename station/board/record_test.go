@@ -127,8 +127,8 @@ func TestRecordCheck(t *testing.T) {
 			if data, err := r.Encode(); !errors.Is(err, board.ErrRecord) || data != nil {
 				t.Errorf("Encode: got %q, %v", data, err)
 			}
-			if sealed, err := board.Seal(r, fixedStation(t)); !errors.Is(err, board.ErrRecord) || sealed.Envelope != nil {
-				t.Errorf("Seal: got %q, %v", sealed.Envelope, err)
+			if sealed, err := board.Seal(r, fixedStation(t)); !errors.Is(err, board.ErrRecord) || sealed.Envelope() != nil {
+				t.Errorf("Seal: got %q, %v", sealed.Envelope(), err)
 			}
 		})
 	}

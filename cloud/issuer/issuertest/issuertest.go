@@ -152,9 +152,9 @@ func Enrolment(t testing.TB, r board.Record, st Station) board.Enrolment {
 }
 
 func EnrolmentOf(sealed board.Sealed) board.Enrolment {
-	r := sealed.Record
+	r := sealed.Record()
 	return board.Enrolment{
-		Device: r.Device, Key: r.Key, Envelope: sealed.Envelope, Station: r.Station,
+		Device: r.Device, Key: r.Key, Envelope: sealed.Envelope(), Station: r.Station,
 		EnrolledAt: r.ReadAt, State: board.Active, Generation: r.Generation,
 	}
 }

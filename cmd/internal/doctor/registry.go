@@ -241,7 +241,8 @@ func (e *exam) sample() *board.Record {
 	if err != nil || g.Sample == nil {
 		return nil
 	}
-	return &g.Sample.Record
+	record := g.Sample.Record()
+	return &record
 }
 
 func (e *exam) checkFolder(dir string) (found []Result) {

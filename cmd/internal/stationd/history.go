@@ -123,7 +123,8 @@ func (h history) Board(_ context.Context, device board.DeviceID) (station.BoardH
 		if err != nil {
 			return b, err
 		}
-		b.Record = &sealed.Record
+		record := sealed.Record()
+		b.Record = &record
 	}
 	if past.Dead != nil {
 		b.Refused = past.Dead.Reason

@@ -94,7 +94,7 @@ func TestLookingBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if proven, err := journal.VerifyProof([]byte(proof), identity.Verifier); err != nil || proven.Sealed.Record.Device != device {
+		if proven, err := journal.VerifyProof([]byte(proof), identity.Verifier); err != nil || proven.Sealed.Record().Device != device {
 			t.Errorf("%s: the proof: %v", when, err)
 		}
 		for _, q := range []string{id, id[3:9], strings.ToUpper(id[28:]), "08%3A00%3A28"} {

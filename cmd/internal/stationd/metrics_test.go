@@ -11,7 +11,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"secretfree/station"
-	"secretfree/station/board"
 )
 
 // gather takes the metrics as Prometheus does, and checks that what is shown
@@ -95,12 +94,10 @@ func TestMetrics(t *testing.T) {
 // failed.
 func TestTimings(t *testing.T) {
 	var times timings
-	read := func(ago time.Duration) board.Sealed {
-		return board.Sealed{Record: board.Record{ReadAt: time.Now().Add(-ago)}}
-	}
+	read := func(ago time.Duration) time.Time { return time.Now().Add(-ago) }
 	began := time.Now().Add(-time.Second)
-	times.put(began, []board.Sealed{read(3 * time.Second), read(time.Hour)}, []error{nil, errors.New("no")})
-	times.put(began, []board.Sealed{read(-time.Hour)}, []error{nil}) // the clock was set
+	times.put(began, []time.Time{read(3 * time.Second), read(time.Hour)}, []error{nil, errors.New("no")})
+	times.put(began, []time.Time{read(-time.Hour)}, []error{nil}) // the clock was set
 	_, good, bad, delivered := times.snapshot()
 	if good.Count != 1 || bad.Count != 1 || delivered.Count != 2 || math.Abs(delivered.Sum.Seconds()-3) > 1 {
 		t.Errorf("%+v %+v %+v", good, bad, delivered)

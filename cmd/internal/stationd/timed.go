@@ -49,18 +49,22 @@ type timedSink struct {
 func (s timedSink) Put(ctx context.Context, r board.Sealed) error {
 	began := time.Now()
 	err := s.to.Put(ctx, r)
-	s.times.put(began, []board.Sealed{r}, []error{err})
+	s.times.put(began, []time.Time{r.Record().ReadAt}, []error{err})
 	return err
 }
 
 func (s timedSink) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	began := time.Now()
 	errs := s.to.PutBatch(ctx, records)
-	s.times.put(began, records, errs)
+	readAt := make([]time.Time, len(records))
+	for i, r := range records {
+		readAt[i] = r.Record().ReadAt
+	}
+	s.times.put(began, readAt, errs)
 	return errs
 }
 
-func (t *timings) put(began time.Time, records []board.Sealed, errs []error) {
+func (t *timings) put(began time.Time, readAt []time.Time, errs []error) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -70,7 +74,7 @@ func (t *timings) put(began time.Time, records []board.Sealed, errs []error) {
 			good = false
 			continue
 		}
-		t.delivered.Add(now.Sub(records[i].Record.ReadAt))
+		t.delivered.Add(now.Sub(readAt[i]))
 	}
 	d := t.calls[good]
 	d.Add(now.Sub(began))
