@@ -22,7 +22,7 @@ func TestFaultTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, ok := strings.Cut(string(text), "\n## What we do otherwise\n")
+	_, section, ok := strings.Cut(string(text), "\n## Differences from the published sample\n")
 	if !ok {
 		t.Fatal("there is no such section")
 	}
