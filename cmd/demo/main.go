@@ -15,9 +15,9 @@ import (
 
 type grammar struct {
 	cli.Common
-	Once   bool   `name:"once" help:"Walk through the story, print one line about it, and exit."`
-	Dir    string `name:"dir" placeholder:"DIR" help:"Keep everything in this folder, and go on from what is there. Without it nothing is left behind."`
-	Listen string `name:"listen" default:"127.0.0.1:0" placeholder:"HOST:PORT" help:"Where the station's page is (${default}: any free port)."`
+	Once   bool   `name:"once" help:"Run all steps, print one line, and exit."`
+	Dir    string `name:"dir" placeholder:"DIR" help:"Keep all data in this folder and continue from it. Without it all data is deleted at the end."`
+	Listen string `name:"listen" default:"127.0.0.1:0" placeholder:"HOST:PORT" help:"The address of the station's page (${default}: any free port)."`
 }
 
 func (grammar) Help() string {

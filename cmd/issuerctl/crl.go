@@ -14,8 +14,8 @@ import (
 
 type crl struct {
 	Config string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration (${default})."`
-	CA     string `name:"ca" placeholder:"NAME" help:"The name of the CA; without it, that of [ca]."`
-	Out    string `name:"out" required:"" placeholder:"FILE" help:"Where the list is put, in DER. One that is there is replaced at once."`
+	CA     string `name:"ca" placeholder:"NAME" help:"The name of the CA; the default is that of [ca]."`
+	Out    string `name:"out" required:"" placeholder:"FILE" help:"The file for the list, in DER. An existing file is replaced atomically."`
 }
 
 func (c *crl) Run(ctx context.Context, out *cli.Output) error {

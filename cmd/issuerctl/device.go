@@ -16,12 +16,12 @@ import (
 )
 
 type device struct {
-	Show     deviceShow     `cmd:"" help:"Tell what is enrolled, and who changed its state and why."`
-	Hold     deviceHold     `cmd:"" help:"No certificate, until it is released."`
-	Release  deviceRelease  `cmd:"" help:"Make a device active that was held or revoked. One that was revoked gets a certificate of its own, the former ones stay revoked."`
-	Revoke   deviceRevoke   `cmd:"" help:"It is trusted no longer."`
-	Scrap    deviceScrap    `cmd:"" help:"It never leaves the factory. For ever: there is no way back."`
-	Transfer deviceTransfer `cmd:"" help:"It changes hands: its former certificates count no more, and it gets another."`
+	Show     deviceShow     `cmd:"" help:"Show the enrolment and the history of the state."`
+	Hold     deviceHold     `cmd:"" help:"Issue no certificate to the device until it is released."`
+	Release  deviceRelease  `cmd:"" help:"Make a held or revoked device active. A revoked device can get a new certificate; its former certificates stay revoked."`
+	Revoke   deviceRevoke   `cmd:"" help:"Revoke the device and its certificates."`
+	Scrap    deviceScrap    `cmd:"" help:"Scrap a device that never leaves the factory. This cannot be undone."`
+	Transfer deviceTransfer `cmd:"" help:"Transfer a device to a new owner: revoke its former certificates and allow a new one."`
 }
 
 // hooks join a change of a device's state with what was issued to it. One that
@@ -123,9 +123,9 @@ func (d *deviceShow) Run(ctx context.Context, out *cli.Output) error {
 // changeFlags are those of every change.
 type changeFlags struct {
 	deviceFlags
-	Who    string `name:"who" placeholder:"NAME" help:"Who decided it; without it, the user of this session."`
-	Why    string `name:"why" required:"" placeholder:"TEXT" help:"Why; it stays with the device for ever."`
-	Change string `name:"change" placeholder:"ID" help:"Of a change that failed, as its error named it: it is carried on, and made once."`
+	Who    string `name:"who" placeholder:"NAME" help:"Who decided this; the default is the user of this session."`
+	Why    string `name:"why" required:"" placeholder:"TEXT" help:"The reason, which stays in the history of the device."`
+	Change string `name:"change" placeholder:"ID" help:"The number of a failed change, from its error message: the change is continued and made once."`
 
 	hooks hooks
 }

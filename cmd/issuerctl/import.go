@@ -19,9 +19,9 @@ import (
 
 type importTable struct {
 	Config  string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration, which names the registry (${default})."`
-	Apply   bool   `name:"apply" help:"Sign what can be signed. Without it, nothing is changed."`
-	Key     string `name:"key" placeholder:"DIR" help:"The folder of the operator's key, with --apply."`
-	InitKey string `name:"init-key" placeholder:"DIR" help:"Make an operator's key in this folder, show what the issuer has to trust, and do nothing else."`
+	Apply   bool   `name:"apply" help:"Sign the records. Without this flag nothing is changed."`
+	Key     string `name:"key" placeholder:"DIR" help:"With --apply: the folder of the operator's key."`
+	InitKey string `name:"init-key" placeholder:"DIR" help:"Only make an operator's key in this folder, and print the line for the issuer's configuration."`
 	Name    string `name:"name" placeholder:"SKU/OPERATOR" help:"The name of the new key."`
 }
 

@@ -59,10 +59,10 @@ func onIssued() hooks {
 
 type sweep struct {
 	Config  string        `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration (${default})."`
-	Apply   bool          `name:"apply" help:"Settle what is found; without it, it is only told."`
-	Stuck   time.Duration `name:"stuck" default:"10m" help:"How long an issuance may take before it counts as broken off (${default})."`
-	Unknown bool          `name:"unknown" help:"Also revoke what devices have that the registry does not know. First be sure that it is the right registry."`
-	Overlap time.Duration `name:"overlap" placeholder:"TIME" help:"How long a certificate stays active beside the one that renewed it, instead of renewal.overlap of the configuration."`
+	Apply   bool          `name:"apply" help:"Complete or revoke what is found. Without this flag the command only lists it."`
+	Stuck   time.Duration `name:"stuck" default:"10m" help:"Age after which an unfinished issuance counts as interrupted (${default})."`
+	Unknown bool          `name:"unknown" help:"Also revoke certificates of devices that the registry does not have. First make sure that the configuration names the right registry."`
+	Overlap time.Duration `name:"overlap" placeholder:"TIME" help:"How long a certificate stays active after its renewal, instead of renewal.overlap in the configuration."`
 }
 
 // findingLine is something that is not as it should stay.

@@ -24,17 +24,17 @@ import (
 type grammar struct {
 	cli.Common
 	CA struct {
-		Init caInit `cmd:"" help:"Make a root and an issuing CA in a folder of their own."`
+		Init caInit `cmd:"" help:"Make a root CA and an issuing CA in a new folder."`
 	} `cmd:"" name:"ca" help:"The local CA."`
 	Claims struct {
-		Init claimsInit `cmd:"" help:"Make a folder that remembers what was issued."`
-	} `cmd:"" help:"The memory of what was issued."`
-	PKI     pkiCommands `cmd:"" name:"pki" help:"A root, a CA of the product line and an issuing CA for each region, in a ceremony."`
-	Sweep   sweep       `cmd:"" help:"Find what is half-made or must not be active, and settle it."`
-	Explain explain     `cmd:"" help:"Tell every rule of the decision about a request; issue nothing."`
-	CRL     crl         `cmd:"" name:"crl" help:"Make the revocation list of a local CA, for a timer that puts it where it is fetched."`
-	Device  device      `cmd:"" help:"What may be done with a device."`
-	Import  importTable `cmd:"" help:"Take in a table that the published reference's loader filled."`
+		Init claimsInit `cmd:"" help:"Initialise a folder as issuance store."`
+	} `cmd:"" help:"The issuance store."`
+	PKI     pkiCommands `cmd:"" name:"pki" help:"The key ceremony: a root CA, a CA of the product line and an issuing CA for each region."`
+	Sweep   sweep       `cmd:"" help:"Find incomplete issuances and certificates that must not be active, and correct them."`
+	Explain explain     `cmd:"" help:"Explain every rule of the decision about a request; issue nothing."`
+	CRL     crl         `cmd:"" name:"crl" help:"Sign the revocation list of a local CA."`
+	Device  device      `cmd:"" help:"Show and change the state of a device."`
+	Import  importTable `cmd:"" help:"Import a table that was filled by the loader of the published reference."`
 }
 
 // newGrammar joins the commands with what they need besides the registry.
@@ -66,13 +66,13 @@ func (grammar) Help() string {
 }
 
 type caInit struct {
-	Dir                string `name:"dir" required:"" placeholder:"DIR" help:"The folder to make; it must not be there, or be empty."`
-	Name               string `name:"name" required:"" help:"Stands in the names of both CAs."`
-	Organization       string `name:"organization" placeholder:"NAME" help:"Stands in the subjects of both CAs (O)."`
-	Country            string `name:"country" placeholder:"XX" help:"Stands in the subjects of both CAs (C): two capital letters."`
-	PassphraseFile     string `name:"passphrase-file" required:"" placeholder:"FILE" help:"Holds the passphrase that encrypts the issuing key."`
-	RootPassphraseFile string `name:"root-passphrase-file" placeholder:"FILE" help:"Holds that of the root's key; without it both have the same."`
-	Years              int    `name:"years" default:"20" help:"For how long the issuing CA is valid; the root is for 10 years more (${default})."`
+	Dir                string `name:"dir" required:"" placeholder:"DIR" help:"The new folder; it must not exist or must be empty."`
+	Name               string `name:"name" required:"" help:"The name in the common names of both CAs."`
+	Organization       string `name:"organization" placeholder:"NAME" help:"The organization (O) in the subjects of both CAs."`
+	Country            string `name:"country" placeholder:"XX" help:"The country (C) in the subjects of both CAs: two capital letters."`
+	PassphraseFile     string `name:"passphrase-file" required:"" placeholder:"FILE" help:"A file with the passphrase that encrypts the issuing key."`
+	RootPassphraseFile string `name:"root-passphrase-file" placeholder:"FILE" help:"A file with the passphrase of the root key; the default is the same passphrase."`
+	Years              int    `name:"years" default:"20" help:"Validity of the issuing CA; the root CA is valid for 10 more years (${default})."`
 }
 
 func (c *caInit) Run(out *cli.Output) error {
@@ -121,7 +121,7 @@ func (c *claimsInit) Run(out *cli.Output) error {
 
 type explain struct {
 	Config  string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration (${default})."`
-	Request string `arg:"" help:"A file with the request: PEM, DER, or the value of a device-csr header; - is the standard input. Or a device id: what is known of it, without a request."`
+	Request string `arg:"" help:"A file with the request: PEM, DER, or the value of a device-csr header; - is the standard input. Or a device id, to explain the device without a request."`
 }
 
 func (e *explain) Run(ctx context.Context, out *cli.Output) error {

@@ -17,12 +17,12 @@ import (
 )
 
 type pkiCommands struct {
-	Init   pkiInit   `cmd:"" help:"Write a ceremony.toml to be filled in."`
-	Run    pkiRun    `cmd:"" help:"Take the steps that are left; after any break, go on."`
-	Status pkiStatus `cmd:"" help:"Tell which steps are done and which are left."`
-	Report pkiReport `cmd:"" help:"Tell all that was made, by whom and when, for an auditor."`
+	Init   pkiInit   `cmd:"" help:"Write a ceremony.toml to fill in."`
+	Run    pkiRun    `cmd:"" help:"Perform the remaining steps. It can be interrupted and repeated."`
+	Status pkiStatus `cmd:"" help:"Show which steps are done and which remain."`
+	Report pkiReport `cmd:"" help:"Print everything that was made, by whom and when, for an auditor."`
 	CRL    pkiCRL    `cmd:"" name:"crl" help:"Sign new revocation lists of the root and the line, and publish them."`
-	Revoke pkiRevoke `cmd:"" help:"Note that the CA of a region, or of the line, is revoked; the next list tells it."`
+	Revoke pkiRevoke `cmd:"" help:"Mark the CA of a region, or of the line, as revoked for the next revocation list."`
 }
 
 const ceremonyFile = "ceremony.toml"
@@ -82,8 +82,8 @@ days = 180
 `
 
 type pkiInit struct {
-	Dir  string `arg:"" help:"The folder of the ceremony; it is made if it is not there."`
-	Name string `name:"name" required:"" help:"Stands in the names of all certificates."`
+	Dir  string `arg:"" help:"The folder of the ceremony; it is created if missing."`
+	Name string `name:"name" required:"" help:"The name in all certificates."`
 	SKU  string `name:"sku" required:"" help:"The product line."`
 }
 
@@ -181,7 +181,7 @@ func loadCeremony(dir string) (pki.Config, error) {
 // ceremonyFlags are those of the commands that change a folder.
 type ceremonyFlags struct {
 	Dir      string `arg:"" help:"The folder of the ceremony."`
-	Operator string `name:"operator" placeholder:"NAME" help:"Who does it, for the report; without it, the user and the machine."`
+	Operator string `name:"operator" placeholder:"NAME" help:"Who performs the steps, for the report; the default is the user and the machine."`
 }
 
 func (c ceremonyFlags) load(out *cli.Output) (pki.Config, error) {
@@ -209,8 +209,8 @@ func operator() string {
 
 // offlineFlags give the passphrases of the keys that are in a safe.
 type offlineFlags struct {
-	RootPassphraseFile string `name:"root-passphrase-file" placeholder:"FILE" help:"Holds the passphrase of the root's key; wanted only when it signs."`
-	LinePassphraseFile string `name:"line-passphrase-file" placeholder:"FILE" help:"Holds that of the line's key; wanted only when it signs."`
+	RootPassphraseFile string `name:"root-passphrase-file" placeholder:"FILE" help:"A file with the passphrase of the root key; needed only when that key signs."`
+	LinePassphraseFile string `name:"line-passphrase-file" placeholder:"FILE" help:"A file with the passphrase of the line's key; needed only when that key signs."`
 }
 
 func (f offlineFlags) keys(dir string, regions map[string]string) (*pki.FileKeys, error) {
@@ -235,8 +235,8 @@ func (f offlineFlags) keys(dir string, regions map[string]string) (*pki.FileKeys
 type pkiRun struct {
 	ceremonyFlags
 	offlineFlags
-	RegionPassphraseFile map[string]string `name:"region-passphrase-file" placeholder:"REGION=FILE" help:"Holds that of a region's keys, if they are files; may be given for each."`
-	DryRun               bool              `name:"dry-run" help:"Only tell the steps that are left; change nothing."`
+	RegionPassphraseFile map[string]string `name:"region-passphrase-file" placeholder:"REGION=FILE" help:"A file with the passphrase of a region's keys, if they are files. May be repeated."`
+	DryRun               bool              `name:"dry-run" help:"Only list the remaining steps; change nothing."`
 }
 
 func (c *pkiRun) Run(ctx context.Context, out *cli.Output) (err error) {
@@ -372,7 +372,7 @@ func (c *pkiReport) Run(out *cli.Output) error {
 type pkiCRL struct {
 	ceremonyFlags
 	offlineFlags
-	Of string `name:"of" enum:"root,line,both" default:"both" help:"Whose: root, line or both (${default})."`
+	Of string `name:"of" enum:"root,line,both" default:"both" help:"The CA: root, line or both (${default})."`
 }
 
 func (c *pkiCRL) Run(ctx context.Context, out *cli.Output) (err error) {
@@ -399,8 +399,8 @@ func (c *pkiCRL) Run(ctx context.Context, out *cli.Output) (err error) {
 
 type pkiRevoke struct {
 	ceremonyFlags
-	Region string `name:"region" xor:"of" required:"" help:"Whose issuing CA is revoked."`
-	Line   bool   `name:"line" xor:"of" required:"" help:"The CA of the line is, and with it all regions."`
+	Region string `name:"region" xor:"of" required:"" help:"The region whose issuing CA is revoked."`
+	Line   bool   `name:"line" xor:"of" required:"" help:"Revoke the CA of the line, and with it all regions."`
 	Reason string `name:"reason" required:"" placeholder:"REASON" help:"key-compromise, ca-compromise, affiliation-changed, superseded, cessation, privilege-withdrawn or unspecified."`
 }
 

@@ -21,7 +21,7 @@ import (
 type grammar struct {
 	cli.Common
 	Config string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The configuration (${default})."`
-	Check  bool   `name:"check" help:"Check the configuration and what it names, say what it means, and exit."`
+	Check  bool   `name:"check" help:"Check the configuration and the files it names, print a summary, and exit."`
 }
 
 func (grammar) Manual() cli.Manual {

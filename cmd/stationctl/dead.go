@@ -96,9 +96,9 @@ func (s *spoolExport) Run(ctx context.Context, out *cli.Output) (err error) {
 
 type spoolRepair struct {
 	place
-	Apply bool   `name:"apply" help:"Do it. Without this flag it is only said what would be done."`
-	From  string `name:"from" placeholder:"DIR" help:"A copy of the state directory, to take segments from."`
-	Key   string `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory."`
+	Apply bool   `name:"apply" help:"Restore the entries. Without this flag the command only lists what it would do."`
+	From  string `name:"from" placeholder:"DIR" help:"A copy of the state directory with segments to restore from."`
+	Key   string `name:"key" placeholder:"FILE" help:"The station's public key; the default is station.pub of the state directory."`
 }
 
 // fixed is what becomes of a damaged entry.

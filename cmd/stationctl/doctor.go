@@ -17,12 +17,12 @@ import (
 
 type doctorCmd struct {
 	Config      string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration (${default})."`
-	Deep        bool   `name:"deep" help:"Check the whole journal too, which takes long where there is much of it."`
-	Quiet       bool   `name:"quiet" help:"Show only what is not in order."`
-	Bundle      string `name:"bundle" placeholder:"FILE.tar.gz" help:"Also write what support needs to a file, without secrets; it must not be there yet."`
-	WithoutIDs  bool   `name:"without-ids" help:"In the bundle, replace device ids, MAC addresses and fingerprints by other names."`
-	Transcripts bool   `name:"transcripts" help:"In the bundle, also what passed on the wire with the newest boards."`
-	Entries     int    `name:"entries" default:"1000" placeholder:"N" help:"In the bundle, so many of the newest entries of the journal (${default})."`
+	Deep        bool   `name:"deep" help:"Also check the whole journal, which takes long for a large one."`
+	Quiet       bool   `name:"quiet" help:"Show only problems."`
+	Bundle      string `name:"bundle" placeholder:"FILE.tar.gz" help:"Also write the information for support to this file, without secrets. The file must not exist."`
+	WithoutIDs  bool   `name:"without-ids" help:"In the bundle, replace device ids, MAC addresses and fingerprints by pseudonyms."`
+	Transcripts bool   `name:"transcripts" help:"In the bundle, include the transcripts of the newest boards."`
+	Entries     int    `name:"entries" default:"1000" placeholder:"N" help:"In the bundle, the number of the newest journal entries (${default})."`
 }
 
 func (doctorCmd) Help() string {

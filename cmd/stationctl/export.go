@@ -13,9 +13,9 @@ import (
 
 type export struct {
 	place
-	Stick    string  `arg:"" help:"A folder on the stick; it must be there."`
-	Receipts bool    `name:"receipts" help:"Only apply the receipts that are on the stick; write nothing to it."`
-	From     *uint64 `name:"from" placeholder:"SEQ" help:"Begin at this entry of the journal, not at the oldest that waits for the registry; 0 is the whole journal."`
+	Stick    string  `arg:"" help:"An existing folder on the removable medium."`
+	Receipts bool    `name:"receipts" help:"Only apply the receipts on the medium; write nothing to it."`
+	From     *uint64 `name:"from" placeholder:"SEQ" help:"Begin at this entry of the journal instead of the oldest undelivered one; 0 is the whole journal."`
 }
 
 func (export) Help() string {

@@ -27,16 +27,16 @@ import (
 )
 
 type fleet struct {
-	Config    []string      `name:"config" sep:"none" placeholder:"FILE" help:"A configuration with a table [registry] and sku, as stationd.toml or import.toml: the stations of its archive. May be repeated."`
-	Station   []string      `name:"station" sep:"none" placeholder:"NAME=URL" help:"A station to ask, as line3-a=https://line3-a.factory.example:8443. May be repeated."`
-	Stations  string        `name:"stations" placeholder:"FILE" help:"Stations to ask, one NAME=URL a line; # begins a comment."`
-	Key       []string      `name:"key" sep:"none" placeholder:"FILE" help:"The public key of a station (station.pub): the signature of its checkpoint is checked then. May be repeated."`
-	TokenFile string        `name:"token-file" placeholder:"FILE" help:"The token to show to stations; it is shown to https and to this machine alone."`
-	CA        string        `name:"ca" placeholder:"FILE" help:"The certificates (PEM) that vouch for the stations' TLS, besides those of this machine."`
-	Silent    time.Duration `name:"silent" placeholder:"TIME" help:"How old the newest checkpoint in the archive may be: 26h, or 15m where the station answers that it has signed more."`
-	Behind    time.Duration `name:"behind" default:"15m" placeholder:"TIME" help:"How long a record may wait for the registry (${default})."`
-	Limit     time.Duration `name:"limit" default:"10s" placeholder:"TIME" help:"For each station (${default})."`
-	Deep      bool          `name:"deep" help:"Read all archived segments too, and compare them with the checkpoints that are over them."`
+	Config    []string      `name:"config" sep:"none" placeholder:"FILE" help:"A configuration with sku and [registry], such as stationd.toml or import.toml: shows the stations in its archive. May be repeated."`
+	Station   []string      `name:"station" sep:"none" placeholder:"NAME=URL" help:"A station to query, such as line3-a=https://line3-a.factory.example:8443. May be repeated."`
+	Stations  string        `name:"stations" placeholder:"FILE" help:"A file of stations to query, one NAME=URL per line; # begins a comment."`
+	Key       []string      `name:"key" sep:"none" placeholder:"FILE" help:"The public key of a station (station.pub), to check the signature of its checkpoint. May be repeated."`
+	TokenFile string        `name:"token-file" placeholder:"FILE" help:"A file with the token for the stations. It is sent only over https or to this machine."`
+	CA        string        `name:"ca" placeholder:"FILE" help:"CA certificates (PEM) for the stations' TLS, in addition to those of this machine."`
+	Silent    time.Duration `name:"silent" placeholder:"TIME" help:"Maximum age of the newest checkpoint in the archive: 26h, or 15m if the station reports a newer one."`
+	Behind    time.Duration `name:"behind" default:"15m" placeholder:"TIME" help:"Maximum time that a record may wait for the registry (${default})."`
+	Limit     time.Duration `name:"limit" default:"10s" placeholder:"TIME" help:"Time limit for each station (${default})."`
+	Deep      bool          `name:"deep" help:"Also read all archived segments and verify them against their checkpoints."`
 }
 
 const (

@@ -15,12 +15,12 @@ import (
 )
 
 type importer struct {
-	Stick    string   `arg:"" help:"The folder on the stick that stationctl export wrote to."`
-	Config   string   `name:"config" required:"" placeholder:"FILE" help:"A configuration with the keys sku and [registry], as a station has them."`
-	Keys     []string `name:"key" required:"" placeholder:"FILE" help:"The public key of a station, its station.pub, from somewhere that you trust. May be given many times."`
-	Identity string   `name:"identity" required:"" placeholder:"DIR" help:"Where this importer's own key is, which signs the receipts; it is made at first use."`
+	Stick    string   `arg:"" help:"The folder on the removable medium that stationctl export has written."`
+	Config   string   `name:"config" required:"" placeholder:"FILE" help:"A configuration with sku and [registry], as in stationd.toml."`
+	Keys     []string `name:"key" required:"" placeholder:"FILE" help:"The public key of a station, its station.pub, from a trusted source. May be repeated."`
+	Identity string   `name:"identity" required:"" placeholder:"DIR" help:"The folder of this importer's own key, which signs the receipts. It is created at first use."`
 	Name     string   `name:"name" required:"" placeholder:"NAME" help:"The name of this importer, 1 to 63 of a-z, 0-9 and -. It cannot be changed later."`
-	Again    bool     `name:"again" help:"Deliver what has a receipt of this importer too, as to a registry that was restored."`
+	Again    bool     `name:"again" help:"Also deliver records that have a receipt of this importer, for example after the registry was restored."`
 }
 
 func (importer) Help() string {

@@ -15,7 +15,7 @@ import (
 type proof struct {
 	place
 	Device string `arg:"" help:"The device id, 32 hex digits."`
-	Out    string `name:"out" placeholder:"FILE" help:"Write the proof here instead of to the standard output."`
+	Out    string `name:"out" placeholder:"FILE" help:"Write the proof to this file instead of the standard output."`
 }
 
 func (p *proof) Run(out *cli.Output) error {
@@ -53,7 +53,7 @@ func (p *proof) Run(out *cli.Output) error {
 }
 
 type verify struct {
-	Key   string   `name:"key" required:"" placeholder:"FILE" help:"The station's public key, its station.pub, from somewhere that you trust."`
+	Key   string   `name:"key" required:"" placeholder:"FILE" help:"The station's public key, its station.pub, from a trusted source."`
 	Files []string `arg:"" name:"file" help:"Proofs."`
 }
 

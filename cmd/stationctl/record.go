@@ -15,9 +15,9 @@ import (
 
 type record struct {
 	Port    string `name:"port" required:"" placeholder:"PORT" help:"The serial port: a path, or auto:<vid>:<pid>."`
-	Dialect string `name:"dialect" default:"auto" help:"How the boards talk (${default})."`
-	Dir     string `name:"dir" default:"." placeholder:"DIR" help:"Where the transcripts go."`
-	Boards  int    `name:"boards" default:"1" help:"After how many boards to end; 0 goes on until Ctrl-C (${default})."`
+	Dialect string `name:"dialect" default:"auto" help:"The dialect of the boards (${default})."`
+	Dir     string `name:"dir" default:"." placeholder:"DIR" help:"The folder for the transcripts."`
+	Boards  int    `name:"boards" default:"1" help:"Number of boards to record; 0 records until Ctrl-C (${default})."`
 }
 
 // recorded is a transcript that was written.

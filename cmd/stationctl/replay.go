@@ -21,11 +21,11 @@ import (
 
 type replay struct {
 	Files []string `arg:"" name:"file" help:"Transcripts, or folders of them." type:"path"`
-	Speed float64  `name:"speed" default:"1" help:"Divides the pauses of the recording: 10 is ten times as fast (${default})."`
-	Jobs  int      `name:"jobs" default:"16" help:"How many are replayed at once (${default})."`
-	JUnit string   `name:"junit" placeholder:"FILE" help:"Write the results as JUnit XML too."`
+	Speed float64  `name:"speed" default:"1" help:"Divisor for the pauses of the recording: 10 is ten times as fast (${default})."`
+	Jobs  int      `name:"jobs" default:"16" help:"Number of parallel replays (${default})."`
+	JUnit string   `name:"junit" placeholder:"FILE" help:"Also write the results to this file as JUnit XML."`
 
-	Explain bool `name:"explain" help:"Say of each line of the board how the reader understood it."`
+	Explain bool `name:"explain" help:"Explain how the reader interpreted each line of the board."`
 }
 
 // Help is shown after the flags.

@@ -16,18 +16,18 @@ import (
 )
 
 type simulate struct {
-	Port        string         `name:"port" required:"" placeholder:"PATH" type:"path" help:"Where the port appears: a symbolic link to a new pseudo-terminal. What is there is not replaced, unless it is what a simulation left that was killed. Missing folders are made, and go again."`
-	Group       string         `name:"group" placeholder:"NAME" help:"The group that may open the port. As root it is the one that owns serial ports, if this is left out: dialout, or uucp; otherwise nobody but you may."`
+	Port        string         `name:"port" required:"" placeholder:"PATH" type:"path" help:"The name of the port: a symbolic link to a new pseudo-terminal. An existing file is not replaced, except the link of a simulation that was killed. Missing folders are created and removed at the end."`
+	Group       string         `name:"group" placeholder:"NAME" help:"The group that may open the port. The default as root is the group of serial ports (dialout or uucp); otherwise only you may open it."`
 	Description string         `name:"description" placeholder:"FILE" type:"path" xor:"what" help:"A description of the board (JSON); see fixtures/README.md."`
 	Transcript  string         `name:"transcript" placeholder:"FILE" type:"path" xor:"what" help:"Play a recorded board instead."`
-	Dialect     string         `name:"dialect" placeholder:"NAME" help:"Without a description: how the board talks: ti-at (as if left out), ti-csr or report."`
-	Device      string         `name:"device" placeholder:"ID" help:"Without a description: the device id, 32 hex digits; a new one if left out."`
-	Wording     string         `name:"wording" placeholder:"FILE" type:"path" help:"What firmware with the dialogue of ti-csr prints (JSON); see fixtures/README.md."`
+	Dialect     string         `name:"dialect" placeholder:"NAME" help:"Without a description: the dialect of the board: ti-at (the default), ti-csr or report."`
+	Device      string         `name:"device" placeholder:"ID" help:"Without a description: the device id, 32 hex digits; the default is a new one."`
+	Wording     string         `name:"wording" placeholder:"FILE" type:"path" help:"The texts of firmware of the dialect ti-csr (JSON); see fixtures/README.md."`
 	Boot        *time.Duration `name:"boot" placeholder:"TIME" help:"Without a description: the time from the start of a board to its first line (500ms)."`
-	Speed       *float64       `name:"speed" help:"Of a transcript: divides its pauses (1)."`
-	Boards      int            `name:"boards" default:"1" help:"How many boards come one after the other, each a new one where the description leaves that open; 0 is for ever (${default})."`
-	Stay        time.Duration  `name:"stay" placeholder:"TIME" help:"How long each board stays in, such as 10s; without it the last stays until Ctrl-C."`
-	Gap         time.Duration  `name:"gap" default:"3s" help:"How long the socket is empty between two boards (${default})."`
+	Speed       *float64       `name:"speed" help:"With a transcript: divisor for its pauses (1)."`
+	Boards      int            `name:"boards" default:"1" help:"Number of boards, one after the other; each is new unless the description fixes its id and key. 0 is without end (${default})."`
+	Stay        time.Duration  `name:"stay" placeholder:"TIME" help:"How long each board stays inserted, such as 10s; the default is until Ctrl-C for the last one."`
+	Gap         time.Duration  `name:"gap" default:"3s" help:"How long the slot is empty between two boards (${default})."`
 }
 
 // plugged tells which board is in.

@@ -18,12 +18,12 @@ import (
 )
 
 type spools struct {
-	List    spoolList    `cmd:"" help:"List what the journal holds, one line an entry."`
-	Show    spoolShow    `cmd:"" help:"Show an entry, or all that is known of a board."`
-	Verify  spoolVerify  `cmd:"" help:"Check the whole journal with nothing but the station's public key."`
+	List    spoolList    `cmd:"" help:"List the journal, one line per entry."`
+	Show    spoolShow    `cmd:"" help:"Show an entry, or all entries of a board."`
+	Verify  spoolVerify  `cmd:"" help:"Verify the whole journal with only the station's public key."`
 	Dead    spoolDead    `cmd:"" help:"List the records that the registry refused for good."`
-	Export  spoolExport  `cmd:"" help:"Show such a record with all the evidence."`
-	Requeue spoolRequeue `cmd:"" help:"Have such a record delivered once more, when the registry was put right."`
+	Export  spoolExport  `cmd:"" help:"Show a refused record with all evidence."`
+	Requeue spoolRequeue `cmd:"" help:"Deliver a refused record once more, after the registry was corrected."`
 	Repair  spoolRepair  `cmd:"" help:"Restore damaged entries from copies."`
 }
 
@@ -80,8 +80,8 @@ func (l listed) text() string {
 type spoolList struct {
 	place
 	Kind  string  `name:"kind" enum:",passed,repeated,failed,rejection,segment,lost" default:"" placeholder:"KIND" help:"Only verdicts of this result (passed, repeated, failed), or entries of this kind (rejection, segment, lost)."`
-	After *uint64 `name:"after" placeholder:"SEQ" help:"Begin behind this entry; what is before it is not read."`
-	Limit uint64  `name:"limit" placeholder:"N" help:"Show so many entries at the most, and then which --after goes on; 0 is all."`
+	After *uint64 `name:"after" placeholder:"SEQ" help:"Begin after this entry; earlier entries are not read."`
+	Limit uint64  `name:"limit" placeholder:"N" help:"Maximum number of entries; the last line shows the --after to continue with. 0 is all."`
 }
 
 // more is the last line of a page that another follows.
@@ -224,7 +224,7 @@ func selector(what string) (func(listed) bool, error) {
 
 type spoolVerify struct {
 	place
-	Key string `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory, which whoever could change the journal could change too."`
+	Key string `name:"key" placeholder:"FILE" help:"The station's public key. The default is station.pub of the state directory, which a person who can change the journal can change too."`
 }
 
 const maxKeyFile = 4 << 10

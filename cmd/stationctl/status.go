@@ -25,10 +25,10 @@ import (
 )
 
 type status struct {
-	Config  string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, which says where it listens (${default})."`
-	Address string `name:"address" placeholder:"HOST:PORT" help:"Where the station listens, with https:// before it if it has TLS; no configuration is read then."`
-	Token   string `name:"token-file" placeholder:"FILE" help:"The token to show; default is the one of [access] in the configuration."`
-	CA      string `name:"ca" placeholder:"FILE" help:"The certificates (PEM) that vouch for the station's TLS; default is the station's own in the configuration, or those of this machine."`
+	Config  string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, for its address (${default})."`
+	Address string `name:"address" placeholder:"HOST:PORT" help:"The station's address instead of a configuration, with https:// if it has TLS."`
+	Token   string `name:"token-file" placeholder:"FILE" help:"A file with the token; the default is that of [access] in the configuration."`
+	CA      string `name:"ca" placeholder:"FILE" help:"CA certificates (PEM) for the station's TLS; the default is the certificate in the configuration, or those of this machine."`
 }
 
 const (

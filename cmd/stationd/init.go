@@ -19,19 +19,19 @@ import (
 )
 
 type initCommand struct {
-	SKU      string   `name:"sku" placeholder:"NAME" help:"The product whose boards are read here."`
+	SKU      string   `name:"sku" placeholder:"NAME" help:"The product (SKU) of the boards."`
 	Station  string   `name:"station" placeholder:"NAME" help:"The name of this station."`
-	Port     []string `name:"port" sep:"none" placeholder:"NAME=PATH" help:"A slot and its serial port, as A=/dev/serial/by-path/…; again for each slot."`
-	Registry string   `name:"registry" placeholder:"KIND" help:"Where records go: aws, dir, or none (a stick takes them)."`
-	Bucket   string   `name:"bucket" placeholder:"NAME" help:"Of aws: the S3 bucket for public keys."`
-	Region   string   `name:"region" placeholder:"NAME" help:"Of aws: the region; otherwise as the AWS SDK finds it."`
-	Dir      string   `name:"dir" placeholder:"FOLDER" help:"Of dir: the folder, which is made a registry if it is none."`
-	Dialect  string   `name:"dialect" default:"auto" placeholder:"NAME" help:"How the boards talk (${default}: find out)."`
-	Listen   string   `name:"listen" placeholder:"ADDRESS" help:"Where the page is; otherwise 127.0.0.1:8080."`
-	Language string   `name:"language" placeholder:"CODE" help:"Of the page: en, de, es, vi or zh; otherwise en, and each visitor can choose."`
-	StateDir string   `name:"state-dir" placeholder:"FOLDER" help:"Where the journal is; otherwise /var/lib/stationd, as the unit has it."`
+	Port     []string `name:"port" sep:"none" placeholder:"NAME=PATH" help:"A slot and its serial port, such as A=/dev/serial/by-path/…. Repeat for each slot."`
+	Registry string   `name:"registry" placeholder:"KIND" help:"The registry: aws, dir, or none (delivery by removable media)."`
+	Bucket   string   `name:"bucket" placeholder:"NAME" help:"For aws: the S3 bucket for public keys."`
+	Region   string   `name:"region" placeholder:"NAME" help:"For aws: the region; the default is that of the AWS SDK."`
+	Dir      string   `name:"dir" placeholder:"FOLDER" help:"For dir: the folder, which is initialised if it is not a registry."`
+	Dialect  string   `name:"dialect" default:"auto" placeholder:"NAME" help:"The dialect of the boards (${default}: detect it)."`
+	Listen   string   `name:"listen" placeholder:"ADDRESS" help:"The address of the page; the default is 127.0.0.1:8080."`
+	Language string   `name:"language" placeholder:"CODE" help:"The language of the page: en (the default), de, es, vi or zh. Each user can choose another one."`
+	StateDir string   `name:"state-dir" placeholder:"FOLDER" help:"The state directory; the default is /var/lib/stationd, as in the unit."`
 	Output   string   `name:"output" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The configuration to write (${default})."`
-	Force    bool     `name:"force" help:"Write a new one if there is one already, and keep that as FILE.old."`
+	Force    bool     `name:"force" help:"Replace an existing configuration, and keep it as FILE.old."`
 }
 
 func (initCommand) Help() string {

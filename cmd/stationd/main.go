@@ -20,8 +20,8 @@ const defaultConfig = "/etc/secretfree/stationd.toml" // as the tags of the flag
 
 type grammar struct {
 	cli.Common
-	Serve serveCommand `cmd:"" default:"withargs" help:"Serve the slots of the fixture. It is what stationd does without a command."`
-	Init  initCommand  `cmd:"" help:"Write a first configuration: finds the serial ports, and asks."`
+	Serve serveCommand `cmd:"" default:"withargs" help:"Serve the slots of the fixture. This is the default command."`
+	Init  initCommand  `cmd:"" help:"Write a first configuration: find the serial ports and ask questions."`
 }
 
 func (grammar) Manual() cli.Manual {
@@ -46,7 +46,7 @@ passed is lost either way.`
 
 type serveCommand struct {
 	Config string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The configuration (${default})."`
-	Check  bool   `name:"check" help:"Check the configuration, say what it means, and exit."`
+	Check  bool   `name:"check" help:"Check the configuration, print a summary, and exit."`
 }
 
 func (s *serveCommand) Run(ctx context.Context, out *cli.Output) error {
