@@ -56,6 +56,7 @@ func rules() []rule {
 		{"spool/durable", nil, map[string]string{serial: ports, aws: cloudy, bbolt: "it writes plain files", netHTTP: internet, zerolog: logs}},
 		{"spool/journal", []string{"spool/durable", "station/board"}, map[string]string{serial: ports, aws: cloudy, bbolt: "the index is the spool's: what is signed needs none", netHTTP: internet, zerolog: logs}},
 		{"spool", []string{"spool/durable", "spool/journal", "station/board"}, map[string]string{serial: ports, aws: cloudy, netHTTP: internet, zerolog: logs}},
+		{"spool/reconcile", []string{"spool/journal", "station/board"}, map[string]string{serial: ports, aws: cloudy, bbolt: "it reads the journal, not the index", netHTTP: internet, zerolog: logs}},
 		{"station", []string{"station/board", "uart"}, map[string]string{bbolt: storage, aws: cloudy}},
 		{"cloud", []string{"spool/journal", "station/board"}, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},
 		{"cloud/awsconfig", nil, map[string]string{serial: ports, bbolt: storage, zerolog: logs}},

@@ -188,7 +188,7 @@ func (im *importing) open(r run, path string) ([]*carried, error) {
 		if it.sealed, err = board.ParseEnvelope(e.Record()); err != nil {
 			return nil, fmt.Errorf("%w: entry %d: %w", ErrBundle, it.seq, err)
 		}
-		if err := checkCarried(it.sealed, v); err != nil {
+		if err := it.sealed.VerifyWithProof(v); err != nil {
 			it.answered, it.verdict = true, err // the registry need not be asked
 		}
 		records = append(records, it)
@@ -210,18 +210,6 @@ func (im *importing) station(b *bundle) (note.Verifier, journal.Checkpoint, erro
 		err = wrong
 	}
 	return nil, journal.Checkpoint{}, err
-}
-
-// checkCarried checks what an issuer would: the station's signature, and the
-// proof of possession if there is one.
-func checkCarried(s board.Sealed, v board.Verifier) error {
-	if err := s.Verify(v); err != nil {
-		return err
-	}
-	if s.Record().Proof == nil {
-		return nil
-	}
-	return s.Record().Proof.Verify(s.Record().Device, s.Record().Key)
 }
 
 // deliver offers a bundle's records to the registry, and writes the receipt.

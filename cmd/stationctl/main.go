@@ -15,18 +15,18 @@ import (
 
 type grammar struct {
 	cli.Common
-	Status    status    `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
-	Doctor    doctorCmd `cmd:"" help:"Look for what is wrong with a station, and say what to do; or write a bundle for support."`
-	Fleet     fleet     `cmd:"" help:"One view over many stations: who is silent, behind, or has a double."`
-	Spool     spools    `cmd:"" help:"The journal of a station."`
-	Proof     proof     `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
-	Verify    verify    `cmd:"" help:"Check proofs with nothing but the station's public key."`
-	Reconcile reconcile `cmd:"" help:"Compare the journal with the registry, and enrol what is missing there."`
-	Export    export    `cmd:"" help:"Write what waits for the registry to a stick, and apply the receipts that are on it."`
-	Import    importer  `cmd:"" help:"Deliver what a stick carries to the registry, and write receipts for the way back."`
-	Replay    replay    `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
-	Record    record    `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
-	Simulate  simulate  `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
+	Status    status           `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
+	Doctor    doctorCmd        `cmd:"" help:"Look for what is wrong with a station, and say what to do; or write a bundle for support."`
+	Fleet     fleet            `cmd:"" help:"One view over many stations: who is silent, behind, or has a double."`
+	Spool     spools           `cmd:"" help:"The journal of a station."`
+	Proof     proof            `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
+	Verify    verify           `cmd:"" help:"Check proofs with nothing but the station's public key."`
+	Reconcile reconcileCommand `cmd:"" help:"Compare the journal with the registry, and enrol what is missing there."`
+	Export    export           `cmd:"" help:"Write what waits for the registry to a stick, and apply the receipts that are on it."`
+	Import    importer         `cmd:"" help:"Deliver what a stick carries to the registry, and write receipts for the way back."`
+	Replay    replay           `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
+	Record    record           `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
+	Simulate  simulate         `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
 	Slot      struct {
 		Acknowledge slotAcknowledge `cmd:"" help:"End the private-key-leak that a slot shows, when its board is put aside and quality knows."`
 		Reset       slotReset       `cmd:"" help:"Reset the board in a slot of the running station, and read it anew."`

@@ -12,11 +12,11 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/config"
 	"secretfree/cmd/internal/stationconf"
-	"secretfree/spool"
+	"secretfree/spool/reconcile"
 	"secretfree/station/board"
 )
 
-type reconcile struct {
+type reconcileCommand struct {
 	Config   string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, which names its state directory and its registry (${default})."`
 	StateDir string `name:"state-dir" placeholder:"DIR" help:"A copy of the state directory, to compare it with the registry of the configuration."`
 	Key      string `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory."`
@@ -24,7 +24,7 @@ type reconcile struct {
 	Show     int    `name:"show" default:"50" placeholder:"N" help:"How many differences of each kind are listed as text; --json lists all (${default})."`
 }
 
-func (reconcile) Help() string {
+func (reconcileCommand) Help() string {
 	return `Compares the journal of a station with the table, the public keys and the guards of its registry, device by device,
 and counts them by station and day. The station may run meanwhile; what still waits in its queue is missing in the
 registry, and is delivered by itself.
@@ -53,28 +53,28 @@ Examples:
       What a copy of a journal says.`
 }
 
-// census fits a registry to the spool.
-type census struct{ from config.Listing }
+// registryLister fits a registry to the spool.
+type registryLister struct{ from config.Listing }
 
-func (c census) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
+func (c registryLister) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
 	return markUnreadable(c.from.Enrolments(ctx))
 }
 
-func (c census) Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+func (c registryLister) Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
 	return markUnreadable(c.from.Objects(ctx))
 }
 
-func (c census) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
+func (c registryLister) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error] {
 	return markUnreadable(c.from.Guards(ctx))
 }
 
-// markUnreadable adds spool.ErrUnreadable to the errors of a listing that are
+// markUnreadable adds reconcile.ErrUnreadable to the errors of a listing that are
 // about one entry.
 func markUnreadable[T any](list iter.Seq2[T, error]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for item, err := range list {
 			if errors.Is(err, cloud.ErrDamaged) && !errors.Is(err, cloud.ErrNoRegistry) {
-				err = fmt.Errorf("%w: %w", spool.ErrUnreadable, err)
+				err = fmt.Errorf("%w: %w", reconcile.ErrUnreadable, err)
 			}
 			if !yield(item, err) {
 				return
@@ -85,12 +85,12 @@ func markUnreadable[T any](list iter.Seq2[T, error]) iter.Seq2[T, error] {
 
 // difference is one thing in which journal and registry differ.
 type difference struct {
-	Kind   spool.DifferenceKind `json:"kind"`
-	Device string               `json:"device,omitempty"`
-	Key    string               `json:"key,omitempty"`
-	Seq    *uint64              `json:"seq,omitempty"`
-	Mended bool                 `json:"mended"`
-	Detail string               `json:"detail,omitempty"`
+	Kind   reconcile.DifferenceKind `json:"kind"`
+	Device string                   `json:"device,omitempty"`
+	Key    string                   `json:"key,omitempty"`
+	Seq    *uint64                  `json:"seq,omitempty"`
+	Mended bool                     `json:"mended"`
+	Detail string                   `json:"detail,omitempty"`
 }
 
 func (d difference) text() string {
@@ -121,27 +121,27 @@ type counted struct {
 	Elsewhere int    `json:"elsewhere"`
 }
 
-func countText(station, day string, d spool.DayCount) string {
+func countText(station, day string, d reconcile.DayCount) string {
 	return fmt.Sprintf("%-32s %-10s %9d %9d %9d %9d %9d\n", station, day, d.Records, d.Items, d.Objects, d.Guards, d.Elsewhere)
 }
 
 // reconciled is the last line.
 type reconciled struct {
-	OK          bool                         `json:"ok"`
-	Station     string                       `json:"station"`
-	Records     int                          `json:"records"`
-	Items       int                          `json:"items"`
-	Objects     int                          `json:"objects"`
-	Guards      int                          `json:"guards"`
-	Differences int                          `json:"differences"`
-	Kinds       map[spool.DifferenceKind]int `json:"kinds"`
-	Mended      int                          `json:"mended"`
-	Late        int                          `json:"late"`
-	Damaged     uint64                       `json:"damaged_entries"`
-	Seconds     float64                      `json:"seconds"`
+	OK          bool                             `json:"ok"`
+	Station     string                           `json:"station"`
+	Records     int                              `json:"records"`
+	Items       int                              `json:"items"`
+	Objects     int                              `json:"objects"`
+	Guards      int                              `json:"guards"`
+	Differences int                              `json:"differences"`
+	Kinds       map[reconcile.DifferenceKind]int `json:"kinds"`
+	Mended      int                              `json:"mended"`
+	Late        int                              `json:"late"`
+	Damaged     uint64                           `json:"damaged_entries"`
+	Seconds     float64                          `json:"seconds"`
 }
 
-func (r *reconcile) Run(ctx context.Context, out *cli.Output) error {
+func (r *reconcileCommand) Run(ctx context.Context, out *cli.Output) error {
 	c, err := stationconf.Load(r.Config)
 	if err != nil {
 		return err
@@ -165,19 +165,19 @@ func (r *reconcile) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	rc := spool.ReconcileConfig{Dir: dir, Key: verifier, Census: census{registry}}
+	rc := reconcile.Config{Dir: dir, Key: verifier, Registry: registryLister{registry}}
 	if r.Repair {
 		rc.Repair = registry
 	}
 	began := time.Now()
 	var failed error // to write the output
-	shown := map[spool.DifferenceKind]int{}
-	report, err := spool.Reconcile(ctx, rc, func(d spool.Difference) {
+	shown := map[reconcile.DifferenceKind]int{}
+	report, err := reconcile.Run(ctx, rc, func(d reconcile.Difference) {
 		shown[d.Kind]++
 		if shown[d.Kind] > r.Show && !out.JSON {
 			return
 		}
-		line := difference{Kind: d.Kind, Mended: d.Mended, Detail: d.Detail}
+		line := difference{Kind: d.Kind, Mended: d.Repaired, Detail: d.Detail}
 		if d.Device.Valid() {
 			line.Device = d.Device.String()
 		}
@@ -195,8 +195,8 @@ func (r *reconcile) Run(ctx context.Context, out *cli.Output) error {
 	return r.summary(out, report, shown, time.Since(began))
 }
 
-func (r *reconcile) summary(out *cli.Output, report spool.Reconciliation, shown map[spool.DifferenceKind]int, took time.Duration) error {
-	for _, kind := range spool.DifferenceKinds() {
+func (r *reconcileCommand) summary(out *cli.Output, report reconcile.Report, shown map[reconcile.DifferenceKind]int, took time.Duration) error {
+	for _, kind := range reconcile.DifferenceKinds() {
 		if more := shown[kind] - r.Show; more > 0 && !out.JSON {
 			fmt.Fprintf(out.People, "%-9s … and %d more\n", kind, more)
 		}
@@ -213,12 +213,12 @@ func (r *reconcile) summary(out *cli.Output, report spool.Reconciliation, shown 
 	}
 	fmt.Fprint(out.People, countText("all", "", report.Total))
 	last := reconciled{OK: report.Same(), Station: report.Station, Records: report.Total.Records, Items: report.Total.Items, Objects: report.Total.Objects,
-		Guards: report.Total.Guards, Differences: report.Differences(), Kinds: report.Found, Mended: report.Mended, Late: report.Late, Seconds: took.Seconds()}
+		Guards: report.Total.Guards, Differences: report.Differences(), Kinds: report.Found, Mended: report.Repaired, Late: report.Late, Seconds: took.Seconds()}
 	text := fmt.Sprintf("The journal of %s and the registry say the same.\n", report.Station)
 	if report.Differences() > 0 {
 		text = fmt.Sprintf("The journal of %s and the registry differ in %s.\n", report.Station, cli.Count(report.Differences(), "place", "places"))
 		if r.Repair {
-			text = fmt.Sprintf("The journal of %s and the registry differed in %s; mended: %d.\n", report.Station, cli.Count(report.Differences(), "place", "places"), report.Mended)
+			text = fmt.Sprintf("The journal of %s and the registry differed in %s; mended: %d.\n", report.Station, cli.Count(report.Differences(), "place", "places"), report.Repaired)
 		}
 	}
 	if report.Late > 0 {

@@ -189,3 +189,15 @@ func (v dsseVerifier) Verify(_ context.Context, data, signature []byte) error {
 }
 func (v dsseVerifier) KeyID() (string, error)   { return KeyID(v.v.Name(), v.v.KeyHash()), nil }
 func (v dsseVerifier) Public() crypto.PublicKey { return nil }
+
+// VerifyWithProof checks what an issuer checks: the station's signature, and
+// the proof of possession where the record has one.
+func (s Sealed) VerifyWithProof(trusted ...Verifier) error {
+	if err := s.Verify(trusted...); err != nil {
+		return err
+	}
+	if s.record.Proof == nil {
+		return nil
+	}
+	return s.record.Proof.Verify(s.record.Device, s.record.Key)
+}

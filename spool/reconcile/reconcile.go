@@ -1,4 +1,7 @@
-package spool
+// Package reconcile compares a station's journal with what the registry holds,
+// and writes to the registry what the journal proves and the registry lacks.
+// Start with Run.
+package reconcile
 
 import (
 	"cmp"
@@ -18,11 +21,11 @@ import (
 	"secretfree/station/board"
 )
 
-// Census is a registry that can be counted. Each of its listings gives
+// RegistryLister is a registry that can be counted. Each of its listings gives
 // everything once, in any order; what is written meanwhile may be left out. An
 // error that wraps ErrUnreadable is about one thing, whose ids come with it as
 // far as they are known; any other ends the listing.
-type Census interface {
+type RegistryLister interface {
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
 	Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] // the stored public keys, by name
 	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]
@@ -31,13 +34,24 @@ type Census interface {
 // ErrUnreadable: the registry holds something that nobody can make sense of.
 var ErrUnreadable = errors.New("it cannot be read")
 
-// ReconcileConfig is what Reconcile needs.
-type ReconcileConfig struct {
-	Dir    string        // whose journal
-	Key    note.Verifier // of that station
-	Census Census
+// Repairer writes records to the registry, and returns an error for each; nil
+// says that the registry has the record.
+type Repairer interface {
+	PutBatch(ctx context.Context, records []board.Sealed) []error
+}
+
+const (
+	batchSize   = 64          // records of one call
+	repairLimit = time.Minute // of one call
+)
+
+// Config is what Reconcile needs.
+type Config struct {
+	Dir      string        // whose journal
+	Key      note.Verifier // of that station
+	Registry RegistryLister
 	// Repair, if set, is given what the journal proves and the registry lacks.
-	Repair Sink
+	Repair Repairer
 
 	memory int // rows, for tests
 }
@@ -64,13 +78,13 @@ func DifferenceKinds() []DifferenceKind {
 
 // Difference is one thing in which journal and registry differ.
 type Difference struct {
-	Kind   DifferenceKind
-	Device board.DeviceID    // invalid if it is not known
-	Key    board.Fingerprint // of the journal if it has the device, otherwise of the registry
-	Entry  bool              // the journal has the device
-	Seq    uint64            // of its entry
-	Mended bool
-	Detail string // what was unreadable, or why it was not mended
+	Kind     DifferenceKind
+	Device   board.DeviceID    // invalid if it is not known
+	Key      board.Fingerprint // of the journal if it has the device, otherwise of the registry
+	Entry    bool              // the journal has the device
+	Seq      uint64            // of its entry
+	Repaired bool
+	Detail   string // what was unreadable, or why it was not mended
 }
 
 // DayCount is what there is of a station and a day.
@@ -84,20 +98,20 @@ type DayCount struct {
 	Elsewhere int // of Records: enrolled with the same key by another station before
 }
 
-// Reconciliation says what Reconcile found.
-type Reconciliation struct {
-	Station string
-	Days    []DayCount // by station and day
-	Total   DayCount
-	Found   map[DifferenceKind]int
-	Mended  int
-	Late    int              // records that were journaled since it began, and that are not looked for
-	Signed  uint64           // entries under the newest checkpoint, which are all that the journal proves
-	Damage  []journal.Damage // of the journal: what it cannot say
+// Report says what Reconcile found.
+type Report struct {
+	Station  string
+	Days     []DayCount // by station and day
+	Total    DayCount
+	Found    map[DifferenceKind]int
+	Repaired int
+	Late     int              // records that were journaled since it began, and that are not looked for
+	Signed   uint64           // entries under the newest checkpoint, which are all that the journal proves
+	Damage   []journal.Damage // of the journal: what it cannot say
 }
 
 // Differences is how many there are, mended or not.
-func (r *Reconciliation) Differences() (n int) {
+func (r *Report) Differences() (n int) {
 	for _, found := range r.Found {
 		n += found
 	}
@@ -105,9 +119,9 @@ func (r *Reconciliation) Differences() (n int) {
 }
 
 // Same tells whether journal and registry say the same now.
-func (r *Reconciliation) Same() bool { return r.Differences() == r.Mended && len(r.Damage) == 0 }
+func (r *Report) Same() bool { return r.Differences() == r.Repaired && len(r.Damage) == 0 }
 
-// Reconcile compares the journal under Dir, as it was signed, with a registry:
+// Run compares the journal under Dir, as it was signed, with a registry:
 // device by device, in memory that does not grow with their number (a temporary
 // file takes about 100 bytes for each thing that is compared). It takes no lock
 // and changes nothing in the journal. each is told every difference, by device.
@@ -123,8 +137,8 @@ func (r *Reconciliation) Same() bool { return r.Differences() == r.Mended && len
 // for a person.
 //
 // ErrTampered says that the journal is not the one that was signed.
-func Reconcile(ctx context.Context, c ReconcileConfig, each func(Difference)) (Reconciliation, error) {
-	r := &reconciling{ReconcileConfig: c, ctx: ctx, each: each, out: Reconciliation{Station: c.Key.Name(), Found: map[DifferenceKind]int{}},
+func Run(ctx context.Context, c Config, each func(Difference)) (Report, error) {
+	r := &reconciling{Config: c, ctx: ctx, each: each, out: Report{Station: c.Key.Name(), Found: map[DifferenceKind]int{}},
 		rows: sorter{limit: cmp.Or(c.memory, rowsInMemory)}, days: map[dayKey]*DayCount{}, numbers: map[string]uint32{}}
 	r.own = r.number(c.Key.Name())
 	defer r.rows.close()
@@ -152,10 +166,10 @@ type dayKey struct {
 }
 
 type reconciling struct {
-	ReconcileConfig
+	Config
 	ctx     context.Context
 	each    func(Difference)
-	out     Reconciliation
+	out     Report
 	rows    sorter
 	late    uint64 // the first entry that need not be in the registry
 	signed  journal.Checkpoint
@@ -226,7 +240,7 @@ func (r *reconciling) unreadable(b board.KeyBinding, err error) error {
 }
 
 func (r *reconciling) readItems() error {
-	for e, err := range r.Census.Enrolments(r.ctx) {
+	for e, err := range r.Registry.Enrolments(r.ctx) {
 		w := row{device: e.Device, kind: rowItem}
 		switch {
 		case err != nil:
@@ -254,11 +268,11 @@ func (r *reconciling) readItems() error {
 }
 
 func (r *reconciling) readObjects() error {
-	return r.readBindings("listing the public keys", rowObject, r.Census.Objects(r.ctx))
+	return r.readBindings("listing the public keys", rowObject, r.Registry.Objects(r.ctx))
 }
 
 func (r *reconciling) readGuards() error {
-	return r.readBindings("listing the guards", rowGuard, r.Census.Guards(r.ctx))
+	return r.readBindings("listing the guards", rowGuard, r.Registry.Guards(r.ctx))
 }
 
 func (r *reconciling) readBindings(doing string, kind rowKind, list iter.Seq2[board.KeyBinding, error]) error {
@@ -382,7 +396,7 @@ func (r *reconciling) compare() error {
 	if err := flush(); err != nil {
 		return err
 	}
-	return r.mend()
+	return r.repair()
 }
 
 // newest is the record of the journal that counts; nil if there is none.
@@ -506,15 +520,15 @@ func (r *reconciling) found(d Difference, at *journal.Position) {
 }
 
 func (r *reconciling) mendIfFull() error {
-	if len(r.waiting) < passRecords {
+	if len(r.waiting) < batchSize {
 		return nil
 	}
-	return r.mend()
+	return r.repair()
 }
 
-// mend puts records to the registry, and tells the differences that wait for
+// repair puts records to the registry, and tells the differences that wait for
 // that.
-func (r *reconciling) mend() error {
+func (r *reconciling) repair() error {
 	var records []board.Sealed
 	var diffs []*Difference
 	for _, m := range r.mending {
@@ -527,8 +541,8 @@ func (r *reconciling) mend() error {
 	}
 	errs := r.put(records)
 	for i, d := range diffs {
-		if d.Mended = errs[i] == nil; d.Mended {
-			r.out.Mended++
+		if d.Repaired = errs[i] == nil; d.Repaired {
+			r.out.Repaired++
 		} else {
 			d.Detail = errs[i].Error()
 		}
@@ -557,7 +571,22 @@ func (r *reconciling) record(m mend) (board.Sealed, error) {
 	if err != nil {
 		return sealed, err
 	}
-	return sealed, checkCarried(sealed, r.Key)
+	return sealed, sealed.VerifyWithProof(r.Key)
 }
 
-func (r *reconciling) put(records []board.Sealed) []error { return putAll(r.ctx, r.Repair, records) }
+func (r *reconciling) put(records []board.Sealed) []error {
+	if len(records) == 0 {
+		return nil
+	}
+	bounded, cancel := context.WithTimeout(r.ctx, repairLimit)
+	defer cancel()
+	errs := r.Repair.PutBatch(bounded, records)
+	if len(errs) == len(records) {
+		return errs
+	}
+	errs = make([]error, len(records))
+	for i := range errs {
+		errs[i] = fmt.Errorf("the registry did not answer for each of %d records", len(records))
+	}
+	return errs
+}

@@ -1,4 +1,4 @@
-package spool
+package reconcile
 
 import (
 	"bufio"
@@ -170,7 +170,7 @@ func BenchmarkReconcile(b *testing.B) {
 	for b.Loop() {
 		began := time.Now()
 		found := 0
-		out, err := Reconcile(b.Context(), ReconcileConfig{Dir: dir, Key: id.Verifier, Census: m}, func(d Difference) {
+		out, err := Run(b.Context(), Config{Dir: dir, Key: id.Verifier, Registry: m}, func(d Difference) {
 			if d.Kind == DiffMissing {
 				found++
 			}

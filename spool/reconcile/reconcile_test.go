@@ -1,4 +1,4 @@
-package spool
+package reconcile
 
 import (
 	"bytes"
@@ -61,6 +61,14 @@ func (m *memoryRegistry) Put(_ context.Context, s board.Sealed) error {
 		m.guards[f] = r.Device
 	}
 	return nil
+}
+
+func (m *memoryRegistry) PutBatch(ctx context.Context, records []board.Sealed) []error {
+	errs := make([]error, len(records))
+	for i, r := range records {
+		errs[i] = m.Put(ctx, r)
+	}
+	return errs
 }
 
 func (m *memoryRegistry) Enrolments(context.Context) iter.Seq2[board.Enrolment, error] {
@@ -133,14 +141,14 @@ func (k *kit) deliverTo(m *memoryRegistry) {
 	m.puts = 0
 }
 
-func (k *kit) reconcile(m *memoryRegistry, repair bool) (Reconciliation, []Difference) {
+func (k *kit) reconcile(m *memoryRegistry, repair bool) (Report, []Difference) {
 	k.t.Helper()
-	c := ReconcileConfig{Dir: k.dir, Key: k.id.Verifier, Census: m, memory: 7}
+	c := Config{Dir: k.dir, Key: k.id.Verifier, Registry: m, memory: 7}
 	if repair {
 		c.Repair = m
 	}
 	var all []Difference
-	out, err := Reconcile(k.t.Context(), c, func(d Difference) { all = append(all, d) })
+	out, err := Run(k.t.Context(), c, func(d Difference) { all = append(all, d) })
 	if err != nil {
 		k.t.Fatalf("Reconcile: %v", err)
 	}
@@ -248,14 +256,14 @@ func TestReconcileFinds(t *testing.T) {
 			}
 			before := fmt.Sprint(m.items, m.guards)
 			out, diffs := k.reconcile(m, false)
-			if got := kinds(diffs); !slices.Equal(got, c.want) || out.Same() || out.Mended != 0 || m.puts > 0 {
+			if got := kinds(diffs); !slices.Equal(got, c.want) || out.Same() || out.Repaired != 0 || m.puts > 0 {
 				t.Fatalf("found %v, want %v", got, c.want)
 			}
 			out, diffs = k.reconcile(m, true)
 			if got := kinds(diffs); !slices.Equal(got, c.want) || out.Same() != c.mended {
-				t.Fatalf("with a repair: %v, want %v; mended %d", got, c.want, out.Mended)
+				t.Fatalf("with a repair: %v, want %v; mended %d", got, c.want, out.Repaired)
 			}
-			if last := diffs[len(diffs)-1]; last.Mended != c.mended || !strings.Contains(last.Detail, c.detail) {
+			if last := diffs[len(diffs)-1]; last.Repaired != c.mended || !strings.Contains(last.Detail, c.detail) {
 				t.Errorf("%+v, want detail %q", last, c.detail)
 			}
 			if !c.mended && fmt.Sprint(m.items, m.guards) != before {
@@ -277,7 +285,7 @@ func edit(m *memoryRegistry, r board.Record, f func(e *board.Enrolment)) {
 // A registry that lost all is filled again from the journal, but only as far as
 // that is signed.
 func TestReconcileRepairsAll(t *testing.T) {
-	k, all := smallKit(t, 2*passRecords+5)
+	k, all := smallKit(t, 2*batchSize+5)
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
@@ -285,23 +293,23 @@ func TestReconcileRepairsAll(t *testing.T) {
 	m := newMemoryRegistry()
 	m.away = errAway
 	out, diffs := k.reconcile(m, true)
-	if out.Mended != 0 || out.Found[DiffMissing] != len(all)+1 || !strings.Contains(diffs[0].Detail, errAway.Error()) && diffs[0].Device != late.Device {
+	if out.Repaired != 0 || out.Found[DiffMissing] != len(all)+1 || !strings.Contains(diffs[0].Detail, errAway.Error()) && diffs[0].Device != late.Device {
 		t.Errorf("away: %+v, %+v", out, diffs[0])
 	}
 	m.away = nil
 	out, diffs = k.reconcile(m, true)
-	if out.Mended != len(all) || out.Same() || len(m.items) != len(all) {
+	if out.Repaired != len(all) || out.Same() || len(m.items) != len(all) {
 		t.Errorf("%+v", out)
 	}
 	for _, d := range diffs {
-		if d.Mended == (d.Device == late.Device) || !d.Mended && !strings.Contains(d.Detail, "no checkpoint covers") {
+		if d.Repaired == (d.Device == late.Device) || !d.Repaired && !strings.Contains(d.Detail, "no checkpoint covers") {
 			t.Errorf("%+v", d)
 		}
 	}
 	if err := k.spool.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	if out, _ := k.reconcile(m, true); !out.Same() || out.Mended != 1 {
+	if out, _ := k.reconcile(m, true); !out.Same() || out.Repaired != 1 {
 		t.Errorf("once it is signed: %+v", out)
 	}
 }
@@ -338,7 +346,7 @@ func TestReconcileRefusals(t *testing.T) {
 	m := newMemoryRegistry()
 	k.deliverTo(m)
 	run := func(key journal.Identity) error {
-		_, err := Reconcile(t.Context(), ReconcileConfig{Dir: k.dir, Key: key.Verifier, Census: m, Repair: m}, func(Difference) {})
+		_, err := Run(t.Context(), Config{Dir: k.dir, Key: key.Verifier, Registry: m, Repair: m}, func(Difference) {})
 		return err
 	}
 	if err := run(k.id); err != nil {
@@ -360,12 +368,12 @@ func TestReconcileRefusals(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errAway)
-	if _, err := Reconcile(ctx, ReconcileConfig{Dir: k.dir, Key: k.id.Verifier, Census: m}, func(Difference) {}); !errors.Is(err, errAway) {
+	if _, err := Run(ctx, Config{Dir: k.dir, Key: k.id.Verifier, Registry: m}, func(Difference) {}); !errors.Is(err, errAway) {
 		t.Errorf("stopped: %v, want %v", err, errAway)
 	}
 	t.Run("no place for temporary files", func(t *testing.T) {
 		t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "none"))
-		if _, err := Reconcile(t.Context(), ReconcileConfig{Dir: k.dir, Key: k.id.Verifier, Census: m, memory: 3}, func(Difference) {}); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := Run(t.Context(), Config{Dir: k.dir, Key: k.id.Verifier, Registry: m, memory: 3}, func(Difference) {}); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%v, want %v", err, fs.ErrNotExist)
 		}
 	})
@@ -387,13 +395,13 @@ func TestReconcileRefusals(t *testing.T) {
 	spoilSegment(t, k.dir, 0, func(b []byte) []byte { b[len(b)/2]++; return b })
 	delete(m.items, all[13].Device)
 	out, diffs := k.reconcile(m, true)
-	if len(out.Damage) != 1 || out.Same() || out.Found[DiffUnknown] != 1 || out.Found[DiffMissing] != 1 || out.Mended != 1 {
+	if len(out.Damage) != 1 || out.Same() || out.Found[DiffUnknown] != 1 || out.Found[DiffMissing] != 1 || out.Repaired != 1 {
 		t.Errorf("damage: %+v, %+v", out, diffs)
 	}
 	// Without the hash of what is damaged nothing is proved any more.
 	os.Remove(journal.LeavesPath(k.dir, 0))
 	delete(m.items, all[13].Device)
-	if out, diffs := k.reconcile(m, true); out.Mended != 0 || !slices.ContainsFunc(diffs, func(d Difference) bool { return d.Seq == seq && strings.Contains(d.Detail, "no checkpoint covers") }) {
+	if out, diffs := k.reconcile(m, true); out.Repaired != 0 || !slices.ContainsFunc(diffs, func(d Difference) bool { return d.Seq == seq && strings.Contains(d.Detail, "no checkpoint covers") }) {
 		t.Errorf("without a root: %+v, %+v", out, diffs)
 	}
 	// A changed record has a good checksum and another root.
@@ -430,7 +438,7 @@ func TestReconcileLooksAtPossession(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newMemoryRegistry()
-	if out, diffs := k.reconcile(m, true); out.Mended != 0 || m.puts != 0 || len(diffs) != 1 || diffs[0].Detail == "" {
+	if out, diffs := k.reconcile(m, true); out.Repaired != 0 || m.puts != 0 || len(diffs) != 1 || diffs[0].Detail == "" {
 		t.Errorf("%+v, %+v", out, diffs)
 	}
 }
