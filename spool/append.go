@@ -207,7 +207,7 @@ func (s *Spool) commit(group []*request) error {
 			return err
 		}
 	}
-	at := s.clock.look(s.cfg.Notify)
+	at := s.clock.now(s.cfg.Notify)
 	if err := s.decide(group, at); err != nil {
 		return fmt.Errorf("looking a device up: %w", err)
 	}

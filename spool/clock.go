@@ -20,18 +20,18 @@ const (
 	clockYear = 2025
 )
 
-// look takes the time. It tells of a clock that was set or that cannot be
+// now takes the time. It tells of a clock that was set or that cannot be
 // right; the latter once, and again only after it was right.
-func (c *clock) look(notify func(string)) time.Time {
+func (c *clock) now(notify func(string)) time.Time {
 	now := time.Now()
-	c.judge(now, now.Sub(c.last), notify)
+	c.check(now, now.Sub(c.last), notify)
 	return journal.Milliseconds(now)
 }
 
-// judge compares what the clock says with how much time has passed since the
+// check compares what the clock says with how much time has passed since the
 // last look, as far as that is known: of two times of one process, Sub knows
 // it.
-func (c *clock) judge(now time.Time, passed time.Duration, notify func(string)) {
+func (c *clock) check(now time.Time, passed time.Duration, notify func(string)) {
 	text := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	fault := ""
 	wall := now.Round(0).Sub(c.last.Round(0))

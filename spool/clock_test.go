@@ -28,7 +28,7 @@ func TestClock(t *testing.T) {
 	} {
 		var notices []string
 		look := clock{last: c.last}
-		look.judge(start.Add(c.now), c.passed, func(n string) { notices = append(notices, n) })
+		look.check(start.Add(c.now), c.passed, func(n string) { notices = append(notices, n) })
 		if got := strings.Join(notices, "\n"); (c.notice == "") != (got == "") || !strings.Contains(got, c.notice) || (look.fault != "") != (c.notice == "set it") {
 			t.Errorf("%s: %q, %q", name, got, look.fault)
 		}

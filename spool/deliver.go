@@ -141,14 +141,14 @@ func (s *Spool) pass(ctx context.Context) passed {
 	if len(batch) == 0 {
 		if wait == 0 {
 			s.failure(nil)
-			wait = never
+			wait = noDeadline
 		}
 		return passed{wait: wait}
 	}
 	s.put(ctx, batch)
 	if ctx.Err() != nil {
 		s.settle(batch)
-		return passed{wait: never}
+		return passed{wait: noDeadline}
 	}
 	good, failed := 0, 0 // of those that the registry was asked for
 	for _, it := range batch {
@@ -168,7 +168,7 @@ func (s *Spool) pass(ctx context.Context) passed {
 		clear(s.failing)
 	}
 	away := good == 0 && failed > 0 && len(s.failing) >= outageAfter
-	s.later(batch, away)
+	s.scheduleRetry(batch, away)
 	if err := s.settle(batch); err != nil {
 		s.failure(err)
 		return passed{away: true}
@@ -176,8 +176,8 @@ func (s *Spool) pass(ctx context.Context) passed {
 	return passed{away: away, progress: good > 0, more: true}
 }
 
-// never is as good as for ever to a timer.
-const never = 1000 * time.Hour
+// noDeadline is as good as for ever to a timer.
+const noDeadline = 1000 * time.Hour
 
 // put delivers a batch, all at once or one after the other.
 func (s *Spool) put(ctx context.Context, batch []*item) {
@@ -207,7 +207,7 @@ func (s *Spool) put(ctx context.Context, batch []*item) {
 			it.err = fmt.Errorf("the registry answered for %d of %d records", len(errs), len(items))
 			continue
 		}
-		it.judge(errs[i])
+		it.setResult(errs[i])
 	}
 }
 
@@ -231,7 +231,7 @@ func (s *Spool) putEach(ctx context.Context, batch []*item) {
 		s.sinkMu.Lock()
 		s.trying()
 		bounded, cancel := context.WithTimeout(ctx, putLimit)
-		it.judge(s.cfg.Sink.Put(bounded, it.sealed))
+		it.setResult(s.cfg.Sink.Put(bounded, it.sealed))
 		cancel()
 		s.sinkMu.Unlock()
 		if it.err == nil || it.dead != nil {
@@ -242,8 +242,8 @@ func (s *Spool) putEach(ctx context.Context, batch []*item) {
 	}
 }
 
-// judge takes an answer of the registry.
-func (it *item) judge(err error) {
+// setResult takes an answer of the registry.
+func (it *item) setResult(err error) {
 	if it.err = err; permanent(err) {
 		it.dead = err
 	}
@@ -263,8 +263,8 @@ type retry struct {
 	why    string
 }
 
-// later holds back what failed; if the registry is away, nothing.
-func (s *Spool) later(batch []*item, away bool) {
+// scheduleRetry holds back what failed; if the registry is away, nothing.
+func (s *Spool) scheduleRetry(batch []*item, away bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if away {

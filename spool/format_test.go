@@ -164,7 +164,7 @@ func TestEvidenceFormats(t *testing.T) {
 			}
 
 			sink := newMemorySink()
-			im := &importer{ImportConfig{Stick: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: sink, Identity: hq, Again: true}, t}
+			im := &importer{ImportConfig{Media: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: sink, Identity: hq, Again: true}, t}
 			if confirmed, refused := im.mustRun(); confirmed != 12 || refused != 0 || len(sink.have) != 12 {
 				t.Errorf("the bundle: %d confirmed, %d refused", confirmed, refused)
 			}
@@ -201,7 +201,7 @@ func writeEvidence(t *testing.T, id, hq journal.Identity) {
 	if _, err := Export(dir, id.Verifier, stick, 0); err != nil {
 		t.Fatal(err)
 	}
-	im := &importer{ImportConfig{Stick: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: newMemorySink(), Identity: hq}, t}
+	im := &importer{ImportConfig{Media: stick, SKU: "widgiot", Stations: []note.Verifier{id.Verifier}, Sink: newMemorySink(), Identity: hq}, t}
 	im.mustRun()
 	var device board.DeviceID
 	for e, err := range journal.Walk(dir) {

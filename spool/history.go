@@ -21,12 +21,12 @@ import (
 	"secretfree/station/board"
 )
 
-// What is here looks back while the station runs. Like Stats it waits for
-// nobody who writes, and nobody who writes waits for it: it reads the index in
-// short transactions, and files without the lock.
+// Read-only queries while the station runs. They never block a writer and are
+// never blocked by one: they read the index in short transactions, and files
+// without the lock.
 
-// Seen is what the index knows of a device.
-type Seen struct {
+// DeviceEntry is what the index knows of a device.
+type DeviceEntry struct {
 	Device      board.DeviceID
 	Fingerprint board.Fingerprint
 	Seq         uint64    // of its record
@@ -37,8 +37,8 @@ type Seen struct {
 	MAC         string // as the board said it, six bytes with colons; empty if it said none
 }
 
-func seenOf(device []byte, p *pointer) Seen {
-	s := Seen{Device: board.DeviceID(device), Fingerprint: p.Key, Seq: p.Seq, Time: time.UnixMilli(p.At).UTC(), Enrolled: true, Delivered: p.Delivered != 0}
+func deviceEntryOf(device []byte, p *pointer) DeviceEntry {
+	s := DeviceEntry{Device: board.DeviceID(device), Fingerprint: p.Key, Seq: p.Seq, Time: time.UnixMilli(p.At).UTC(), Enrolled: true, Delivered: p.Delivered != 0}
 	if p.MAC != (journal.MAC{}) {
 		text := hex.EncodeToString(p.MAC[:])
 		s.MAC = text[:2]
@@ -49,8 +49,8 @@ func seenOf(device []byte, p *pointer) Seen {
 	return s
 }
 
-// peek reads the index.
-func (s *Spool) peek(f func(*bolt.Tx) error) error {
+// readIndex reads the index.
+func (s *Spool) readIndex(f func(*bolt.Tx) error) error {
 	db := s.index.Load()
 	if db == nil {
 		return ErrClosed
@@ -88,14 +88,14 @@ var ErrFind = errors.New("want at least 4 hex digits of a device id or a MAC add
 // more than 32, the one whose key's fingerprint begins with them. It returns at
 // most limit, in the order of their ids, and whether there are more. A whole id
 // or fingerprint is found at once; anything else goes through all devices.
-func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen, more bool, err error) {
+func (s *Spool) Find(ctx context.Context, text string, limit int) (found []DeviceEntry, more bool, err error) {
 	digits := strings.ToLower(strings.NewReplacer(":", "", "-", "", " ", "").Replace(text))
 	if len(digits) < MinFind || len(digits) > 2*len(board.Fingerprint{}) || strings.Trim(digits, "0123456789abcdef") != "" {
 		return nil, false, ErrFind
 	}
 	if device, err := board.ParseDeviceID(digits); err == nil {
-		err := s.peek(func(tx *bolt.Tx) error {
-			s, have, err := seenIn(tx, device)
+		err := s.readIndex(func(tx *bolt.Tx) error {
+			s, have, err := deviceEntryIn(tx, device)
 			if have {
 				found = append(found, s)
 			}
@@ -113,7 +113,7 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 		if err := ctx.Err(); err != nil {
 			return nil, false, err
 		}
-		if err := s.peek(func(tx *bolt.Tx) error {
+		if err := s.readIndex(func(tx *bolt.Tx) error {
 			c := tx.Bucket(bucketDevices).Cursor()
 			key, value := c.Seek(after)
 			for n := 0; key != nil && n < findBatch; n++ {
@@ -127,7 +127,7 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 					if more = len(found) == limit; more {
 						break
 					}
-					s, _, err := seenIn(tx, board.DeviceID(key))
+					s, _, err := deviceEntryIn(tx, board.DeviceID(key))
 					if err != nil {
 						return err
 					}
@@ -149,14 +149,14 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Seen,
 }
 
 // findFailed goes on with devices that only ever failed.
-func (s *Spool) findFailed(ctx context.Context, digits string, limit int, found []Seen) (_ []Seen, more bool, err error) {
+func (s *Spool) findFailed(ctx context.Context, digits string, limit int, found []DeviceEntry) (_ []DeviceEntry, more bool, err error) {
 	after := []byte{}
 	var id [2 * len(board.DeviceID{})]byte
 	for done := false; !done; {
 		if err := ctx.Err(); err != nil {
 			return nil, false, err
 		}
-		if err := s.peek(func(tx *bolt.Tx) error {
+		if err := s.readIndex(func(tx *bolt.Tx) error {
 			devices, c := tx.Bucket(bucketDevices), tx.Bucket(bucketEvents).Cursor()
 			key, _ := c.Seek(after)
 			for n := 0; key != nil && n < findBatch; n++ {
@@ -166,7 +166,7 @@ func (s *Spool) findFailed(ctx context.Context, digits string, limit int, found 
 					if more = len(found) == limit; more {
 						break
 					}
-					found = append(found, Seen{Device: device})
+					found = append(found, DeviceEntry{Device: device})
 				}
 				key, _ = c.Seek(append(device[:], bytes.Repeat([]byte{0xff}, 9)...)) // the next device
 			}
@@ -180,28 +180,28 @@ func (s *Spool) findFailed(ctx context.Context, digits string, limit int, found 
 	return found, more, nil
 }
 
-// seenIn is what the index has of a device; false if nothing.
-func seenIn(tx *bolt.Tx, device board.DeviceID) (s Seen, have bool, err error) {
+// deviceEntryIn is what the index has of a device; false if nothing.
+func deviceEntryIn(tx *bolt.Tx, device board.DeviceID) (s DeviceEntry, have bool, err error) {
 	data := tx.Bucket(bucketDevices).Get(device[:])
 	if data == nil {
 		key, _ := tx.Bucket(bucketEvents).Cursor().Seek(device[:])
-		return Seen{Device: device}, bytes.HasPrefix(key, device[:]), nil
+		return DeviceEntry{Device: device}, bytes.HasPrefix(key, device[:]), nil
 	}
 	var p pointer
 	if err := p.decode(data); err != nil {
 		return s, false, err
 	}
-	s = seenOf(device[:], &p)
+	s = deviceEntryOf(device[:], &p)
 	s.Delivery, _, err = deliveryOf(tx, p.Seq, &p)
 	return s, true, err
 }
 
-func (s *Spool) findKeys(digits string, limit int) (found []Seen, more bool, err error) {
+func (s *Spool) findKeys(digits string, limit int) (found []DeviceEntry, more bool, err error) {
 	front, err := hex.DecodeString(digits[:len(digits)&^1])
 	if err != nil {
 		return nil, false, ErrFind
 	}
-	err = s.peek(func(tx *bolt.Tx) error {
+	err = s.readIndex(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucketKeys).Cursor()
 		for key, device := c.Seek(front); bytes.HasPrefix(key, front); key, device = c.Next() {
 			if !strings.HasPrefix(hex.EncodeToString(key), digits) {
@@ -218,7 +218,7 @@ func (s *Spool) findKeys(digits string, limit int) (found []Seen, more bool, err
 			if err := p.decode(data); err != nil {
 				return err
 			}
-			found = append(found, seenOf(device, &p))
+			found = append(found, deviceEntryOf(device, &p))
 		}
 		return nil
 	})
@@ -246,7 +246,7 @@ type Item struct {
 type History struct {
 	// Seen is that of the record; without one, as of a board that only ever
 	// failed, Enrolled is false and Seen has the device alone.
-	Seen
+	DeviceEntry
 	Record journal.Entry // the record's entry; empty if it cannot be read
 	Dead   *DeadLetter   // of Rejected
 	// Events are the newest of the other verdicts and of the rejections, the
@@ -259,20 +259,20 @@ type History struct {
 // History looks a device up. One of which the journal has nothing is
 // ErrNoRecord.
 func (s *Spool) History(device board.DeviceID) (History, error) {
-	h := History{Seen: Seen{Device: device}}
+	h := History{DeviceEntry: DeviceEntry{Device: device}}
 	type place struct {
 		seq uint64
 		at  journal.Position
 	}
 	var places []place
 	record := journal.Position{Offset: -1}
-	if err := s.peek(func(tx *bolt.Tx) error {
+	if err := s.readIndex(func(tx *bolt.Tx) error {
 		if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
 			var p pointer
 			if err := p.decode(data); err != nil {
 				return err
 			}
-			h.Seen = seenOf(device[:], &p)
+			h.DeviceEntry = deviceEntryOf(device[:], &p)
 			var row entryRow
 			if data := tx.Bucket(bucketEntries).Get(encodeSeq(p.Seq)); data != nil && row.decode(data) == nil {
 				record = row.at
@@ -339,7 +339,7 @@ func deliveryOf(tx *bolt.Tx, seq uint64, p *pointer) (Delivery, *DeadLetter, err
 // read is left out.
 func (s *Spool) Recent(ctx context.Context, n int) ([]Item, error) {
 	var found []found
-	if err := s.peek(func(tx *bolt.Tx) error {
+	if err := s.readIndex(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucketEntries).Cursor()
 		for key, value := c.Last(); key != nil && len(found) < n; key, value = c.Prev() {
 			if err := find(tx, key, value, &found); err != nil {
@@ -429,7 +429,7 @@ func (s *Spool) Range(ctx context.Context, from, to time.Time, visit func(Item))
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		if err := s.peek(func(tx *bolt.Tx) error {
+		if err := s.readIndex(func(tx *bolt.Tx) error {
 			c, entries := tx.Bucket(bucketTimes).Cursor(), tx.Bucket(bucketEntries)
 			key, _ := c.Seek(after)
 			for n := 0; n < findBatch && key != nil && bytes.Compare(key, until) < 0; n++ {
@@ -496,7 +496,7 @@ func (s *Spool) Count() (Counts, error) { return s.countFrom("") }
 
 func (s *Spool) countFrom(prefix string) (Counts, error) {
 	c := Counts{Failed: map[string]uint64{}}
-	err := s.peek(func(tx *bolt.Tx) error {
+	err := s.readIndex(func(tx *bolt.Tx) error {
 		cursor := tx.Bucket(bucketCounts).Cursor()
 		for key, value := cursor.Seek([]byte(prefix)); key != nil && bytes.HasPrefix(key, []byte(prefix)); key, value = cursor.Next() {
 			n, err := decodeSeq(value)
@@ -512,7 +512,7 @@ func (s *Spool) countFrom(prefix string) (Counts, error) {
 
 // DeliveryOf tells what became of the record of a device; empty if it has none.
 func (s *Spool) DeliveryOf(device board.DeviceID) (d Delivery, err error) {
-	err = s.peek(func(tx *bolt.Tx) error {
+	err = s.readIndex(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketDevices).Get(device[:])
 		if data == nil {
 			return nil
@@ -575,7 +575,7 @@ func (s *Spool) entry(at journal.Position, seq uint64) (journal.Entry, error) {
 func (s *Spool) Prove(ctx context.Context, device board.DeviceID) ([]byte, error) {
 	var known pointer
 	have := false
-	if err := s.peek(func(tx *bolt.Tx) error {
+	if err := s.readIndex(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketDevices).Get(device[:])
 		if have = data != nil; !have {
 			return nil

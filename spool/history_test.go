@@ -54,7 +54,7 @@ func TestFind(t *testing.T) {
 			if has := len(found) == 1; err != nil || more || has != want && !(len(found) > 1 && len(text) < 6) {
 				t.Errorf("%s: %q: %+v, %v, %v", again, text, found, more, err)
 			}
-			if want && !slices.ContainsFunc(found, func(s Seen) bool {
+			if want && !slices.ContainsFunc(found, func(s DeviceEntry) bool {
 				return s.Device == r.Device && s.Fingerprint == r.Fingerprint() && s.MAC == "08:00:28:5b:55:e0" && s.Seq == 1 && time.Since(s.Time) < time.Hour
 			}) {
 				t.Errorf("%s: %q: %+v", again, text, found)

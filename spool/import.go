@@ -19,7 +19,7 @@ import (
 
 // ImportConfig is what ImportStick needs.
 type ImportConfig struct {
-	Stick    string
+	Media    string
 	SKU      string
 	Stations []note.Verifier  // whose bundles are taken
 	Sink     Sink             // where their records go; many at once if it is a BatchSink
@@ -57,7 +57,7 @@ type ImportRefusal struct {
 // ErrAway: the registry took no record at all.
 var ErrAway = errors.New("the registry takes no records")
 
-// ImportStick delivers the bundles of a SKU on a stick to a registry, under the
+// ImportMedia delivers the bundles of a SKU on a stick to a registry, under the
 // same conditions under which a station delivers its records, and writes a
 // signed receipt beside each. It believes nothing of the stick: a bundle must
 // be of one of the stations and hold what it says, each record must be signed
@@ -68,20 +68,20 @@ var ErrAway = errors.New("the registry takes no records")
 // ErrAway, a stick that cannot be written with that error; what was answered
 // until then is in the receipts, and to call it again goes on there. Whatever
 // is delivered twice changes nothing.
-func ImportStick(ctx context.Context, c ImportConfig, each func(Imported)) error {
+func ImportMedia(ctx context.Context, c ImportConfig, each func(Imported)) error {
 	if c.disk == nil {
 		c.disk = osDisk{}
 	}
 	if err := board.CheckName(c.SKU); err != nil {
 		return fmt.Errorf("importing: %w", err)
 	}
-	names, err := os.ReadDir(filepath.Join(c.Stick, c.SKU))
+	names, err := os.ReadDir(filepath.Join(c.Media, c.SKU))
 	if err != nil {
 		return fmt.Errorf("reading the stick: is it mounted, and are there bundles of %s? %w", c.SKU, err)
 	}
 	for _, name := range names {
 		origin := board.Origin(c.SKU, name.Name())
-		folder, err := stationFolder(c.Stick, origin)
+		folder, err := stationFolder(c.Media, origin)
 		if err != nil || !name.IsDir() {
 			continue // not ours
 		}
@@ -122,10 +122,10 @@ func (im *importing) run(ctx context.Context, each func(Imported)) error {
 	return nil
 }
 
-// errStop wraps what ends the import.
-type errStop struct{ error }
+// errStopImport wraps what ends the import.
+type errStopImport struct{ error }
 
-func (e errStop) Unwrap() error { return e.error }
+func (e errStopImport) Unwrap() error { return e.error }
 
 func (im *importing) bundle(ctx context.Context, r run, out *Imported) (stop error) {
 	records, err := im.open(r, out.Path)
@@ -133,7 +133,7 @@ func (im *importing) bundle(ctx context.Context, r run, out *Imported) (stop err
 	if err == nil {
 		err = im.deliver(ctx, r, records, out)
 	}
-	if stopped, ok := errors.AsType[errStop](err); ok {
+	if stopped, ok := errors.AsType[errStopImport](err); ok {
 		stop = stopped.error
 	}
 	if stop == nil && out.Left > 0 && err == nil {
@@ -143,8 +143,8 @@ func (im *importing) bundle(ctx context.Context, r run, out *Imported) (stop err
 	return stop
 }
 
-// carried is a record of a bundle, with what the registry said of it.
-type carried struct {
+// importedRecord is a record of a bundle, with what the registry said of it.
+type importedRecord struct {
 	seq      uint64
 	sealed   board.Sealed
 	verdict  error // it can never be taken
@@ -155,8 +155,8 @@ type carried struct {
 
 // open reads a bundle and checks everything that can be checked without the
 // registry.
-func (im *importing) open(r run, path string) ([]*carried, error) {
-	data, err := readStick(path, maxBundle)
+func (im *importing) open(r run, path string) ([]*importedRecord, error) {
+	data, err := readMedia(path, maxBundle)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (im *importing) open(r run, path string) ([]*carried, error) {
 		return nil, fmt.Errorf("%w: another bundle on the stick has another root over %d entries; find out which machine is %s", journal.ErrFork, signed.Size, im.origin)
 	}
 	im.roots[signed.Size] = signed.Root
-	var records []*carried
+	var records []*importedRecord
 	for i, data := range b.entries {
 		e, err := journal.ParseEntry(data)
 		if err != nil {
@@ -184,7 +184,7 @@ func (im *importing) open(r run, path string) ([]*carried, error) {
 		if e.Record() == nil {
 			continue
 		}
-		it := &carried{seq: b.first + uint64(i)}
+		it := &importedRecord{seq: b.first + uint64(i)}
 		if it.sealed, err = board.ParseEnvelope(e.Record()); err != nil {
 			return nil, fmt.Errorf("%w: entry %d: %w", ErrBundle, it.seq, err)
 		}
@@ -213,13 +213,13 @@ func (im *importing) station(b *bundle) (note.Verifier, journal.Checkpoint, erro
 }
 
 // deliver offers a bundle's records to the registry, and writes the receipt.
-func (im *importing) deliver(ctx context.Context, r run, records []*carried, out *Imported) error {
+func (im *importing) deliver(ctx context.Context, r run, records []*importedRecord, out *Imported) error {
 	path := filepath.Join(im.folder, r.name(endReceipt))
 	before, err := im.recall(path, r, records)
 	if err != nil {
 		return err
 	}
-	var todo []*carried
+	var todo []*importedRecord
 	for _, it := range records {
 		if it.sealed.Record().Proof == nil {
 			out.NoProof++
@@ -252,7 +252,7 @@ func (im *importing) deliver(ctx context.Context, r run, records []*carried, out
 			}
 		}
 		if err != nil {
-			return errStop{errors.Join(failure, err)}
+			return errStopImport{errors.Join(failure, err)}
 		}
 	}
 	return failure
@@ -261,8 +261,8 @@ func (im *importing) deliver(ctx context.Context, r run, records []*carried, out
 // recall reads the receipt that is there, if this identity has signed it. One
 // of somebody else, or a damaged one, is replaced: what is delivered twice
 // changes nothing.
-func (im *importing) recall(path string, r run, records []*carried) (*receipt, error) {
-	data, err := readStick(path, maxReceipt)
+func (im *importing) recall(path string, r run, records []*importedRecord) (*receipt, error) {
+	data, err := readMedia(path, maxReceipt)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -276,7 +276,7 @@ func (im *importing) recall(path string, r run, records []*carried) (*receipt, e
 	if err != nil || before.origin != im.origin || before.first != r.first || before.next != r.next {
 		return nil, nil
 	}
-	of := map[uint64]*carried{}
+	of := map[uint64]*importedRecord{}
 	for _, it := range records {
 		of[it.seq] = it
 	}
@@ -299,7 +299,7 @@ func sameAnswers(a, b []answer) bool {
 }
 
 // answer is what stands in the receipt; nil if there is no answer.
-func (it *carried) answer() *answer {
+func (it *importedRecord) answer() *answer {
 	if !it.answered {
 		return it.known
 	}
@@ -312,11 +312,11 @@ func (it *carried) answer() *answer {
 
 // put offers records to the registry, a batch at a time. If all of a batch fail
 // it is the registry that is away.
-func (im *importing) put(ctx context.Context, records []*carried) error {
+func (im *importing) put(ctx context.Context, records []*importedRecord) error {
 	var first error
 	for batch := range slices.Chunk(records, passRecords) {
 		if ctx.Err() != nil {
-			return errStop{context.Cause(ctx)}
+			return errStopImport{context.Cause(ctx)}
 		}
 		errs := im.putBatch(ctx, batch)
 		good, stopped := 0, ctx.Err() != nil
@@ -336,16 +336,16 @@ func (im *importing) put(ctx context.Context, records []*carried) error {
 			good++
 		}
 		if stopped {
-			return errStop{context.Cause(ctx)}
+			return errStopImport{context.Cause(ctx)}
 		}
 		if good == 0 {
-			return errStop{fmt.Errorf("%w: %w; to import again goes on there", ErrAway, batch[0].err)}
+			return errStopImport{fmt.Errorf("%w: %w; to import again goes on there", ErrAway, batch[0].err)}
 		}
 	}
 	return first
 }
 
-func (im *importing) putBatch(ctx context.Context, batch []*carried) []error {
+func (im *importing) putBatch(ctx context.Context, batch []*importedRecord) []error {
 	var records []board.Sealed
 	for _, it := range batch {
 		records = append(records, it.sealed)

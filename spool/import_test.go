@@ -28,12 +28,12 @@ func newImporter(t *testing.T, stick string, sink Sink, stations ...note.Verifie
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &importer{ImportConfig{Stick: stick, SKU: "widgiot", Stations: stations, Sink: sink, Identity: id}, t}
+	return &importer{ImportConfig{Media: stick, SKU: "widgiot", Stations: stations, Sink: sink, Identity: id}, t}
 }
 
 func (im *importer) run() ([]Imported, error) {
 	var all []Imported
-	err := ImportStick(im.t.Context(), im.ImportConfig, func(one Imported) { all = append(all, one) })
+	err := ImportMedia(im.t.Context(), im.ImportConfig, func(one Imported) { all = append(all, one) })
 	return all, err
 }
 
@@ -216,7 +216,7 @@ func TestImportOutage(t *testing.T) {
 	im.Again = true
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errAway)
-	if err := ImportStick(ctx, im.ImportConfig, func(Imported) {}); !errors.Is(err, errAway) || errors.Is(err, ErrAway) {
+	if err := ImportMedia(ctx, im.ImportConfig, func(Imported) {}); !errors.Is(err, errAway) || errors.Is(err, ErrAway) {
 		t.Errorf("stopped: %v", err)
 	}
 }

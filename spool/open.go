@@ -19,30 +19,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// opening is what open finds out in its one pass over the journal.
-type opening struct {
+// recovery is what open finds out in its one pass over the journal.
+type recovery struct {
 	*Spool
-	signed   journal.Checkpoint
-	haveSign bool
-	signedAt time.Time
-	shelf    *journal.LeafHashReader
-	unusable error                    // why the index is of no use; nil if it is
-	progress progress                 // of the index; zero if it is of no use
-	same     bool                     // the index is of this journal
-	sealed   map[uint64]sealedSegment // as the index has them
-	known    []journal.Damage         // which the index knows of; in what is read anew it may have been repaired
-	scan     *journal.Scan
-	from     uint64            // the first entry that was read
-	hashesOf uint64            // the entry whose hash is the first of leaves
-	found    []journal.Damage  // in what was read
-	entries  []journal.Summary // which the index does not have yet
-	tags     journal.TagTable
-	places   []place // of what is in the queue and moved
-	seals    []seal  // segments that are not written any more, and that the index does not know as sealed
-	newest   []byte  // the front of the entry that was read last
+	signed    journal.Checkpoint
+	haveSign  bool
+	signedAt  time.Time
+	oldLeaves *journal.LeafHashReader
+	unusable  error                    // why the index is of no use; nil if it is
+	progress  progress                 // of the index; zero if it is of no use
+	same      bool                     // the index is of this journal
+	sealed    map[uint64]sealedSegment // as the index has them
+	known     []journal.Damage         // which the index knows of; in what is read anew it may have been repaired
+	scan      *journal.Scan
+	from      uint64            // the first entry that was read
+	hashesOf  uint64            // the entry whose hash is the first of leaves
+	found     []journal.Damage  // in what was read
+	entries   []journal.Summary // which the index does not have yet
+	tags      journal.TagTable
+	places    []movedItem // of what is in the queue and moved
+	seals     []seal      // segments that are not written any more, and that the index does not know as sealed
+	newest    []byte      // the front of the entry that was read last
 }
 
-type place struct {
+type movedItem struct {
 	seq uint64
 	at  queued
 }
@@ -78,7 +78,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 		}
 	}()
 	dir := s.cfg.Dir
-	o := &opening{Spool: s, unusable: unusable, tags: journal.TagTable{}}
+	o := &recovery{Spool: s, unusable: unusable, tags: journal.TagTable{}}
 	if o.signed, o.haveSign, err = journal.ReadCheckpoint(dir, s.cfg.Identity.Verifier); err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 	if err != nil {
 		return err
 	}
-	if o.shelf, err = journal.OpenLeafHashes(dir); err != nil {
+	if o.oldLeaves, err = journal.OpenLeafHashes(dir); err != nil {
 		return err
 	}
 	s.tree, s.leaves, s.damage, s.signed, s.signedAt = journal.Tree{}, nil, nil, o.signed.Size, o.signedAt
@@ -109,7 +109,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 	if err := o.openSegment(len(segments)); err != nil {
 		return err
 	}
-	if err := o.bringUp(); err != nil {
+	if err := o.catchUpIndex(); err != nil {
 		return err
 	}
 	maps.DeleteFunc(s.retries, func(seq uint64, _ retry) bool { return journal.Covers(s.damage, seq) })
@@ -134,7 +134,7 @@ func (s *Spool) openOver(unusable error) (err error) {
 }
 
 // useIndex opens the index and takes from it what need not be read.
-func (o *opening) useIndex() error {
+func (o *recovery) useIndex() error {
 	if o.unusable != nil {
 		return nil
 	}
@@ -158,7 +158,7 @@ func (o *opening) useIndex() error {
 
 // read reads the journal from the first segment on that the index does not know
 // to be sealed and as long as it was.
-func (o *opening) read(segments []journal.SegmentFile) error {
+func (o *recovery) read(segments []journal.SegmentFile) error {
 	skip := 0
 	var before journal.Tree
 	for ; skip+1 < len(segments); skip++ {
@@ -172,7 +172,7 @@ func (o *opening) read(segments []journal.SegmentFile) error {
 		skip, before = 0, journal.Tree{} // the root that was signed must be met on the way
 	}
 	o.tree, o.from, o.hashesOf = before.Clone(), before.N, before.N
-	if err := o.meet(); err != nil {
+	if err := o.verifyRoot(); err != nil {
 		return err
 	}
 	for len(o.known) > 0 && o.known[0].Segment < o.from {
@@ -201,7 +201,7 @@ func (o *opening) read(segments []journal.SegmentFile) error {
 	return nil
 }
 
-func (o *opening) visit(at journal.Position, seq uint64, data []byte) error {
+func (o *recovery) visit(at journal.Position, seq uint64, data []byte) error {
 	if seq == at.Segment {
 		if err := o.checkSegment(data, at.Segment); err != nil {
 			return err
@@ -226,12 +226,12 @@ func (o *opening) visit(at journal.Position, seq uint64, data []byte) error {
 		}
 	}
 	o.newest = append(o.newest[:0], data[:min(len(data), 64)]...)
-	return o.grow(h)
+	return o.appendLeaf(h)
 }
 
 // moved finds what waits in the queue and does not stand where it did: there is
 // damage before it in its file, or was.
-func (o *opening) moved(at journal.Position, seq uint64) error {
+func (o *recovery) moved(at journal.Position, seq uint64) error {
 	return o.db.View(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketQueue).Get(encodeSeq(seq))
 		if data == nil {
@@ -243,16 +243,16 @@ func (o *opening) moved(at journal.Position, seq uint64) error {
 		}
 		if q.Segment != at.Segment || q.Offset != at.Offset {
 			q.Segment, q.Offset = at.Segment, at.Offset
-			o.places = append(o.places, place{seq, q})
+			o.places = append(o.places, movedItem{seq, q})
 		}
 		return nil
 	})
 }
 
-func (o *opening) damaged(d journal.Damage) error {
+func (o *recovery) damaged(d journal.Damage) error {
 	o.found = append(o.found, d)
 	for seq := d.First; seq < d.Next; seq++ {
-		h := o.shelf.Hash(seq)
+		h := o.oldLeaves.Hash(seq)
 		if h == (tlog.Hash{}) && seq+1 == o.progress.Next {
 			h = o.progress.Leaf
 		}
@@ -267,22 +267,22 @@ func (o *opening) damaged(d journal.Damage) error {
 		if seq+1 == o.progress.Next {
 			o.same = true
 		}
-		if err := o.grow(h); err != nil {
+		if err := o.appendLeaf(h); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// grow adds a leaf to the tree, and compares its root with the one that was
+// appendLeaf adds a leaf to the tree, and compares its root with the one that was
 // signed.
-func (o *opening) grow(h tlog.Hash) error {
+func (o *recovery) appendLeaf(h tlog.Hash) error {
 	o.tree.Add(h)
 	o.leaves = append(o.leaves, h)
-	return o.meet()
+	return o.verifyRoot()
 }
 
-func (o *opening) meet() error {
+func (o *recovery) verifyRoot() error {
 	if !o.haveSign || o.tree.N != o.signed.Size || o.tree.Incomplete || o.tree.Root() == o.signed.Root {
 		return nil
 	}
@@ -290,7 +290,7 @@ func (o *opening) meet() error {
 }
 
 // done takes note of a segment that another follows.
-func (o *opening) done(f journal.SegmentFile, next uint64) error {
+func (o *recovery) done(f journal.SegmentFile, next uint64) error {
 	o.forget(f.First)
 	if known, ok := o.sealed[f.First]; ok && o.tree.Incomplete && known.Next == next && !known.Blind {
 		o.tree = journal.Tree{N: next, Frontier: slices.Clone(known.Edge)} // the index knows what the leaves came to
@@ -302,12 +302,12 @@ func (o *opening) done(f journal.SegmentFile, next uint64) error {
 
 // forget drops the hashes of what stood in a file before this one, which is
 // missing.
-func (o *opening) forget(first uint64) {
+func (o *recovery) forget(first uint64) {
 	o.leaves, o.hashesOf = o.leaves[first-o.hashesOf:], first
 }
 
 // check decides whether the journal can be gone on with.
-func (o *opening) check(segments []journal.SegmentFile) error {
+func (o *recovery) check(segments []journal.SegmentFile) error {
 	dir, next := o.cfg.Dir, o.next
 	if o.haveSign && next < o.signed.Size {
 		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d; restore the folder %s from a backup", journal.ErrTampered, next, o.signed.Size, journal.Dir(dir))
@@ -352,7 +352,7 @@ func (s *Spool) checkSegment(data []byte, first uint64) error {
 
 // openSegment opens the last segment for writing, without its torn tail, or
 // makes the first one.
-func (o *opening) openSegment(segments int) error {
+func (o *recovery) openSegment(segments int) error {
 	path := journal.SegmentPath(o.cfg.Dir, o.end.Segment)
 	if segments == 0 {
 		return o.begin()
@@ -390,7 +390,7 @@ func (o *opening) openSegment(segments int) error {
 	return nil
 }
 
-func (o *opening) keepTail(f durable.File) (string, error) {
+func (o *recovery) keepTail(f durable.File) (string, error) {
 	tail := make([]byte, o.scan.Torn)
 	if _, err := f.ReadAt(tail, o.end.Offset); err != nil {
 		return "", err
@@ -425,8 +425,8 @@ func (s *Spool) startSegment() error {
 	return err
 }
 
-// bringUp makes the index say what the journal says.
-func (o *opening) bringUp() error {
+// catchUpIndex makes the index say what the journal says.
+func (o *recovery) catchUpIndex() error {
 	dir := o.cfg.Dir
 	rebuild := o.unusable != nil
 	db := o.db
@@ -475,7 +475,7 @@ func (o *opening) bringUp() error {
 	return err
 }
 
-func (o *opening) fill(db *bolt.DB, empty bool) error {
+func (o *recovery) fill(db *bolt.DB, empty bool) error {
 	return load(db, o.entries, empty, func(tx *bolt.Tx) error {
 		queue := tx.Bucket(bucketQueue)
 		for _, d := range o.found {

@@ -143,7 +143,7 @@ func TestReceiptRefusals(t *testing.T) {
 func (k *kit) mustApply(im *importer) (sum Settled) {
 	k.t.Helper()
 	k.carried = true
-	receipts, err := Receipts(im.Stick, "widgiot/line3-a")
+	receipts, err := Receipts(im.Media, "widgiot/line3-a")
 	if err != nil {
 		k.t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ const (
 	FromJournal From = "journal" // the first entry of a segment, which the others imply
 	FromNowhere From = "nowhere" // it stays damaged; Reason says why
 	FromLost    From = "lost"    // an entry of kind lost takes its place: nothing was signed over it
-	FromNoise   From = "noise"   // no entry is missing; the bytes that do not belong there are dropped
+	FromJunk    From = "noise"   // no entry is missing; the bytes that do not belong there are dropped
 	FromDisk    From = "disk"    // it is whole, though the index has it as damaged: the disk could not read it then
 )
 
@@ -55,10 +55,10 @@ type Fix struct {
 
 // RepairReport is what Repair did, or would do.
 type RepairReport struct {
-	Damage []journal.Damage // also what only the index has
-	Fixes  []Fix
-	Left   int      // entries that stay damaged
-	Aside  []string // where the damaged files were put
+	Damage      []journal.Damage // also what only the index has
+	Fixes       []Fix
+	Left        int      // entries that stay damaged
+	Quarantined []string // where the damaged files were put
 }
 
 // Repair has damaged entries back from what sources hold. With dryRun it only
@@ -267,7 +267,7 @@ func (r *repair) findStale() error {
 // plan finds a fix for each entry of a hole.
 func (r *repair) plan(h *hole) {
 	if h.Entries() == 0 {
-		r.report.Fixes = append(r.report.Fixes, Fix{Segment: h.Segment, Seq: h.First, From: FromNoise})
+		r.report.Fixes = append(r.report.Fixes, Fix{Segment: h.Segment, Seq: h.First, From: FromJunk})
 		return
 	}
 	copies, why := r.copies(h.Segment)
@@ -385,13 +385,13 @@ func (r *repair) fromJournal(f *Fix, before, after time.Time) {
 		}
 		return
 	}
-	if !after.IsZero() && r.search(f, FromJournal, e, later(before, after.Add(-howLong)), after) || before.IsZero() {
+	if !after.IsZero() && r.search(f, FromJournal, e, latest(before, after.Add(-howLong)), after) || before.IsZero() {
 		return
 	}
 	r.search(f, FromJournal, e, before, before.Add(howLong))
 }
 
-func later(a, b time.Time) time.Time {
+func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
 	}
@@ -537,7 +537,7 @@ func (r *repair) rewrite(first uint64, fixes []Fix) error {
 		if err != nil {
 			return err
 		}
-		r.report.Aside = append(r.report.Aside, aside)
+		r.report.Quarantined = append(r.report.Quarantined, aside)
 	}
 	return durable.WriteFile(osDisk{}, path, data, mode)
 }

@@ -101,8 +101,8 @@ func TestRepairFromCopy(t *testing.T) {
 					t.Errorf("the segment is not what it was (%v)", err)
 				}
 				if spoiled, had := before[journal.SegmentPath(k.dir, victim)]; had {
-					if len(done.Aside) != 1 || k.files()[done.Aside[0]] != spoiled {
-						t.Errorf("the damaged file is not kept: %v", done.Aside)
+					if len(done.Quarantined) != 1 || k.files()[done.Quarantined[0]] != spoiled {
+						t.Errorf("the damaged file is not kept: %v", done.Quarantined)
 					}
 				}
 				k.notices = nil
@@ -294,7 +294,7 @@ func TestRepairAfterABadSector(t *testing.T) {
 	before := k.files()
 	for _, dry := range []bool{true, false} {
 		report, err := Repair(k.dir, k.id.Verifier, Sources{}, dry)
-		if err != nil || report.Left > 0 || len(report.Fixes) != damaged || len(report.Damage) == 0 || len(report.Aside) > 0 {
+		if err != nil || report.Left > 0 || len(report.Fixes) != damaged || len(report.Damage) == 0 || len(report.Quarantined) > 0 {
 			t.Fatalf("Repair: %+v, %v", report, err)
 		}
 		for _, f := range report.Fixes {
@@ -332,7 +332,7 @@ func TestRepairAfterABadSectorInPart(t *testing.T) {
 	k.spool.Close()
 	k.disk = nil
 	report, err := Repair(k.dir, k.id.Verifier, Sources{Segment: copies}, false)
-	if err != nil || report.Left > 0 || len(report.Aside) != 1 || !slices.ContainsFunc(report.Fixes, func(f Fix) bool { return f.From == FromDisk && f.Seq == 1 }) {
+	if err != nil || report.Left > 0 || len(report.Quarantined) != 1 || !slices.ContainsFunc(report.Fixes, func(f Fix) bool { return f.From == FromDisk && f.Seq == 1 }) {
 		t.Fatalf("Repair: %+v, %v", report, err)
 	}
 	good, err := copies(0)

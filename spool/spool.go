@@ -139,7 +139,7 @@ func Open(cfg Config) (*Spool, error) {
 		lock.Close()
 		return nil, err
 	}
-	s.clock.look(cfg.Notify)
+	s.clock.now(cfg.Notify)
 	s.publish()
 	if s.db != nil {
 		unmapPages(s.db)
@@ -190,7 +190,7 @@ func (s *Spool) usable() error {
 // waits for nobody who writes.
 func (s *Spool) Delivered(device board.DeviceID) (bool, error) {
 	var known pointer
-	err := s.peek(func(tx *bolt.Tx) error {
+	err := s.readIndex(func(tx *bolt.Tx) error {
 		data := tx.Bucket(bucketDevices).Get(device[:])
 		if data == nil {
 			return nil

@@ -9,7 +9,7 @@ import (
 // A station without a network blames no cloud.
 func TestNoticeCarried(t *testing.T) {
 	b := shown(t, func(config *Config) {
-		config.Backlog = func() Backlog { return Backlog{Pending: 2, OldestSeconds: 60, Carried: true} }
+		config.Backlog = func() Backlog { return Backlog{Pending: 2, OldestSeconds: 60, Offline: true} }
 	}, slotState{state: Empty, advice: adviceEmpty})
 	got := b.Status().Notices
 	if len(got) != 1 || got[0].Urgent || got[0].Word != "carried" || !strings.Contains(got[0].Text, "For the stick: 2 boards wait") || strings.Contains(got[0].Text, "loud") {

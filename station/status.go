@@ -65,7 +65,7 @@ type Backlog struct {
 	Dead          int    `json:"dead"`           // records that the cloud refused for good
 	OldestSeconds int64  `json:"oldest_seconds"` // age of the oldest pending record
 	LastError     string `json:"last_error"`     // of the last try; empty after a success
-	Carried       bool   `json:"-"`              // records leave on a stick, and nobody tries
+	Offline       bool   `json:"-"`              // records leave on a stick, and nobody tries
 	Signed        uint64 `json:"-"`              // see Status
 }
 
@@ -223,7 +223,7 @@ func (s *Station) problems(b Backlog) []Problem {
 	oldest := time.Duration(b.OldestSeconds) * time.Second
 	if b.Pending > 0 && (oldest >= worthTelling || b.LastError != "") {
 		p := Problem{Word: "backlog", Args: []any{b.Pending, oldest}, Detail: b.LastError}
-		if b.Carried {
+		if b.Offline {
 			p.Word = "carried"
 		}
 		list = append(list, p)

@@ -149,7 +149,7 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 			return err
 		}
 	}
-	for _, aside := range report.Aside {
+	for _, aside := range report.Quarantined {
 		fmt.Fprintf(out.People, "The damaged file is kept as %s\n", aside)
 	}
 	switch {

@@ -102,7 +102,7 @@ func (i *importer) Run(ctx context.Context, out *cli.Output) error {
 	}
 	bad, bundles, refused := 0, 0, 0
 	var failed error // to write the output
-	err = spool.ImportStick(ctx, spool.ImportConfig{Stick: i.Stick, SKU: c.SKU, Stations: stations, Sink: registry, Identity: identity, Again: i.Again}, func(one spool.Imported) {
+	err = spool.ImportMedia(ctx, spool.ImportConfig{Media: i.Stick, SKU: c.SKU, Stations: stations, Sink: registry, Identity: identity, Again: i.Again}, func(one spool.Imported) {
 		bundles++
 		refused += one.Refused
 		if one.Err != nil {

@@ -88,7 +88,7 @@ type verification struct {
 	report  VerifyReport
 	tree    Tree
 	signed  []Checkpoint // in order of size
-	shelf   *LeafHashReader
+	leaves  *LeafHashReader
 	devices map[board.DeviceID]board.Fingerprint
 	keys    map[board.Fingerprint]board.DeviceID
 }
@@ -98,7 +98,7 @@ func (c *verification) run() error {
 	if err != nil {
 		return err
 	}
-	if c.shelf, err = OpenLeafHashes(c.dir); err != nil {
+	if c.leaves, err = OpenLeafHashes(c.dir); err != nil {
 		return err
 	}
 	for _, segment := range segments {
@@ -139,14 +139,14 @@ func (c *verification) run() error {
 func (c *verification) damaged(d Damage) error {
 	c.report.Damage = append(c.report.Damage, d)
 	for seq := d.First; seq < d.Next; seq++ {
-		if err := c.grow(c.shelf.Hash(seq)); err != nil {
+		if err := c.appendLeaf(c.leaves.Hash(seq)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *verification) grow(h tlog.Hash) error {
+func (c *verification) appendLeaf(h tlog.Hash) error {
 	c.tree.Add(h)
 	for _, signed := range c.signed {
 		if c.tree.N == signed.Size && !c.tree.Incomplete && c.tree.Root() != signed.Root {
@@ -175,7 +175,7 @@ func (c *verification) visit(at Position, seq uint64, data []byte) error {
 			return fmt.Errorf("entry %d: %w", seq, err)
 		}
 	}
-	return c.grow(tlog.RecordHash(data))
+	return c.appendLeaf(tlog.RecordHash(data))
 }
 
 func (c *verification) record(e *Entry) error {

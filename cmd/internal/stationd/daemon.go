@@ -64,8 +64,8 @@ type Daemon struct {
 	log      zerolog.Logger
 
 	diskLimit       time.Duration
-	carried         bool // records leave on a stick
-	transcripts     *shelf
+	offline         bool // records leave on a stick
+	transcripts     *transcriptStore
 	timings         timings
 	receipts        note.Verifiers // who may settle records by a receipt
 	controlListener net.Listener
@@ -116,7 +116,7 @@ func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemo
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	d := &Daemon{log: log, diskLimit: diskLimit, carried: c.Registry.Kind == stationconf.NoRegistry}
+	d := &Daemon{log: log, diskLimit: diskLimit, offline: c.Registry.Kind == stationconf.NoRegistry}
 	if d.receipts, err = c.Receipts(); err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func openRegistry(ctx context.Context, c stationconf.Config) (spool.Sink, spool.
 }
 
 func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {
-	d.transcripts, err = openShelf(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
+	d.transcripts, err = openTranscripts(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {
 		}
 		slots = append(slots, config)
 	}
-	counts := openCounted(c.StateDir)
+	counts := openWorkOrders(c.StateDir)
 	counted, earlier, err := counts.load()
 	if err != nil {
 		d.log.Warn().Err(err).Msg("the name of the work order is lost")
@@ -357,7 +357,7 @@ func (d *Daemon) drain() {
 // no error.
 func (d *Daemon) stats() spool.Stats {
 	stats := d.spool.Stats()
-	if d.carried {
+	if d.offline {
 		stats.LastError = ""
 	}
 	return stats
@@ -365,7 +365,7 @@ func (d *Daemon) stats() spool.Stats {
 
 func (d *Daemon) backlog() station.Backlog {
 	stats := d.stats()
-	b := station.Backlog{Pending: stats.Pending, Dead: stats.Dead, LastError: stats.LastError, Carried: d.carried, Signed: stats.Signed}
+	b := station.Backlog{Pending: stats.Pending, Dead: stats.Dead, LastError: stats.LastError, Offline: d.offline, Signed: stats.Signed}
 	if !stats.Oldest.IsZero() {
 		b.OldestSeconds = int64(max(0, time.Since(stats.Oldest)) / time.Second)
 	}
@@ -415,7 +415,7 @@ func (d *Daemon) red(stats spool.Stats) []station.Problem {
 	if stats.LastSuccess.After(since) {
 		since = stats.LastSuccess
 	}
-	if silent := time.Since(since); stats.Pending > 0 && silent > stalled && !d.carried {
+	if silent := time.Since(since); stats.Pending > 0 && silent > stalled && !d.offline {
 		add(station.Problem{Word: "health-registry-silent", Args: []any{silent}},
 			"waiting for the registry: %s, and none was confirmed in the last %d minutes", cli.Count(stats.Pending, "record", "records"), stalled/time.Minute)
 	}
@@ -456,7 +456,7 @@ func (d *Daemon) watch(ctx context.Context) error {
 	}
 	var fed time.Time
 	stuck := "" // what is in the log of a watchdog that is not fed
-	told := changes{log: d.log}
+	told := deliveryLogger{log: d.log}
 	for {
 		stats := d.stats()
 		if interval > 0 && time.Since(fed) >= interval/3 {
@@ -469,7 +469,7 @@ func (d *Daemon) watch(ctx context.Context) error {
 				d.log.Error().Err(err).Msg("no progress; the watchdog is not fed")
 			}
 		}
-		told.tell(stats)
+		told.report(stats)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -17,7 +17,7 @@ const maxFound = 50 // boards or verdicts in a list
 // source.
 type history struct {
 	spool       *spool.Spool
-	transcripts *shelf
+	transcripts *transcriptStore
 }
 
 // verdictOf is what a verdict's entry says; ok is false for any other entry.

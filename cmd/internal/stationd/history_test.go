@@ -165,7 +165,7 @@ func TestLookingBack(t *testing.T) {
 // folder or is named.
 func TestShelfReads(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(filepath.Join(dir, "transcripts"), stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
+	s, err := openTranscripts(filepath.Join(dir, "transcripts"), stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,11 +182,11 @@ func TestShelfReads(t *testing.T) {
 	if err := os.Symlink(secret, filepath.Join(s.dir, "20260102T030405.000000000Z-A-passed.uart")); err != nil {
 		t.Fatal(err)
 	}
-	again, err := openShelf(s.dir, stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
+	again, err := openTranscripts(s.dir, stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for when, s := range map[string]*shelf{"at once": s, "after a restart": again} {
+	for when, s := range map[string]*transcriptStore{"at once": s, "after a restart": again} {
 		for _, name := range names {
 			if text, err := s.read(name); err != nil || !bytes.HasPrefix(text, []byte("transcript: 1\n")) {
 				t.Errorf("%s: %s: %.20q, %v", when, name, text, err)
@@ -208,7 +208,7 @@ func TestShelfReads(t *testing.T) {
 
 func FuzzShelfRead(f *testing.F) {
 	dir := f.TempDir()
-	s, err := openShelf(filepath.Join(dir, "transcripts"), stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
+	s, err := openTranscripts(filepath.Join(dir, "transcripts"), stationconf.Transcripts{Failed: 9, Passed: 9, MaxMiB: 1})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func TestHealthProblems(t *testing.T) {
 	if text, err := list[6].Sentence("de"); err != nil || !strings.Contains(text, "60 min") {
 		t.Errorf("%q, %v", text, err)
 	}
-	d.carried = true
+	d.offline = true
 	if n := len(d.red(stats)); n != len(want)-1 {
 		t.Errorf("%d problems where records are carried", n)
 	}

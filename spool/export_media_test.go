@@ -310,7 +310,7 @@ func TestStickIsPulled(t *testing.T) {
 		left, last, torn := budget, "", []byte(nil)
 		d := pulled{left: &left, last: &last, torn: &torn}
 		im := &importer{base, t}
-		im.Stick, im.Sink, im.disk = stick, sink, d
+		im.Media, im.Sink, im.disk = stick, sink, d
 		out, exportErr := exportTo(d, k.dir, k.id.Verifier, stick, 0)
 		all, importErr := []Imported(nil), error(nil)
 		if exportErr == nil {

@@ -19,7 +19,7 @@ import (
 // Unarchived and Forked. It returns ErrLocked if the station is not stopped,
 // ErrNoIndex if there is no index.
 func StoppedStats(dir string) (out Stats, err error) {
-	err = lookAtIndex(dir, func(tx *bolt.Tx) error {
+	err = openReadOnly(dir, func(tx *bolt.Tx) error {
 		var p progress
 		if data := tx.Bucket(bucketMeta).Get(keyNext); data != nil {
 			if err := p.decode(data); err != nil {

@@ -16,9 +16,9 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// What is here looks at the index of a station that is stopped, and changes
-// nothing in its folder, so that anyone who may read it may look. A journal is
-// looked at with Walk, which needs no index.
+// Read-only queries of the index of a stopped station. They change nothing in
+// its folder, so anyone who may read the folder may use them. journal.Walk reads
+// a journal without an index.
 
 // ErrNoIndex says that there is no index to look at. It is built when the
 // station starts.
@@ -27,7 +27,7 @@ var ErrNoIndex = errors.New("there is no index that can be read; it is built whe
 // ListDead lists the dead letters of the stopped station whose folder this is.
 // It returns ErrLocked if the station is not stopped.
 func ListDead(dir string) (out []DeadLetter, err error) {
-	err = lookAtIndex(dir, func(tx *bolt.Tx) (err error) {
+	err = openReadOnly(dir, func(tx *bolt.Tx) (err error) {
 		out, err = readDead(tx)
 		return err
 	})
@@ -37,7 +37,7 @@ func ListDead(dir string) (out []DeadLetter, err error) {
 // ShowDead is Spool.Export for a stopped station.
 func ShowDead(dir string, seq uint64) (Evidence, error) {
 	var d DeadLetter
-	if err := lookAtIndex(dir, func(tx *bolt.Tx) (err error) {
+	if err := openReadOnly(dir, func(tx *bolt.Tx) (err error) {
 		d, err = getDead(tx, seq)
 		return err
 	}); err != nil {
@@ -46,9 +46,9 @@ func ShowDead(dir string, seq uint64) (Evidence, error) {
 	return evidence(dir, d, func(at journal.Position) (journal.Entry, error) { return journal.ReadEntryAt(dir, at) })
 }
 
-// lookAtIndex opens the index for reading only. No other process can write it
+// openReadOnly opens the index for reading only. No other process can write it
 // meanwhile.
-func lookAtIndex(dir string, f func(*bolt.Tx) error) error {
+func openReadOnly(dir string, f func(*bolt.Tx) error) error {
 	path := indexPath(dir)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %s is missing", ErrNoIndex, path)

@@ -76,9 +76,9 @@ func listRuns(dir, ending string) ([]run, error) {
 	return runs, nil
 }
 
-// readStick reads a file of at most limit bytes. One that is longer is cut
+// readMedia reads a file of at most limit bytes. One that is longer is cut
 // behind that, and is refused by whoever parses it.
-func readStick(path string, limit int64) ([]byte, error) {
+func readMedia(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the stick: %w", err)
@@ -173,7 +173,7 @@ func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (o
 	defer func() { err = errors.Join(err, release()) }()
 	out.Signed = signed.Size
 	e := &exporting{Exported: out, disk: d, folder: folder, v: v, hashes: h, from: from, size: signed.Size, bundle: bundle{origin: v.Name(), checkpoint: text}}
-	err = e.look()
+	err = e.readExisting()
 	if err == nil {
 		err = e.run(dir)
 	}
@@ -212,8 +212,8 @@ type exporting struct {
 	records uint64
 }
 
-// look checks what is on the stick.
-func (e *exporting) look() error {
+// readExisting checks what is on the stick.
+func (e *exporting) readExisting() error {
 	runs, err := listRuns(e.folder, endBundle)
 	if err != nil {
 		return err
@@ -221,7 +221,7 @@ func (e *exporting) look() error {
 	var damaged []string
 	for _, r := range runs {
 		path := filepath.Join(e.folder, r.name(endBundle))
-		data, err := readStick(path, maxBundle)
+		data, err := readMedia(path, maxBundle)
 		if err != nil {
 			return err
 		}
@@ -369,7 +369,7 @@ func Receipts(stick, origin string) ([]Receipt, error) {
 	var out []Receipt
 	for _, r := range runs {
 		path := filepath.Join(folder, r.name(endReceipt))
-		data, err := readStick(path, maxReceipt)
+		data, err := readMedia(path, maxReceipt)
 		if err != nil {
 			return nil, err
 		}

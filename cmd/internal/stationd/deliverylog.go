@@ -8,14 +8,14 @@ import (
 	"secretfree/spool"
 )
 
-// changes logs what changes in the delivery.
-type changes struct {
+// deliveryLogger logs what changes in the delivery.
+type deliveryLogger struct {
 	log              zerolog.Logger
 	registry, copies sentence
 	last             spool.Stats
 }
 
-func (c *changes) tell(stats spool.Stats) {
+func (c *deliveryLogger) report(stats spool.Stats) {
 	if c.registry.changes(stats.LastError) {
 		if stats.LastError == "" {
 			c.log.Info().Int("pending", stats.Pending).Msg("the registry takes records again")

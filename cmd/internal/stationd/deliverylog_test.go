@@ -24,22 +24,22 @@ func TestChanges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log strings.Builder
-				told := changes{log: zerolog.New(&log)}
-				told.tell(c.stats(""))
+				told := deliveryLogger{log: zerolog.New(&log)}
+				told.report(c.stats(""))
 				for _, err := range []string{"no route", "no route", "not now"} {
-					told.tell(c.stats(err))
+					told.report(c.stats(err))
 				}
 				if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, c.away) || !strings.Contains(text, "no route") {
 					t.Errorf("when it begins: %s", text)
 				}
 				log.Reset()
 				time.Sleep(2 * time.Minute)
-				told.tell(c.stats("not now"))
+				told.report(c.stats("not now"))
 				if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "not now") {
 					t.Errorf("another error, later: %s", text)
 				}
 				log.Reset()
-				told.tell(c.stats(""))
+				told.report(c.stats(""))
 				if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, c.better) {
 					t.Errorf("when it ends: %s", text)
 				}

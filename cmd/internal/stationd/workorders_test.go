@@ -112,7 +112,7 @@ func TestCountedIsDamaged(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if lot, earlier, err := openCounted(f.state).load(); lot != nil || earlier != nil || err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.says) {
+			if lot, earlier, err := openWorkOrders(f.state).load(); lot != nil || earlier != nil || err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%+v, %v, want %q", lot, err, c.says)
 			}
 			d := f.start()
@@ -123,7 +123,7 @@ func TestCountedIsDamaged(t *testing.T) {
 				t.Errorf("another lot: %d", code)
 			}
 			d.stop()
-			if lot, _, err := openCounted(f.state).load(); err != nil || lot == nil || lot.Name != "WO-3" {
+			if lot, _, err := openWorkOrders(f.state).load(); err != nil || lot == nil || lot.Name != "WO-3" {
 				t.Errorf("then %+v is kept, %v", lot, err)
 			}
 		})
@@ -131,7 +131,7 @@ func TestCountedIsDamaged(t *testing.T) {
 }
 
 func TestCountedIsNotThere(t *testing.T) {
-	c := openCounted(t.TempDir())
+	c := openWorkOrders(t.TempDir())
 	if lot, earlier, err := c.load(); lot != nil || earlier != nil || err != nil {
 		t.Errorf("%+v, %+v, %v", lot, earlier, err)
 	}
@@ -144,7 +144,7 @@ func TestCountedIsNotThere(t *testing.T) {
 			t.Errorf("%+v, %+v, %v, want %+v", lot, earlier, err, before)
 		}
 	}
-	if err := openCounted("/nonexistent").keep(want, nil); err == nil || !strings.Contains(err.Error(), "keeping the work order") {
+	if err := openWorkOrders("/nonexistent").keep(want, nil); err == nil || !strings.Contains(err.Error(), "keeping the work order") {
 		t.Errorf("where nothing can be written: %v", err)
 	}
 	if left, err := filepath.Glob(c.path + ".*"); err != nil || len(left) > 0 {

@@ -17,30 +17,30 @@ import (
 	"secretfree/uart"
 )
 
-// shelf keeps the newest transcripts of a station, under the names that the
+// transcriptStore keeps the newest transcripts of a station, under the names that the
 // journal has of them: a ring of those that failed and a ring of those that
 // passed, which share a budget of bytes.
-type shelf struct {
+type transcriptStore struct {
 	dir string
 
-	mu     sync.Mutex   // one slot writes and prunes at a time
-	limits map[bool]int // of files, by whether the board passed
-	budget int64        // bytes
-	files  []shelved    // oldest first
+	mu     sync.Mutex         // one slot writes and prunes at a time
+	limits map[bool]int       // of files, by whether the board passed
+	budget int64              // bytes
+	files  []storedTranscript // oldest first
 }
 
-type shelved struct {
+type storedTranscript struct {
 	name   string
 	size   int64
 	passed bool
 }
 
 const (
-	shelfEnding = ".uart"
-	passedWord  = "passed"
+	transcriptEnding = ".uart"
+	passedWord       = "passed"
 )
 
-func openShelf(dir string, limits stationconf.Transcripts) (*shelf, error) {
+func openTranscripts(dir string, limits stationconf.Transcripts) (*transcriptStore, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder for transcripts: %w", err)
 	}
@@ -48,20 +48,20 @@ func openShelf(dir string, limits stationconf.Transcripts) (*shelf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing the transcripts: %w", err)
 	}
-	s := &shelf{dir: dir}
+	s := &transcriptStore{dir: dir}
 	for _, e := range entries {
 		info, err := e.Info()
-		if err != nil || !info.Mode().IsRegular() || !strings.HasSuffix(e.Name(), shelfEnding) {
+		if err != nil || !info.Mode().IsRegular() || !strings.HasSuffix(e.Name(), transcriptEnding) {
 			continue // what is no transcript is not ours to prune
 		}
-		s.files = append(s.files, shelved{e.Name(), info.Size(), expectIn(filepath.Join(dir, e.Name())) == passedWord})
+		s.files = append(s.files, storedTranscript{e.Name(), info.Size(), expectIn(filepath.Join(dir, e.Name())) == passedWord})
 	}
 	s.limits, s.budget = map[bool]int{true: limits.Passed, false: limits.Failed}, int64(limits.MaxMiB)<<20
 	return s, s.prune()
 }
 
 // keep writes a transcript under a name.
-func (s *shelf) keep(name string, t *uart.Transcript) error {
+func (s *transcriptStore) keep(name string, t *uart.Transcript) error {
 	verdict := strings.TrimPrefix(t.Header["expect"], "failed ")
 	passed := verdict == passedWord
 	text, err := t.Encode()
@@ -78,20 +78,20 @@ func (s *shelf) keep(name string, t *uart.Transcript) error {
 		os.Remove(path) // a part of a transcript is worth nothing
 		return err
 	}
-	s.files = append(s.files, shelved{name, int64(len(text)), passed})
+	s.files = append(s.files, storedTranscript{name, int64(len(text)), passed})
 	return s.prune()
 }
 
 // prune removes the oldest of a kind that has too many, and then the oldest of
 // all while the budget is exceeded. The newest stays.
-func (s *shelf) prune() error {
+func (s *transcriptStore) prune() error {
 	count, total := map[bool]int{}, int64(0)
 	for _, f := range s.files {
 		count[f.passed]++
 		total += f.size
 	}
 	for len(s.files) > 1 {
-		i := slices.IndexFunc(s.files, func(f shelved) bool { return count[f.passed] > s.limits[f.passed] })
+		i := slices.IndexFunc(s.files, func(f storedTranscript) bool { return count[f.passed] > s.limits[f.passed] })
 		if i < 0 && total > s.budget {
 			i = 0
 		}
@@ -110,10 +110,10 @@ func (s *shelf) prune() error {
 }
 
 // has tells whether a transcript is kept.
-func (s *shelf) has(name string) bool {
+func (s *transcriptStore) has(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return name != "" && slices.ContainsFunc(s.files, func(f shelved) bool { return f.name == name })
+	return name != "" && slices.ContainsFunc(s.files, func(f storedTranscript) bool { return f.name == name })
 }
 
 // expectIn reads the verdict in a transcript's header, which ends with an empty
@@ -137,7 +137,7 @@ const maxHeader = 8 << 10
 
 // read gives a transcript that is on the shelf, and nothing else that a name
 // may lead to.
-func (s *shelf) read(name string) ([]byte, error) {
+func (s *transcriptStore) read(name string) ([]byte, error) {
 	if !s.has(name) {
 		return nil, station.ErrNoTranscript
 	}

@@ -19,10 +19,10 @@ const (
 	maxCounted  = 16 << 10 // bytes
 )
 
-// counted keeps what is being made, in a file of the state directory. How many
+// workOrders keeps what is being made, in a file of the state directory. How many
 // boards there are of it, the journal tells. Losing the file loses the name on
 // the page, and no board.
-type counted struct{ path string }
+type workOrders struct{ path string }
 
 // order is a lot without its count.
 type order struct {
@@ -43,11 +43,11 @@ type lots struct {
 	Earlier []order `json:"earlier,omitempty"` // the newest first
 }
 
-func openCounted(dir string) counted { return counted{filepath.Join(dir, countedName)} }
+func openWorkOrders(dir string) workOrders { return workOrders{filepath.Join(dir, countedName)} }
 
 // load is what was kept last; nil if nothing was. The error says what is wrong
 // with the file.
-func (c counted) load() (lot *station.Lot, earlier []station.Lot, err error) {
+func (c workOrders) load() (lot *station.Lot, earlier []station.Lot, err error) {
 	f, err := os.Open(c.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
@@ -83,7 +83,7 @@ func (c counted) load() (lot *station.Lot, earlier []station.Lot, err error) {
 
 // keep is station.Config.KeepLot: the file is whole at every moment, and synced
 // when it returns.
-func (c counted) keep(lot station.Lot, earlier []station.Lot) error {
+func (c workOrders) keep(lot station.Lot, earlier []station.Lot) error {
 	kept := lots{order: orderOf(lot)}
 	for _, l := range earlier {
 		kept.Earlier = append(kept.Earlier, orderOf(l))

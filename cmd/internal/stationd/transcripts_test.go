@@ -21,7 +21,7 @@ func transcript(slot, expect string, size int) *uart.Transcript {
 }
 
 // keepNext keeps a transcript under a name behind the others.
-func keepNext(s *shelf, t *uart.Transcript) error {
+func keepNext(s *transcriptStore, t *uart.Transcript) error {
 	return s.keep(fmt.Sprintf("%s-x.uart", time.Now().UTC().Format("20060102T150405.000000000Z")), t)
 }
 
@@ -51,7 +51,7 @@ func onShelf(t *testing.T, dir string) []string {
 
 func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(dir, stationconf.Transcripts{Failed: 3, Passed: 2, MaxMiB: 1})
+	s, err := openTranscripts(dir, stationconf.Transcripts{Failed: 3, Passed: 2, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 
 	// With smaller limits after a restart the oldest go; what is no transcript
 	// stays.
-	if _, err = openShelf(dir, stationconf.Transcripts{Failed: 1, Passed: 0, MaxMiB: 1}); err != nil {
+	if _, err = openTranscripts(dir, stationconf.Transcripts{Failed: 1, Passed: 0, MaxMiB: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if got := onShelf(t, dir); !slices.Equal(got, []string{"no-proof"}) {
@@ -84,7 +84,7 @@ func TestShelfKeepsTheNewestOfEachKind(t *testing.T) {
 
 func TestShelfHasABudgetOfBytes(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(dir, stationconf.Transcripts{Failed: 100, Passed: 100, MaxMiB: 1})
+	s, err := openTranscripts(dir, stationconf.Transcripts{Failed: 100, Passed: 100, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestShelfHasABudgetOfBytes(t *testing.T) {
 
 func TestShelfWithoutPasses(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openShelf(dir, stationconf.Transcripts{Failed: 1, Passed: 0, MaxMiB: 1})
+	s, err := openTranscripts(dir, stationconf.Transcripts{Failed: 1, Passed: 0, MaxMiB: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
