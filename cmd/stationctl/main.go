@@ -15,24 +15,24 @@ import (
 
 type grammar struct {
 	cli.Common
-	Status    status           `cmd:"" help:"Show what the slots of a running station show, and its backlog."`
-	Doctor    doctorCmd        `cmd:"" help:"Look for what is wrong with a station, and say what to do; or write a bundle for support."`
-	Fleet     fleet            `cmd:"" help:"One view over many stations: who is silent, behind, or has a double."`
+	Status    status           `cmd:"" help:"Show the slots and the backlog of a running station."`
+	Doctor    doctorCmd        `cmd:"" help:"Check a station and print a remedy for each problem; or write a bundle for support."`
+	Fleet     fleet            `cmd:"" help:"Show many stations: which are offline, lagging or duplicated."`
 	Spool     spools           `cmd:"" help:"The journal of a station."`
-	Proof     proof            `cmd:"" help:"Write a proof of what was read of a board, that anyone can check offline."`
-	Verify    verify           `cmd:"" help:"Check proofs with nothing but the station's public key."`
-	Reconcile reconcileCommand `cmd:"" help:"Compare the journal with the registry, and enrol what is missing there."`
-	Export    export           `cmd:"" help:"Write what waits for the registry to a stick, and apply the receipts that are on it."`
-	Import    importer         `cmd:"" help:"Deliver what a stick carries to the registry, and write receipts for the way back."`
-	Replay    replay           `cmd:"" help:"Have the daemon's own code read recorded boards, and compare the verdicts."`
-	Record    record           `cmd:"" help:"Write down what passes between the daemon's own code and a board; enrol nothing."`
-	Simulate  simulate         `cmd:"" help:"Make a port with a simulated or recorded board, for those who have none."`
+	Proof     proof            `cmd:"" help:"Write a proof of a board's record that anyone can verify offline."`
+	Verify    verify           `cmd:"" help:"Verify proofs with only the station's public key."`
+	Reconcile reconcileCommand `cmd:"" help:"Compare the journal with the registry, and enrol missing records."`
+	Export    export           `cmd:"" help:"Write undelivered records to removable media, and apply the receipts there."`
+	Import    importer         `cmd:"" help:"Deliver the records on removable media to the registry, and write receipts."`
+	Replay    replay           `cmd:"" help:"Replay recorded boards through the daemon's code, and compare the verdicts."`
+	Record    record           `cmd:"" help:"Record the dialogue with a board, using the daemon's code; enrol nothing."`
+	Simulate  simulate         `cmd:"" help:"Make a port with a simulated or recorded board."`
 	Slot      struct {
-		Acknowledge slotAcknowledge `cmd:"" help:"End the private-key-leak that a slot shows, when its board is put aside and quality knows."`
-		Reset       slotReset       `cmd:"" help:"Reset the board in a slot of the running station, and read it anew."`
+		Acknowledge slotAcknowledge `cmd:"" help:"Acknowledge the private-key-leak of a slot, after the board was put aside and quality was called."`
+		Reset       slotReset       `cmd:"" help:"Reset the board in a slot of the running station, and read it again."`
 	} `cmd:"" help:"The slots of a station."`
 	Registry struct {
-		Init registryInit `cmd:"" help:"Make a folder a registry."`
+		Init registryInit `cmd:"" help:"Initialise a folder as a registry."`
 	} `cmd:"" help:"The registry in a folder."`
 }
 
@@ -55,7 +55,7 @@ func (grammar) Help() string {
   stationctl spool show 4d1f8e27b3c05a9e61f2d47788aabbcc
       Everything that the journal holds of one board.
   stationctl spool verify --key station.pub --state-dir /mnt/copy-of-a-station
-      Check a journal with nothing but the station's public key.
+      Verify a journal with only the station's public key.
   stationctl replay fixtures/transcripts
       Replay recorded boards: exit 0 if each has the verdict that it expects. --junit FILE for build servers.
   stationctl record --port /dev/serial/by-id/usb-Texas_Instruments_XDS110-if00 --dir boards
@@ -63,19 +63,19 @@ func (grammar) Help() string {
   stationctl simulate --port /tmp/port-a
       A simulated board on a port of its own. In another terminal, a station with port = "/tmp/port-a" reads it.
   stationctl slot reset A
-      Reset the board in slot A over the modem lines of its port, and read it anew.
+      Reset the board in slot A over the modem lines of its port, and read it again.
   stationctl spool dead
       The records that the registry refused for good, with the reason. See also spool export, spool requeue.
   stationctl spool repair --from /mnt/backup/stationd
-      What of a damaged journal could be had back; --apply does it.
+      What could be restored of a damaged journal; --apply restores it.
   stationctl proof 4d1f8e27b3c05a9e61f2d47788aabbcc --out board.proof
   stationctl verify --key station.pub board.proof
       Prove, to anyone and offline, which station read which key and when.
   stationctl reconcile
       Journal, table, public keys and guards, counted by station and day and compared; --repair adds what is missing.
-  stationctl export /media/stick
-  stationctl import /media/stick --config import.toml --key line3-a.pub --identity /var/lib/import --name hq
-  stationctl export /media/stick
+  stationctl export /media/secretfree
+  stationctl import /media/secretfree --config import.toml --key line3-a.pub --identity /var/lib/import --name hq
+  stationctl export /media/secretfree
       A station without a network: there, delivered on another machine, and the receipts back.
   stationctl registry init /srv/registry
       Make a folder a registry, for stations with registry.kind = "dir".`
@@ -84,7 +84,7 @@ func (grammar) Help() string {
 // place says where a station's files are.
 type place struct {
 	Config   string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, which names its state directory (${default})."`
-	StateDir string `name:"state-dir" placeholder:"DIR" help:"The state directory, or a copy of it; no configuration is read then."`
+	StateDir string `name:"state-dir" placeholder:"DIR" help:"The state directory or a copy of it, instead of a configuration."`
 }
 
 func (p place) dir() (string, error) {
@@ -107,7 +107,7 @@ func (p place) station() (string, note.Verifiers, error) {
 }
 
 type registryInit struct {
-	Dir string `arg:"" help:"The folder; it must not be there, be empty, or be a registry already."`
+	Dir string `arg:"" help:"The folder: new, empty, or already a registry."`
 }
 
 func (r *registryInit) Run(out *cli.Output) error {

@@ -19,9 +19,9 @@ import (
 type reconcileCommand struct {
 	Config   string `name:"config" default:"/etc/secretfree/stationd.toml" placeholder:"FILE" help:"The station's configuration, which names its state directory and its registry (${default})."`
 	StateDir string `name:"state-dir" placeholder:"DIR" help:"A copy of the state directory, to compare it with the registry of the configuration."`
-	Key      string `name:"key" placeholder:"FILE" help:"The station's public key; without it station.pub of the state directory."`
-	Repair   bool   `name:"repair" help:"Enrol what the journal proves and the registry lacks. Nothing that is there is changed."`
-	Show     int    `name:"show" default:"50" placeholder:"N" help:"How many differences of each kind are listed as text; --json lists all (${default})."`
+	Key      string `name:"key" placeholder:"FILE" help:"The station's public key; the default is station.pub of the state directory."`
+	Repair   bool   `name:"repair" help:"Enrol the records that the journal proves and the registry lacks. Existing items are not changed."`
+	Show     int    `name:"show" default:"50" placeholder:"N" help:"Maximum number of differences of each kind in the text output; --json lists all (${default})."`
 }
 
 func (reconcileCommand) Help() string {
