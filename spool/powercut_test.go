@@ -310,9 +310,9 @@ var syncs = map[string]string{
 	"Quarantine: d.SyncDir(Dir(dir))":                   "a torn group",
 	"makeFolder: d.SyncDir(filepath.Dir(folder))":       "a stick",
 	"makeFolder: d.SyncDir(stick)":                      "a stick",
-	"readExisting: e.disk.SyncDir(e.folder)":                    "a stick",
-	"catchUpIndex: o.cfg.disk.syncIndex(db)":                 "a lost index",
-	"catchUpIndex: o.cfg.disk.SyncDir(dir)":                  "a lost index",
+	"readExisting: e.disk.SyncDir(e.folder)":            "a stick",
+	"catchUpIndex: o.cfg.disk.syncIndex(db)":            "a lost index",
+	"catchUpIndex: o.cfg.disk.SyncDir(dir)":             "a lost index",
 }
 
 // Without any one of the syncs in the code there is a power cut that breaks a
