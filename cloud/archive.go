@@ -438,7 +438,7 @@ func (d *Dir) LatestCheckpoint(ctx context.Context, origin string) (data []byte,
 func (d *Dir) writeArchive(ctx context.Context, do func(archive) error) error {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	return d.locked(ctx, func(w *writing) error { return do(w) })
+	return d.locked(ctx, func(w *writeTxn) error { return do(w) })
 }
 
 func (d *Dir) readArchive(do func(archive) error) error {
@@ -447,10 +447,10 @@ func (d *Dir) readArchive(do func(archive) error) error {
 		return err
 	}
 	defer root.Close()
-	return do(&writing{root: root})
+	return do(&writeTxn{root: root})
 }
 
-func (w *writing) store(_ context.Context, name string, content []byte, known func(io.Reader) error) error {
+func (w *writeTxn) store(_ context.Context, name string, content []byte, known func(io.Reader) error) error {
 	folder := path.Dir(name)
 	for _, each := range []string{path.Dir(folder), folder} {
 		if err := w.root.Mkdir(each, 0o755); err != nil && !isExist(err) {
@@ -473,7 +473,7 @@ func (w *writing) store(_ context.Context, name string, content []byte, known fu
 	return known(f)
 }
 
-func (w *writing) list(_ context.Context, prefix string) iter.Seq2[string, error] {
+func (w *writeTxn) list(_ context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		folder := path.Dir(prefix)
 		entries, err := fs.ReadDir(w.root.FS(), folder) // in order
@@ -489,6 +489,6 @@ func (w *writing) list(_ context.Context, prefix string) iter.Seq2[string, error
 	}
 }
 
-func (w *writing) load(_ context.Context, name string, limit int64) ([]byte, error) {
+func (w *writeTxn) load(_ context.Context, name string, limit int64) ([]byte, error) {
 	return readFile(w.root, name, limit)
 }

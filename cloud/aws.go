@@ -152,10 +152,10 @@ func (a *AWS) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, putTimeout)
 	defer cancel()
 	results := make([]error, len(records))
-	waves(records, sealedOnes(records, results), results, func(wave []int) {
+	conflictFreeBatches(records, nonZero(records, results), results, func(wave []int) {
 		a.each(wave, records, results, func(i int) error { return a.putObject(ctx, records[i].Record()) })
 		w := itemWrites{AWS: a, records: records, results: results}
-		for group := range slices.Chunk(without(results, wave), a.group) {
+		for group := range slices.Chunk(unresolved(results, wave), a.group) {
 			w.put(ctx, group)
 		}
 	})

@@ -50,8 +50,8 @@ type registry interface {
 	ChangeState(context.Context, board.DeviceID, Change) (board.Enrolment, error)
 	History(context.Context, board.DeviceID) ([]Event, error)
 
-	Loaded(context.Context) ([]Loaded, error)
-	Import(context.Context, Loaded, board.Sealed) error
+	LegacyItems(context.Context) ([]LegacyItem, error)
+	Import(context.Context, LegacyItem, board.Sealed) error
 }
 
 // backend is one kind of store, new and empty, with a way past the code under

@@ -50,6 +50,7 @@ var ErrNoRegistry = errors.New("not a registry folder (it has no " + marker + ")
 type DirConfig struct {
 	Path         string // of a folder that InitDir has made a registry
 	PubkeyFormat PubkeyFormat
+	InitHint     string // the command that initialises the folder, for errors that wrap ErrNoRegistry
 }
 
 // Dir is a registry in a folder. Any number of callers, stations and processes
@@ -114,7 +115,7 @@ func initDir(name string) error {
 	if err := syncFolder(root, "."); err != nil {
 		return err
 	}
-	w := writing{root: root}
+	w := writeTxn{root: root}
 	if err := w.create(marker, append(content, '\n')); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -152,12 +153,12 @@ func (d *Dir) PutBatch(ctx context.Context, records []board.Sealed) []error {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	results := make([]error, len(records))
-	good := sealedOnes(records, results)
+	good := nonZero(records, results)
 	if len(good) == 0 {
 		return results
 	}
-	err := d.locked(ctx, func(w *writing) error {
-		waves(records, good, results, func(wave []int) { w.put(records, wave, results, d.config.PubkeyFormat) })
+	err := d.locked(ctx, func(w *writeTxn) error {
+		conflictFreeBatches(records, good, results, func(wave []int) { w.put(records, wave, results, d.config.PubkeyFormat) })
 		return nil
 	})
 	for _, i := range good {
@@ -234,7 +235,7 @@ func checkMarker(root *os.Root) error {
 }
 
 // locked calls do while nobody else writes to the folder.
-func (d *Dir) locked(ctx context.Context, do func(*writing) error) error {
+func (d *Dir) locked(ctx context.Context, do func(*writeTxn) error) error {
 	select {
 	case d.turn <- struct{}{}:
 		defer func() { <-d.turn }()
@@ -254,7 +255,7 @@ func (d *Dir) locked(ctx context.Context, do func(*writing) error) error {
 	if err := flock(ctx, lock); err != nil {
 		return err
 	}
-	return do(&writing{root: root, cut: d.cut})
+	return do(&writeTxn{root: root, cut: d.cut})
 }
 
 // flock waits for the lock, which the kernel gives back when its holder dies.
@@ -282,6 +283,9 @@ func (d *Dir) explain(doing string, err error) error {
 	if _, ok := errors.AsType[*board.Conflict](err); ok {
 		return err
 	}
+	if errors.Is(err, ErrNoRegistry) && d.config.InitHint != "" {
+		err = fmt.Errorf("%w (%s)", err, d.config.InitHint)
+	}
 	remedy := ""
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
@@ -296,13 +300,13 @@ func (d *Dir) explain(doing string, err error) error {
 	return fmt.Errorf("%s in the registry folder %s: %s%w", doing, d.config.Path, remedy, err)
 }
 
-// writing is one holder of the lock at work.
-type writing struct {
+// writeTxn is one holder of the lock at work.
+type writeTxn struct {
 	root *os.Root
 	cut  func(step string) error // called by one goroutine
 }
 
-func (w *writing) step(name string) error {
+func (w *writeTxn) step(name string) error {
 	if w.cut == nil {
 		return nil
 	}
@@ -316,9 +320,9 @@ func isExist(err error) bool                 { return errors.Is(err, fs.ErrExist
 // put makes the two items of each record appear as one: what is to be written
 // is first in pending.json, and whoever holds the lock next carries on from
 // there.
-func (w *writing) put(records []board.Sealed, wave []int, results []error, format PubkeyFormat) {
+func (w *writeTxn) put(records []board.Sealed, wave []int, results []error, format PubkeyFormat) {
 	fail := func(err error) {
-		for _, i := range without(results, wave) {
+		for _, i := range unresolved(results, wave) {
 			results[i] = err
 		}
 	}
@@ -330,12 +334,12 @@ func (w *writing) put(records []board.Sealed, wave []int, results []error, forma
 	for _, i := range wave {
 		enrolled[i], results[i] = w.judge(records[i].Record())
 	}
-	if err := w.putObjects(records, without(results, wave), results); err != nil {
+	if err := w.putObjects(records, unresolved(results, wave), results); err != nil {
 		fail(err)
 		return
 	}
 	var todo []int
-	for _, i := range without(results, wave) {
+	for _, i := range unresolved(results, wave) {
 		if !enrolled[i] {
 			todo = append(todo, i)
 		}
@@ -359,7 +363,7 @@ func (w *writing) put(records []board.Sealed, wave []int, results []error, forma
 	}
 }
 
-func (w *writing) judge(r board.Record) (enrolled bool, err error) {
+func (w *writeTxn) judge(r board.Record) (enrolled bool, err error) {
 	key, err := readGuard(w.root, r.Fingerprint())
 	if err != nil {
 		return false, err
@@ -379,7 +383,7 @@ func (w *writing) judge(r board.Record) (enrolled bool, err error) {
 
 // putObjects writes public keys. An error is one of the disk; what is wrong
 // with one object is noted in its result.
-func (w *writing) putObjects(records []board.Sealed, todo []int, results []error) error {
+func (w *writeTxn) putObjects(records []board.Sealed, todo []int, results []error) error {
 	if len(todo) == 0 {
 		return nil
 	}
@@ -414,7 +418,7 @@ func (w *writing) putObjects(records []board.Sealed, todo []int, results []error
 
 // finish carries out what pending.json says, if there is one. Each step may
 // have been done before.
-func (w *writing) finish() error {
+func (w *writeTxn) finish() error {
 	data, err := readFile(w.root, pendingName, maxPending)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -489,7 +493,7 @@ type newFile struct {
 // create makes a file with this content, whole and synced, or finds that there
 // is one: an error that is fs.ErrExist. Either way the file of that name is
 // durable on return.
-func (w *writing) create(name string, content []byte) error {
+func (w *writeTxn) create(name string, content []byte) error {
 	files := []newFile{{name: name, content: content}}
 	if err := w.createAll(files); err != nil {
 		return err
@@ -503,7 +507,7 @@ func (w *writing) create(name string, content []byte) error {
 // createAll makes files, each whole, in the order given, or finds that they are
 // there. On return all are durable. They are synced side by side, because a
 // file system does many of these for little more than the price of one.
-func (w *writing) createAll(files []newFile) error {
+func (w *writeTxn) createAll(files []newFile) error {
 	inFolder := map[string]int{}
 	var folders []string
 	for n := range files {
@@ -544,7 +548,7 @@ func (w *writing) createAll(files []newFile) error {
 }
 
 // write makes a synced file in place of what a crash may have left.
-func (w *writing) write(name string, content []byte) error {
+func (w *writeTxn) write(name string, content []byte) error {
 	if err := w.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -561,7 +565,7 @@ func (w *writing) write(name string, content []byte) error {
 
 // replace puts a whole, synced file in the place of another: a reader, and a
 // crash, meet the one or the other.
-func (w *writing) replace(name string, content []byte) error {
+func (w *writeTxn) replace(name string, content []byte) error {
 	via := path.Join(path.Dir(name), newName)
 	if err := w.write(via, content); err != nil {
 		return err

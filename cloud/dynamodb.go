@@ -83,7 +83,7 @@ func (w *itemWrites) put(ctx context.Context, group []int) {
 				return
 			}
 			w.settle(ctx, group[1:], failure)
-			if len(without(w.results, group)) < len(group) {
+			if len(unresolved(w.results, group)) < len(group) {
 				w.away = failure
 			}
 		}

@@ -287,7 +287,7 @@ func (d *Dir) CheckpointAt(ctx context.Context, station string, size uint64) (da
 	return data, d.explain("reading a checkpoint of station "+station, err)
 }
 
-func (w *writing) folders(_ context.Context, limit int) (all []string, err error) {
+func (w *writeTxn) folders(_ context.Context, limit int) (all []string, err error) {
 	entries, err := fs.ReadDir(w.root.FS(), "journal")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -301,7 +301,7 @@ func (w *writing) folders(_ context.Context, limit int) (all []string, err error
 }
 
 // page is the whole rest: the folder is read as a whole in any case.
-func (w *writing) page(_ context.Context, folder, after string) (objects []object, more bool, err error) {
+func (w *writeTxn) page(_ context.Context, folder, after string) (objects []object, more bool, err error) {
 	entries, err := fs.ReadDir(w.root.FS(), strings.TrimSuffix(folder, "/"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, false, err

@@ -21,18 +21,18 @@ import (
 // Why an item that the published reference's loader may have written is not
 // imported. A person has to decide.
 var (
-	ErrForeignID = errors.New("its id is not that of a device: 32 lower-case hexadecimal digits")
-	ErrNoKey     = errors.New("its public key cannot be read")
-	ErrKeyTwice  = errors.New("its key stands under another id too")
-	ErrMore      = errors.New("it holds more than the reference's loader writes")
+	errForeignID = errors.New("its id is not that of a device: 32 lower-case hexadecimal digits")
+	errNoKey     = errors.New("its public key cannot be read")
+	errKeyTwice  = errors.New("its key stands under another id too")
+	errMore      = errors.New("it holds more than the reference's loader writes")
 )
 
 // ErrNotAsListed says that an item is no longer the one that was listed.
 // Listing anew shows what it is now.
 var ErrNotAsListed = errors.New("the item was changed since it was listed")
 
-// Loaded is what an import finds of a device item.
-type Loaded struct {
+// LegacyItem is what an import finds of a device item.
+type LegacyItem struct {
 	ID      string         // as it stands; also where no device has such an id
 	Device  board.DeviceID // zero if ID is none
 	Key     board.Key      // zero if it cannot be read
@@ -49,24 +49,24 @@ type found struct {
 	err  error // of reading it
 }
 
-// census is what an import has to know of a registry.
-type census struct {
+// registryItems is what an import has to know of a registry.
+type registryItems struct {
 	items  []found
 	guards map[board.Fingerprint]board.DeviceID
 }
 
-// loaded judges each item, in the order of ids.
-func (c census) loaded() []Loaded {
+// legacyItems judges each item, in the order of ids.
+func (c registryItems) legacyItems() []LegacyItem {
 	ids := map[board.Fingerprint][]string{}
-	var all []Loaded
+	var all []LegacyItem
 	for _, f := range c.items {
-		l := f.loaded()
+		l := f.legacyItem()
 		if l.Key != (board.Key{}) {
 			ids[l.Key.Fingerprint()] = append(ids[l.Key.Fingerprint()], l.ID)
 		}
 		all = append(all, l)
 	}
-	slices.SortFunc(all, func(a, b Loaded) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(all, func(a, b LegacyItem) int { return strings.Compare(a.ID, b.ID) })
 	for n := range all {
 		l := &all[n]
 		if l.Signed || l.Refused != nil {
@@ -75,20 +75,20 @@ func (c census) loaded() []Loaded {
 		key := l.Key.Fingerprint()
 		other := slices.IndexFunc(ids[key], func(id string) bool { return id != l.ID })
 		if device, ok := c.guards[key]; other >= 0 {
-			l.Refused = fmt.Errorf("%w: %.80q", ErrKeyTwice, ids[key][other])
+			l.Refused = fmt.Errorf("%w: %.80q", errKeyTwice, ids[key][other])
 		} else if ok && device != l.Device {
-			l.Refused = fmt.Errorf("%w: %q", ErrKeyTwice, device)
+			l.Refused = fmt.Errorf("%w: %q", errKeyTwice, device)
 		}
 	}
 	return all
 }
 
-// loaded judges an item by itself.
-func (f found) loaded() Loaded {
-	l := Loaded{ID: f.id}
+// legacyItem judges an item by itself.
+func (f found) legacyItem() LegacyItem {
+	l := LegacyItem{ID: f.id}
 	var err error
 	if l.Device, err = board.ParseDeviceID(f.id); err != nil {
-		l.Device, l.Refused = board.DeviceID{}, ErrForeignID
+		l.Device, l.Refused = board.DeviceID{}, errForeignID
 	}
 	if f.err != nil {
 		l.Refused = cmp.Or(l.Refused, f.err)
@@ -96,7 +96,7 @@ func (f found) loaded() Loaded {
 	}
 	l.pubkey = f.item.pubkey
 	if l.Key, err = parsePubkey(l.pubkey); err != nil && l.Refused == nil {
-		l.Refused = fmt.Errorf("%w: %w", ErrNoKey, err)
+		l.Refused = fmt.Errorf("%w: %w", errNoKey, err)
 	}
 	switch {
 	case l.Refused != nil:
@@ -104,17 +104,17 @@ func (f found) loaded() Loaded {
 		_, l.Refused = f.item.enrolment(l.Device)
 		l.Signed = l.Refused == nil
 	default:
-		l.Refused = f.item.onlyLoaded()
+		l.Refused = f.item.onlyLegacy()
 	}
 	return l
 }
 
-// onlyLoaded refuses an item that has any attribute of ours besides those that
+// onlyLegacy refuses an item that has any attribute of ours besides those that
 // the reference's loader writes.
-func (i *item) onlyLoaded() error {
+func (i *item) onlyLegacy() error {
 	for _, a := range i.attributes() {
 		if *a.value != "" && !byLoader(a.name) {
-			return fmt.Errorf("%w: %s", ErrMore, a.name)
+			return fmt.Errorf("%w: %s", errMore, a.name)
 		}
 	}
 	return nil
@@ -123,7 +123,7 @@ func (i *item) onlyLoaded() error {
 func byLoader(attribute string) bool { return attribute == "device-id" || attribute == "pubkey" }
 
 // check refuses a record that is not of this item.
-func (l Loaded) check(s board.Sealed) error {
+func (l LegacyItem) check(s board.Sealed) error {
 	if l.Signed || l.Refused != nil || !l.Device.Valid() || s.Record().Device != l.Device || s.Record().Key != l.Key {
 		return fmt.Errorf("importing item %.80q: %w: it is not of an item that can be imported", l.ID, board.ErrRecord)
 	}
@@ -133,11 +133,11 @@ func (l Loaded) check(s board.Sealed) error {
 // judge compares what was listed with what is there. It returns true if the
 // device is enrolled with this key, by whomever, false if nothing stands
 // against the import, and otherwise why it cannot be.
-func (l Loaded) judge(r board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
+func (l LegacyItem) judge(r board.Record, stored *item, key *board.KeyBinding) (enrolled bool, err error) {
 	switch {
 	case stored != nil && stored.record != "":
 		return judge(r, stored, key)
-	case stored == nil || stored.pubkey != l.pubkey || stored.onlyLoaded() != nil:
+	case stored == nil || stored.pubkey != l.pubkey || stored.onlyLegacy() != nil:
 		return false, fmt.Errorf("device %s: %w", l.Device, ErrNotAsListed)
 	case key != nil && key.Device != l.Device:
 		return false, &board.Conflict{
@@ -147,11 +147,11 @@ func (l Loaded) judge(r board.Record, stored *item, key *board.KeyBinding) (enro
 	return false, nil
 }
 
-// Loaded lists every device item, in the order of ids, and says of each what an
-// import would do. Nothing is changed. The whole listing is held in memory. It
+// LegacyItems lists every device item, in the order of ids, with what an import
+// of each would do. It changes nothing, holds the whole listing in memory, and
 // needs dynamodb:Scan.
-func (a *AWS) Loaded(ctx context.Context) ([]Loaded, error) {
-	c := census{guards: map[board.Fingerprint]board.DeviceID{}}
+func (a *AWS) LegacyItems(ctx context.Context) ([]LegacyItem, error) {
+	c := registryItems{guards: map[board.Fingerprint]board.DeviceID{}}
 	for id, stored := range a.scan(ctx) {
 		if stored.err != nil {
 			return nil, stored.err
@@ -170,12 +170,12 @@ func (a *AWS) Loaded(ctx context.Context) ([]Loaded, error) {
 		i, err := itemFromDynamo(device, stored.item)
 		c.items = append(c.items, found{id, i, err})
 	}
-	return c.loaded(), nil
+	return c.legacyItems(), nil
 }
 
-// Import makes an item that Loaded listed, and that can be imported, one of a
-// signed record: the public key as an object, then the rest of the item and the
-// guard of the key in one transaction, which holds only if the item is still
+// Import makes an item that LegacyItems listed, and that can be imported, one
+// of a signed record: the public key as an object, then the rest of the item and
+// the guard of the key in one transaction, which holds only if the item is still
 // exactly the one that was listed. Its pubkey attribute stays as it is, for
 // those who read it. On return without an error the device is enrolled with
 // this key, by this record or by an earlier one. Errors that can never change
@@ -185,7 +185,7 @@ func (a *AWS) Loaded(ctx context.Context) ([]Loaded, error) {
 //
 // It needs s3:PutObject and s3:GetObject on pubkeys/*, dynamodb:GetItem,
 // dynamodb:PutItem and dynamodb:UpdateItem.
-func (a *AWS) Import(ctx context.Context, l Loaded, s board.Sealed) error {
+func (a *AWS) Import(ctx context.Context, l LegacyItem, s board.Sealed) error {
 	if err := l.check(s); err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ func (a *AWS) Import(ctx context.Context, l Loaded, s board.Sealed) error {
 	return err
 }
 
-func (a *AWS) sign(ctx context.Context, l Loaded, s board.Sealed) error {
+func (a *AWS) sign(ctx context.Context, l LegacyItem, s board.Sealed) error {
 	key := board.KeyBinding{Device: s.Record().Device, Key: s.Record().Fingerprint()}
 	condition, update := "#pubkey = :pubkey", "SET "
 	names := map[string]string{"#pubkey": "pubkey"}
@@ -248,10 +248,10 @@ func (a *AWS) sign(ctx context.Context, l Loaded, s board.Sealed) error {
 	return err
 }
 
-// Loaded lists every device item, in the order of ids, and says of each what an
-// import would do. Nothing is changed. The whole listing is held in memory.
-func (d *Dir) Loaded(ctx context.Context) ([]Loaded, error) {
-	c := census{guards: map[board.Fingerprint]board.DeviceID{}}
+// LegacyItems lists every device item, in the order of ids, with what an import
+// of each would do. Nothing is changed. The whole listing is held in memory.
+func (d *Dir) LegacyItems(ctx context.Context) ([]LegacyItem, error) {
+	c := registryItems{guards: map[board.Fingerprint]board.DeviceID{}}
 	var failed error
 	d.walk(ctx, "items", "the items", func(err error) bool { failed = err; return false }, func(root *os.Root, name string) (bool, error) {
 		id := withoutJSON(name)
@@ -279,30 +279,30 @@ func (d *Dir) Loaded(ctx context.Context) ([]Loaded, error) {
 	if failed != nil {
 		return nil, failed
 	}
-	return c.loaded(), nil
+	return c.legacyItems(), nil
 }
 
-// Import makes an item that Loaded listed, and that can be imported, one of a
-// signed record: the public key, then the guard of the key, then the item, all
-// synced; only if the item is still exactly the one that was listed. Its pubkey
+// Import makes an item that LegacyItems listed, and that can be imported, one
+// of a signed record: the public key, then the guard of the key, then the item,
+// all synced; only if the item is still exactly the one that was listed. Its pubkey
 // attribute stays as it is, for those who read it. On return without an error
 // the device is enrolled with this key, by this record or by an earlier one.
 // Errors that can never change are a *board.Conflict, ErrNotAsListed, and what
 // wraps board.ErrRecord or board.ErrEnvelope; after any other the same Import
 // again brings it to its end.
-func (d *Dir) Import(ctx context.Context, l Loaded, s board.Sealed) error {
+func (d *Dir) Import(ctx context.Context, l LegacyItem, s board.Sealed) error {
 	if err := l.check(s); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	err := d.locked(ctx, func(w *writing) error { return w.sign(l, s, d.config.PubkeyFormat) })
+	err := d.locked(ctx, func(w *writeTxn) error { return w.sign(l, s, d.config.PubkeyFormat) })
 	return d.explain("importing device "+l.ID, err)
 }
 
 // sign makes the guard before the item. A crash between them leaves a guard
 // that says the truth, and an item that can be imported.
-func (w *writing) sign(l Loaded, s board.Sealed, format PubkeyFormat) error {
+func (w *writeTxn) sign(l LegacyItem, s board.Sealed, format PubkeyFormat) error {
 	if err := w.finish(); err != nil {
 		return err
 	}

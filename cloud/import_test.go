@@ -38,11 +38,11 @@ func load(t *testing.T, b backend, id, pubkey string) {
 	b.set(t, map[string]string{"device-id": id, "pubkey": pubkey})
 }
 
-func listLoaded(t *testing.T, r registry) map[string]Loaded {
+func listLoaded(t *testing.T, r registry) map[string]LegacyItem {
 	t.Helper()
-	all, err := r.Loaded(t.Context())
+	all, err := r.LegacyItems(t.Context())
 	must(t, err)
-	out := map[string]Loaded{}
+	out := map[string]LegacyItem{}
 	last := ""
 	for _, l := range all {
 		if l.ID <= last {
@@ -54,7 +54,7 @@ func listLoaded(t *testing.T, r registry) map[string]Loaded {
 }
 
 // importRecord is what an operator signs for an item.
-func importRecord(t *testing.T, operator string, l Loaded) board.Sealed {
+func importRecord(t *testing.T, operator string, l LegacyItem) board.Sealed {
 	t.Helper()
 	r := recordOf(t, operator, 0, 0)
 	r.Device, r.Key, r.Facts = l.Device, l.Key, map[string]string{"imported": "unsigned item"}
@@ -128,20 +128,20 @@ func testImportRefusals(t *testing.T, b backend) {
 		b.set(t, attributes)
 		want[id] = err
 	}
-	add("1", ErrForeignID, map[string]string{"pubkey": key(1)})
-	add("1111", ErrForeignID, map[string]string{"pubkey": "x"})
-	add(strings.ToUpper(deviceN(2).String()), ErrForeignID, map[string]string{"pubkey": key(2)})
-	add(strings.Repeat("0", 32), ErrForeignID, map[string]string{"pubkey": key(3)})
-	add(deviceN(1).String(), ErrKeyTwice, map[string]string{"pubkey": key(1)}) // with "1"
-	add(deviceN(4).String(), ErrKeyTwice, map[string]string{"pubkey": key(4)})
-	add(deviceN(5).String(), ErrKeyTwice, map[string]string{"pubkey": string(keyN(t, 4).PEM())})
-	add(deviceN(6).String(), ErrKeyTwice, map[string]string{"pubkey": key(10)}) // of a device that a station enrolled
-	add(deviceN(7).String(), ErrKeyTwice, map[string]string{"pubkey": key(12)}) // by its guard
-	add(deviceN(8).String(), ErrNoKey, map[string]string{"pubkey": "x"})
-	add(deviceN(9).String(), ErrNoKey, map[string]string{"note": "no key at all"})
-	add(deviceN(13).String(), ErrMore, map[string]string{"pubkey": key(13), "state": "held"})
-	add(deviceN(14).String(), ErrMore, map[string]string{"pubkey": key(14), "epoch": "3"})
-	add(deviceN(15).String(), ErrMore, map[string]string{"pubkey": key(15), "pubkey-object": "x"})
+	add("1", errForeignID, map[string]string{"pubkey": key(1)})
+	add("1111", errForeignID, map[string]string{"pubkey": "x"})
+	add(strings.ToUpper(deviceN(2).String()), errForeignID, map[string]string{"pubkey": key(2)})
+	add(strings.Repeat("0", 32), errForeignID, map[string]string{"pubkey": key(3)})
+	add(deviceN(1).String(), errKeyTwice, map[string]string{"pubkey": key(1)}) // with "1"
+	add(deviceN(4).String(), errKeyTwice, map[string]string{"pubkey": key(4)})
+	add(deviceN(5).String(), errKeyTwice, map[string]string{"pubkey": string(keyN(t, 4).PEM())})
+	add(deviceN(6).String(), errKeyTwice, map[string]string{"pubkey": key(10)}) // of a device that a station enrolled
+	add(deviceN(7).String(), errKeyTwice, map[string]string{"pubkey": key(12)}) // by its guard
+	add(deviceN(8).String(), errNoKey, map[string]string{"pubkey": "x"})
+	add(deviceN(9).String(), errNoKey, map[string]string{"note": "no key at all"})
+	add(deviceN(13).String(), errMore, map[string]string{"pubkey": key(13), "state": "held"})
+	add(deviceN(14).String(), errMore, map[string]string{"pubkey": key(14), "epoch": "3"})
+	add(deviceN(15).String(), errMore, map[string]string{"pubkey": key(15), "pubkey-object": "x"})
 	add(deviceN(16).String(), nil, map[string]string{"pubkey": key(16), "note": "which is nobody's business"})
 	before := b.items(t)
 	listed := listLoaded(t, r)
@@ -202,32 +202,32 @@ func testImportChanged(t *testing.T, b backend) {
 		name    string
 		want    error
 		changed bool // and has to be taken away for the invariants
-		do      func(l Loaded)
+		do      func(l LegacyItem)
 	}{
-		{"deleted", ErrNotAsListed, false, func(l Loaded) { b.remove(t, l.ID) }},
-		{"another key", ErrNotAsListed, true, func(l Loaded) { load(t, b, l.ID, base64Of(keyN(t, 1000+n).PEM())) }},
-		{"the same key in another form", ErrNotAsListed, true, func(l Loaded) { load(t, b, l.ID, string(l.Key.PEM())) }},
-		{"held", ErrNotAsListed, true, func(l Loaded) {
+		{"deleted", ErrNotAsListed, false, func(l LegacyItem) { b.remove(t, l.ID) }},
+		{"another key", ErrNotAsListed, true, func(l LegacyItem) { load(t, b, l.ID, base64Of(keyN(t, 1000+n).PEM())) }},
+		{"the same key in another form", ErrNotAsListed, true, func(l LegacyItem) { load(t, b, l.ID, string(l.Key.PEM())) }},
+		{"held", ErrNotAsListed, true, func(l LegacyItem) {
 			b.set(t, map[string]string{"device-id": l.ID, "pubkey": base64Of(l.Key.PEM()), "state": "held"})
 		}},
-		{"an epoch", ErrNotAsListed, true, func(l Loaded) {
+		{"an epoch", ErrNotAsListed, true, func(l LegacyItem) {
 			b.set(t, map[string]string{"device-id": l.ID, "pubkey": base64Of(l.Key.PEM()), "epoch": "2"})
 		}},
-		{"enrolled by a station", nil, false, func(l Loaded) {
+		{"enrolled by a station", nil, false, func(l LegacyItem) {
 			b.remove(t, l.ID)
 			must(t, r.Put(t.Context(), sealed(t, n, n)))
 		}},
-		{"enrolled with another key", board.ErrDeviceConflict, false, func(l Loaded) {
+		{"enrolled with another key", board.ErrDeviceConflict, false, func(l LegacyItem) {
 			b.remove(t, l.ID)
 			must(t, r.Put(t.Context(), sealed(t, n, 1000+n)))
 		}},
-		{"its key enrolled for another", board.ErrKeyConflict, true, func(l Loaded) {
+		{"its key enrolled for another", board.ErrKeyConflict, true, func(l LegacyItem) {
 			must(t, r.Put(t.Context(), sealed(t, 1000+n, n)))
 		}},
-		{"imported by another operator", nil, false, func(l Loaded) {
+		{"imported by another operator", nil, false, func(l LegacyItem) {
 			must(t, r.Import(t.Context(), l, importRecord(t, "other", l)))
 		}},
-		{"its guard is there already", nil, false, func(l Loaded) { // an import broke off
+		{"its guard is there already", nil, false, func(l LegacyItem) { // an import broke off
 			b.set(t, map[string]string{"device-id": guardPrefix + l.Key.Fingerprint().String(), "device": l.ID})
 		}},
 	} {
@@ -331,7 +331,7 @@ func TestImportLostAnswers(t *testing.T) {
 // TestDirImportCrash breaks an import off after each of its steps. It can be
 // listed and done again, and no other device gets the key meanwhile.
 func TestDirImportCrash(t *testing.T) {
-	prepared := func(t *testing.T) (*dirStore, Loaded) {
+	prepared := func(t *testing.T) (*dirStore, LegacyItem) {
 		b := newDirStore(t)
 		load(t, b, deviceN(1).String(), base64Of(keyN(t, 1).PEM()))
 		return b, listLoaded(t, b.openDir(t, ""))[deviceN(1).String()]
@@ -393,7 +393,7 @@ func TestDirImportFailures(t *testing.T) {
 	}
 	b.remove(t, deviceN(2).String())
 	must(t, os.Rename(b.path, b.path+"-away"))
-	if _, err := d.Loaded(t.Context()); !errors.Is(err, ErrNoRegistry) {
+	if _, err := d.LegacyItems(t.Context()); !errors.Is(err, ErrNoRegistry) {
 		t.Errorf("the folder is away: got %v", err)
 	}
 	must(t, os.Rename(b.path+"-away", b.path))

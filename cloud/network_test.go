@@ -17,14 +17,14 @@ import (
 	"secretfree/station/board"
 )
 
-// TestNetwork delivers through bad weather: a share of the requests is spoiled
+// TestNetwork delivers through faults: a share of the requests is spoiled
 // for a while, and the caller tries again what failed, as the spool does. Each
 // error says what is wrong; in the end everything is there, and nothing twice.
 func TestNetwork(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
-		const boards, spell = 20, 60 // requests of bad weather
+		const boards, spell = 20, 60 // requests of faults
 		next := 0
-		for _, weather := range []struct {
+		for _, network := range []struct {
 			name  string
 			share float64
 			fates []fate
@@ -48,17 +48,17 @@ func TestNetwork(t *testing.T) {
 			{"everything", 0.6, []fate{notApplied, lostAnswer, reset, cutAnswer, throttled, serverFault, serverLies, contested}, nil, []string{
 				"no answer from AWS", "writing the items", "reading", "slow down", "a fault of its own", "another writer"}},
 		} {
-			t.Run(weather.name, func(t *testing.T) {
+			t.Run(network.name, func(t *testing.T) {
 				var records []board.Sealed
 				for range boards {
 					next++
 					records = append(records, sealed(t, next, next))
 				}
 				random := rand.New(rand.NewPCG(1, 2))
-				shared := make(chan int, 1) // what is left of the bad weather
+				shared := make(chan int, 1) // what is left of the faults
 				shared <- spell
 				for _, p := range []*proxy{b.s3, b.dynamo} {
-					if weather.only != nil && weather.only(b) != p {
+					if network.only != nil && network.only(b) != p {
 						continue
 					}
 					p.decide(func(*http.Request) fate {
@@ -68,14 +68,14 @@ func TestNetwork(t *testing.T) {
 							return passed
 						}
 						left--
-						if random.Float64() >= weather.share {
+						if random.Float64() >= network.share {
 							return passed
 						}
-						return weather.fates[random.IntN(len(weather.fates))]
+						return network.fates[random.IntN(len(network.fates))]
 					})
 				}
 				r := once(b.open(t, "").(*AWS))
-				if slices.Contains(weather.fates, hung) {
+				if slices.Contains(network.fates, hung) {
 					doNotWait(r)
 				}
 				r.group = 7
@@ -91,8 +91,8 @@ func TestNetwork(t *testing.T) {
 						if isVerdict(err) {
 							t.Fatalf("a verdict: %v", err)
 						}
-						if !containsOne(err.Error(), weather.want) {
-							t.Errorf("got %v, want one of %q", err, weather.want)
+						if !containsOne(err.Error(), network.want) {
+							t.Errorf("got %v, want one of %q", err, network.want)
 						}
 					}
 					if records = again; len(records) == 0 {

@@ -68,9 +68,9 @@ func objectName(device board.DeviceID, fingerprint board.Fingerprint) string {
 	return "pubkeys/" + device.String() + "/" + fingerprint.String() + ".pem"
 }
 
-// sealedOnes returns the indices of the records that hold one: all but those of the
+// nonZero returns the indices of the records that hold one: all but those of the
 // zero value, which get their error here.
-func sealedOnes(records []board.Sealed, results []error) (good []int) {
+func nonZero(records []board.Sealed, results []error) (good []int) {
 	for i, s := range records {
 		if len(s.Envelope()) == 0 {
 			results[i] = fmt.Errorf("enrolling a device: %w: it holds no record", board.ErrEnvelope)
@@ -81,10 +81,10 @@ func sealedOnes(records []board.Sealed, results []error) (good []int) {
 	return good
 }
 
-// waves calls put for some records after others, so that no two of one call
+// conflictFreeBatches calls put for some records after others, so that no two of one call
 // share a device or a key, and each gets the result that it would have got
 // alone, after those before it.
-func waves(records []board.Sealed, todo []int, results []error, put func(wave []int)) {
+func conflictFreeBatches(records []board.Sealed, todo []int, results []error, put func(wave []int)) {
 	open := map[string]error{} // devices and keys of which an earlier record has no verdict yet
 	for len(todo) > 0 {
 		var wave, later []int
@@ -120,8 +120,8 @@ func isVerdict(err error) bool {
 	return conflict || errors.Is(err, board.ErrRecord) || errors.Is(err, board.ErrEnvelope)
 }
 
-// without returns those that have no error.
-func without(results []error, records []int) (good []int) {
+// unresolved returns those that have no error.
+func unresolved(results []error, records []int) (good []int) {
 	for _, i := range records {
 		if results[i] == nil {
 			good = append(good, i)

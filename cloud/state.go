@@ -22,10 +22,10 @@ import (
 	"secretfree/station/board"
 )
 
-// MaxEvents is how many changes the item of a device remembers. Then no more is
+// maxEvents is how many changes the item of a device remembers. Then no more is
 // taken, because none is ever dropped; the item stays below half of what
 // DynamoDB takes. The last two are kept for a revocation and a scrapping.
-const MaxEvents = 256
+const maxEvents = 256
 
 // Of a change, in bytes.
 const (
@@ -39,7 +39,7 @@ const (
 	maxEvent   = 32 + len(enrolledAtLayout) + maxWho + maxWhy + 3*16 + 16 + 128 // with names, and what DynamoDB adds
 )
 
-const _ = uint(dynamoItem/2 - maxItem - MaxEvents*maxEvent) // it fits
+const _ = uint(dynamoItem/2 - maxItem - maxEvents*maxEvent) // it fits
 
 // Action is what an operator does to a device.
 type Action string
@@ -80,11 +80,11 @@ func (a Action) transition() (transition, bool) {
 func (a Action) room() int {
 	switch a {
 	case Scrap:
-		return MaxEvents
+		return maxEvents
 	case Revoke:
-		return MaxEvents - 1
+		return maxEvents - 1
 	}
-	return MaxEvents - 2
+	return maxEvents - 2
 }
 
 // Raises tells whether the action needs a new epoch for a device in that state.
@@ -123,14 +123,14 @@ type Event struct {
 var (
 	ErrChange     = errors.New("not a valid change of a device's state")
 	ErrTransition = errors.New("this cannot be done to a device in this state")
-	ErrEpoch      = errors.New("the epoch has to rise")
+	errEpoch      = errors.New("the epoch has to rise")
 	ErrMeanwhile  = errors.New("another change came first")
-	ErrFull       = errors.New("the history of the device is full: it can only be revoked, and scrapped")
+	errFull       = errors.New("the history of the device is full: it can only be revoked, and scrapped")
 )
 
 // Refused says why a change was not made, and what is there.
 type Refused struct {
-	Kind   error // ErrTransition, ErrEpoch, ErrMeanwhile or ErrFull
+	Kind   error // ErrTransition, errEpoch, ErrMeanwhile or errFull
 	Action Action
 	Now    board.Enrolment
 	Last   *Event // the latest change; nil if there was none
@@ -223,9 +223,9 @@ func (c Change) on(device board.DeviceID, stored *item) (e board.Enrolment, even
 	case !slices.Contains(t.from, e.State):
 		err = ErrTransition
 	case c.Epoch != 0 && c.Epoch < e.Epoch, t.raises(e.State) && c.Epoch <= e.Epoch:
-		err = ErrEpoch
+		err = errEpoch
 	case len(events) >= c.Action.room():
-		err = ErrFull
+		err = errFull
 	}
 	if err != nil {
 		return e, event, false, c.refused(err, e, events)
@@ -368,7 +368,7 @@ func (d *Dir) ChangeState(ctx context.Context, device board.DeviceID, c Change) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	err = d.locked(ctx, func(w *writing) error {
+	err = d.locked(ctx, func(w *writeTxn) error {
 		e, err = w.changeState(device, c)
 		return err
 	})
@@ -381,7 +381,7 @@ func (d *Dir) ChangeState(ctx context.Context, device board.DeviceID, c Change) 
 	return e, d.explain("changing the state of device "+device.String(), err)
 }
 
-func (w *writing) changeState(device board.DeviceID, c Change) (e board.Enrolment, err error) {
+func (w *writeTxn) changeState(device board.DeviceID, c Change) (e board.Enrolment, err error) {
 	if err := w.finish(); err != nil {
 		return e, err
 	}
@@ -494,8 +494,8 @@ func parseEvents(data []byte) ([]Event, error) {
 }
 
 func joinEvents(wire []eventJSON) ([]Event, error) {
-	if len(wire) == 0 || len(wire) > MaxEvents {
-		return nil, fmt.Errorf("%d changes, want 1 to %d", len(wire), MaxEvents)
+	if len(wire) == 0 || len(wire) > maxEvents {
+		return nil, fmt.Errorf("%d changes, want 1 to %d", len(wire), maxEvents)
 	}
 	var events []Event
 	for n, w := range wire {

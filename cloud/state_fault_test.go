@@ -426,7 +426,7 @@ func testChangeModel(t *testing.T, b backend) {
 		case to == "":
 			want = ErrTransition
 		case c.Epoch != 0 && c.Epoch < d.epoch, rises && c.Epoch <= d.epoch:
-			want = ErrEpoch
+			want = errEpoch
 		default:
 			epoch := max(d.epoch, c.Epoch)
 			d.events = append(d.events, eventOf(c, d.state, to, epoch))

@@ -154,7 +154,7 @@ func testTransitions(t *testing.T, b backend) {
 				case !allowed:
 					wantRefused(t, err, ErrTransition, from, 2, nil)
 				case epoch == 1 || raises && epoch < 3:
-					wantRefused(t, err, ErrEpoch, from, 2, nil)
+					wantRefused(t, err, errEpoch, from, 2, nil)
 				case err != nil || e.State != want || e.Epoch != max(2, epoch):
 					t.Errorf("%s of %s in epoch %d: got %s in %d, %v", action, from, epoch, e.State, e.Epoch, err)
 				default:
@@ -264,11 +264,11 @@ func testChangeAgain(t *testing.T, b backend) {
 	check(t, b)
 }
 
-// longHistory is one of MaxEvents of the largest events.
+// longHistory is one of maxEvents of the largest events.
 func longHistory() []Event {
 	var events []Event
-	for n := range MaxEvents {
-		c := changeN(n, Transfer, maxEpoch-MaxEvents+n)
+	for n := range maxEvents {
+		c := changeN(n, Transfer, maxEpoch-maxEvents+n)
 		c.ID, c.Who, c.Why = fmt.Sprintf("%032d", n), strings.Repeat(`"`, maxWho), strings.Repeat(`"`, maxWhy)
 		events = append(events, eventOf(c, board.Active, board.Active, c.Epoch))
 	}
@@ -285,7 +285,7 @@ func testFullHistory(t *testing.T, b backend) {
 	must(t, r.Put(t.Context(), seal(t, record)))
 	stored := b.items(t)[deviceN(1).String()]
 	events := longHistory()
-	events = events[:MaxEvents-3]
+	events = events[:maxEvents-3]
 	stored["state-history"], stored["epoch"] = encodeEvents(events), fmt.Sprint(events[len(events)-1].Epoch)
 	b.set(t, stored)
 	epoch := maxEpoch - 1
@@ -304,7 +304,7 @@ func testFullHistory(t *testing.T, b backend) {
 		t.Helper()
 		for _, action := range actions {
 			_, err := r.ChangeState(t.Context(), deviceN(1), changeN(99, action, maxEpoch))
-			wantRefused(t, err, ErrFull, state, epoch, &events[len(events)-1])
+			wantRefused(t, err, errFull, state, epoch, &events[len(events)-1])
 		}
 	}
 	last := change(1, Transfer, board.Active, board.Active)
@@ -315,8 +315,8 @@ func testFullHistory(t *testing.T, b backend) {
 	change(2, Revoke, board.Active, board.Revoked)
 	full(board.Revoked, Release)
 	change(3, Scrap, board.Revoked, board.Scrapped)
-	if len(events) != MaxEvents {
-		t.Errorf("%d changes, want %d", len(events), MaxEvents)
+	if len(events) != maxEvents {
+		t.Errorf("%d changes, want %d", len(events), maxEvents)
 	}
 	wantHistory(t, r, deviceN(1), events)
 	check(t, b)
@@ -340,7 +340,7 @@ func testDamagedHistory(t *testing.T, b backend) {
 		must(t, err)
 		return string(out)
 	}
-	tooLong := "[" + strings.TrimSuffix(strings.Repeat(strings.Trim(edit(0, "more", nil), "[]")+",", MaxEvents/3+1), ",") + "]"
+	tooLong := "[" + strings.TrimSuffix(strings.Repeat(strings.Trim(edit(0, "more", nil), "[]")+",", maxEvents/3+1), ",") + "]"
 	for name, spoil := range map[string]struct{ attribute, value string }{
 		"state of another":        {"state", "held"},
 		"epoch of another":        {"epoch", "7"},
@@ -505,7 +505,7 @@ func TestHistoryLength(t *testing.T) {
 	if _, err := parseEvents([]byte(encodeEvents(events))); err != nil {
 		t.Error(err)
 	}
-	last := events[MaxEvents-1]
+	last := events[maxEvents-1]
 	last.Epoch++
 	if _, err := parseEvents([]byte(encodeEvents(append(events, last)))); err == nil || !strings.Contains(err.Error(), "257 changes, want 1 to 256") {
 		t.Errorf("got %v, want a refusal", err)

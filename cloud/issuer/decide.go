@@ -196,8 +196,8 @@ func (a Approved) check() error {
 // An unknown device and a wrong key are told apart before any costly check of
 // the record, so that they take alike.
 func Decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time) (Approved, error) {
-	approved, trail := decide(request, enrolment, policy, now, ruleTrace{})
-	return approved, trail.err
+	approved, trace := decide(request, enrolment, policy, now, ruleTrace{})
+	return approved, trace.err
 }
 
 func decide(request Request, enrolment *board.Enrolment, policy Policy, now time.Time, t ruleTrace) (Approved, ruleTrace) {

@@ -46,7 +46,7 @@ type Issuer struct {
 	config Config
 	cas    map[string]CA                // with the retired ones
 	checks map[string]*CertificateCheck // by the name of the CA
-	turns  deviceLocks
+	locks  deviceLocks
 }
 
 // New checks the configuration.
@@ -125,7 +125,7 @@ func (i *Issuer) Issue(ctx context.Context, request Request, ca string) (Certifi
 	if err != nil {
 		return Certificate{}, err
 	}
-	back, err := i.turns.take(ctx, approved.device)
+	back, err := i.locks.take(ctx, approved.device)
 	if err != nil {
 		return Certificate{}, err
 	}

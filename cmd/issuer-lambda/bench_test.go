@@ -25,7 +25,7 @@ while True:
 // or less.
 func BenchmarkStart(b *testing.B) {
 	interpreter := python(b, "boto3, cryptography")
-	w, program := newWorld(b), build(b)
+	w, program := newTestEnv(b), build(b)
 	env := w.env(roleAuthorizer, "")
 	env["LAMBDA_TASK_ROOT"] = w.root
 	payload := question(b, csr(b, w.board, w.board.ID()))

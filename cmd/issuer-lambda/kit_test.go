@@ -19,9 +19,9 @@ import (
 	"secretfree/station/board"
 )
 
-// world is a factory that has enrolled one board, and what an issuer needs: a
+// testEnv is a factory that has enrolled one board, and what an issuer needs: a
 // registry, a CA, claims, a station's key.
-type world struct {
+type testEnv struct {
 	root     string // of the package; the folder stations is in it
 	registry string
 	config   string
@@ -29,10 +29,10 @@ type world struct {
 	other    *fixtures.Board // with a key of its own, and enrolled nowhere
 }
 
-func newWorld(t testing.TB) *world {
+func newTestEnv(t testing.TB) *testEnv {
 	t.Helper()
 	dir := t.TempDir()
-	w := &world{root: filepath.Join(dir, "task"), board: newBoard(), other: newBoard()}
+	w := &testEnv{root: filepath.Join(dir, "task"), board: newBoard(), other: newBoard()}
 	secret, public, err := note.GenerateKey(rand.Reader, board.Origin("widgiot", "line3-a"))
 	must(t, err)
 	signer, err := note.NewSigner(secret)
@@ -101,7 +101,7 @@ func csr(t testing.TB, b *fixtures.Board, device string) string {
 }
 
 // env is the environment of a function.
-func (w *world) env(role, require string) map[string]string {
+func (w *testEnv) env(role, require string) map[string]string {
 	return map[string]string{roleSetting: role, configSetting: w.config, requireSetting: require}
 }
 

@@ -79,7 +79,7 @@ func question(t testing.TB, value string) []byte {
 
 // The real program in both roles, under Lambda's runtime API.
 func TestLambda(t *testing.T) {
-	w, program := newWorld(t), build(t)
+	w, program := newTestEnv(t), build(t)
 	with := func(role string) map[string]string {
 		env := w.env(role, "1")
 		env["LAMBDA_TASK_ROOT"] = w.root

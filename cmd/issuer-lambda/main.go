@@ -96,7 +96,7 @@ func open(ctx context.Context, getenv func(string) string, root string, logs io.
 	if err != nil {
 		return nil, err
 	}
-	f := &front{requireAuthorizer: require == "1", log: log}
+	f := &gatewayHandler{requireAuthorizer: require == "1", log: log}
 	doors := i.HandlerConfig(config.Limits)
 	doors.Log = f.decided
 	if f.handler, err = server.NewHandler(doors); err != nil {

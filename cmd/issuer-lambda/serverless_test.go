@@ -73,7 +73,7 @@ exports.issuer = invoke("issuer");
 // gateway.
 func TestServerlessOffline(t *testing.T) {
 	folder := serverless(t)
-	w, program := newWorld(t), build(t)
+	w, program := newTestEnv(t), build(t)
 	with := func(role string) map[string]string {
 		env := w.env(role, "1")
 		env["LAMBDA_TASK_ROOT"] = w.root

@@ -10,7 +10,6 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/config"
 	"secretfree/cmd/internal/issuerd"
 	"secretfree/station/board"
 )
@@ -36,13 +35,20 @@ type hooks struct {
 	afterChange func(ctx context.Context, c issuerd.Config, e board.Enrolment, action cloud.Action) error
 }
 
+// deviceRegistry reads and changes the state of a device; see package cloud.
+type deviceRegistry interface {
+	Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error)
+	History(ctx context.Context, device board.DeviceID) ([]cloud.Event, error)
+	ChangeState(ctx context.Context, device board.DeviceID, c cloud.Change) (board.Enrolment, error)
+}
+
 type deviceFlags struct {
 	Config string `name:"config" default:"/etc/secretfree/issuerd.toml" placeholder:"FILE" help:"The issuer's configuration, which names the registry (${default})."`
 	ID     string `arg:"" name:"id" help:"The device id: 32 hexadecimal digits."`
 }
 
 // open returns the device, and the registry that may hold it.
-func (f deviceFlags) open(ctx context.Context) (issuerd.Config, config.Backend, board.DeviceID, error) {
+func (f deviceFlags) open(ctx context.Context) (issuerd.Config, deviceRegistry, board.DeviceID, error) {
 	id, err := board.ParseDeviceID(f.ID)
 	if err != nil {
 		return issuerd.Config{}, nil, id, fmt.Errorf("%w: %w", cli.ErrMisuse, err)
@@ -51,11 +57,14 @@ func (f deviceFlags) open(ctx context.Context) (issuerd.Config, config.Backend, 
 	if err != nil {
 		return c, nil, id, err
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	aws, dir, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return c, nil, id, fmt.Errorf("opening the registry: %w", err)
 	}
-	return c, registry, id, nil
+	if dir != nil {
+		return c, dir, id, nil
+	}
+	return c, aws, id, nil
 }
 
 type deviceShow struct{ deviceFlags }

@@ -94,11 +94,15 @@ func (i *importTable) Run(ctx context.Context, out *cli.Output) error {
 			return err
 		}
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	aws, dir, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
-	all, err := registry.Loaded(ctx)
+	var registry legacyRegistry = aws
+	if dir != nil {
+		registry = dir
+	}
+	all, err := registry.LegacyItems(ctx)
 	if err != nil {
 		return err
 	}
@@ -176,7 +180,7 @@ func (i *importTable) summarise(out *cli.Output, s importSummary) error {
 
 // needs says what the issuer's configuration lacks for what is imported to get
 // certificates.
-func needs(c issuerd.Config, operator *journal.Identity, all []cloud.Loaded) []string {
+func needs(c issuerd.Config, operator *journal.Identity, all []cloud.LegacyItem) []string {
 	lacks := []string{}
 	lacking := map[board.Algorithm]bool{}
 	for _, l := range all {
@@ -215,10 +219,15 @@ func isVerdict(err error) bool {
 	return false
 }
 
+// legacyRegistry lists the items that no station wrote, and signs them; see
+// package cloud.
+type legacyRegistry interface {
+	LegacyItems(ctx context.Context) ([]cloud.LegacyItem, error)
+	Import(ctx context.Context, l cloud.LegacyItem, s board.Sealed) error
+}
+
 // vouch signs an item in the operator's name.
-func vouch(ctx context.Context, registry interface {
-	Import(context.Context, cloud.Loaded, board.Sealed) error
-}, l cloud.Loaded, operator *journal.Identity) error {
+func vouch(ctx context.Context, registry legacyRegistry, l cloud.LegacyItem, operator *journal.Identity) error {
 	sku, name, _ := strings.Cut(operator.Signer.Name(), "/")
 	sealed, err := board.Seal(board.Record{
 		SKU: sku, Station: name, Device: l.Device, Key: l.Key, Generation: 1, ReadAt: time.Now().UTC().Truncate(time.Millisecond),

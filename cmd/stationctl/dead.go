@@ -189,9 +189,13 @@ func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 	if c.Registry.Kind == stationconf.NoRegistry {
 		return sources, nil
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	aws, dir, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return sources, fmt.Errorf("opening the registry: %w", err)
+	}
+	archived := aws.Segment
+	if dir != nil {
+		archived = dir.Segment
 	}
 	sources.Segment = func(first uint64) ([]byte, error) {
 		if copied != nil {
@@ -199,7 +203,7 @@ func (s *spoolRepair) sources(ctx context.Context) (spool.Sources, error) {
 				return segment, err
 			}
 		}
-		return registry.Segment(ctx, board.Origin(c.SKU, c.Station), first)
+		return archived(ctx, board.Origin(c.SKU, c.Station), first)
 	}
 	return sources, nil
 }

@@ -237,18 +237,14 @@ func openJournals(ctx context.Context, name string) (journals, error) {
 	if registry.Kind == stationconf.NoRegistry {
 		return nil, fmt.Errorf("%s: registry.kind is %q, which has no archive: ask the station itself, with --station", name, registry.Kind)
 	}
-	if registry.Kind == "dir" {
-		return cloud.OpenDir(cloud.DirConfig{Path: registry.Dir})
-	}
-	backend, err := registry.Open(ctx, sku)
+	aws, dir, err := registry.Open(ctx, sku)
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry of %s: %w", name, err)
 	}
-	from, ok := backend.(journals)
-	if !ok {
-		return nil, fmt.Errorf("%s: a registry of kind %q has no archive", name, registry.Kind)
+	if dir != nil {
+		return dir, nil
 	}
-	return from, nil
+	return aws, nil
 }
 
 func readKeys(files []string) (map[string]note.Verifier, error) {

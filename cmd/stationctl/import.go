@@ -92,9 +92,13 @@ func (i *importer) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	aws, dir, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
+	}
+	var registry spool.Sink = aws
+	if dir != nil {
+		registry = dir
 	}
 	identity, err := spool.ImporterIdentity(i.Identity, i.Name)
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 
 	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/config"
 	"secretfree/cmd/internal/stationconf"
 	"secretfree/spool/reconcile"
 	"secretfree/station/board"
@@ -53,8 +52,14 @@ Examples:
       What a copy of a journal says.`
 }
 
-// registryLister fits a registry to the spool.
-type registryLister struct{ from config.Listing }
+// repairableRegistry is a registry that can be compared and repaired.
+type repairableRegistry interface {
+	reconcile.RegistryLister
+	reconcile.Repairer
+}
+
+// registryLister marks the errors of a registry for the comparison.
+type registryLister struct{ from reconcile.RegistryLister }
 
 func (c registryLister) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
 	return markUnreadable(c.from.Enrolments(ctx))
@@ -146,9 +151,13 @@ func (r *reconcileCommand) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	aws, folder, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
+	}
+	var registry repairableRegistry = aws
+	if folder != nil {
+		registry = folder
 	}
 	dir := c.StateDir
 	if r.StateDir != "" {

@@ -24,12 +24,12 @@ import (
 
 // pcaTest is one claim at a fake of ACM PCA.
 type pcaTest struct {
-	fake    *fakePCA
-	weather *weather
-	ca      *ACMPCA
-	a       issuer.Approved
-	claim   issuer.Claim
-	memo    *issuertest.MemCAState
+	fake   *fakePCA
+	faults *faults
+	ca     *ACMPCA
+	a      issuer.Approved
+	claim  issuer.Claim
+	memo   *issuertest.MemCAState
 }
 
 // onPCA runs a test with a clock of its own.
@@ -39,7 +39,7 @@ func onPCA(t *testing.T, test func(t *testing.T, p *pcaTest)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pcaTest{fake: newFakePCA(t), memo: &issuertest.MemCAState{}, a: issuertest.Approved(t)}
 		var config ACMPCAConfig
-		config, p.weather = p.fake.config(t)
+		config, p.faults = p.fake.config(t)
 		var err error
 		if p.ca, err = OpenACMPCA(t.Context(), config); err != nil {
 			t.Fatal(err)
@@ -72,12 +72,12 @@ func TestPCAWeather(t *testing.T) {
 			for _, n := range []int{1, 3} {
 				t.Run(name+" "+operation, func(t *testing.T) {
 					onPCA(t, func(t *testing.T, p *pcaTest) {
-						p.weather.lose(operation, f, n)
+						p.faults.lose(operation, f, n)
 						_, err := p.issue(t)
 						if (err != nil) != (n == 3) {
 							t.Errorf("%d faults: %v", n, err)
 						}
-						p.weather.clear()
+						p.faults.clear()
 						p.mustIssue(t)
 						if p.fake.count() != 1 {
 							t.Errorf("%d certificates for one claim", p.fake.count())
@@ -97,12 +97,12 @@ func TestPCATokenWindow(t *testing.T) {
 		want  int
 	}{{0, 1}, {pcaTokenWindow - time.Minute, 1}, {pcaTokenWindow, 2}, {24 * time.Hour, 2}} {
 		onPCA(t, func(t *testing.T, p *pcaTest) {
-			p.weather.lose("IssueCertificate", lostAnswer, -1)
+			p.faults.lose("IssueCertificate", lostAnswer, -1)
 			if _, err := p.issue(t); err == nil {
 				t.Fatal("no answer, and no error")
 			}
 			time.Sleep(test.after) // of the test's own clock
-			p.weather.clear()
+			p.faults.clear()
 			first := p.mustIssue(t)
 			if p.fake.count() != test.want {
 				t.Errorf("after %v: %d certificates, want %d", test.after, p.fake.count(), test.want)
@@ -123,7 +123,7 @@ func TestPCAMemoFirst(t *testing.T) {
 		if _, err := p.issue(t); !errors.Is(err, issuer.ErrCAStateChanged) {
 			t.Errorf("got %v", err)
 		}
-		if n := p.weather.count("IssueCertificate"); n != 0 {
+		if n := p.faults.count("IssueCertificate"); n != 0 {
 			t.Errorf("%d calls without a memo", n)
 		}
 		p.memo.Fail = func(text string) error { // only the ARN is lost
@@ -185,7 +185,7 @@ func TestPCAWaitIsBounded(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "still being made") || time.Since(start) != pcaWait {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
-		if n := p.weather.count("GetCertificate"); n < 8 || n > 40 {
+		if n := p.faults.count("GetCertificate"); n < 8 || n > 40 {
 			t.Errorf("asked %d times in %v", n, pcaWait)
 		}
 		p.mustIssue(t)
@@ -229,7 +229,7 @@ func TestPCARefusals(t *testing.T) {
 		{"unknown certificate", func(p *pcaTest) {
 			p.memo.Text = pcaMemo{Attempt: 1, started: p.claim.Created, ARN: "arn:other"}.text()
 		}, nil, "ResourceNotFoundException"},
-		{"throttled for long", func(p *pcaTest) { p.weather.lose("IssueCertificate", throttled, -1) }, nil, "ThrottlingException"},
+		{"throttled for long", func(p *pcaTest) { p.faults.lose("IssueCertificate", throttled, -1) }, nil, "ThrottlingException"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			onPCA(t, func(t *testing.T, p *pcaTest) {
@@ -256,11 +256,11 @@ func TestPCARefusesTheClaim(t *testing.T) {
 			t.Errorf("%v, and the memo is %q", err, p.memo.Text)
 		}
 		p.claim = good
-		p.weather.lose("IssueCertificate", lostAnswer, -1)
+		p.faults.lose("IssueCertificate", lostAnswer, -1)
 		if _, err := p.issue(t); err == nil || p.memo.Text == "" {
 			t.Errorf("%v, and the memo is %q", err, p.memo.Text)
 		}
-		p.weather.clear()
+		p.faults.clear()
 		noted := p.memo.Text
 		p.claim.NotAfter = p.fake.ca.NotAfter.Add(time.Second)
 		if _, err := p.issue(t); err == nil || p.memo.Text != noted {
@@ -276,7 +276,7 @@ func TestPCARevokes(t *testing.T) {
 		onPCA(t, func(t *testing.T, p *pcaTest) {
 			c := p.mustIssue(t)
 			i := issuer.Issuance{Claim: p.claim, CAState: p.memo.Text, Certificate: &c}
-			p.weather.lose("RevokeCertificate", lostAnswer, 1)
+			p.faults.lose("RevokeCertificate", lostAnswer, 1)
 			if err := p.ca.Revoke(t.Context(), i, reason); err != nil {
 				t.Fatal(err)
 			}

@@ -15,10 +15,10 @@ import (
 	"secretfree/cloud/issuer/issuertest"
 )
 
-// weather stands before a server of AWS as the HTTP client of the SDK, and
+// faults stands before a server of AWS as the HTTP client of the SDK, and
 // spoils what it is told to. Nothing in it waits for a network, so that a test
 // may have a clock of its own.
-type weather struct {
+type faults struct {
 	server    http.Handler
 	operation func(*http.Request) string
 
@@ -44,8 +44,8 @@ var fates = map[string]fate{
 	"not applied": notApplied, "lost answer": lostAnswer, "server fault": serverFault, "server lies": serverLies, "throttled": throttled,
 }
 
-func newWeather(server http.Handler, operation func(*http.Request) string) *weather {
-	return &weather{server: server, operation: operation, seen: map[string]int{}}
+func newFaults(server http.Handler, operation func(*http.Request) string) *faults {
+	return &faults{server: server, operation: operation, seen: map[string]int{}}
 }
 
 // target is the operation of a service with JSON 1.1.
@@ -57,7 +57,7 @@ func target(r *http.Request) string {
 var errConnection = errors.New("the connection broke")
 
 // Do is that of the SDK's HTTP client.
-func (w *weather) Do(r *http.Request) (*http.Response, error) {
+func (w *faults) Do(r *http.Request) (*http.Response, error) {
 	if err := r.Context().Err(); err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func (w *weather) Do(r *http.Request) (*http.Response, error) {
 
 // lose makes the next n requests of an operation fail; negative: all, until it
 // is called again.
-func (w *weather) lose(what string, f fate, n int) {
+func (w *faults) lose(what string, f fate, n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fail = func(operation string) fate {
@@ -106,9 +106,9 @@ func (w *weather) lose(what string, f fate, n int) {
 	}
 }
 
-func (w *weather) clear() { w.lose("", passed, 0) }
+func (w *faults) clear() { w.lose("", passed, 0) }
 
-func (w *weather) count(operation string) int {
+func (w *faults) count(operation string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.seen[operation]

@@ -110,8 +110,8 @@ func (f *fakeIoT) operation(r *http.Request) string {
 	return f.names[pattern]
 }
 
-func (f *fakeIoT) config() (IoTCoreConfig, *weather) {
-	w := newWeather(&f.mux, f.operation)
+func (f *fakeIoT) config() (IoTCoreConfig, *faults) {
+	w := newFaults(&f.mux, f.operation)
 	return IoTCoreConfig{test: awsTest{w}}, w
 }
 

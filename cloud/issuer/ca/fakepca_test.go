@@ -88,8 +88,8 @@ func newFakePCA(t testing.TB) *fakePCA {
 	return f
 }
 
-func (f *fakePCA) config(t *testing.T) (ACMPCAConfig, *weather) {
-	w := newWeather(f, target)
+func (f *fakePCA) config(t *testing.T) (ACMPCAConfig, *faults) {
+	w := newFaults(f, target)
 	return ACMPCAConfig{ARN: fakeCAARN, Roots: []*x509.Certificate{f.root}, test: awsTest{w}}, w
 }
 

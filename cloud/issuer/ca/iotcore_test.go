@@ -14,11 +14,11 @@ import (
 
 // iotTest is AWS IoT Core with a registrar, and an issuer before it.
 type iotTest struct {
-	fake    *fakeIoT
-	weather *weather
-	config  IoTRegistrarConfig
-	local   *Local // whose certificates are valid on the test's own clock
-	opened  *IoTCore
+	fake   *fakeIoT
+	faults *faults
+	config IoTRegistrarConfig
+	local  *Local // whose certificates are valid on the test's own clock
+	opened *IoTCore
 }
 
 func onIoT(t *testing.T, test func(t *testing.T, i *iotTest)) {
@@ -31,7 +31,7 @@ func onIoT(t *testing.T, test func(t *testing.T, i *iotTest)) {
 		pca := newFakePCA(t) // for its CA
 		i.local = &Local{key: pca.caKey, issuing: pca.ca, root: pca.root}
 		var config IoTCoreConfig
-		config, i.weather = i.fake.config()
+		config, i.faults = i.fake.config()
 		i.config.test = config.test
 		test(t, i)
 	})
@@ -88,12 +88,12 @@ func TestIoTWeather(t *testing.T) {
 						i.config.CARegistered = true
 						i.fake.registeredCA = i.local.issuing.Raw
 					}
-					w := newCAWorld(t, ca, i.registrar(t))
-					i.weather.lose(operation, f, -1)
+					w := newCAEnv(t, ca, i.registrar(t))
+					i.faults.lose(operation, f, -1)
 					if _, err := w.issue(t); err == nil {
 						t.Fatal("no error in an outage")
 					}
-					if i.weather.count(operation) == 0 {
+					if i.faults.count(operation) == 0 {
 						t.Fatal("it was not called")
 					}
 					if f != lostAnswer && f != serverLies || operation != "UpdateCertificate" {
@@ -101,7 +101,7 @@ func TestIoTWeather(t *testing.T) {
 							t.Errorf("active in an outage: %v", got)
 						}
 					}
-					i.weather.clear()
+					i.faults.clear()
 					c, err := w.issue(t)
 					if err != nil {
 						t.Fatal(err)
@@ -119,7 +119,7 @@ func TestIoTWeather(t *testing.T) {
 
 // check sees that c is the one that may connect, with all that it needs, and
 // that a sweep leaves nothing else.
-func (i *iotTest) check(t *testing.T, w *caWorld, c issuer.Certificate) {
+func (i *iotTest) check(t *testing.T, w *caEnv, c issuer.Certificate) {
 	t.Helper()
 	id, device := certificateID(c.Leaf), w.board.ID.String()
 	if got := i.active(); len(got) != 1 || got[0] != id {
@@ -158,7 +158,7 @@ func (i *iotTest) check(t *testing.T, w *caWorld, c issuer.Certificate) {
 func TestIoTSweepKeeps(t *testing.T) {
 	onIoT(t, func(t *testing.T, i *iotTest) {
 		ca := i.ca(t)
-		w := newCAWorld(t, ca, nil)
+		w := newCAEnv(t, ca, nil)
 		if _, err := w.issue(t); err != nil { // inactive, and known
 			t.Fatal(err)
 		}
@@ -200,7 +200,7 @@ func TestIoTSweepKeeps(t *testing.T) {
 		if orphans, err := ca.Sweep(t.Context(), w.claims, 0, false); err != nil || len(orphans) != 0 || i.fake.count() != 4 {
 			t.Errorf("swept %v, %v", orphans, err)
 		}
-		i.weather.lose("ListCertificates", throttled, -1)
+		i.faults.lose("ListCertificates", throttled, -1)
 		if _, err := ca.Sweep(t.Context(), w.claims, 0, false); err == nil || !strings.Contains(err.Error(), "ThrottlingException") {
 			t.Errorf("throttled: %v", err)
 		}
@@ -338,13 +338,13 @@ func TestIoTDeactivate(t *testing.T) {
 		if err := r.Register(t.Context(), a.Device(), c); err != nil {
 			t.Fatal(err)
 		}
-		i.weather.lose("UpdateCertificate", lostAnswer, 1)
+		i.faults.lose("UpdateCertificate", lostAnswer, 1)
 		for range 2 {
 			if err := r.Deactivate(t.Context(), a.Device(), c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
 				t.Errorf("%v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
 			}
 		}
-		i.weather.lose("UpdateCertificate", serverFault, -1)
+		i.faults.lose("UpdateCertificate", serverFault, -1)
 		if err := r.Deactivate(t.Context(), a.Device(), c); err == nil || !strings.Contains(err.Error(), "making a certificate REVOKED") {
 			t.Errorf("an outage: %v", err)
 		}
@@ -364,7 +364,7 @@ func TestJITP(t *testing.T) {
 		if err := r.Register(t.Context(), a.Device(), c); err != nil || i.fake.count() != 0 {
 			t.Errorf("registered: %v, %d", err, i.fake.count())
 		}
-		i.weather.lose("RegisterCertificateWithoutCA", lostAnswer, 1)
+		i.faults.lose("RegisterCertificateWithoutCA", lostAnswer, 1)
 		for range 2 {
 			if err := r.Deactivate(t.Context(), a.Device(), c); err != nil || i.fake.status(certificateID(c.Leaf)) != "REVOKED" {
 				t.Errorf("%v, it is %s", err, i.fake.status(certificateID(c.Leaf)))
@@ -410,11 +410,11 @@ func TestOpenIoTRegistrarRefuses(t *testing.T) {
 func TestIoTDataEndpoint(t *testing.T) {
 	onIoT(t, func(t *testing.T, i *iotTest) {
 		r := i.registrar(t)
-		i.weather.lose("DescribeEndpoint", serverFault, -1)
+		i.faults.lose("DescribeEndpoint", serverFault, -1)
 		if _, err := r.DataEndpoint(t.Context()); err == nil || !strings.Contains(err.Error(), "where devices connect") {
 			t.Errorf("an outage at first: %v", err)
 		}
-		i.weather.clear()
+		i.faults.clear()
 		for _, step := range []struct {
 			after time.Duration
 			away  bool
@@ -423,9 +423,9 @@ func TestIoTDataEndpoint(t *testing.T) {
 			{0, false, "a1-"}, {59 * time.Minute, false, "a1-"}, {time.Minute, false, "a2-"}, {2 * time.Hour, true, "a2-"}, {0, false, "a3-"},
 		} {
 			time.Sleep(step.after) // of the test's own clock
-			i.weather.clear()
+			i.faults.clear()
 			if step.away {
-				i.weather.lose("DescribeEndpoint", notApplied, -1)
+				i.faults.lose("DescribeEndpoint", notApplied, -1)
 			}
 			if got, err := r.DataEndpoint(t.Context()); err != nil || !strings.HasPrefix(got, step.want) {
 				t.Errorf("after %v: %s, %v, want %s", step.after, got, err, step.want)

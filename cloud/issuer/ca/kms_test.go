@@ -100,7 +100,7 @@ func (f *fakeKMS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func onEveryKMS(t *testing.T, test func(t *testing.T, signing, mac KMSConfig)) {
 	t.Run("fake", func(t *testing.T) {
 		awsEnvironment(t)
-		at := awsTest{http: newWeather(newFakeKMS(t), target)}
+		at := awsTest{http: newFaults(newFakeKMS(t), target)}
 		test(t, KMSConfig{KeyID: fakeSigningKey, test: at}, KMSConfig{KeyID: fakeMacKey, test: at})
 	})
 	t.Run("moto", func(t *testing.T) {
@@ -170,7 +170,7 @@ func TestKMSMac(t *testing.T) {
 func TestKMSRefusals(t *testing.T) {
 	awsEnvironment(t)
 	open := func(f *fakeKMS, c KMSConfig) error {
-		c.test.http = newWeather(f, target)
+		c.test.http = newFaults(f, target)
 		s, err := OpenKMSSigner(t.Context(), c)
 		if err != nil {
 			return err
@@ -205,7 +205,7 @@ func TestKMSRefusals(t *testing.T) {
 	}
 	f := newFakeKMS(t)
 	f.badMac = true
-	if _, err := KMSMac(t.Context(), KMSConfig{KeyID: fakeMacKey, test: awsTest{newWeather(f, target)}}, "label"); err == nil ||
+	if _, err := KMSMac(t.Context(), KMSConfig{KeyID: fakeMacKey, test: awsTest{newFaults(f, target)}}, "label"); err == nil ||
 		!strings.Contains(err.Error(), "16 bytes came, want 32") {
 		t.Errorf("a short MAC: %v", err)
 	}
@@ -220,7 +220,7 @@ func TestKMSWeather(t *testing.T) {
 	for name, f := range fates {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWeather(newFakeKMS(t), target)
+				w := newFaults(newFakeKMS(t), target)
 				s, err := OpenKMSSigner(t.Context(), KMSConfig{KeyID: fakeSigningKey, test: awsTest{w}})
 				if err != nil {
 					t.Fatal(err)
@@ -245,7 +245,7 @@ func TestKMSWeather(t *testing.T) {
 		})
 	}
 	synctest.Test(t, func(t *testing.T) {
-		w := newWeather(newFakeKMS(t), target)
+		w := newFaults(newFakeKMS(t), target)
 		s, err := OpenKMSSigner(t.Context(), KMSConfig{KeyID: fakeSigningKey, test: awsTest{w}})
 		if err != nil {
 			t.Fatal(err)
@@ -261,7 +261,7 @@ func TestKMSWeather(t *testing.T) {
 // A key in KMS that is not that of the issuing CA is refused at the start.
 func TestKMSKeyOfAnotherCA(t *testing.T) {
 	awsEnvironment(t)
-	signer, err := OpenKMSSigner(t.Context(), KMSConfig{KeyID: fakeSigningKey, test: awsTest{newWeather(newFakeKMS(t), target)}})
+	signer, err := OpenKMSSigner(t.Context(), KMSConfig{KeyID: fakeSigningKey, test: awsTest{newFaults(newFakeKMS(t), target)}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func TestIoTRegistrarOnMoto(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w := newCAWorld(t, ca, r)
+			w := newCAEnv(t, ca, r)
 			c, err := w.issue(t)
 			if err != nil {
 				t.Fatal(err)

@@ -45,7 +45,7 @@ func caBackends() map[string]struct {
 	return map[string]backend{
 		"local": {false, func(*testing.T) {}, func(t *testing.T) caBackend { return caBackend{ca: localCA(t), same: true} }},
 		"local-kms-fake": {false, awsEnvironment, func(t *testing.T) caBackend {
-			return caBackend{ca: kmsCAWith(t, KMSConfig{KeyID: fakeSigningKey, test: awsTest{newWeather(newFakeKMS(t), target)}})}
+			return caBackend{ca: kmsCAWith(t, KMSConfig{KeyID: fakeSigningKey, test: awsTest{newFaults(newFakeKMS(t), target)}})}
 		}},
 		"local-kms-moto": {false, func(t *testing.T) { motoEndpoint(t) }, func(t *testing.T) caBackend {
 			return caBackend{ca: kmsCA(t)}
@@ -233,7 +233,7 @@ func TestCARevokes(t *testing.T) {
 // Sixteen requests at once get one certificate.
 func TestCAConcurrent(t *testing.T) {
 	onEveryCA(t, func(t *testing.T, b caBackend) {
-		w := newCAWorld(t, b.ca, nil)
+		w := newCAEnv(t, b.ca, nil)
 		var group sync.WaitGroup
 		leaves := make([]issuer.Certificate, 16)
 		for n := range leaves {
@@ -269,7 +269,7 @@ func TestCAAlternativeName(t *testing.T) {
 	for name, setting := range map[string]string{"URN": "urn:dev:ops:widgiot-{device}", "host": "{device}.devices.example.com", "none": ""} {
 		t.Run(name, func(t *testing.T) {
 			onEveryCA(t, func(t *testing.T, b caBackend) {
-				w := newCAWorld(t, b.ca, nil)
+				w := newCAEnv(t, b.ca, nil)
 				w.config.Policy.AlternativeName = setting
 				var err error
 				if w.issuer, err = issuer.New(w.config); err != nil {
@@ -304,7 +304,7 @@ func TestCAAlternativeName(t *testing.T) {
 // not before it.
 func TestCARenewal(t *testing.T) {
 	onEveryCA(t, func(t *testing.T, b caBackend) {
-		w := newCAWorld(t, b.ca, nil)
+		w := newCAEnv(t, b.ca, nil)
 		ahead := time.Duration(0)
 		w.config.Now = func() time.Time { return time.Now().Add(ahead) }
 		w.config.Policy.Validity, w.config.Policy.Renew, w.config.Policy.Overlap = 30*24*time.Hour, 30*24*time.Hour-time.Minute, time.Hour
@@ -345,8 +345,8 @@ func TestCARenewal(t *testing.T) {
 	})
 }
 
-// caWorld is an issuer with one enrolled board and one CA.
-type caWorld struct {
+// caEnv is an issuer with one enrolled board and one CA.
+type caEnv struct {
 	board  issuertest.Board
 	claims *issuertest.Claims
 	config issuer.Config // of issuer
@@ -354,10 +354,10 @@ type caWorld struct {
 	csr    []byte
 }
 
-func newCAWorld(t *testing.T, ca issuer.CA, registrar issuer.Registrar) *caWorld {
+func newCAEnv(t *testing.T, ca issuer.CA, registrar issuer.Registrar) *caEnv {
 	t.Helper()
 	st := issuertest.NewStation(t, issuertest.SKU, "line3-a")
-	w := &caWorld{board: issuertest.NewBoard(t), claims: &issuertest.Claims{}}
+	w := &caEnv{board: issuertest.NewBoard(t), claims: &issuertest.Claims{}}
 	registry := &issuertest.Registry{}
 	registry.Put(issuertest.Enrolment(t, w.board.Record(t, st), st))
 	w.csr = w.board.CSR().DER(t)
@@ -373,7 +373,7 @@ func newCAWorld(t *testing.T, ca issuer.CA, registrar issuer.Registrar) *caWorld
 	return w
 }
 
-func (w *caWorld) issue(t *testing.T) (issuer.Certificate, error) {
+func (w *caEnv) issue(t *testing.T) (issuer.Certificate, error) {
 	t.Helper()
 	request, err := issuer.ParseRequest(w.csr)
 	if err != nil {

@@ -225,7 +225,7 @@ func (s *storedClaim) texts() map[string]*string {
 	return map[string]*string{
 		attrDevice: &s.Device, attrClaim: &s.Claim, "key-fingerprint": &s.Fingerprint, "ca": &s.CA, "serial": &s.Serial,
 		"not-before": &s.NotBefore, "not-after": &s.NotAfter, "organization": &s.Org, "alternative-name": &s.AltName, "created": &s.Created, "challenge": &s.Challenge,
-		"state": &s.State, "memo": &s.Memo, "certificate": &s.Certificate, "certificate-chain": &s.Chain,
+		"state": &s.State, "memo": &s.CAState, "certificate": &s.Certificate, "certificate-chain": &s.Chain,
 		"activated": &s.Activated, "revoked": &s.Revoked, "reason": &s.Reason,
 	}
 }

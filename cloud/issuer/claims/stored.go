@@ -28,7 +28,7 @@ type storedClaim struct {
 	Created     string `json:"created"`
 	Challenge   string `json:"challenge,omitempty"`
 	State       string `json:"state"`
-	Memo        string `json:"memo,omitempty"`
+	CAState     string `json:"memo,omitempty"`
 	Certificate string `json:"certificate,omitempty"` // PEM
 	Chain       string `json:"certificate-chain,omitempty"`
 	Activated   string `json:"activated,omitempty"`
@@ -50,7 +50,7 @@ func storeIssuance(i issuer.Issuance) storedClaim {
 		Device: c.Device.String(), Claim: c.SortKey(), Version: i.Version, Fingerprint: c.Fingerprint.String(),
 		Generation: c.Generation, Epoch: c.Epoch, CA: c.CA, Serial: c.Serial.String(),
 		NotBefore: at(c.NotBefore), NotAfter: at(c.NotAfter), Org: c.Org, AltName: c.AltName, Created: at(c.Created), Challenge: c.Challenge,
-		State: string(i.State), Memo: i.CAState, Activated: at(i.Activated), Revoked: at(i.Revoked),
+		State: string(i.State), CAState: i.CAState, Activated: at(i.Activated), Revoked: at(i.Revoked),
 	}
 	if !i.Revoked.IsZero() {
 		s.Reason = i.Reason.String()
@@ -102,7 +102,7 @@ func (s storedClaim) parse() (i issuer.Issuance, err error) {
 		}
 	}
 	c.Generation, c.Epoch, c.CA, c.Challenge, c.Org, c.AltName = s.Generation, s.Epoch, s.CA, s.Challenge, s.Org, s.AltName
-	i.Version, i.State, i.CAState = s.Version, issuer.IssuanceState(s.State), s.Memo
+	i.Version, i.State, i.CAState = s.Version, issuer.IssuanceState(s.State), s.CAState
 	if s.Reason != "" {
 		var ok bool
 		if i.Reason, ok = issuer.ParseReason(s.Reason); !ok {

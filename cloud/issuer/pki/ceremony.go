@@ -109,7 +109,7 @@ func unchanged(dir string, entries []Entry) error {
 			case err != nil:
 				return err
 			case state == "changed", state == "away" && !strings.HasSuffix(f.Name, ".key"):
-				return fmt.Errorf("%s is %s since step %s made it on %s: %w", f.Name, state, e.Step, e.Time.Format(time.DateOnly), ErrConflict)
+				return fmt.Errorf("%s is %s since step %s made it on %s: %w", f.Name, state, e.Step, e.Time.Format(time.DateOnly), errConflict)
 			}
 		}
 	}
@@ -119,7 +119,7 @@ func unchanged(dir string, entries []Entry) error {
 // state is "as made", "changed" or "away".
 func (f File) state(dir string) (string, error) {
 	if !filepath.IsLocal(f.Name) {
-		return "", fmt.Errorf("the journal names a file outside the folder: %w", ErrConflict)
+		return "", fmt.Errorf("the journal names a file outside the folder: %w", errConflict)
 	}
 	data, err := readFile(filepath.Join(dir, filepath.FromSlash(f.Name)))
 	switch {
@@ -199,7 +199,7 @@ func (x *Ceremony) SignCRLs(ctx context.Context, authorities ...string) error {
 
 // Revoke notes that the certificate of a region's issuing CA, or of the line if
 // region is empty, is not to be believed any more. It is durable on return;
-// what tells the world is the next CRL. Repeated, it changes nothing. A revoked
+// what tells the testEnv is the next CRL. Repeated, it changes nothing. A revoked
 // CA takes no more steps.
 func (x *Ceremony) Revoke(region, reason string) error {
 	if _, ok := reasons[reason]; !ok {
@@ -215,7 +215,7 @@ func (x *Ceremony) Revoke(region, reason string) error {
 	}
 	if r := x.revocation(of); r != nil {
 		if r.Reason != reason {
-			return fmt.Errorf("revoking: it was revoked on %s for the reason %s already: %w", r.Time.Format(time.DateOnly), r.Reason, ErrConflict)
+			return fmt.Errorf("revoking: it was revoked on %s for the reason %s already: %w", r.Time.Format(time.DateOnly), r.Reason, errConflict)
 		}
 		return nil
 	}
@@ -316,11 +316,11 @@ func regionStep(region, what string) string { return "regions/" + region + "/" +
 // sameRegion refuses a plan that says something else of a region than when its
 // key was settled.
 func (x *Ceremony) sameRegion(r Region) error {
-	if e := x.journal.made(regionStep(r.Name, "csr")); e != nil && (r.Kind != KindACMPCA || e.AWS["pca"] != r.ARN) {
-		return fmt.Errorf("region %s is in ACM Private CA as %s, and the plan says another: %w", r.Name, e.AWS["pca"], ErrConflict)
+	if e := x.journal.made(regionStep(r.Name, "csr")); e != nil && (r.Kind != kindACMPCA || e.AWS["pca"] != r.ARN) {
+		return fmt.Errorf("region %s is in ACM Private CA as %s, and the plan says another: %w", r.Name, e.AWS["pca"], errConflict)
 	}
-	if e := x.journal.made(regionStep(r.Name, "key")); e != nil && r.Kind != KindLocal {
-		return fmt.Errorf("region %s has a key of its own, and the plan says that it is of kind %s: %w", r.Name, r.Kind, ErrConflict)
+	if e := x.journal.made(regionStep(r.Name, "key")); e != nil && r.Kind != kindLocal {
+		return fmt.Errorf("region %s has a key of its own, and the plan says that it is of kind %s: %w", r.Name, r.Kind, errConflict)
 	}
 	return nil
 }
@@ -394,7 +394,7 @@ func (x *Ceremony) certificate(step, file string) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("reading %s: %w", file, err)
 	}
 	if digest(c.Raw) != e.Certificate.Fingerprint {
-		return nil, fmt.Errorf("%s is not the certificate of step %s: %w", file, step, ErrConflict)
+		return nil, fmt.Errorf("%s is not the certificate of step %s: %w", file, step, errConflict)
 	}
 	return c, nil
 }
@@ -417,7 +417,7 @@ func (x *Ceremony) make(step, key, file string, p profile, others map[string][]b
 			return err
 		}
 		if p.parent != nil && !sameKey(signer.Public(), p.parent.PublicKey) {
-			return fmt.Errorf("the key %s is not that of %q: %w", key, p.parent.Subject.CommonName, ErrConflict)
+			return fmt.Errorf("the key %s is not that of %q: %w", key, p.parent.Subject.CommonName, errConflict)
 		}
 		der, err := p.sign(signer, now)
 		if err != nil {

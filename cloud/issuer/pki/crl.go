@@ -86,7 +86,7 @@ func (x *Ceremony) crlStep(authority string) Step {
 			if crl.Number != number || slices.ContainsFunc(crl.Serials, func(serial string) bool {
 				return !slices.ContainsFunc(revoked, func(r Revocation) bool { return r.Serial == serial })
 			}) {
-				return fmt.Errorf("%s is there already, and is another: %w", file, ErrConflict)
+				return fmt.Errorf("%s is there already, and is another: %w", file, errConflict)
 			}
 			if err := makeDir(x.path("crl")); err != nil {
 				return err
@@ -159,7 +159,7 @@ func (x *Ceremony) publish(ctx context.Context, id, authority string, number uin
 			return err
 		}
 		if !bytes.Equal(there, der) {
-			return fmt.Errorf("s3://%s/%s is there already, and is another: %w", b.name, object, ErrConflict)
+			return fmt.Errorf("s3://%s/%s is there already, and is another: %w", b.name, object, errConflict)
 		}
 	}
 	if err := x.point(ctx, b, authority, number, stable, der); err != nil {
@@ -186,7 +186,7 @@ func (x *Ceremony) point(ctx context.Context, b bucket, authority string, number
 		}
 		switch {
 		case crl.Number == number || crl.Number > x.latest(authority).Number:
-			return fmt.Errorf("s3://%s/%s is list %d, which this folder did not sign: %w", b.name, stable, crl.Number, ErrConflict)
+			return fmt.Errorf("s3://%s/%s is list %d, which this folder did not sign: %w", b.name, stable, crl.Number, errConflict)
 		case crl.Number > number:
 			return nil
 		}

@@ -26,7 +26,7 @@ func syncDir(path string) error {
 
 // writeNew makes a file that is durable on return. A file that is there already
 // is never written over: with the same content it is taken, with another it is
-// an error that wraps ErrConflict.
+// an error that wraps errConflict.
 func writeNew(path string, data []byte) error {
 	return put(path, data, func(temp string) error {
 		err := os.Link(temp, path)
@@ -38,7 +38,7 @@ func writeNew(path string, data []byte) error {
 			return err
 		}
 		if !bytes.Equal(there, data) {
-			return fmt.Errorf("%s is there already, and is another: %w", path, ErrConflict)
+			return fmt.Errorf("%s is there already, and is another: %w", path, errConflict)
 		}
 		return nil
 	})

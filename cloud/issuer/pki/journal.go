@@ -114,7 +114,7 @@ func parseJournal(text []byte) (entries []Entry, last string, torn int, err erro
 			return nil, "", 0, fmt.Errorf("line %d: %w", len(entries)+1, err)
 		}
 		if e.Seq != uint64(len(entries)+1) || e.Previous != last {
-			return nil, "", 0, fmt.Errorf("line %d: %w: it does not follow the line before", len(entries)+1, ErrConflict)
+			return nil, "", 0, fmt.Errorf("line %d: %w: it does not follow the line before", len(entries)+1, errConflict)
 		}
 		entries, last, text = append(entries, e), digest(text[:end]), text[end:]
 	}
@@ -181,7 +181,7 @@ func (j *journal) open(dir string) error {
 	// The lock is the process's; the kernel frees it whatever becomes of the
 	// process.
 	if err := syscall.Flock(int(j.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return fmt.Errorf("%s: %w (%v)", dir, ErrBusy, err)
+		return fmt.Errorf("%s: %w (%v)", dir, errBusy, err)
 	}
 	var err error
 	if j.entries, j.last, j.size, err = readJournal(j.file); err != nil {

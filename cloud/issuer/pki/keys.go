@@ -47,7 +47,7 @@ type FileKeys struct {
 	open       map[string]crypto.Signer
 }
 
-// Check refuses passphrases that are weak (ErrWeak), and one that is both the
+// Check refuses passphrases that are weak (errWeak), and one that is both the
 // root's or the line's and another's.
 func (k *FileKeys) Check() error {
 	for name, passphrase := range k.Passphrases {
@@ -56,7 +56,7 @@ func (k *FileKeys) Check() error {
 		}
 		for _, offline := range []string{RootKey, LineKey} {
 			if name != offline && bytes.Equal(passphrase, k.Passphrases[offline]) {
-				return fmt.Errorf("the keys %s and %s have the same passphrase: %w", offline, name, ErrWeak)
+				return fmt.Errorf("the keys %s and %s have the same passphrase: %w", offline, name, errWeak)
 			}
 		}
 	}
@@ -67,10 +67,10 @@ const minPassphrase = 12
 
 // CheckPassphrase refuses what is guessed at once: what is shorter than 12
 // bytes, repeats itself, counts, or is made of a well-known word. The error
-// wraps ErrWeak and does not hold the passphrase.
+// wraps errWeak and does not hold the passphrase.
 func CheckPassphrase(passphrase []byte) error {
 	if len(passphrase) < minPassphrase {
-		return fmt.Errorf("%w: it is shorter than %d bytes; make one with: openssl rand -base64 33", ErrWeak, minPassphrase)
+		return fmt.Errorf("%w: it is shorter than %d bytes; make one with: openssl rand -base64 33", errWeak, minPassphrase)
 	}
 	rest := strings.Map(func(r rune) rune {
 		if unicode.IsLetter(r) {
@@ -87,7 +87,7 @@ func CheckPassphrase(passphrase []byte) error {
 		rest = strings.ReplaceAll(rest, word, "")
 	}
 	if len(different) < 6 || steps(passphrase) || len(rest) == 0 && digitsAndWords(passphrase) {
-		return fmt.Errorf("%w: it repeats itself, counts, or is made of a well-known word; make one with: openssl rand -base64 33", ErrWeak)
+		return fmt.Errorf("%w: it repeats itself, counts, or is made of a well-known word; make one with: openssl rand -base64 33", errWeak)
 	}
 	return nil
 }

@@ -49,8 +49,8 @@ func testPlan() Plan {
 	return Plan{
 		Name: "Widgets", SKU: "widgiot", Root: 3000 * day, Line: 2000 * day, Issuing: 1000 * day,
 		Regions: []Region{
-			{Name: "us-east-1", Kind: KindLocal, IoT: true, OCSP: true},
-			{Name: "europe", AWS: "eu-west-1", Kind: KindACMPCA, ARN: testARN, IoT: true, AutoRegistration: true, Template: "jitp"},
+			{Name: "us-east-1", Kind: kindLocal, IoT: true, OCSP: true},
+			{Name: "europe", AWS: "eu-west-1", Kind: kindACMPCA, ARN: testARN, IoT: true, AutoRegistration: true, Template: "jitp"},
 		},
 		CRL:  CRLPlan{Validity: 30 * day, Bucket: "widgiot-crl", Prefix: "crl/", Region: "us-east-1"},
 		URLs: URLs{RootCRL: "http://crl.example.com/root.crl", LineCRL: "http://crl.example.com/line.crl", RootCertificate: "http://crl.example.com/root.cer", LineCertificate: "http://crl.example.com/line.cer"},
@@ -73,12 +73,12 @@ func testKeys(dir string, without ...string) *FileKeys {
 	return k
 }
 
-func testConfig(dir string, w *world) Config {
+func testConfig(dir string, w *testEnv) Config {
 	return Config{Dir: dir, Plan: testPlan(), Keys: testKeys(dir), Clients: w, Operator: "the tests"}
 }
 
 // open opens a ceremony that breaks where the world does.
-func open(t testing.TB, c Config, w *world) *Ceremony {
+func open(t testing.TB, c Config, w *testEnv) *Ceremony {
 	t.Helper()
 	x, err := Open(c)
 	must(t, err)
@@ -98,8 +98,8 @@ func run(t testing.TB, c Config) {
 
 var errBroken = errors.New("broken off by the test")
 
-// world is AWS as far as a ceremony sees it. It checks what AWS checks.
-type world struct {
+// testEnv is AWS as far as a ceremony sees it. It checks what AWS checks.
+type testEnv struct {
 	breakAt int             // the number of the event that fails; 0: none
 	broken  map[string]bool // if it is not nil, each event fails once
 	events  []string
@@ -109,11 +109,11 @@ type world struct {
 	objects map[string][]byte
 }
 
-func newWorld(t testing.TB) *world {
+func newTestEnv(t testing.TB) *testEnv {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	must(t, err)
-	w := &world{iot: map[string]*fakeIoT{}, objects: map[string][]byte{}}
+	w := &testEnv{iot: map[string]*fakeIoT{}, objects: map[string][]byte{}}
 	w.pca = &fakePCA{w: w, key: key, subject: pkix.Name{CommonName: "Widgets Europe", Organization: []string{"Widgets"}}, pending: 1,
 		tokens: map[string]string{}, issued: map[string]*x509.Certificate{}}
 	for _, region := range []string{"us-east-1", "eu-west-1"} {
@@ -123,7 +123,7 @@ func newWorld(t testing.TB) *world {
 }
 
 // event may be where everything breaks.
-func (w *world) event(what string) error {
+func (w *testEnv) event(what string) error {
 	w.events = append(w.events, what)
 	if len(w.events) == w.breakAt || w.broken != nil && !w.broken[what] {
 		if w.broken != nil {
@@ -134,20 +134,20 @@ func (w *world) event(what string) error {
 	return nil
 }
 
-func (w *world) PCA(_ context.Context, region string) (PCA, error) {
+func (w *testEnv) PCA(_ context.Context, region string) (PCA, error) {
 	if region != "eu-west-1" {
 		return nil, fmt.Errorf("no CA in %s", region)
 	}
 	return w.pca, nil
 }
 
-func (w *world) IoT(_ context.Context, region string) (IoT, error) { return w.iot[region], nil }
+func (w *testEnv) IoT(_ context.Context, region string) (IoT, error) { return w.iot[region], nil }
 
-func (w *world) S3(_ context.Context, region string) (Objects, error) { return w, nil }
+func (w *testEnv) S3(_ context.Context, region string) (Objects, error) { return w, nil }
 
 // call runs a remote call that may fail before it has an effect, and may lose
 // its answer after it.
-func call[Out any](w *world, name string, do func() (*Out, error)) (*Out, error) {
+func call[Out any](w *testEnv, name string, do func() (*Out, error)) (*Out, error) {
 	if err := w.event("request " + name); err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func call[Out any](w *world, name string, do func() (*Out, error)) (*Out, error)
 
 // fakePCA is one CA in ACM Private CA.
 type fakePCA struct {
-	w       *world
+	w       *testEnv
 	key     *ecdsa.PrivateKey
 	subject pkix.Name
 	csr     func() ([]byte, error) // nil: its own
@@ -278,7 +278,7 @@ func (p *fakePCA) GetCertificate(_ context.Context, in *acmpca.GetCertificateInp
 
 // fakeIoT is IoT Core in a region.
 type fakeIoT struct {
-	w      *world
+	w      *testEnv
 	region string
 	code   string
 
@@ -341,7 +341,7 @@ func (f *fakeIoT) DescribeCACertificate(_ context.Context, in *iot.DescribeCACer
 	})
 }
 
-func (w *world) PutObject(_ context.Context, in *s3.PutObjectInput, _ ...func(*s3.Options)) (*s3.PutObjectOutput, error) {
+func (w *testEnv) PutObject(_ context.Context, in *s3.PutObjectInput, _ ...func(*s3.Options)) (*s3.PutObjectOutput, error) {
 	return call(w, "PutObject "+*in.Key, func() (*s3.PutObjectOutput, error) {
 		there, ok := w.objects[*in.Key]
 		if ok && in.IfNoneMatch != nil || in.IfMatch != nil && (!ok || digest(there) != *in.IfMatch) {
@@ -360,7 +360,7 @@ func (w *world) PutObject(_ context.Context, in *s3.PutObjectInput, _ ...func(*s
 	})
 }
 
-func (w *world) GetObject(_ context.Context, in *s3.GetObjectInput, _ ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
+func (w *testEnv) GetObject(_ context.Context, in *s3.GetObjectInput, _ ...func(*s3.Options)) (*s3.GetObjectOutput, error) {
 	return call(w, "GetObject "+*in.Key, func() (*s3.GetObjectOutput, error) {
 		data, ok := w.objects[*in.Key]
 		if !ok {

@@ -53,7 +53,7 @@ func (x *Ceremony) pca(ctx context.Context, r Region) (privateCA, error) {
 	if x.c.Clients == nil {
 		return privateCA{}, errors.New("the plan has something in AWS, and there are no clients for it")
 	}
-	client, err := x.c.Clients.PCA(ctx, r.Place())
+	client, err := x.c.Clients.PCA(ctx, r.location())
 	return privateCA{client, r.ARN}, err
 }
 
@@ -79,11 +79,11 @@ func (p privateCA) installed(ctx context.Context, issuing *x509.Certificate, cha
 	}
 	c, err := parseCertificate([]byte(aws.ToString(out.Certificate)))
 	if err != nil || !c.Equal(issuing) {
-		return false, fmt.Errorf("%s has another certificate: %w", p.arn, ErrConflict)
+		return false, fmt.Errorf("%s has another certificate: %w", p.arn, errConflict)
 	}
 	there, err := parseChain([]byte(aws.ToString(out.CertificateChain)))
 	if err != nil || !slices.EqualFunc(there, chain, (*x509.Certificate).Equal) {
-		return false, fmt.Errorf("%s has another chain: %w", p.arn, ErrConflict)
+		return false, fmt.Errorf("%s has another chain: %w", p.arn, errConflict)
 	}
 	return true, nil
 }

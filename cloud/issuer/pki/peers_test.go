@@ -46,7 +46,7 @@ func deviceUnder(t *testing.T, issuing *x509.Certificate, key *ecdsa.PrivateKey)
 // A local region is a folder for an issuer, and what is signed there is
 // believed up to the root: by Go, and by OpenSSL with the lists.
 func TestProfiles(t *testing.T) {
-	dir, w := t.TempDir(), newWorld(t)
+	dir, w := t.TempDir(), newTestEnv(t)
 	w.pca.pending = 0
 	c := testConfig(dir, w)
 	c.Plan.Issuing = 900 * day

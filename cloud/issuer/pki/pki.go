@@ -28,7 +28,7 @@
 // A step's product is durable before the next begins, and each can be taken
 // again: Run goes on from whatever it finds. What is already there, on disk or
 // in AWS, is taken only if it is what the step would have made; anything else
-// is an error that wraps ErrConflict.
+// is an error that wraps errConflict.
 package pki
 
 import (
@@ -43,27 +43,27 @@ import (
 )
 
 var (
-	// ErrConflict says that what is there is not what the plan or the journal
+	// errConflict says that what is there is not what the plan or the journal
 	// says. It does not go away by itself.
-	ErrConflict = errors.New("not what was to be made")
-	// ErrOutlives says that a certificate would be valid for longer than its
+	errConflict = errors.New("not what was to be made")
+	// errOutlives says that a certificate would be valid for longer than its
 	// parent.
-	ErrOutlives = errors.New("it would outlive its parent")
+	errOutlives = errors.New("it would outlive its parent")
 	// ErrNoPassphrase says that a step signs with a key whose passphrase was
 	// not given.
 	ErrNoPassphrase = errors.New("its passphrase is wanted")
-	// ErrWeak says that a passphrase protects nothing.
-	ErrWeak = errors.New("the passphrase is weak")
-	// ErrBusy says that another run has the folder.
-	ErrBusy = errors.New("another run has this folder")
+	// errWeak says that a passphrase protects nothing.
+	errWeak = errors.New("the passphrase is weak")
+	// errBusy says that another run has the folder.
+	errBusy = errors.New("another run has this folder")
 	// ErrNoCeremony says that nothing was made in a folder yet.
 	ErrNoCeremony = errors.New("nothing was made here yet")
 )
 
 // The kinds of a region's issuing CA.
 const (
-	KindLocal  = "local"  // the folder regions/<name> is one for issuer.OpenLocalCA
-	KindACMPCA = "acmpca" // the key is in ACM Private CA
+	kindLocal  = "local"  // the folder regions/<name> is one for issuer.OpenLocalCA
+	kindACMPCA = "acmpca" // the key is in ACM Private CA
 )
 
 // Plan is what is to be made. Its texts stand in names of certificates and
@@ -84,7 +84,7 @@ type Region struct {
 	Name string
 	// AWS is the AWS region of Private CA and IoT Core; empty: Name.
 	AWS  string
-	Kind string // KindLocal or KindACMPCA
+	Kind string // kindLocal or kindACMPCA
 	ARN  string // of the CA in ACM Private CA; it must have been created as a subordinate
 	// IoT registers the CA with IoT Core.
 	IoT              bool
@@ -95,8 +95,8 @@ type Region struct {
 	OCSP bool
 }
 
-// Place is the AWS region.
-func (r Region) Place() string {
+// location is the AWS region.
+func (r Region) location() string {
 	if r.AWS != "" {
 		return r.AWS
 	}
@@ -120,8 +120,8 @@ type URLs struct {
 }
 
 const (
-	// MinValidity and MaxValidity of a certificate.
-	MinValidity = 24 * time.Hour
+	// minValidity and MaxValidity of a certificate.
+	minValidity = 24 * time.Hour
 	MaxValidity = 100 * 365 * 24 * time.Hour
 
 	maxRegions    = 40
@@ -160,12 +160,12 @@ func (p Plan) Check() error {
 		key   string
 		valid time.Duration
 	}{{"root.days", p.Root}, {"line.days", p.Line}, {"issuing.days", p.Issuing}} {
-		if v.valid < MinValidity || v.valid > above {
+		if v.valid < minValidity || v.valid > above {
 			return bad(v.key, "is %d, want 1 or more, and no more than %s: no certificate outlives its parent", v.valid/(24*time.Hour), aboveName)
 		}
 		above, aboveName = v.valid, v.key
 	}
-	if p.CRL.Validity < MinValidity || p.CRL.Validity > MaxValidity {
+	if p.CRL.Validity < minValidity || p.CRL.Validity > MaxValidity {
 		return bad("crl.days", "is %d, want 1 or more", p.CRL.Validity/(24*time.Hour))
 	}
 	if p.CRL.Bucket != "" && !bucketPattern.MatchString(p.CRL.Bucket) {
@@ -214,12 +214,12 @@ func (r Region) check() *PlanError {
 		return &PlanError{"name", fmt.Sprintf("is %q, want letters a-z, digits and -", r.Name)}
 	case r.AWS != "" && !regionPattern.MatchString(r.AWS):
 		return &PlanError{"aws_region", fmt.Sprintf("is %q, want letters a-z, digits and -", r.AWS)}
-	case r.Kind != KindLocal && r.Kind != KindACMPCA:
-		return &PlanError{"kind", fmt.Sprintf("is %q, want %q or %q", r.Kind, KindLocal, KindACMPCA)}
-	case r.Kind == KindLocal && r.ARN != "":
-		return &PlanError{"arn", "is only for a region of kind " + KindACMPCA}
-	case r.Kind == KindACMPCA && r.OCSP:
-		return &PlanError{"ocsp", "is not for a region of kind " + KindACMPCA + ": Private CA answers OCSP itself"}
+	case r.Kind != kindLocal && r.Kind != kindACMPCA:
+		return &PlanError{"kind", fmt.Sprintf("is %q, want %q or %q", r.Kind, kindLocal, kindACMPCA)}
+	case r.Kind == kindLocal && r.ARN != "":
+		return &PlanError{"arn", "is only for a region of kind " + kindACMPCA}
+	case r.Kind == kindACMPCA && r.OCSP:
+		return &PlanError{"ocsp", "is not for a region of kind " + kindACMPCA + ": Private CA answers OCSP itself"}
 	case !r.IoT && (r.AutoRegistration || r.Template != ""):
 		return &PlanError{"iot", "is not on, and there are settings for it"}
 	case r.Template != "" && !r.AutoRegistration:
@@ -227,13 +227,13 @@ func (r Region) check() *PlanError {
 	case r.Template != "" && !tmplPattern.MatchString(r.Template):
 		return &PlanError{"template", fmt.Sprintf("is %q, which is no template's name", r.Template)}
 	}
-	if r.Kind == KindACMPCA {
+	if r.Kind == kindACMPCA {
 		a, err := arn.Parse(r.ARN)
 		if err != nil || a.Service != "acm-pca" {
 			return &PlanError{"arn", fmt.Sprintf("is %q, want arn:aws:acm-pca:REGION:ACCOUNT:certificate-authority/ID", r.ARN)}
 		}
-		if a.Region != r.Place() {
-			return &PlanError{"arn", fmt.Sprintf("is in %s, and the region is %s", a.Region, r.Place())}
+		if a.Region != r.location() {
+			return &PlanError{"arn", fmt.Sprintf("is in %s, and the region is %s", a.Region, r.location())}
 		}
 	}
 	return nil

@@ -68,7 +68,7 @@ func (p profile) ca() bool { return !p.responder && !p.proof }
 
 func nameDER(name pkix.Name) ([]byte, error) { return asn1.Marshal(name.ToRDNSequence()) }
 
-// sign makes the DER. A parent that does not last as long is ErrOutlives.
+// sign makes the DER. A parent that does not last as long is errOutlives.
 func (p profile) sign(signer crypto.Signer, now time.Time) ([]byte, error) {
 	id, err := keyID(p.public)
 	if err != nil {
@@ -85,7 +85,7 @@ func (p profile) sign(signer crypto.Signer, now time.Time) ([]byte, error) {
 		}
 		if !now.Before(p.parent.NotAfter) || notAfter.After(p.parent.NotAfter) {
 			return nil, fmt.Errorf("a certificate until %s under %q, which ends on %s: %w; shorten its validity in the plan", notAfter.Format(time.DateOnly),
-				p.parent.Subject.CommonName, p.parent.NotAfter.Format(time.DateOnly), ErrOutlives)
+				p.parent.Subject.CommonName, p.parent.NotAfter.Format(time.DateOnly), errOutlives)
 		}
 	}
 	template := &x509.Certificate{
@@ -114,11 +114,11 @@ func (p profile) sign(signer crypto.Signer, now time.Time) ([]byte, error) {
 }
 
 // check says in what a certificate is not of the profile, with an error that
-// wraps ErrConflict or ErrOutlives. The validity is only checked to lie within
+// wraps errConflict or errOutlives. The validity is only checked to lie within
 // the parent's: a plan may have changed it since.
 func (p profile) check(c *x509.Certificate, now time.Time) error {
 	wrong := func(format string, args ...any) error {
-		return fmt.Errorf("%w: the certificate of %q: %s", ErrConflict, c.Subject.CommonName, fmt.Sprintf(format, args...))
+		return fmt.Errorf("%w: the certificate of %q: %s", errConflict, c.Subject.CommonName, fmt.Sprintf(format, args...))
 	}
 	parent := p.parent
 	if parent == nil {
@@ -140,7 +140,7 @@ func (p profile) check(c *x509.Certificate, now time.Time) error {
 		return nil // by whatever template the CA has; it is looked at once
 	}
 	if c.NotAfter.After(parent.NotAfter) || c.NotBefore.Before(parent.NotBefore) {
-		return fmt.Errorf("the certificate of %q: %w", c.Subject.CommonName, ErrOutlives)
+		return fmt.Errorf("the certificate of %q: %w", c.Subject.CommonName, errOutlives)
 	}
 	if bits := c.SerialNumber.BitLen(); bits > 128 || bits < 64 {
 		return wrong("its serial has %d bits", bits)
@@ -280,10 +280,10 @@ func parseCRL(der []byte, by *x509.Certificate) (*CRL, error) {
 		return nil, err
 	}
 	if err := list.CheckSignatureFrom(by); err != nil {
-		return nil, fmt.Errorf("%w: %q did not sign it: %v", ErrConflict, by.Subject.CommonName, err)
+		return nil, fmt.Errorf("%w: %q did not sign it: %v", errConflict, by.Subject.CommonName, err)
 	}
 	if list.Number == nil || !list.Number.IsUint64() {
-		return nil, fmt.Errorf("%w: its number", ErrConflict)
+		return nil, fmt.Errorf("%w: its number", errConflict)
 	}
 	crl := &CRL{Number: list.Number.Uint64(), ThisUpdate: list.ThisUpdate.UTC(), NextUpdate: list.NextUpdate.UTC(), Serials: []string{}}
 	for _, e := range list.RevokedCertificateEntries {

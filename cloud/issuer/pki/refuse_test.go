@@ -86,36 +86,36 @@ func other(t *testing.T, name string) (*x509.Certificate, *ecdsa.PrivateKey) {
 func TestRunRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		step  string // before which it is spoiled
-		spoil func(t *testing.T, x *Ceremony, w *world)
+		spoil func(t *testing.T, x *Ceremony, w *testEnv)
 		want  error
 		says  string
 	}{
-		"another root": {"root-certificate", func(t *testing.T, x *Ceremony, _ *world) {
+		"another root": {"root-certificate", func(t *testing.T, x *Ceremony, _ *testEnv) {
 			c, _ := other(t, "Widgets Root CA")
 			must(t, writeNew(x.path("root.pem"), certificatePEM(c)))
-		}, ErrConflict, "its key is another"},
-		"garbage for a root": {"root-certificate", func(t *testing.T, x *Ceremony, _ *world) {
+		}, errConflict, "its key is another"},
+		"garbage for a root": {"root-certificate", func(t *testing.T, x *Ceremony, _ *testEnv) {
 			must(t, writeNew(x.path("root.pem"), []byte("x")))
 		}, nil, "not one PEM block"},
-		"a root of another name": {"root-certificate", func(t *testing.T, x *Ceremony, _ *world) {
+		"a root of another name": {"root-certificate", func(t *testing.T, x *Ceremony, _ *testEnv) {
 			c, _ := other(t, "Gadgets Root CA")
 			must(t, writeNew(x.path("root.pem"), certificatePEM(c)))
-		}, ErrConflict, "its subject is another"},
-		"a line that would outlive the root": {"line-certificate", func(*testing.T, *Ceremony, *world) {
+		}, errConflict, "its subject is another"},
+		"a line that would outlive the root": {"line-certificate", func(*testing.T, *Ceremony, *testEnv) {
 			time.Sleep(1500 * day) // of the bubble
-		}, ErrOutlives, "Widgets Root CA"},
-		"a root's key under another passphrase": {"line-certificate", func(t *testing.T, x *Ceremony, _ *world) {
+		}, errOutlives, "Widgets Root CA"},
+		"a root's key under another passphrase": {"line-certificate", func(t *testing.T, x *Ceremony, _ *testEnv) {
 			x.c.Keys.(*FileKeys).open = nil
 			x.c.Keys.(*FileKeys).Passphrases[RootKey] = []byte("another: staple battery")
 		}, nil, "wrong passphrase"},
-		"a list of another": {"crl/root/1", func(t *testing.T, x *Ceremony, _ *world) {
+		"a list of another": {"crl/root/1", func(t *testing.T, x *Ceremony, _ *testEnv) {
 			c, key := other(t, "Widgets Root CA")
 			der, err := signCRL(1, nil, c, key, day, time.Now())
 			must(t, err)
 			must(t, makeDir(x.path("crl")))
 			must(t, writeNew(x.path("crl/root-1.crl"), der))
-		}, ErrConflict, "did not sign it"},
-		"a list with another number": {"crl/root/1", func(t *testing.T, x *Ceremony, _ *world) {
+		}, errConflict, "did not sign it"},
+		"a list with another number": {"crl/root/1", func(t *testing.T, x *Ceremony, _ *testEnv) {
 			root, err := x.authority(RootKey)
 			must(t, err)
 			key, err := x.c.Keys.Open(RootKey)
@@ -124,81 +124,81 @@ func TestRunRefuses(t *testing.T) {
 			must(t, err)
 			must(t, makeDir(x.path("crl")))
 			must(t, writeNew(x.path("crl/root-1.crl"), der))
-		}, ErrConflict, "is another"},
-		"a request with a broken signature": {"regions/europe/csr", func(t *testing.T, _ *Ceremony, w *world) {
+		}, errConflict, "is another"},
+		"a request with a broken signature": {"regions/europe/csr", func(t *testing.T, _ *Ceremony, w *testEnv) {
 			w.pca.csr = func() ([]byte, error) {
 				der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: w.pca.subject}, w.pca.key)
 				return bytes.Replace(der, []byte("Europe"), []byte("Africa"), 1), err
 			}
 		}, nil, "its signature"},
-		"a request without a name": {"regions/europe/csr", func(_ *testing.T, _ *Ceremony, w *world) { w.pca.subject = pkix.Name{} }, nil, "no subject"},
-		"a request with a weak curve": {"regions/europe/csr", func(t *testing.T, _ *Ceremony, w *world) {
+		"a request without a name": {"regions/europe/csr", func(_ *testing.T, _ *Ceremony, w *testEnv) { w.pca.subject = pkix.Name{} }, nil, "no subject"},
+		"a request with a weak curve": {"regions/europe/csr", func(t *testing.T, _ *Ceremony, w *testEnv) {
 			key, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 			must(t, err)
 			w.pca.key = key
 		}, nil, "none of P-256"},
-		"a request in the root's name": {"regions/europe/csr", func(_ *testing.T, x *Ceremony, w *world) {
+		"a request in the root's name": {"regions/europe/csr", func(_ *testing.T, x *Ceremony, w *testEnv) {
 			w.pca.subject = x.c.Plan.rootName()
-		}, ErrConflict, "the name or the key of the root"},
-		"another request on disk": {"regions/europe/csr", func(t *testing.T, x *Ceremony, _ *world) {
+		}, errConflict, "the name or the key of the root"},
+		"another request on disk": {"regions/europe/csr", func(t *testing.T, x *Ceremony, _ *testEnv) {
 			must(t, x.regionDir("regions/europe/issuing"))
 			must(t, writeNew(x.path("regions/europe/issuing.csr"), []byte("x")))
-		}, ErrConflict, "is not the request of"},
-		"a CA that has another certificate": {"regions/europe/import", func(t *testing.T, _ *Ceremony, w *world) {
+		}, errConflict, "is not the request of"},
+		"a CA that has another certificate": {"regions/europe/import", func(t *testing.T, _ *Ceremony, w *testEnv) {
 			w.pca.certificate, _ = other(t, "Gadgets")
-		}, ErrConflict, "has another certificate"},
-		"a CA that has another chain": {"regions/europe/import", func(t *testing.T, x *Ceremony, w *world) {
+		}, errConflict, "has another certificate"},
+		"a CA that has another chain": {"regions/europe/import", func(t *testing.T, x *Ceremony, w *testEnv) {
 			c, err := x.issuing(x.c.Plan.Regions[1])
 			must(t, err)
 			w.pca.certificate, w.pca.chain = c, certificatePEM(c)
-		}, ErrConflict, "has another chain"},
-		"no code": {"regions/europe/verification", func(_ *testing.T, _ *Ceremony, w *world) { w.iot["eu-west-1"].code = "" }, nil, "registration code"},
-		"a verification certificate for another name": {"regions/europe/verification", func(t *testing.T, _ *Ceremony, w *world) {
+		}, errConflict, "has another chain"},
+		"no code": {"regions/europe/verification", func(_ *testing.T, _ *Ceremony, w *testEnv) { w.iot["eu-west-1"].code = "" }, nil, "registration code"},
+		"a verification certificate for another name": {"regions/europe/verification", func(t *testing.T, _ *Ceremony, w *testEnv) {
 			w.pca.spoil = func(c *x509.Certificate) { c.RawSubject, c.Subject = nil, pkix.Name{CommonName: "another"} }
-		}, ErrConflict, "its subject is another"},
-		"a CA in IoT Core that is not named": {"regions/europe/register", func(t *testing.T, x *Ceremony, w *world) {
+		}, errConflict, "its subject is another"},
+		"a CA in IoT Core that is not named": {"regions/europe/register", func(t *testing.T, x *Ceremony, w *testEnv) {
 			c, err := x.issuing(x.c.Plan.Regions[1])
 			must(t, err)
 			w.iot["eu-west-1"].ca, w.iot["eu-west-1"].silent = c, true
 		}, nil, "does not say under what name"},
 		"another CA in IoT Core": {"regions/europe/register", described(func(out *iot.DescribeCACertificateOutput) {
 			out.CertificateDescription.CertificatePem = aws.String("x")
-		}), ErrConflict, "another certificate"},
+		}), errConflict, "another certificate"},
 		"an inactive CA in IoT Core": {"regions/europe/register", described(func(out *iot.DescribeCACertificateOutput) {
 			out.CertificateDescription.Status = iottypes.CACertificateStatusInactive
-		}), ErrConflict, "status is INACTIVE"},
+		}), errConflict, "status is INACTIVE"},
 		"a CA in IoT Core without a proof": {"regions/europe/register", described(func(out *iot.DescribeCACertificateOutput) {
 			out.CertificateDescription.CertificateMode = iottypes.CertificateModeSniOnly
-		}), ErrConflict, "without a proof"},
+		}), errConflict, "without a proof"},
 		"a CA in IoT Core without auto registration": {"regions/europe/register", described(func(out *iot.DescribeCACertificateOutput) {
 			out.CertificateDescription.AutoRegistrationStatus = iottypes.AutoRegistrationStatusDisable
-		}), ErrConflict, "auto registration is false"},
+		}), errConflict, "auto registration is false"},
 		"a CA in IoT Core with another template": {"regions/europe/register", described(func(out *iot.DescribeCACertificateOutput) {
 			out.RegistrationConfig = nil
-		}), ErrConflict, "its template is"},
+		}), errConflict, "its template is"},
 		"nothing described": {"regions/europe/register", described(func(out *iot.DescribeCACertificateOutput) { out.CertificateDescription = nil }), nil, "as nothing"},
-		"another list in the bucket": {"publish/root/1", func(_ *testing.T, _ *Ceremony, w *world) {
+		"another list in the bucket": {"publish/root/1", func(_ *testing.T, _ *Ceremony, w *testEnv) {
 			w.objects["crl/root-1.crl"] = []byte("x")
-		}, ErrConflict, "root-1.crl is there already"},
-		"a newer list in the bucket": {"publish/root/1", func(t *testing.T, x *Ceremony, w *world) {
+		}, errConflict, "root-1.crl is there already"},
+		"a newer list in the bucket": {"publish/root/1", func(t *testing.T, x *Ceremony, w *testEnv) {
 			root, err := x.authority(RootKey)
 			must(t, err)
 			key, err := x.c.Keys.Open(RootKey)
 			must(t, err)
 			w.objects["crl/root.crl"], err = signCRL(9, nil, root, key, day, time.Now())
 			must(t, err)
-		}, ErrConflict, "is list 9"},
-		"a list of another in the bucket": {"publish/root/1", func(t *testing.T, x *Ceremony, w *world) {
+		}, errConflict, "is list 9"},
+		"a list of another in the bucket": {"publish/root/1", func(t *testing.T, x *Ceremony, w *testEnv) {
 			c, key := other(t, "Widgets Root CA")
 			der, err := signCRL(1, nil, c, key, day, time.Now())
 			must(t, err)
 			w.objects["crl/root.crl"] = der
-		}, ErrConflict, "did not sign it"},
-		"no clients": {"publish/root/1", func(_ *testing.T, x *Ceremony, _ *world) { x.c.Clients = nil }, nil, "no clients"},
+		}, errConflict, "did not sign it"},
+		"no clients": {"publish/root/1", func(_ *testing.T, x *Ceremony, _ *testEnv) { x.c.Clients = nil }, nil, "no clients"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				dir, w := t.TempDir(), newWorld(t)
+				dir, w := t.TempDir(), newTestEnv(t)
 				x := open(t, testConfig(dir, w), nil)
 				for {
 					left, err := x.Left()
@@ -223,18 +223,18 @@ func TestRunRefuses(t *testing.T) {
 	}
 }
 
-func described(spoil func(*iot.DescribeCACertificateOutput)) func(*testing.T, *Ceremony, *world) {
-	return func(_ *testing.T, _ *Ceremony, w *world) { w.iot["eu-west-1"].describe = spoil }
+func described(spoil func(*iot.DescribeCACertificateOutput)) func(*testing.T, *Ceremony, *testEnv) {
+	return func(_ *testing.T, _ *Ceremony, w *testEnv) { w.iot["eu-west-1"].describe = spoil }
 }
 
 // A verification certificate that Private CA spoiled is asked for anew; so is
 // one for another code, or one that has expired.
 func TestVerificationIsAskedForAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		w.pca.spoil = func(c *x509.Certificate) { c.NotAfter = time.Now().Add(time.Minute) }
 		x := open(t, testConfig(dir, w), nil)
-		if err := x.Run(t.Context()); !errors.Is(err, ErrConflict) {
+		if err := x.Run(t.Context()); !errors.Is(err, errConflict) {
 			t.Errorf("a certificate for a minute: %v", err)
 		}
 		for {
@@ -256,9 +256,9 @@ func TestVerificationIsAskedForAnew(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		x := open(t, testConfig(dir, w), nil)
-		if _, err := Open(testConfig(dir, w)); !errors.Is(err, ErrBusy) {
+		if _, err := Open(testConfig(dir, w)); !errors.Is(err, errBusy) {
 			t.Errorf("a second run: %v", err)
 		}
 		must(t, x.Run(t.Context()))
@@ -266,17 +266,17 @@ func TestOpenRefuses(t *testing.T) {
 
 		c := testConfig(dir, w)
 		c.Plan.Regions[1].ARN = strings.Replace(testARN, "/1", "/9", 1)
-		if _, err := Left(c); !errors.Is(err, ErrConflict) {
+		if _, err := Left(c); !errors.Is(err, errConflict) {
 			t.Errorf("another CA for a region: %v", err)
 		}
 		c = testConfig(dir, w)
-		c.Plan.Regions[1].Kind, c.Plan.Regions[1].ARN = KindLocal, ""
-		if _, err := Left(c); !errors.Is(err, ErrConflict) {
+		c.Plan.Regions[1].Kind, c.Plan.Regions[1].ARN = kindLocal, ""
+		if _, err := Left(c); !errors.Is(err, errConflict) {
 			t.Errorf("another kind for a region: %v", err)
 		}
 		c = testConfig(dir, w)
-		c.Plan.Regions[0].Kind, c.Plan.Regions[0].ARN, c.Plan.Regions[0].OCSP = KindACMPCA, strings.Replace(testARN, "eu-west-1", "us-east-1", 1), false
-		if _, err := Left(c); !errors.Is(err, ErrConflict) {
+		c.Plan.Regions[0].Kind, c.Plan.Regions[0].ARN, c.Plan.Regions[0].OCSP = kindACMPCA, strings.Replace(testARN, "eu-west-1", "us-east-1", 1), false
+		if _, err := Left(c); !errors.Is(err, errConflict) {
 			t.Errorf("another kind for a region with a key: %v", err)
 		}
 		for name, spoil := range map[string]func([]byte) []byte{
@@ -295,7 +295,7 @@ func TestOpenRefuses(t *testing.T) {
 			}
 			_, openErr := Open(testConfig(dir, w))
 			_, leftErr := Left(testConfig(dir, w))
-			if !errors.Is(openErr, ErrConflict) || !errors.Is(leftErr, ErrConflict) {
+			if !errors.Is(openErr, errConflict) || !errors.Is(leftErr, errConflict) {
 				t.Errorf("%s changed: %v, %v", name, openErr, leftErr)
 			}
 			must(t, os.WriteFile(path, text, 0o600))
@@ -310,13 +310,13 @@ func TestPassphrases(t *testing.T) {
 	for _, weak := range []string{"", "nopass", "short", "nopassnopass", "NoPass-NoPass!", "passwordpassword", "Password12345", "changeit-changeit", "aaaaaaaaaaaaaaaa", "abababababababab",
 		"1234567890123", "abcdefghijklmnop", "widgiot-issuer-root"} {
 		err := CheckPassphrase([]byte(weak))
-		if !errors.Is(err, ErrWeak) || weak != "" && strings.Contains(err.Error(), weak) && weak != "short" {
+		if !errors.Is(err, errWeak) || weak != "" && strings.Contains(err.Error(), weak) && weak != "short" {
 			t.Errorf("%q: %v", weak, err)
 		}
 		dir := t.TempDir()
 		k := testKeys(dir)
 		k.Passphrases[RootKey] = []byte(weak)
-		if _, err := k.Make(RootKey); !errors.Is(err, ErrWeak) {
+		if _, err := k.Make(RootKey); !errors.Is(err, errWeak) {
 			t.Errorf("a key under %q: %v", weak, err)
 		}
 		if files := tree(t, dir); len(files) > 0 {
@@ -330,7 +330,7 @@ func TestPassphrases(t *testing.T) {
 	}
 	k := testKeys(t.TempDir())
 	k.Passphrases[LineKey] = k.Passphrases["regions/us-east-1/issuing"]
-	if _, err := k.Make(LineKey); !errors.Is(err, ErrWeak) || !strings.Contains(err.Error(), "the same passphrase") {
+	if _, err := k.Make(LineKey); !errors.Is(err, errWeak) || !strings.Contains(err.Error(), "the same passphrase") {
 		t.Errorf("one passphrase for two: %v", err)
 	}
 	k = testKeys(t.TempDir(), LineKey)

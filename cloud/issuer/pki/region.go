@@ -22,7 +22,7 @@ import (
 )
 
 func (x *Ceremony) regionKeys(r Region) []Step {
-	if r.Kind == KindLocal {
+	if r.Kind == kindLocal {
 		return []Step{x.keyStep(regionStep(r.Name, "key"), regionStep(r.Name, "issuing"))}
 	}
 	return []Step{{ID: regionStep(r.Name, "csr"), Does: fmt.Sprintf("fetch the request of %s from ACM Private CA and check its signature and key; write regions/%s/issuing.csr", r.ARN, r.Name),
@@ -31,7 +31,7 @@ func (x *Ceremony) regionKeys(r Region) []Step {
 
 func (x *Ceremony) regionCertificates(r Region) []Step {
 	of := fmt.Sprintf("%q", x.c.Plan.issuingName(r).CommonName)
-	if r.Kind == KindACMPCA {
+	if r.Kind == kindACMPCA {
 		of = r.ARN
 	}
 	return []Step{{ID: regionStep(r.Name, "certificate"), Key: LineKey, Does: fmt.Sprintf(
@@ -42,7 +42,7 @@ func (x *Ceremony) regionCertificates(r Region) []Step {
 func (x *Ceremony) regionRest(r Region) []Step {
 	var steps []Step
 	proofKey := ""
-	if r.Kind == KindLocal {
+	if r.Kind == kindLocal {
 		proofKey = regionStep(r.Name, "issuing")
 	} else {
 		steps = append(steps, Step{ID: regionStep(r.Name, "import"), Does: "import the certificate and its chain into " + r.ARN + ", unless another is there; read it back",
@@ -57,12 +57,12 @@ func (x *Ceremony) regionRest(r Region) []Step {
 			automatic += " by the template " + r.Template
 		}
 		steps = append(steps,
-			Step{ID: regionStep(r.Name, "verification"), Key: proofKey, Does: "get the registration code of IoT Core in " + r.Place() +
+			Step{ID: regionStep(r.Name, "verification"), Key: proofKey, Does: "get the registration code of IoT Core in " + r.location() +
 				" and have the issuing CA sign a certificate for it, for one day", run: func(ctx context.Context) error {
 				_, err := x.verification(ctx, r)
 				return err
 			}},
-			Step{ID: regionStep(r.Name, "register"), Key: proofKey, Does: "register the issuing CA with IoT Core in " + r.Place() + ", active, " + automatic + "; describe and check it",
+			Step{ID: regionStep(r.Name, "register"), Key: proofKey, Does: "register the issuing CA with IoT Core in " + r.location() + ", active, " + automatic + "; describe and check it",
 				run: func(ctx context.Context) error { return x.register(ctx, r) }})
 	}
 	if r.OCSP {
@@ -97,7 +97,7 @@ func (x *Ceremony) fetchRequest(ctx context.Context, r Region) error {
 			return err
 		}
 		if bytes.Equal(request.RawSubject, above.RawSubject) || sameKey(request.Key, above.PublicKey) {
-			return fmt.Errorf("the request of %s has the name or the key of the %s: %w", r.ARN, key, ErrConflict)
+			return fmt.Errorf("the request of %s has the name or the key of the %s: %w", r.ARN, key, errConflict)
 		}
 	}
 	name := regionStep(r.Name, "issuing.csr")
@@ -107,7 +107,7 @@ func (x *Ceremony) fetchRequest(ctx context.Context, r Region) error {
 		// the key.
 		old, err := parseRequest(there)
 		if err != nil || !bytes.Equal(old.RawSubject, request.RawSubject) || !sameKey(old.Key, request.Key) {
-			return fmt.Errorf("%s is there already, and is not the request of %s: %w", name, r.ARN, ErrConflict)
+			return fmt.Errorf("%s is there already, and is not the request of %s: %w", name, r.ARN, errConflict)
 		}
 		text = there
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -134,7 +134,7 @@ func (x *Ceremony) signIssuing(r Region) error {
 		return err
 	}
 	p := profile{parent: line, validity: x.c.Plan.Issuing, pathLength: pathIssuing, crl: x.c.Plan.URLs.LineCRL, aia: x.c.Plan.URLs.LineCertificate}
-	if r.Kind == KindLocal {
+	if r.Kind == kindLocal {
 		if p.public, err = x.public(regionStep(r.Name, "key")); err != nil {
 			return err
 		}
@@ -225,7 +225,7 @@ func (x *Ceremony) iot(ctx context.Context, r Region) (IoT, error) {
 	if x.c.Clients == nil {
 		return nil, errors.New("the plan has something in AWS, and there are no clients for it")
 	}
-	return x.c.Clients.IoT(ctx, r.Place())
+	return x.c.Clients.IoT(ctx, r.location())
 }
 
 // spare is how long a verification certificate that is used again must still be
@@ -269,7 +269,7 @@ func (x *Ceremony) verification(ctx context.Context, r Region) (*x509.Certificat
 		return nil, err
 	}
 	var made *x509.Certificate
-	if r.Kind == KindLocal {
+	if r.Kind == kindLocal {
 		made, err = x.proveLocally(r, p)
 	} else {
 		made, err = x.proveByPCA(ctx, r, p)
@@ -405,7 +405,7 @@ func (x *Ceremony) register(ctx context.Context, r Region) error {
 		return fmt.Errorf("the CA %s in IoT Core: %w", id, err)
 	}
 	return x.note(Entry{Step: regionStep(r.Name, "register"), AWS: map[string]string{"ca_certificate_id": id, "ca_certificate_arn": aws.ToString(described.CertificateDescription.CertificateArn),
-		"region": r.Place()}})
+		"region": r.location()}})
 }
 
 // registered says in what a CA is registered otherwise than planned.
@@ -416,23 +416,23 @@ func registered(r Region, issuing *x509.Certificate, out *iot.DescribeCACertific
 	}
 	c, err := parseCertificate([]byte(aws.ToString(d.CertificatePem)))
 	if err != nil || !c.Equal(issuing) {
-		return fmt.Errorf("%w: it has another certificate", ErrConflict)
+		return fmt.Errorf("%w: it has another certificate", errConflict)
 	}
 	if d.Status != iottypes.CACertificateStatusActive {
-		return fmt.Errorf("%w: its status is %s", ErrConflict, d.Status)
+		return fmt.Errorf("%w: its status is %s", errConflict, d.Status)
 	}
 	if d.CertificateMode == iottypes.CertificateModeSniOnly {
-		return fmt.Errorf("%w: it is registered without a proof of its key", ErrConflict)
+		return fmt.Errorf("%w: it is registered without a proof of its key", errConflict)
 	}
 	if automatic := d.AutoRegistrationStatus == iottypes.AutoRegistrationStatusEnable; automatic != r.AutoRegistration {
-		return fmt.Errorf("%w: auto registration is %t, and planned is %t", ErrConflict, automatic, r.AutoRegistration)
+		return fmt.Errorf("%w: auto registration is %t, and planned is %t", errConflict, automatic, r.AutoRegistration)
 	}
 	template := ""
 	if out.RegistrationConfig != nil {
 		template = aws.ToString(out.RegistrationConfig.TemplateName)
 	}
 	if template != r.Template {
-		return fmt.Errorf("%w: its template is %q, and planned is %q", ErrConflict, template, r.Template)
+		return fmt.Errorf("%w: its template is %q, and planned is %q", errConflict, template, r.Template)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func ids(steps []Step) []string {
 }
 
 // finished checks what a whole ceremony leaves, whatever way it took.
-func finished(t *testing.T, dir string, w *world) {
+func finished(t *testing.T, dir string, w *testEnv) {
 	t.Helper()
 	c := testConfig(dir, w)
 	left, err := Left(c)
@@ -74,7 +74,7 @@ func finished(t *testing.T, dir string, w *world) {
 
 func TestDryRunChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		left, err := Left(testConfig(dir, w))
 		must(t, err)
 		if got := ids(left); !slices.Equal(got, allSteps) {
@@ -112,7 +112,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 // none broke before.
 func TestEveryBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		w.broken = map[string]bool{}
 		for {
 			x := open(t, testConfig(dir, w), w)
@@ -138,7 +138,7 @@ func TestOneBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := 0
 		for n := 1; ; n += 17 {
-			dir, w := t.TempDir(), newWorld(t)
+			dir, w := t.TempDir(), newTestEnv(t)
 			w.breakAt = n
 			x := open(t, testConfig(dir, w), w)
 			err := x.Run(t.Context())
@@ -167,7 +167,7 @@ func TestOneBreak(t *testing.T) {
 // again.
 func TestEveryTornJournal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		run(t, testConfig(dir, w))
 		name := filepath.Join(dir, journalFile)
 		journal, err := os.ReadFile(name)
@@ -213,7 +213,7 @@ func TestEveryTornJournal(t *testing.T) {
 // and goes on when it is given.
 func TestKeyHolders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		for _, c := range []struct {
 			without []string
 			step    string
@@ -254,7 +254,7 @@ func TestKeyHolders(t *testing.T) {
 
 func TestReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		if _, err := Report(dir); !errors.Is(err, ErrNoCeremony) {
 			t.Errorf("a report on nothing: %v", err)
 		}
@@ -304,7 +304,7 @@ func TestReport(t *testing.T) {
 
 func TestRevoke(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		x := open(t, testConfig(dir, w), nil)
 		if err := x.Revoke("us-east-1", "superseded"); err == nil || !strings.Contains(err.Error(), "no certificate") {
 			t.Errorf("revoking what is not: %v", err)
@@ -315,7 +315,7 @@ func TestRevoke(t *testing.T) {
 		}
 		must(t, x.Revoke("europe", "key-compromise"))
 		must(t, x.Revoke("europe", "key-compromise"))
-		if err := x.Revoke("europe", "superseded"); !errors.Is(err, ErrConflict) {
+		if err := x.Revoke("europe", "superseded"); !errors.Is(err, errConflict) {
 			t.Errorf("revoking for another reason: %v", err)
 		}
 		left, err := x.Left()
@@ -362,7 +362,7 @@ func TestRevoke(t *testing.T) {
 // A CA that is revoked before it is done takes no more steps; the others do.
 func TestRevokedTakesNoSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir, w := t.TempDir(), newWorld(t)
+		dir, w := t.TempDir(), newTestEnv(t)
 		x := open(t, testConfig(dir, w), nil)
 		for {
 			left, err := x.Left()

@@ -19,9 +19,9 @@ import (
 // operations, or the SKU and then the operations.
 const estPrefix = "/.well-known/est/"
 
-// Chained is what a CA may be besides: one whose chain is known before it signs
+// chained is what a CA may be besides: one whose chain is known before it signs
 // anything. Without it a client of EST is given the roots alone.
-type Chained interface {
+type chained interface {
 	// Chain is that of its certificates: the issuing CA first, the root last.
 	Chain() []*x509.Certificate
 }
@@ -64,7 +64,7 @@ func (h *Handler) estCACerts(w http.ResponseWriter, r *http.Request) {
 	}
 	ca := h.config.Issuer.CA(h.config.New)
 	var chain []*x509.Certificate
-	if chained, ok := ca.(Chained); ok {
+	if chained, ok := ca.(chained); ok {
 		chain = chained.Chain()
 	} else if ca != nil {
 		chain = ca.Profile().Roots

@@ -139,11 +139,11 @@ func TestRegistryCheck(t *testing.T) {
 
 func TestOpenHintsAtInit(t *testing.T) {
 	dir := t.TempDir()
-	backend, err := Registry{Kind: "dir", Dir: dir}.Open(t.Context(), "widgiot")
+	_, registry, err := Registry{Kind: "dir", Dir: dir}.Open(t.Context(), "widgiot")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := backend.Lookup(t.Context(), board.DeviceID{1}); !errors.Is(err, cloud.ErrNoRegistry) || !strings.Contains(err.Error(), "stationctl registry init "+dir) {
+	if _, err := registry.Lookup(t.Context(), board.DeviceID{1}); !errors.Is(err, cloud.ErrNoRegistry) || !strings.Contains(err.Error(), "stationctl registry init "+dir) {
 		t.Errorf("lookup in a folder that is no registry: %v", err)
 	}
 }

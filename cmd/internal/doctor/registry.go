@@ -20,13 +20,13 @@ import (
 
 // awsRegistry is what is asked of a registry in AWS; see package cloud.
 type awsRegistry interface {
-	Place() cloud.Place
-	LookAtCredentials(ctx context.Context) (cloud.CredentialsSeen, error)
+	Location() cloud.Location
+	DescribeCredentials(ctx context.Context) (cloud.CredentialsInfo, error)
 	// RoundTrip reads nothing, and tells how long that took and what time it is
 	// there.
-	RoundTrip(ctx context.Context) (took time.Duration, clock time.Time, err error)
-	LookAtTable(ctx context.Context) (cloud.TableSeen, error)
-	LookAtBucket(ctx context.Context) (cloud.BucketSeen, error)
+	Ping(ctx context.Context) (took time.Duration, clock time.Time, err error)
+	DescribeTable(ctx context.Context) (cloud.TableInfo, error)
+	DescribeBucket(ctx context.Context) (cloud.BucketInfo, error)
 	TryRights(ctx context.Context, origin string, known *board.Record) ([]cloud.Right, error)
 }
 
@@ -47,23 +47,15 @@ func (e *exam) checkRegistry(ctx context.Context) []Result {
 	case e.station.Registry.Kind == "dir":
 		return e.checkFolder(e.station.Registry.Dir)
 	}
-	backend, err := e.station.Registry.Open(ctx, e.station.SKU)
+	aws, _, err := e.station.Registry.Open(ctx, e.station.SKU)
 	if err != nil {
 		return []Result{fail("registry", "Correct [registry] in the configuration.", "%v", err)}
 	}
-	return e.checkBackend(ctx, backend)
-}
-
-func (e *exam) checkBackend(ctx context.Context, backend any) []Result {
-	a, ok := backend.(awsRegistry)
-	if !ok {
-		return []Result{fail("registry", "", "a registry of kind %s is not known here", e.station.Registry.Kind)}
-	}
-	return e.checkAWS(ctx, a)
+	return e.checkAWS(ctx, aws)
 }
 
 func (e *exam) checkAWS(ctx context.Context, a awsRegistry) (found []Result) {
-	p := a.Place()
+	p := a.Location()
 	found, ok := e.credentials(ctx, a)
 	if !ok {
 		return found
@@ -94,10 +86,10 @@ func (e *exam) checkAWS(ctx context.Context, a awsRegistry) (found []Result) {
 }
 
 func (e *exam) credentials(ctx context.Context, a awsRegistry) ([]Result, bool) {
-	p := a.Place()
+	p := a.Location()
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
-	seen, err := a.LookAtCredentials(ctx)
+	seen, err := a.DescribeCredentials(ctx)
 	if err != nil {
 		remedy := "Give this machine a role, or the user of the station a credentials file. "
 		if !e.owner.ok || e.UID != int(e.owner.uid) {
@@ -134,7 +126,7 @@ func (e *exam) roundTrips(ctx context.Context, a awsRegistry, found *[]Result) (
 	var best Result
 	quickest := time.Duration(1<<63 - 1)
 	for range trips {
-		took, clock, err := a.RoundTrip(ctx)
+		took, clock, err := a.Ping(ctx)
 		if !clock.IsZero() && took < quickest {
 			// The clocks are compared at the middle of the trip.
 			best, quickest = judgeDrift(e.Now().Add(-took/2), clock, took), took
@@ -155,8 +147,8 @@ func (e *exam) roundTrips(ctx context.Context, a awsRegistry, found *[]Result) (
 }
 
 func judgeTable(ctx context.Context, a awsRegistry, read bool) []Result {
-	table := a.Place().Table
-	seen, err := a.LookAtTable(ctx)
+	table := a.Location().Table
+	seen, err := a.DescribeTable(ctx)
 	switch {
 	case errors.Is(err, cloud.ErrNotPermitted) && read:
 		return []Result{good("registry.table", "table %s is there and has the right key; the rest is not shown to this user, and a station needs no more", table)}
@@ -187,8 +179,8 @@ func judgeTable(ctx context.Context, a awsRegistry, read bool) []Result {
 }
 
 func judgeBucket(ctx context.Context, a awsRegistry) []Result {
-	bucket := a.Place().Bucket
-	seen, err := a.LookAtBucket(ctx)
+	bucket := a.Location().Bucket
+	seen, err := a.DescribeBucket(ctx)
 	switch {
 	case err != nil:
 		return []Result{fail("registry.bucket", "Do what the line says.", "%v", err)}

@@ -25,30 +25,32 @@ import (
 
 // registry is a registry in AWS that answers as it is told.
 type registry struct {
-	credentials    cloud.CredentialsSeen
+	credentials    cloud.CredentialsInfo
 	credentialsErr error
 	took           time.Duration
 	clock          time.Time
 	tripErr        error
-	table          cloud.TableSeen
+	table          cloud.TableInfo
 	tableErr       error
-	bucket         cloud.BucketSeen
+	bucket         cloud.BucketInfo
 	bucketErr      error
 	rights         []cloud.Right
 	rightsErr      error
 }
 
-func (r *registry) Place() cloud.Place {
-	return cloud.Place{Table: "the-table", Bucket: "the-bucket", Region: "us-east-1"}
+func (r *registry) Location() cloud.Location {
+	return cloud.Location{Table: "the-table", Bucket: "the-bucket", Region: "us-east-1"}
 }
-func (r *registry) LookAtCredentials(context.Context) (cloud.CredentialsSeen, error) {
+func (r *registry) DescribeCredentials(context.Context) (cloud.CredentialsInfo, error) {
 	return r.credentials, r.credentialsErr
 }
-func (r *registry) RoundTrip(context.Context) (time.Duration, time.Time, error) {
+func (r *registry) Ping(context.Context) (time.Duration, time.Time, error) {
 	return r.took, r.clock, r.tripErr
 }
-func (r *registry) LookAtTable(context.Context) (cloud.TableSeen, error) { return r.table, r.tableErr }
-func (r *registry) LookAtBucket(context.Context) (cloud.BucketSeen, error) {
+func (r *registry) DescribeTable(context.Context) (cloud.TableInfo, error) {
+	return r.table, r.tableErr
+}
+func (r *registry) DescribeBucket(context.Context) (cloud.BucketInfo, error) {
 	return r.bucket, r.bucketErr
 }
 func (r *registry) TryRights(context.Context, string, *board.Record) ([]cloud.Right, error) {
@@ -66,8 +68,8 @@ func TestAWS(t *testing.T) {
 		want, text string
 	}{
 		{"good", func(*registry, *exam) {}, "ok registry.rights", "permitted: s3:PutObject on x"},
-		{"shown nothing", func(r *registry, _ *exam) { r.tableErr = denied; r.bucket = cloud.BucketSeen{} }, "ok registry.table", "has the right key"},
-		{"shown nothing", func(r *registry, _ *exam) { r.bucket = cloud.BucketSeen{} }, "ok registry.bucket", "is not shown"},
+		{"shown nothing", func(r *registry, _ *exam) { r.tableErr = denied; r.bucket = cloud.BucketInfo{} }, "ok registry.table", "has the right key"},
+		{"shown nothing", func(r *registry, _ *exam) { r.bucket = cloud.BucketInfo{} }, "ok registry.bucket", "is not shown"},
 		{"no clock", func(r *registry, _ *exam) { r.clock = time.Time{} }, "ok clock.registry", "does not tell"},
 		{"none", func(r *registry, e *exam) {
 			r.credentialsErr = errors.New("no AWS credentials were found")
@@ -77,7 +79,7 @@ func TestAWS(t *testing.T) {
 		{"expire soon", func(r *registry, _ *exam) { r.credentials.Expires = time.Now().Add(time.Minute) }, "warn registry.credentials", "they expire at"},
 		{"of another", func(_ *registry, e *exam) { e.UID = 4242 }, "warn registry.credentials", "are of the user who runs this"},
 		{"of a role", func(r *registry, e *exam) {
-			e.UID, r.credentials = 4242, cloud.CredentialsSeen{Source: "EC2RoleProvider", Expires: time.Now().Add(time.Minute)}
+			e.UID, r.credentials = 4242, cloud.CredentialsInfo{Source: "EC2RoleProvider", Expires: time.Now().Add(time.Minute)}
 		}, "ok registry.credentials", "EC2RoleProvider"},
 		{"away", func(r *registry, _ *exam) { r.tripErr = errors.New("the proxy does not answer") }, "fail registry.reach", "the proxy does not answer"},
 		{"away for this user", func(r *registry, e *exam) { r.tripErr = errors.New("away"); e.running = new(control.DaemonStatus) }, "warn registry", "the station itself reports no trouble"},
@@ -108,9 +110,9 @@ func TestAWS(t *testing.T) {
 		}, "ok registry.rights", "nothing yet to try these on: s3:GetObject on y"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := &registry{credentials: cloud.CredentialsSeen{Source: "SharedConfigCredentials: /x"}, took: 20 * time.Millisecond, clock: time.Now(),
-				table:  cloud.TableSeen{Active: true, Key: cloud.WantedKey, OnDemand: true, Protected: true, Recovery: yes(true)},
-				bucket: cloud.BucketSeen{Versioned: yes(true), Locked: yes(false)}, rights: []cloud.Right{{Action: "s3:PutObject", On: "x", Known: true, Allowed: true}}}
+			r := &registry{credentials: cloud.CredentialsInfo{Source: "SharedConfigCredentials: /x"}, took: 20 * time.Millisecond, clock: time.Now(),
+				table:  cloud.TableInfo{Active: true, Key: cloud.WantedKey, OnDemand: true, Protected: true, Recovery: yes(true)},
+				bucket: cloud.BucketInfo{Versioned: yes(true), Locked: yes(false)}, rights: []cloud.Right{{Action: "s3:PutObject", On: "x", Known: true, Allowed: true}}}
 			e := p.exam()
 			test.spoil(r, e)
 			results := e.checkAWS(t.Context(), r)
@@ -170,7 +172,6 @@ func TestNoRegistry(t *testing.T) {
 	e := p.exam()
 	e.station.Registry.Kind = "another"
 	want(t, e.checkRegistry(t.Context()), "fail registry", "registry.kind is \"another\"")
-	want(t, e.checkBackend(t.Context(), nil), "fail registry", "is not known here")
 }
 
 // Against the real peers, or what stands in for AWS and denies.

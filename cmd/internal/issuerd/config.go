@@ -481,7 +481,7 @@ func (c CA) openKeyless(ctx context.Context) (issuer.CA, error) {
 // Opened is an issuer with what its doors need.
 type Components struct {
 	*issuer.Issuer
-	Registry   config.Backend
+	Registry   issuer.Registry
 	New, Proto string // the names of the CAs behind the two doors
 	Challenges *issuer.Challenges
 	Endpoint   func(context.Context) (string, error)
@@ -539,8 +539,13 @@ func (c Config) openIssuer(ctx context.Context, challenges *issuer.Challenges, o
 		return nil, err
 	}
 	o := &Components{New: c.CA.name(), Proto: c.CA.name(), Challenges: challenges, close: func() error { return nil }}
-	if o.Registry, err = c.Registry.Open(ctx, c.SKU); err != nil {
+	aws, dir, err := c.Registry.Open(ctx, c.SKU)
+	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
+	}
+	o.Registry = aws
+	if dir != nil {
+		o.Registry = dir
 	}
 	config := issuer.Config{Policy: policy, Registry: o.Registry, CAs: map[string]issuer.CA{}}
 	if config.CAs[o.New], err = open(c.CA, ctx); err != nil {

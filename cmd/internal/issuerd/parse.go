@@ -41,11 +41,14 @@ func (c Config) OpenDecider(ctx context.Context) (*Decider, error) {
 	if err != nil {
 		return nil, err
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	aws, dir, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
-	return &Decider{registry, policy}, nil
+	if dir != nil {
+		return &Decider{dir, policy}, nil
+	}
+	return &Decider{aws, policy}, nil
 }
 
 // Decide is issuer.Decide on what the registry holds now. An error that wraps

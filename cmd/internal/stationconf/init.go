@@ -68,7 +68,7 @@ func isRegistry(dir string) bool {
 	if err != nil {
 		return false
 	}
-	_, err = opened.Loaded(context.Background())
+	_, err = opened.LegacyItems(context.Background())
 	return err == nil
 }
 

@@ -6,14 +6,19 @@ import (
 	"time"
 
 	"secretfree/cmd/internal/cli"
-	"secretfree/cmd/internal/config"
 	"secretfree/spool"
 	"secretfree/spool/journal"
 	"secretfree/station"
 )
 
+// journalArchive keeps copies of the journals of stations; see package cloud.
+type journalArchive interface {
+	PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error
+	PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error
+}
+
 // archive fits a registry's archive to the spool.
-type archive struct{ to config.Archive }
+type archive struct{ to journalArchive }
 
 func (a archive) PutSegment(ctx context.Context, s spool.ArchivedSegment) error {
 	if err := a.to.PutSegment(ctx, s.Origin, s.First, s.Last, s.Lines); err != nil {

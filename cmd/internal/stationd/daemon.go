@@ -139,11 +139,14 @@ func openRegistry(ctx context.Context, c stationconf.Config) (spool.Sink, spool.
 	if c.Registry.Kind == stationconf.NoRegistry {
 		return control.NoSink{Why: "this station has no registry: records leave it by stationctl export"}, nil, nil
 	}
-	registry, err := c.Registry.Open(ctx, c.SKU)
+	aws, dir, err := c.Registry.Open(ctx, c.SKU)
 	if err != nil {
 		return nil, nil, err
 	}
-	return registry, archive{registry}, nil
+	if dir != nil {
+		return dir, archive{dir}, nil
+	}
+	return aws, archive{aws}, nil
 }
 
 func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {

@@ -24,7 +24,7 @@ import (
 // enrolment is a device that asks an issuer over EST: its folder, and where the
 // issuer is.
 type enrolment struct {
-	*place
+	*testEnv
 	host string // and port
 	url  string // of the operations
 }
@@ -225,7 +225,7 @@ func TestESTClients(t *testing.T) {
 }
 
 // issueBefore gives the device its first certificate some time ago.
-func (p *place) issueBefore(t *testing.T, ago time.Duration) issuer.Certificate {
+func (p *testEnv) issueBefore(t *testing.T, ago time.Duration) issuer.Certificate {
 	t.Helper()
 	c, err := issuerd.Load(p.path("issuerd.toml"))
 	if err != nil {
@@ -262,7 +262,7 @@ func TestESTForeignPeer(t *testing.T) {
 	p, first := newTLSPlace(t, "")
 	d := p.run(t)
 	client := trusting(first)
-	foreign := &place{dir: t.TempDir()}
+	foreign := &testEnv{dir: t.TempDir()}
 	foreign.pair(t, "c.crt", "c.key", p.device.String(), time.Hour) // of the device's name, and nobody's
 	client.Transport.(*http.Transport).TLSClientConfig.Certificates = append(client.Transport.(*http.Transport).TLSClientConfig.Certificates, loadPair(t, foreign))
 	for operation, want := range map[string]int{"simpleenroll": http.StatusOK, "simplereenroll": http.StatusForbidden} {
@@ -291,7 +291,7 @@ func TestESTForeignPeer(t *testing.T) {
 	}
 }
 
-func loadPair(t *testing.T, p *place) tls.Certificate {
+func loadPair(t *testing.T, p *testEnv) tls.Certificate {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(p.path("c.crt"), p.path("c.key"))
 	if err != nil {

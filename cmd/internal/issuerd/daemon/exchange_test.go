@@ -49,7 +49,7 @@ func TestExchangeCommands(t *testing.T) {
 	shell := peer(t, "bash", why)
 	peer(t, "curl", why)
 	peer(t, "openssl", why)
-	p := newPlace(t, `listen = "127.0.0.1:0"`, "[policy]\nrequire_challenge = true\n")
+	p := newTestEnv(t, `listen = "127.0.0.1:0"`, "[policy]\nrequire_challenge = true\n")
 	d := p.run(t)
 	root, err := os.ReadFile(filepath.Join(p.ca, "root.pem"))
 	if err != nil {

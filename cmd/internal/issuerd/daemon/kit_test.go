@@ -135,9 +135,9 @@ func age(dir string, passphrase []byte) error {
 	return os.WriteFile(filepath.Join(dir, "issuing.key"), text, 0o600)
 }
 
-// place is a folder with all that an issuer needs, and one enrolled device
+// testEnv is a folder with all that an issuer needs, and one enrolled device
 // whose key is in device.key.
-type place struct {
+type testEnv struct {
 	dir    string
 	ca     string
 	device board.DeviceID
@@ -162,9 +162,9 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func (p *place) path(name string) string { return filepath.Join(p.dir, name) }
+func (p *testEnv) path(name string) string { return filepath.Join(p.dir, name) }
 
-func (p *place) write(t testing.TB, name string, data []byte) {
+func (p *testEnv) write(t testing.TB, name string, data []byte) {
 	t.Helper()
 	// A file of its own each time: a clock may be too coarse to tell two
 	// writings of one.
@@ -195,13 +195,13 @@ func keyPEM(t testing.TB, key *ecdsa.PrivateKey) []byte {
 }
 
 // newPlace writes issuerd.toml; more stands at its end, and top at its start.
-func newPlace(t testing.TB, top, more string) *place {
+func newTestEnv(t testing.TB, top, more string) *testEnv {
 	t.Helper()
 	authority, err := sharedCA()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &place{dir: t.TempDir(), ca: filepath.Join(authority, "ca"), key: newKey(t), log: new(lockedBuffer)}
+	p := &testEnv{dir: t.TempDir(), ca: filepath.Join(authority, "ca"), key: newKey(t), log: new(lockedBuffer)}
 	_, _ = rand.Read(p.device[:])
 	p.write(t, "device.key", keyPEM(t, p.key))
 	if err := cloud.InitDir(p.path("registry")); err != nil {
@@ -232,7 +232,7 @@ key = %q
 }
 
 // enrol puts the device on record, and returns the station's public key.
-func (p *place) enrol(t testing.TB) string {
+func (p *testEnv) enrol(t testing.TB) string {
 	t.Helper()
 	secret, public, err := note.GenerateKey(rand.Reader, board.Origin(testSKU, "line3-a"))
 	if err != nil {
@@ -274,7 +274,7 @@ func (p *place) enrol(t testing.TB) string {
 }
 
 // request is a plain one of the device, in DER.
-func (p *place) request(t testing.TB) []byte {
+func (p *testEnv) request(t testing.TB) []byte {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: p.device.String()}}, p.key)
 	if err != nil {
@@ -285,7 +285,7 @@ func (p *place) request(t testing.TB) []byte {
 
 // pair writes a server's certificate that is its own root, and its key, and
 // returns the certificate.
-func (p *place) pair(t testing.TB, certificate, key, name string, life time.Duration) *x509.Certificate {
+func (p *testEnv) pair(t testing.TB, certificate, key, name string, life time.Duration) *x509.Certificate {
 	t.Helper()
 	k := newKey(t)
 	template := &x509.Certificate{
@@ -307,7 +307,7 @@ func (p *place) pair(t testing.TB, certificate, key, name string, life time.Dura
 }
 
 // run opens the daemon and runs it until the test ends.
-func (p *place) run(t testing.TB) *Daemon {
+func (p *testEnv) run(t testing.TB) *Daemon {
 	t.Helper()
 	c, err := issuerd.Load(p.path("issuerd.toml"))
 	if err != nil {

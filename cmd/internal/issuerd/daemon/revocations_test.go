@@ -21,7 +21,7 @@ import (
 // The daemon answers for its CA what stands in the certificate, before any
 // cleaning of paths.
 func TestDaemonRevocations(t *testing.T) {
-	p := newPlace(t, `listen = "127.0.0.1:0"`, "")
+	p := newTestEnv(t, `listen = "127.0.0.1:0"`, "")
 	text, err := os.ReadFile(p.path("issuerd.toml"))
 	if err != nil {
 		t.Fatal(err)

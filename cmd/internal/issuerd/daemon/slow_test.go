@@ -19,7 +19,7 @@ import (
 // opened is a daemon that is not run, with its TLS certificate.
 func openedForSlowClients(t *testing.T, more string) *Daemon {
 	t.Helper()
-	p := newPlace(t, "listen = \"127.0.0.1:0\"", more)
+	p := newTestEnv(t, "listen = \"127.0.0.1:0\"", more)
 	p.pair(t, "tls.crt", "tls.key", "first", 24*time.Hour)
 	c, err := issuerd.Load(p.path("issuerd.toml"))
 	if err != nil {

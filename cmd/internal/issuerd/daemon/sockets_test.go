@@ -31,7 +31,7 @@ func attempt(t *testing.T, method, url string, body []byte) (status int) {
 }
 
 // self is this test as a daemon.
-func (p *place) self(t *testing.T, wrapper ...string) *exec.Cmd {
+func (p *testEnv) self(t *testing.T, wrapper ...string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -58,7 +58,7 @@ func listenLoopback(t *testing.T) *net.TCPListener {
 // the configuration; a request that came before the daemon was there is
 // answered.
 func TestSocketsPassed(t *testing.T) {
-	p := newPlace(t, "listen = \"127.0.0.1:1\"", "") // which nobody may open
+	p := newTestEnv(t, "listen = \"127.0.0.1:1\"", "") // which nobody may open
 	main, metrics := listenLoopback(t), listenLoopback(t)
 	// A shell, because LISTEN_PID must be the daemon's own.
 	c := p.self(t, "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=metrics:listen exec "$0"`)
@@ -96,7 +96,7 @@ func TestSocketsPassed(t *testing.T) {
 // The first connection starts it, as issuerd.socket does.
 func TestSocketActivate(t *testing.T) {
 	tool := peer(t, "systemd-socket-activate", "systemd itself starts no issuer here")
-	p := newPlace(t, "", "")
+	p := newTestEnv(t, "", "")
 	l := listenLoopback(t)
 	address := l.Addr().String()
 	l.Close()

@@ -23,9 +23,9 @@ import (
 const tlsTop = "listen = \"127.0.0.1:0\"\n[tls]\ncertificate = %q\nkey = %q\n"
 
 // newTLSPlace is one whose issuer serves TLS, with a metrics address.
-func newTLSPlace(t testing.TB, more string) (*place, *x509.Certificate) {
+func newTLSPlace(t testing.TB, more string) (*testEnv, *x509.Certificate) {
 	t.Helper()
-	p := newPlace(t, "", more)
+	p := newTestEnv(t, "", more)
 	first := p.pair(t, "tls.crt", "tls.key", "first", time.Hour)
 	text, err := os.ReadFile(p.path("issuerd.toml"))
 	if err != nil {
@@ -67,7 +67,7 @@ func fetch(t testing.TB, client *http.Client, url string) (status int, body, ser
 func TestReload(t *testing.T) {
 	p, first := newTLSPlace(t, "[limits]\ndevice_per_minute = 0\nsource_per_minute = 0\n")
 	d := p.run(t)
-	spare := &place{dir: t.TempDir()}
+	spare := &testEnv{dir: t.TempDir()}
 	second := spare.pair(t, "tls.crt", "tls.key", "second", time.Hour)
 	client := trusting(first, second)
 	url := "https://" + d.Addr()
@@ -150,7 +150,7 @@ func insecure() *http.Client {
 // A change is seen by itself, within a second, and a pair past its end is red.
 func TestKeyPair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &place{dir: t.TempDir()}
+		p := &testEnv{dir: t.TempDir()}
 		p.pair(t, "tls.crt", "tls.key", "first", time.Hour)
 		var log bytes.Buffer
 		pair, err := web.OpenKeyPair(p.path("tls.crt"), p.path("tls.key"), "tls.certificate and tls.key", zerolog.New(&log))
@@ -221,7 +221,7 @@ func TestKeyPair(t *testing.T) {
 func TestTLSClients(t *testing.T) {
 	p, first := newTLSPlace(t, "")
 	d := p.run(t)
-	foreign := &place{dir: t.TempDir()}
+	foreign := &testEnv{dir: t.TempDir()}
 	foreign.pair(t, "c.crt", "c.key", "foreign", time.Hour)
 	shown, err := tls.LoadX509KeyPair(foreign.path("c.crt"), foreign.path("c.key"))
 	if err != nil {

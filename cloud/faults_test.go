@@ -36,12 +36,12 @@ import (
 // hours pass at once.
 type wire struct {
 	dynamo, s3 http.Handler
-	until      time.Time // of the bad weather
-	weather    weather
+	until      time.Time // of the faults
+	fault      networkFault
 }
 
-// weather is what becomes of a call. pass hands it to the server.
-type weather func(r *http.Request, pass func() *http.Response) (*http.Response, error)
+// networkFault is what becomes of a call. pass hands it to the server.
+type networkFault func(r *http.Request, pass func() *http.Response) (*http.Response, error)
 
 func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	pass := func() *http.Response {
@@ -61,10 +61,10 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := r.Context().Err(); err != nil {
 		return nil, err
 	}
-	if w.weather == nil || !time.Now().Before(w.until) {
+	if w.fault == nil || !time.Now().Before(w.until) {
 		return pass(), nil
 	}
-	return w.weather(r, pass)
+	return w.fault(r, pass)
 }
 
 func body(r *http.Request) io.Reader {
@@ -83,7 +83,7 @@ func silent(r *http.Request) error {
 func toS3(r *http.Request) bool { return r.Header.Get("X-Amz-Target") == "" }
 
 // refusal answers in the form of the service that was asked, and does nothing.
-func refusal(s3Status int, s3Code string, dynamoStatus int, dynamoCode, rest string) weather {
+func refusal(s3Status int, s3Code string, dynamoStatus int, dynamoCode, rest string) networkFault {
 	return func(r *http.Request, _ func() *http.Response) (*http.Response, error) {
 		out := httptest.NewRecorder()
 		awsError(out, r, s3Status, s3Code, dynamoStatus, dynamoCode, rest)
@@ -94,7 +94,7 @@ func refusal(s3Status int, s3Code string, dynamoStatus int, dynamoCode, rest str
 }
 
 // share spoils so many of the calls, and lets the others through.
-func share(of float64, w weather) weather {
+func share(of float64, w networkFault) networkFault {
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(1, 2))
 	draw := func() float64 {
@@ -110,16 +110,16 @@ func share(of float64, w weather) weather {
 	}
 }
 
-// TestStationInBadWeather has a station deliver to AWS through bad weather.
+// TestStationThroughFaults has a station deliver to AWS through network faults.
 // While it lasts the station goes on, and says why nothing moves; in the end
 // everything is there, and nothing twice, without anybody's help.
-func TestStationInBadWeather(t *testing.T) {
+func TestStationThroughFaults(t *testing.T) {
 	const spell = 15 * time.Minute
 	elsewhere := minidyn.NewServer() // has a table of the same name and another shape
 	for name, c := range map[string]struct {
-		lasts   time.Duration
-		weather weather
-		says    []string // one of these; none: something gets through
+		lasts time.Duration
+		fault networkFault
+		says  []string // one of these; none: something gets through
 	}{
 		"latency": {spell, func(r *http.Request, pass func() *http.Response) (*http.Response, error) {
 			time.Sleep(3 * time.Second)
@@ -186,7 +186,7 @@ func TestStationInBadWeather(t *testing.T) {
 				b := wiredStore(t, w, elsewhere)
 				const boards = 4
 				s := openStation(t, dir, "line3-a", b)
-				w.until, w.weather = time.Now().Add(c.lasts), c.weather
+				w.until, w.fault = time.Now().Add(c.lasts), c.fault
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error, 1)
 				go func() { ended <- s.Run(ctx) }()
@@ -200,9 +200,9 @@ func TestStationInBadWeather(t *testing.T) {
 				stats := s.Stats()
 				switch {
 				case c.says == nil && stats.Delivered == 0:
-					t.Errorf("in bad weather, which lets some through: %+v", stats)
+					t.Errorf("during faults, which lets some through: %+v", stats)
 				case c.says != nil && (stats.Pending == 0 || !containsOne(stats.LastError, c.says)):
-					t.Errorf("in bad weather: %+v, want one of %q", stats, c.says)
+					t.Errorf("in bad fault: %+v, want one of %q", stats, c.says)
 				}
 				if c.says != nil {
 					onPage(t, s, c.says)

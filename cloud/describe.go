@@ -33,50 +33,50 @@ var ErrNotPermitted = errors.New("not permitted")
 // hold.
 var ErrNoConditions = errors.New("the table took an item under a condition that cannot hold: it is none of DynamoDB, and cannot keep two stations from enrolling one board")
 
-// lookID is no device's, and of nothing that is ever written.
-const lookID = "doctor"
+// probeID is no device's, and of nothing that is ever written.
+const probeID = "doctor"
 
-// Place says where a registry is.
-type Place struct{ Table, Bucket, Region, DynamoDBEndpoint, S3Endpoint string }
+// Location says where a registry is.
+type Location struct{ Table, Bucket, Region, DynamoDBEndpoint, S3Endpoint string }
 
-// Place returns what the configuration and the SDK made of it.
-func (a *AWS) Place() Place {
+// Location returns what the configuration and the SDK made of it.
+func (a *AWS) Location() Location {
 	c := a.config
-	return Place{c.Table, c.Bucket, c.Region, c.DynamoDBEndpoint, c.S3Endpoint}
+	return Location{c.Table, c.Bucket, c.Region, c.DynamoDBEndpoint, c.S3Endpoint}
 }
 
-// CredentialsSeen says of credentials where they come from; never what they
+// CredentialsInfo says of credentials where they come from; never what they
 // are.
-type CredentialsSeen struct {
+type CredentialsInfo struct {
 	Source  string    // the SDK's name of the provider
 	Session bool      // they are of a role or a session, not of a user
 	Expires time.Time // zero if they do not
 }
 
-// LookAtCredentials finds the credentials anew.
-func (a *AWS) LookAtCredentials(ctx context.Context) (CredentialsSeen, error) {
+// DescribeCredentials finds the credentials anew.
+func (a *AWS) DescribeCredentials(ctx context.Context) (CredentialsInfo, error) {
 	c, err := a.credentials.Retrieve(ctx)
 	if err != nil {
-		return CredentialsSeen{}, a.fault("looking for credentials", fmt.Errorf("get identity: %w", err))
+		return CredentialsInfo{}, a.fault("looking for credentials", fmt.Errorf("get identity: %w", err))
 	}
-	seen := CredentialsSeen{Source: c.Source, Session: c.SessionToken != ""}
+	seen := CredentialsInfo{Source: c.Source, Session: c.SessionToken != ""}
 	if c.CanExpire {
 		seen.Expires = c.Expires
 	}
 	return seen, nil
 }
 
-// RoundTrip reads an item that is not there, as a station reads those that are:
+// Ping reads an item that is not there, as a station reads those that are:
 // it needs dynamodb:GetItem. That it succeeds also proves that the partition
 // key is device-id (S) and that there is no sort key. clock is what AWS says
 // the time is, zero if the answer had none: to the second, and also with an
 // error, if there was an answer. Its distance from the local time is at most
 // took more than shown.
-func (a *AWS) RoundTrip(ctx context.Context) (took time.Duration, clock time.Time, err error) {
+func (a *AWS) Ping(ctx context.Context) (took time.Duration, clock time.Time, err error) {
 	began := time.Now()
 	out, err := a.dynamo.GetItem(ctx, &dynamodb.GetItemInput{
 		TableName: aws.String(a.config.Table), ConsistentRead: aws.Bool(true),
-		Key: map[string]types.AttributeValue{"device-id": &types.AttributeValueMemberS{Value: lookID}},
+		Key: map[string]types.AttributeValue{"device-id": &types.AttributeValueMemberS{Value: probeID}},
 	}, func(o *dynamodb.Options) { o.Retryer = aws.NopRetryer{} })
 	took = time.Since(began)
 	if err != nil {
@@ -89,8 +89,8 @@ func (a *AWS) RoundTrip(ctx context.Context) (took time.Duration, clock time.Tim
 	return took, clock, nil
 }
 
-// TableSeen is what a table says of itself.
-type TableSeen struct {
+// TableInfo is what a table says of itself.
+type TableInfo struct {
 	Active    bool
 	Key       string // as "device-id (S)"
 	OnDemand  bool
@@ -101,10 +101,10 @@ type TableSeen struct {
 // WantedKey is the key of a registry's table.
 const WantedKey = "device-id (S)"
 
-// LookAtTable needs dynamodb:DescribeTable and
+// DescribeTable needs dynamodb:DescribeTable and
 // dynamodb:DescribeContinuousBackups, which a station does not have:
 // ErrNotPermitted then.
-func (a *AWS) LookAtTable(ctx context.Context) (seen TableSeen, err error) {
+func (a *AWS) DescribeTable(ctx context.Context) (seen TableInfo, err error) {
 	out, err := a.dynamo.DescribeTable(ctx, &dynamodb.DescribeTableInput{TableName: aws.String(a.config.Table)})
 	if err != nil {
 		return seen, a.seen("looking at table "+a.config.Table, err)
@@ -120,7 +120,7 @@ func (a *AWS) LookAtTable(ctx context.Context) (seen TableSeen, err error) {
 		}
 		key = append(key, fmt.Sprintf("%s (%s)", aws.ToString(k.AttributeName), kind))
 	}
-	seen = TableSeen{
+	seen = TableInfo{
 		Active: t.TableStatus == types.TableStatusActive || t.TableStatus == types.TableStatusUpdating, Key: strings.Join(key, ", "),
 		OnDemand:  t.BillingModeSummary != nil && t.BillingModeSummary.BillingMode == types.BillingModePayPerRequest,
 		Protected: aws.ToBool(t.DeletionProtectionEnabled),
@@ -133,17 +133,17 @@ func (a *AWS) LookAtTable(ctx context.Context) (seen TableSeen, err error) {
 	return seen, nil
 }
 
-// BucketSeen is what a bucket says of itself. What is nil is not to be seen.
-type BucketSeen struct {
+// BucketInfo is what a bucket says of itself. What is nil is not to be seen.
+type BucketInfo struct {
 	Versioned *bool
 	Locked    *bool // objects cannot be deleted for a time
 }
 
-// LookAtBucket needs s3:GetBucketVersioning and
+// DescribeBucket needs s3:GetBucketVersioning and
 // s3:GetBucketObjectLockConfiguration, which a station does not have: what is
 // not permitted is left nil. An error says that the bucket is not there, is
 // elsewhere, or does not answer.
-func (a *AWS) LookAtBucket(ctx context.Context) (seen BucketSeen, err error) {
+func (a *AWS) DescribeBucket(ctx context.Context) (seen BucketInfo, err error) {
 	bucket := aws.String(a.config.Bucket)
 	versions, err := a.s3.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: bucket})
 	if err == nil {
@@ -223,13 +223,13 @@ func (a *AWS) settle(r *Right, doing string, err error, codes ...string) {
 func (a *AWS) tryPutItem(ctx context.Context) Right {
 	r := Right{Action: "dynamodb:PutItem", On: a.config.Table, Why: "enrolling boards"}
 	_, err := a.dynamo.PutItem(ctx, &dynamodb.PutItemInput{
-		TableName: aws.String(a.config.Table), Item: map[string]types.AttributeValue{"device-id": &types.AttributeValueMemberS{Value: lookID}},
+		TableName: aws.String(a.config.Table), Item: map[string]types.AttributeValue{"device-id": &types.AttributeValueMemberS{Value: probeID}},
 		ConditionExpression:      aws.String("attribute_exists(#id) AND attribute_not_exists(#id)"),
 		ExpressionAttributeNames: map[string]string{"#id": "device-id"},
 	})
 	if err == nil {
 		r.Known, r.Allowed = true, true
-		r.Err = fmt.Errorf("%w; remove the item %s", ErrNoConditions, lookID)
+		r.Err = fmt.Errorf("%w; remove the item %s", ErrNoConditions, probeID)
 		return r
 	}
 	a.settle(&r, "writing to table "+a.config.Table, err, "ConditionalCheckFailedException")
@@ -239,12 +239,12 @@ func (a *AWS) tryPutItem(ctx context.Context) Right {
 func (a *AWS) tryPut(ctx context.Context, prefix, why string) Right {
 	r := Right{Action: "s3:PutObject", On: a.config.Bucket + "/" + prefix + "*", Why: why}
 	_, err := a.s3.PutObject(ctx, &s3.PutObjectInput{
-		Bucket: aws.String(a.config.Bucket), Key: aws.String(prefix + lookID), Body: strings.NewReader("x"),
+		Bucket: aws.String(a.config.Bucket), Key: aws.String(prefix + probeID), Body: strings.NewReader("x"),
 		ContentMD5: aws.String("AAAAAAAAAAAAAAAAAAAAAA=="), IfNoneMatch: aws.String("*"),
 	})
 	if err == nil {
 		r.Known, r.Allowed = true, true
-		r.Err = fmt.Errorf("the store took an object whose checksum is wrong: it would not notice an upload that was spoiled on the way; remove %s%s", prefix, lookID)
+		r.Err = fmt.Errorf("the store took an object whose checksum is wrong: it would not notice an upload that was spoiled on the way; remove %s%s", prefix, probeID)
 		return r
 	}
 	a.settle(&r, "writing to s3://"+a.config.Bucket+"/"+prefix, err, "BadDigest", "InvalidDigest", "PreconditionFailed")

@@ -53,11 +53,11 @@ const (
 
 func (r refusal) Error() string { return string(r) }
 
-// front is what stands between API Gateway (a REST API with Lambda proxy
+// gatewayHandler is what stands between API Gateway (a REST API with Lambda proxy
 // integration) and the issuer's HTTP handler. The libraries that do this put
 // the whole event into headers and the path through a parser, and print both
 // when they fail.
-type front struct {
+type gatewayHandler struct {
 	handler http.Handler
 	// requireAuthorizer refuses a request that the authorizer has not seen, bar
 	// those on paths that have none: see withoutAuthorizer.
@@ -70,7 +70,7 @@ var (
 	errInternal   = errors.New("internal error")
 )
 
-func (f *front) invoke(ctx context.Context, event events.APIGatewayProxyRequest) (_ events.APIGatewayProxyResponse, err error) {
+func (f *gatewayHandler) invoke(ctx context.Context, event events.APIGatewayProxyRequest) (_ events.APIGatewayProxyResponse, err error) {
 	start := time.Now()
 	defer func() {
 		if recovered(f.log, recover()) {
@@ -98,7 +98,7 @@ func (f *front) invoke(ctx context.Context, event events.APIGatewayProxyRequest)
 }
 
 // request makes the HTTP request of an event. Its errors are refusals.
-func (f *front) request(ctx context.Context, event events.APIGatewayProxyRequest, path string) (*http.Request, error) {
+func (f *gatewayHandler) request(ctx context.Context, event events.APIGatewayProxyRequest, path string) (*http.Request, error) {
 	header := headersOf(event.MultiValueHeaders, event.Headers)
 	if sizeOf(header) > maxHeaders {
 		return nil, headersTooLarge
@@ -225,7 +225,7 @@ func errorAnswer(event events.APIGatewayProxyRequest, err error) (events.APIGate
 }
 
 // decided logs a request as issuerd does.
-func (f *front) decided(d server.Decision) { issuerd.LogDecision(f.log, d) }
+func (f *gatewayHandler) decided(d server.Decision) { issuerd.LogDecision(f.log, d) }
 
 // recovered logs where a panic came from, and of its value only the type: it
 // may hold what a stranger sent.

@@ -42,7 +42,9 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Host, r.RemoteAddr, string(body), r.ContentLength, r.Header})
 }
 
-func newFront(handler http.HandlerFunc) *front { return &front{handler: handler, log: zerolog.Nop()} }
+func newGatewayHandler(handler http.HandlerFunc) *gatewayHandler {
+	return &gatewayHandler{handler: handler, log: zerolog.Nop()}
+}
 
 func TestEventToRequest(t *testing.T) {
 	event := events.APIGatewayProxyRequest{
@@ -54,7 +56,7 @@ func TestEventToRequest(t *testing.T) {
 		MultiValueQueryStringParameters: map[string][]string{"q": {"1", "2 3"}},
 		RequestContext:                  events.APIGatewayProxyRequestContext{Identity: events.APIGatewayRequestIdentity{SourceIP: "2001:db8::1"}},
 	}
-	out, err := newFront(echo).invoke(t.Context(), event)
+	out, err := newGatewayHandler(echo).invoke(t.Context(), event)
 	if err != nil || out.StatusCode != http.StatusAccepted || out.IsBase64Encoded {
 		t.Fatal(out, err)
 	}
@@ -71,7 +73,7 @@ func TestEventToRequest(t *testing.T) {
 
 	// The older form of an event, and a path that a parser of URLs would take
 	// apart.
-	out, err = newFront(echo).invoke(t.Context(), events.APIGatewayProxyRequest{Path: "/a%zz?b", HTTPMethod: "GET",
+	out, err = newGatewayHandler(echo).invoke(t.Context(), events.APIGatewayProxyRequest{Path: "/a%zz?b", HTTPMethod: "GET",
 		Headers: map[string]string{"Accept": "a/a"}, QueryStringParameters: map[string]string{"q": "1"}})
 	must(t, err)
 	got = seen{}
@@ -82,12 +84,12 @@ func TestEventToRequest(t *testing.T) {
 }
 
 func TestBinaryAnswer(t *testing.T) {
-	out, err := newFront(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{0x30, 0xff}) }).invoke(t.Context(),
+	out, err := newGatewayHandler(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{0x30, 0xff}) }).invoke(t.Context(),
 		events.APIGatewayProxyRequest{Path: "/", HTTPMethod: "GET"})
 	if err != nil || out.StatusCode != 200 || !out.IsBase64Encoded || out.Body != "MP8=" {
 		t.Error(out, err)
 	}
-	out, err = newFront(func(http.ResponseWriter, *http.Request) {}).invoke(t.Context(), events.APIGatewayProxyRequest{Path: "/", HTTPMethod: "GET"})
+	out, err = newGatewayHandler(func(http.ResponseWriter, *http.Request) {}).invoke(t.Context(), events.APIGatewayProxyRequest{Path: "/", HTTPMethod: "GET"})
 	if err != nil || out.StatusCode != 200 || out.Body != "" {
 		t.Error(out, err)
 	}
@@ -123,7 +125,7 @@ func TestFrontRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			reached := false
 			var logs bytes.Buffer
-			f := &front{requireAuthorizer: true, log: zerolog.New(&logs), handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true })}
+			f := &gatewayHandler{requireAuthorizer: true, log: zerolog.New(&logs), handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true })}
 			if c.event.Resource == "" {
 				c.event.Resource = "/new"
 			}
@@ -151,7 +153,7 @@ func gateway(told map[string]any) events.APIGatewayProxyRequestContext {
 
 func TestFrontPanics(t *testing.T) {
 	var logs bytes.Buffer
-	f := &front{log: zerolog.New(&logs), handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("what a stranger sent") })}
+	f := &gatewayHandler{log: zerolog.New(&logs), handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("what a stranger sent") })}
 	_, err := f.invoke(t.Context(), events.APIGatewayProxyRequest{Path: "/new", HTTPMethod: "POST"})
 	if !errors.Is(err, errInternal) || !strings.Contains(logs.String(), `"panic":"string"`) || strings.Contains(logs.String(), "stranger") {
 		t.Errorf("%v; logged %s", err, &logs)
@@ -164,7 +166,7 @@ func TestFrontPanics(t *testing.T) {
 // The authorizer grants nothing: with its word for it, the issuer still refuses
 // a request that is signed with a wrong key.
 func TestForgedAuthorization(t *testing.T) {
-	w := newWorld(t)
+	w := newTestEnv(t)
 	var logs bytes.Buffer
 	handler, err := open(t.Context(), getenv(w.env(roleIssuer, "1")), w.root, &logs)
 	must(t, err)

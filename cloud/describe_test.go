@@ -37,7 +37,7 @@ func rightsOf(t *testing.T, a *AWS, known *board.Record) map[string]Right {
 }
 
 // A look finds everything in order, and leaves nothing behind.
-func TestLookChangesNothing(t *testing.T) {
+func TestDescribeChangesNothing(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		a := b.open(t, "").(*AWS)
 		s := sealed(t, 1, 1)
@@ -51,18 +51,18 @@ func TestLookChangesNothing(t *testing.T) {
 				}
 			}
 		}
-		took, clock, err := a.RoundTrip(t.Context())
+		took, clock, err := a.Ping(t.Context())
 		if err != nil || took <= 0 || !clock.IsZero() && time.Since(clock).Abs() > time.Minute {
 			t.Errorf("%v, %v, %v", took, clock, err)
 		}
-		table, err := a.LookAtTable(t.Context())
+		table, err := a.DescribeTable(t.Context())
 		if err != nil || table.Key != WantedKey && table.Key != "device-id ()" { // minidyn tells no types
 			t.Errorf("%+v, %v", table, err)
 		}
-		if _, err := a.LookAtBucket(t.Context()); err != nil {
+		if _, err := a.DescribeBucket(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if seen, err := a.LookAtCredentials(t.Context()); err != nil || seen.Source == "" || strings.Contains(seen.Source, os.Getenv("AWS_SECRET_ACCESS_KEY")) {
+		if seen, err := a.DescribeCredentials(t.Context()); err != nil || seen.Source == "" || strings.Contains(seen.Source, os.Getenv("AWS_SECRET_ACCESS_KEY")) {
 			t.Errorf("%+v, %v", seen, err)
 		}
 		if got := b.items(t); len(got) != len(items) {
@@ -140,11 +140,11 @@ func TestLookWithoutPermission(t *testing.T) {
 	onEveryAWS(t, func(t *testing.T, b *awsStore) {
 		a := once(b.open(t, "").(*AWS))
 		b.dynamo.lose("DescribeTable", denied, -1)
-		if _, err := a.LookAtTable(t.Context()); !errors.Is(err, ErrNotPermitted) {
+		if _, err := a.DescribeTable(t.Context()); !errors.Is(err, ErrNotPermitted) {
 			t.Errorf("table: %v", err)
 		}
 		b.s3.decide(func(*http.Request) fate { return denied })
-		if seen, err := a.LookAtBucket(t.Context()); err != nil || seen.Versioned != nil || seen.Locked != nil {
+		if seen, err := a.DescribeBucket(t.Context()); err != nil || seen.Versioned != nil || seen.Locked != nil {
 			t.Errorf("bucket: %+v, %v", seen, err)
 		}
 		b.s3.decide(nil)
@@ -153,13 +153,13 @@ func TestLookWithoutPermission(t *testing.T) {
 		c.Bucket, c.Table = c.Bucket+"-no", c.Table+"-no"
 		none, err := NewAWS(t.Context(), c)
 		must(t, err)
-		if _, err := none.LookAtBucket(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no bucket") {
+		if _, err := none.DescribeBucket(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no bucket") {
 			t.Errorf("no bucket: %v", err)
 		}
-		if _, err := none.LookAtTable(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no table") {
+		if _, err := none.DescribeTable(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no table") {
 			t.Errorf("no table: %v", err)
 		}
-		if _, _, err := none.RoundTrip(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no table") {
+		if _, _, err := none.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no table") {
 			t.Errorf("no table: %v", err)
 		}
 	})
@@ -195,13 +195,13 @@ func TestTransportIsNamed(t *testing.T) {
 		"is not found":               "http://registry.invalid",
 		"no answer from AWS":         "http://127.0.0.1:1",
 	} {
-		if _, _, err := onceAWS(t, endpoint, endpoint).RoundTrip(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := onceAWS(t, endpoint, endpoint).Ping(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", endpoint, err, want)
 		}
 	}
 	t.Setenv("AWS_ACCESS_KEY_ID", "")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
-	if _, err := onceAWS(t, secure.URL, secure.URL).LookAtCredentials(t.Context()); err == nil || !strings.Contains(err.Error(), "no AWS credentials were found") {
+	if _, err := onceAWS(t, secure.URL, secure.URL).DescribeCredentials(t.Context()); err == nil || !strings.Contains(err.Error(), "no AWS credentials were found") {
 		t.Errorf("no credentials: %v", err)
 	}
 	t.Setenv("AWS_ACCESS_KEY_ID", "testkey")
@@ -211,7 +211,7 @@ func TestTransportIsNamed(t *testing.T) {
 		w.Header().Set("Date", past.Format(http.TimeFormat))
 		awsError(w, r, 403, "RequestTimeTooSkewed", 400, "InvalidSignatureException", "Signature not yet current: 20261124T102030Z is still later than 20261124T101530Z")
 	}))
-	if _, clock, err := onceAWS(t, skewed, skewed).RoundTrip(context.Background()); err == nil || !clock.Equal(past) || !strings.Contains(err.Error(), "NTP") {
+	if _, clock, err := onceAWS(t, skewed, skewed).Ping(context.Background()); err == nil || !clock.Equal(past) || !strings.Contains(err.Error(), "NTP") {
 		t.Errorf("%v, %v", clock, err)
 	}
 	if err := explainTransport(errors.New(`Post "https://x": proxyconnect tcp: dial tcp 10.0.0.1:3128: i/o timeout`)); !strings.Contains(err, "proxy does not answer") {
@@ -237,7 +237,7 @@ func TestLookAtATableWithoutConditions(t *testing.T) {
 		w.Header().Set("Content-Type", "application/x-amz-json-1.0")
 		_, _ = w.Write([]byte("{}"))
 	}))
-	if r := onceAWS(t, took, took).tryPutItem(t.Context()); !r.Known || !errors.Is(r.Err, ErrNoConditions) || !strings.Contains(r.Err.Error(), "remove the item "+lookID) {
+	if r := onceAWS(t, took, took).tryPutItem(t.Context()); !r.Known || !errors.Is(r.Err, ErrNoConditions) || !strings.Contains(r.Err.Error(), "remove the item "+probeID) {
 		t.Errorf("%+v", r)
 	}
 }
