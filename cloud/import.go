@@ -174,10 +174,10 @@ func (a *AWS) LegacyItems(ctx context.Context) ([]LegacyItem, error) {
 }
 
 // Import makes an item that LegacyItems listed, and that can be imported, one
-// of a signed record: the public key as an object, then the rest of the item and
-// the guard of the key in one transaction, which holds only if the item is still
-// exactly the one that was listed. Its pubkey attribute stays as it is, for
-// those who read it. On return without an error the device is enrolled with
+// of a signed record: the public key as an object, then the rest of the item
+// and the guard of the key in one transaction, which holds only if the item is
+// still exactly the one that was listed. Its pubkey attribute stays as it is,
+// for those who read it. On return without an error the device is enrolled with
 // this key, by this record or by an earlier one. Errors that can never change
 // are a *board.Conflict, ErrNotAsListed, and what wraps board.ErrRecord or
 // board.ErrEnvelope; after any other the same Import again brings it to its
@@ -284,12 +284,12 @@ func (d *Dir) LegacyItems(ctx context.Context) ([]LegacyItem, error) {
 
 // Import makes an item that LegacyItems listed, and that can be imported, one
 // of a signed record: the public key, then the guard of the key, then the item,
-// all synced; only if the item is still exactly the one that was listed. Its pubkey
-// attribute stays as it is, for those who read it. On return without an error
-// the device is enrolled with this key, by this record or by an earlier one.
-// Errors that can never change are a *board.Conflict, ErrNotAsListed, and what
-// wraps board.ErrRecord or board.ErrEnvelope; after any other the same Import
-// again brings it to its end.
+// all synced; only if the item is still exactly the one that was listed. Its
+// pubkey attribute stays as it is, for those who read it. On return without an
+// error the device is enrolled with this key, by this record or by an earlier
+// one. Errors that can never change are a *board.Conflict, ErrNotAsListed, and
+// what wraps board.ErrRecord or board.ErrEnvelope; after any other the same
+// Import again brings it to its end.
 func (d *Dir) Import(ctx context.Context, l LegacyItem, s board.Sealed) error {
 	if err := l.check(s); err != nil {
 		return err

@@ -68,8 +68,8 @@ func objectName(device board.DeviceID, fingerprint board.Fingerprint) string {
 	return "pubkeys/" + device.String() + "/" + fingerprint.String() + ".pem"
 }
 
-// nonZero returns the indices of the records that hold one: all but those of the
-// zero value, which get their error here.
+// nonZero returns the indices of the records that hold one: all but those of
+// the zero value, which get their error here.
 func nonZero(records []board.Sealed, results []error) (good []int) {
 	for i, s := range records {
 		if len(s.Envelope()) == 0 {
@@ -81,9 +81,9 @@ func nonZero(records []board.Sealed, results []error) (good []int) {
 	return good
 }
 
-// conflictFreeBatches calls put for some records after others, so that no two of one call
-// share a device or a key, and each gets the result that it would have got
-// alone, after those before it.
+// conflictFreeBatches calls put for some records after others, so that no two
+// of one call share a device or a key, and each gets the result that it would
+// have got alone, after those before it.
 func conflictFreeBatches(records []board.Sealed, todo []int, results []error, put func(wave []int)) {
 	open := map[string]error{} // devices and keys of which an earlier record has no verdict yet
 	for len(todo) > 0 {

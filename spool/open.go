@@ -274,8 +274,8 @@ func (o *recovery) damaged(d journal.Damage) error {
 	return nil
 }
 
-// appendLeaf adds a leaf to the tree, and compares its root with the one that was
-// signed.
+// appendLeaf adds a leaf to the tree, and compares its root with the one that
+// was signed.
 func (o *recovery) appendLeaf(h tlog.Hash) error {
 	o.tree.Add(h)
 	o.leaves = append(o.leaves, h)

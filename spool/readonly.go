@@ -17,8 +17,8 @@ import (
 )
 
 // Read-only queries of the index of a stopped station. They change nothing in
-// its folder, so anyone who may read the folder may use them. journal.Walk reads
-// a journal without an index.
+// its folder, so anyone who may read the folder may use them. journal.Walk
+// reads a journal without an index.
 
 // ErrNoIndex says that there is no index to look at. It is built when the
 // station starts.

@@ -113,7 +113,8 @@ type clientLimiter struct {
 	shown [][]byte // hashes of the wrong ones that came last, the newest first: who shows one again learns nothing
 }
 
-// seenBefore tells whether a wrong token was shown lately, and takes note of it.
+// seenBefore tells whether a wrong token was shown lately, and takes note of
+// it.
 func (v *clientLimiter) seenBefore(hash []byte) bool {
 	i := slices.IndexFunc(v.shown, func(h []byte) bool { return hmac.Equal(h, hash) })
 	if i < 0 {
@@ -155,8 +156,9 @@ func bearerOf(r *http.Request) (token string, ok bool) {
 	return strings.TrimSpace(token), ok && strings.EqualFold(scheme, "Bearer")
 }
 
-// currentRole is who sent a request that is being answered for long: what a log-out,
-// or other tokens, took away meanwhile is gone. It counts no wrong token.
+// currentRole is who sent a request that is being answered for long: what a
+// log-out, or other tokens, took away meanwhile is gone. It counts no wrong
+// token.
 func (d *authenticator) currentRole(r *http.Request) Role {
 	if token, ok := bearerOf(r); ok && d.Tokens != nil {
 		return d.roleOfToken(token)
@@ -165,8 +167,9 @@ func (d *authenticator) currentRole(r *http.Request) Role {
 	return role
 }
 
-// authenticate says what role a token gives. All comparisons take the same time, and
-// a right token is refused like a wrong one while its address has to wait.
+// authenticate says what role a token gives. All comparisons take the same
+// time, and a right token is refused like a wrong one while its address has to
+// wait.
 func (d *authenticator) authenticate(r *http.Request, token string, by way) (role Role, waits bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -339,10 +342,10 @@ func roleOf(r *http.Request) Role {
 	return role
 }
 
-// accessControl is what every request passes: nobody calls the station by a name that
-// is not its own, only GET and HEAD, and POST where posts tells that there is
-// something to be changed, only from the station's own pages. Then it finds out
-// who it is.
+// accessControl is what every request passes: nobody calls the station by a
+// name that is not its own, only GET and HEAD, and POST where posts tells that
+// there is something to be changed, only from the station's own pages. Then it
+// finds out who it is.
 func (s *Station) accessControl(posts func(*http.Request) bool, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()

@@ -118,8 +118,8 @@ func (a *answer) Header() http.Header         { return a.header }
 func (a *answer) WriteHeader(code int)        { a.code = code }
 func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
-// lookBack waits for its turn and bounds what it does: a look back never takes more
-// than one processor, and however many pages are open, no slot waits. The
+// lookBack waits for its turn and bounds what it does: a look back never takes
+// more than one processor, and however many pages are open, no slot waits. The
 // answer is written when the next one's turn has come: a client that does not
 // read keeps nobody from looking.
 func (s *Station) lookBack(w http.ResponseWriter, r *http.Request, f func(ctx context.Context, w http.ResponseWriter) error) {

@@ -42,8 +42,8 @@ func (d Durations) Clone() Durations {
 	return d
 }
 
-// ReadDurations tells how long the boards of a slot took, from being found to the
-// verdict.
+// ReadDurations tells how long the boards of a slot took, from being found to
+// the verdict.
 type ReadDurations struct {
 	Slot           string
 	Passed, Failed Durations

@@ -25,8 +25,8 @@ import (
 	"secretfree/uart"
 )
 
-// testStation is a station with a cable for each slot, in a synctest bubble. It sees
-// every step of every slot, and complains about a PASS without a receipt.
+// testStation is a station with a cable for each slot, in a synctest bubble. It
+// sees every step of every slot, and complains about a PASS without a receipt.
 type testStation struct {
 	t *testing.T
 	*Station
@@ -44,8 +44,8 @@ type testStation struct {
 
 var errStopped = errors.New("the test is over")
 
-// newTestStation makes a station with so many slots, all with the dialect of TI,
-// whose ports are there.
+// newTestStation makes a station with so many slots, all with the dialect of
+// TI, whose ports are there.
 func newTestStation(t *testing.T, slots int, change func(*Config)) *testStation {
 	t.Helper()
 	b := &testStation{t: t, history: map[string][]string{}, done: make(chan struct{})}
@@ -359,8 +359,8 @@ func (l *fakeJournal) appends() int {
 	return l.asked
 }
 
-// fakePort is the port of a slot and what hangs on it. What the station sends with
-// no board on it is lost.
+// fakePort is the port of a slot and what hangs on it. What the station sends
+// with no board on it is lost.
 type fakePort struct {
 	t   *testing.T
 	usb bool // the port is part of the board: a board that cuts itself off takes it along

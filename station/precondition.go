@@ -57,8 +57,8 @@ func preconditionOf(reason Reason, cause error) string {
 	return ""
 }
 
-// Precondition is a journal and a policy that make what was given true again, for a
-// replay. It keeps nothing on disk. It may be used by many at once.
+// Precondition is a journal and a policy that make what was given true again,
+// for a replay. It keeps nothing on disk. It may be used by many at once.
 type Precondition struct {
 	Policy Policy
 	Label  string // see Config.Label
@@ -72,8 +72,8 @@ type Precondition struct {
 	seq     uint64
 }
 
-// NewPrecondition reads the value of a transcript's key "given"; empty is a journal
-// that knows nothing.
+// NewPrecondition reads the value of a transcript's key "given"; empty is a
+// journal that knows nothing.
 func NewPrecondition(given string) (*Precondition, error) {
 	s := &Precondition{devices: map[board.DeviceID]board.Fingerprint{}, owners: map[board.Fingerprint]board.DeviceID{}}
 	fields := strings.Fields(given)

@@ -430,8 +430,8 @@ func (s *Station) Acknowledge(slot string) error {
 	return nil
 }
 
-// notifyChange wakes whoever waits for a change of what is shown. The caller holds
-// mu.
+// notifyChange wakes whoever waits for a change of what is shown. The caller
+// holds mu.
 func (s *Station) notifyChange() {
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -452,8 +452,8 @@ func (s *Station) refusedWith(device board.DeviceID) *label {
 	return s.labels.against(device)
 }
 
-// trackDiskWait runs what slot i has to wait for the disk for, so that a disk which
-// hangs is noticed.
+// trackDiskWait runs what slot i has to wait for the disk for, so that a disk
+// which hangs is noticed.
 func (s *Station) trackDiskWait(i int, f func()) {
 	set := func(since time.Time) {
 		s.mu.Lock()

@@ -22,9 +22,9 @@ type failure struct {
 func (f *failure) Error() string { return fmt.Sprintf("%s: %v", f.reason, f.err) }
 func (f *failure) Unwrap() error { return f.err }
 
-// validate turns what a board said into a record, or says what is wrong with it.
-// It believes nothing: the signatures are checked here again. label is the one
-// that was scanned for the board, or nil: then one that refused this board
+// validate turns what a board said into a record, or says what is wrong with
+// it. It believes nothing: the signatures are checked here again. label is the
+// one that was scanned for the board, or nil: then one that refused this board
 // before counts. It comes last, so that a board is only called another one when
 // it has proved which it is.
 func (s *Station) validate(report uart.Report, label *label, now time.Time) (board.Record, *failure) {

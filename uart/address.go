@@ -70,8 +70,8 @@ func (p sysPaths) resolve(address string) (string, error) {
 	return ports[0], nil
 }
 
-// usbDevice finds the USB device of a port's device, and reports whether it is of
-// a vendor and a product.
+// usbDevice finds the USB device of a port's device, and reports whether it is
+// of a vendor and a product.
 func usbDevice(link, vendor, product string) (device string, number int64, ok bool) {
 	dir, err := filepath.EvalSymlinks(link)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"strings"
 )
 
-// Piece is a part of a board's output, with the meaning that a dialect gives it.
+// Piece is a part of a board's output, with the meaning that a dialect gives
+// it.
 type Piece struct {
 	At, Len int    // place and length, in bytes that the Line has received
 	Meaning string // in a few words: "serial number", "event, skipped"
@@ -323,8 +324,8 @@ func sumStop(line string) (at int, want string) {
 	return begin, "an answer whose checksum holds"
 }
 
-// otherKeySignature returns which answer does not belong to the key of the others,
-// or -1.
+// otherKeySignature returns which answer does not belong to the key of the
+// others, or -1.
 func otherKeySignature(answers []signed) int {
 	for i := range answers {
 		rest := slices.Delete(slices.Clone(answers), i, i+1)
@@ -349,8 +350,8 @@ func otherKeySignature(answers []signed) int {
 	return -1
 }
 
-// explainBadSignature reports which of the answers is not signed with the key of the
-// others.
+// explainBadSignature reports which of the answers is not signed with the key
+// of the others.
 func (l *Line) explainBadSignature(answers []signed, values []answerText) {
 	if l.explain == nil || len(values) == 0 {
 		return
@@ -393,8 +394,8 @@ func startMeaning(line string) string {
 	return ""
 }
 
-// lowerASCII changes A-Z to lower case and no other byte, so that a place in the
-// result is the same place in s. strings.ToLower changes the length of some
+// lowerASCII changes A-Z to lower case and no other byte, so that a place in
+// the result is the same place in s. strings.ToLower changes the length of some
 // letters.
 func lowerASCII(s string) string {
 	b := []byte(s)

@@ -117,8 +117,8 @@ func (l *Line) Forget() {
 	l.Mark()
 }
 
-// clearLeak ends the suppression after a leak. The suppressed bytes from index i
-// on come from another board; they pass the leak detector and are put back on
+// clearLeak ends the suppression after a leak. The suppressed bytes from index
+// i on come from another board; they pass the leak detector and are put back on
 // the line.
 func (l *Line) clearLeak(i int) error {
 	rest := bytes.Clone(l.suppressed[i:])

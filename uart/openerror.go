@@ -109,7 +109,8 @@ func openKind(err error) error {
 	return nil
 }
 
-// holder names the processes that have a port open, as far as permissions allow.
+// holder names the processes that have a port open, as far as permissions
+// allow.
 func holder(path string) string {
 	var device unix.Stat_t
 	if err := unix.Stat(path, &device); err != nil {

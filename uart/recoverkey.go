@@ -70,8 +70,8 @@ func recoverKey(answers []signed) (spki []byte, proof *Proof, err error) {
 	return nil, nil, errNoCommonKey
 }
 
-// candidateKeys returns the keys, as uncompressed points, under which (r, s) signs
-// the digest.
+// candidateKeys returns the keys, as uncompressed points, under which (r, s)
+// signs the digest.
 func candidateKeys(digest []byte, r, s *big.Int) map[string]bool {
 	params := elliptic.P256().Params()
 	n, p := params.N, params.P

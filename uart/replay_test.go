@@ -273,8 +273,8 @@ func record(t *testing.T, r recording) {
 	}
 }
 
-// TestUnknownDeviceRecordings does for what is no board what TestRecordings does for
-// boards.
+// TestUnknownDeviceRecordings does for what is no board what TestRecordings
+// does for boards.
 func TestUnknownDeviceRecordings(t *testing.T) {
 	for _, device := range fixtures.OtherDevices() {
 		t.Run(device.Name, func(t *testing.T) {

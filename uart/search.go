@@ -17,7 +17,8 @@ const (
 	decideAfter = 2500 * time.Millisecond
 	// silentAfter is longer than any pause between two probes of auto.
 	silentAfter = 4 * time.Second
-	// wakeEvery is the number of looks between two wake lines of a fixed dialect.
+	// wakeEvery is the number of looks between two wake lines of a fixed
+	// dialect.
 	wakeEvery = 8
 )
 

@@ -88,8 +88,8 @@ const (
 	surely               // no wait
 )
 
-// csrPrompt reports whether text ends in a question, and names its subject. rest
-// is what follows the question on its line: the echo of something that was
+// csrPrompt reports whether text ends in a question, and names its subject.
+// rest is what follows the question on its line: the echo of something that was
 // typed before. Only the first question may have one (stale), or a question in
 // TI's form.
 func csrPrompt(text string, stale bool) (subject, rest string, c certainty) {

@@ -53,10 +53,10 @@ const (
 
 func (r refusal) Error() string { return string(r) }
 
-// gatewayHandler is what stands between API Gateway (a REST API with Lambda proxy
-// integration) and the issuer's HTTP handler. The libraries that do this put
-// the whole event into headers and the path through a parser, and print both
-// when they fail.
+// gatewayHandler is what stands between API Gateway (a REST API with Lambda
+// proxy integration) and the issuer's HTTP handler. The libraries that do this
+// put the whole event into headers and the path through a parser, and print
+// both when they fail.
 type gatewayHandler struct {
 	handler http.Handler
 	// requireAuthorizer refuses a request that the authorizer has not seen, bar

@@ -73,8 +73,8 @@ func (c registryLister) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, 
 	return markUnreadable(c.from.Guards(ctx))
 }
 
-// markUnreadable adds reconcile.ErrUnreadable to the errors of a listing that are
-// about one entry.
+// markUnreadable adds reconcile.ErrUnreadable to the errors of a listing that
+// are about one entry.
 func markUnreadable[T any](list iter.Seq2[T, error]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for item, err := range list {

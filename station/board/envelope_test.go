@@ -13,7 +13,8 @@ import (
 	"secretfree/station/board"
 )
 
-// envelope writes the canonical form by hand, so that anything in it can be wrong.
+// envelope writes the canonical form by hand, so that anything in it can be
+// wrong.
 func envelope(payloadType string, payload []byte, keyID string, signature []byte) string {
 	return fmt.Sprintf(`{"payloadType":"%s","payload":"%s","signatures":[{"keyid":"%s","sig":"%s"}]}`,
 		payloadType, base64.StdEncoding.EncodeToString(payload), keyID, base64.StdEncoding.EncodeToString(signature))
@@ -172,7 +173,8 @@ func mustSign(t testing.TB, s board.Signer, message []byte) []byte {
 	return signature
 }
 
-// All of these are signed by the trusted station, where there is anything to sign.
+// All of these are signed by the trusted station, where there is anything to
+// sign.
 func TestParseEnvelopeRefusals(t *testing.T) {
 	r, s := fixedRecord(t), fixedStation(t)
 	good := string(seal(t, r, s).Envelope())

@@ -200,7 +200,8 @@ func join(fields []field) string {
 	return "{" + strings.Join(out, ",") + "}"
 }
 
-// Each field must be there, once, in its place, under its name and of its type; and so in the proof.
+// Each field must be there, once, in its place, under its name and of its type;
+// and so in the proof.
 func TestParseRecordFields(t *testing.T) {
 	r, d := fixedRecord(t), fixedDevice(t)
 	for name, proof := range map[string]*board.Proof{
@@ -385,7 +386,8 @@ func TestParseRecordRefusals(t *testing.T) {
 	}
 }
 
-// A record of a later version is not called invalid, whatever else is in it: nobody may throw it away.
+// A record of a later version is not called invalid, whatever else is in it:
+// nobody may throw it away.
 func TestParseRecordNewer(t *testing.T) {
 	good := string(encode(t, fixedRecord(t)))
 	for name, text := range map[string]string{

@@ -199,8 +199,8 @@ func (x *Ceremony) SignCRLs(ctx context.Context, authorities ...string) error {
 
 // Revoke notes that the certificate of a region's issuing CA, or of the line if
 // region is empty, is not to be believed any more. It is durable on return;
-// what tells the testEnv is the next CRL. Repeated, it changes nothing. A revoked
-// CA takes no more steps.
+// what tells the world is the next CRL. Repeated, it changes nothing. A
+// revoked CA takes no more steps.
 func (x *Ceremony) Revoke(region, reason string) error {
 	if _, ok := reasons[reason]; !ok {
 		return fmt.Errorf("the reason %q is none of %s", reason, strings.Join(Reasons(), ", "))

@@ -254,8 +254,8 @@ func (c Config) checkSlots(f *config.File) error {
 	return nil
 }
 
-// AllowedHosts are the names of the page: those that were listed, and the one that it
-// listens on.
+// AllowedHosts are the names of the page: those that were listed, and the one
+// that it listens on.
 func (c Config) AllowedHosts() []string {
 	host, _, _ := net.SplitHostPort(c.Listen)
 	if host == "" {

@@ -1,6 +1,6 @@
-// Package stationd runs a station: it opens the journal, the registry, the ports
-// and the page that a configuration names, and joins them into one daemon. The
-// demo runs the same code as the command. Start with Serve.
+// Package stationd runs a station: it opens the journal, the registry, the
+// ports and the page that a configuration names, and joins them into one
+// daemon. The demo runs the same code as the command. Start with Serve.
 package stationd
 
 import (

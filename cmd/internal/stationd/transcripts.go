@@ -17,9 +17,9 @@ import (
 	"secretfree/uart"
 )
 
-// transcriptStore keeps the newest transcripts of a station, under the names that the
-// journal has of them: a ring of those that failed and a ring of those that
-// passed, which share a budget of bytes.
+// transcriptStore keeps the newest transcripts of a station, under the names
+// that the journal has of them: a ring of those that failed and a ring of those
+// that passed, which share a budget of bytes.
 type transcriptStore struct {
 	dir string
 

@@ -19,9 +19,9 @@ const (
 	maxCounted  = 16 << 10 // bytes
 )
 
-// workOrders keeps what is being made, in a file of the state directory. How many
-// boards there are of it, the journal tells. Losing the file loses the name on
-// the page, and no board.
+// workOrders keeps what is being made, in a file of the state directory. How
+// many boards there are of it, the journal tells. Losing the file loses the
+// name on the page, and no board.
 type workOrders struct{ path string }
 
 // order is a lot without its count.

@@ -31,8 +31,8 @@ func (r *running) send(path string, form url.Values) int {
 	return answer.StatusCode
 }
 
-// A work order and its label, scanned on the page: the wrong board fails and is not enrolled, the right one passes, and the count goes on
-// after a restart.
+// A work order and its label, scanned on the page: the wrong board fails and is
+// not enrolled, the right one passes, and the count goes on after a restart.
 func TestScanToPass(t *testing.T) {
 	f := newFactory(t)
 	f.extra = "[policy]\nlabel = \"required\"\n"
