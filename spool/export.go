@@ -22,8 +22,8 @@ import (
 	"secretfree/station/board"
 )
 
-// A stick carries the journals of stations to where the registry can be
-// reached, and the registry's answers back: FORMAT.md has its files. It is
+// A removable medium carries the journals of stations to where the registry can
+// be reached, and the registry's answers back: FORMAT.md has its files. It is
 // pulled out at any moment.
 
 var bundleName = regexp.MustCompile(`^([0-9]{20})-([0-9]{20})\.(bundle|receipt)$`)
@@ -34,21 +34,21 @@ const (
 	endDamaged = ".damaged"
 )
 
-// run is a run of entries, as the name of a file on a stick says it.
+// run is a run of entries, as the name of a file on a removable medium says it.
 type run struct{ first, next uint64 }
 
 func (r run) name(ending string) string {
 	return fmt.Sprintf("%020d-%020d%s", r.first, r.next-1, ending)
 }
 
-// stationFolder is where a station's bundles are on a stick. An origin that is
-// none could lead anywhere.
-func stationFolder(stick, origin string) (string, error) {
+// stationFolder is where a station's bundles are on a removable medium. An
+// origin that is none could lead anywhere.
+func stationFolder(media, origin string) (string, error) {
 	sku, station, _ := strings.Cut(origin, "/")
 	if err := errors.Join(board.CheckName(sku), board.CheckName(station)); err != nil {
 		return "", fmt.Errorf("%.130q is not the name of a station: %w", origin, err)
 	}
-	return filepath.Join(stick, sku, station), nil
+	return filepath.Join(media, sku, station), nil
 }
 
 // listRuns lists the files of one ending in a folder, by their first entry.
@@ -58,7 +58,7 @@ func listRuns(dir, ending string) ([]run, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the stick: %w", err)
+		return nil, fmt.Errorf("reading the medium: %w", err)
 	}
 	var runs []run
 	for _, name := range names {
@@ -81,21 +81,21 @@ func listRuns(dir, ending string) ([]run, error) {
 func readMedia(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the stick: %w", err)
+		return nil, fmt.Errorf("reading the medium: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("reading the stick: %w", err)
+		return nil, fmt.Errorf("reading the medium: %w", err)
 	}
 	return data, nil
 }
 
-// claim keeps others from writing into a folder on a stick.
+// claim keeps others from writing into a folder on a removable medium.
 func claim(dir string) (release func() error, err error) {
 	f, err := os.Open(dir)
 	if err != nil {
-		return nil, fmt.Errorf("opening the stick: %w", err)
+		return nil, fmt.Errorf("opening the medium: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
@@ -107,7 +107,7 @@ func claim(dir string) (release func() error, err error) {
 	return f.Close, nil
 }
 
-// Exported says what is on a stick after Export.
+// Exported says what is on a removable medium after Export.
 type Exported struct {
 	Verified int    // bundles that were there and hold
 	Damaged  int    // files that were there and do not hold; each is kept with the ending .damaged
@@ -116,23 +116,23 @@ type Exported struct {
 	Records  uint64 // of those
 	Signed   uint64 // entries under the newest checkpoint, which are all that can be exported
 	Unsigned uint64 // entries behind it
-	Unread   uint64 // entries that are damaged, and are missing on the stick until the journal is repaired
+	Unread   uint64 // entries that are damaged, and are missing on the medium until the journal is repaired
 }
 
 // Export writes the journal under dir, from an entry on and as far as it is
-// signed, to a stick, as bundles that ImportStick delivers. It writes what is
-// not there yet, so to call it again goes on where it ended. All bundles of the
-// station that are there are checked first: what does not hold is set aside and
-// written anew, and one that the station's key signed over another journal is
-// ErrFork or ErrBehind, one of another key under this name ErrForeign; then
-// nothing is written. It takes no lock on the journal, but reads all of it, and
-// keeps 64 bytes in memory for each entry. When it returns nil, what it wrote
-// is synced.
-func Export(dir string, v note.Verifier, stick string, from uint64) (Exported, error) {
-	return exportTo(osDisk{}, dir, v, stick, from)
+// signed, to a removable medium, as bundles that ImportMedia delivers. It
+// writes what is not there yet, so to call it again goes on where it ended. All
+// bundles of the station that are there are checked first: what does not hold
+// is set aside and written anew, and one that the station's key signed over
+// another journal is ErrFork or ErrBehind, one of another key under this name
+// ErrForeign; then nothing is written. It takes no lock on the journal, but
+// reads all of it, and keeps 64 bytes in memory for each entry. When it returns
+// nil, what it wrote is synced.
+func Export(dir string, v note.Verifier, media string, from uint64) (Exported, error) {
+	return exportTo(osDisk{}, dir, v, media, from)
 }
 
-func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (out Exported, err error) {
+func exportTo(d disk, dir string, v note.Verifier, media string, from uint64) (out Exported, err error) {
 	text, err := os.ReadFile(journal.CheckpointPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return out, fmt.Errorf("%w: there is no checkpoint", journal.ErrUnsigned)
@@ -159,11 +159,11 @@ func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (o
 	if root, err := tlog.TreeHash(int64(signed.Size), h); err != nil || root != signed.Root {
 		return out, fmt.Errorf("%w: its first %d entries have another root than was signed", journal.ErrTampered, signed.Size)
 	}
-	folder, err := stationFolder(stick, v.Name())
+	folder, err := stationFolder(media, v.Name())
 	if err != nil {
 		return out, err
 	}
-	if err := makeFolder(d, stick, folder); err != nil {
+	if err := makeFolder(d, media, folder); err != nil {
 		return out, err
 	}
 	release, err := claim(folder)
@@ -180,19 +180,19 @@ func exportTo(d disk, dir string, v note.Verifier, stick string, from uint64) (o
 	return e.Exported, err
 }
 
-// makeFolder makes a station's folder on a stick that is there.
-func makeFolder(d disk, stick, folder string) error {
-	if _, err := os.ReadDir(stick); err != nil {
-		return fmt.Errorf("is the stick mounted? %w", err)
+// makeFolder makes a station's folder on a removable medium that is there.
+func makeFolder(d disk, media, folder string) error {
+	if _, err := os.ReadDir(media); err != nil {
+		return fmt.Errorf("is the medium mounted? %w", err)
 	}
 	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return fmt.Errorf("making a folder on the stick: %w", err)
+		return fmt.Errorf("making a folder on the medium: %w", err)
 	}
 	if err := errors.Join(
 		d.SyncDir(filepath.Dir(folder)),
-		d.SyncDir(stick),
+		d.SyncDir(media),
 	); err != nil {
-		return fmt.Errorf("making a folder on the stick: %w", err)
+		return fmt.Errorf("making a folder on the medium: %w", err)
 	}
 	return nil
 }
@@ -205,14 +205,14 @@ type exporting struct {
 	hashes *journal.Hashes
 	from   uint64
 	size   uint64 // of the journal that is signed
-	there  []run  // on the stick, in order
+	there  []run  // on the medium, in order
 	bundle bundle // that is being filled
 	bytes  int
 	// records of the bundle that is being filled
 	records uint64
 }
 
-// readExisting checks what is on the stick.
+// readExisting checks what is on the medium.
 func (e *exporting) readExisting() error {
 	runs, err := listRuns(e.folder, endBundle)
 	if err != nil {
@@ -245,7 +245,7 @@ func (e *exporting) readExisting() error {
 	return nil
 }
 
-// compare checks a bundle that is on the stick: whether it holds, and whether
+// compare checks a bundle that is on the medium: whether it holds, and whether
 // it is of this journal.
 func (e *exporting) compare(r run, data []byte) error {
 	b, err := parseBundle(data)
@@ -341,7 +341,7 @@ func (e *exporting) flush() (err error) {
 		return fmt.Errorf("proving entries %d to %d: %w", r.first, r.next-1, err)
 	}
 	if err := durable.WriteFile(e.disk, filepath.Join(e.folder, r.name(endBundle)), e.bundle.encode(), 0o644); err != nil {
-		return fmt.Errorf("writing entries %d to %d to the stick: %w; what was written before them is good, and to export again goes on there", r.first, r.next-1, err)
+		return fmt.Errorf("writing entries %d to %d to the medium: %w; what was written before them is good, and to export again goes on there", r.first, r.next-1, err)
 	}
 	e.Written++
 	e.Entries += r.next - r.first
@@ -350,15 +350,15 @@ func (e *exporting) flush() (err error) {
 	return nil
 }
 
-// Receipt is a file on a stick that says it is one.
+// Receipt is a file on a removable medium that says it is one.
 type Receipt struct {
 	Path string
 	Data []byte // not checked in any way
 }
 
-// Receipts reads what came back for a station on a stick.
-func Receipts(stick, origin string) ([]Receipt, error) {
-	folder, err := stationFolder(stick, origin)
+// Receipts reads what came back for a station on a removable medium.
+func Receipts(media, origin string) ([]Receipt, error) {
+	folder, err := stationFolder(media, origin)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 	"secretfree/station/board"
 )
 
-// ImportConfig is what ImportStick needs.
+// ImportConfig is what ImportMedia needs.
 type ImportConfig struct {
 	Media    string
 	SKU      string
@@ -57,17 +57,17 @@ type ImportRefusal struct {
 // ErrAway: the registry took no record at all.
 var ErrAway = errors.New("the registry takes no records")
 
-// ImportMedia delivers the bundles of a SKU on a stick to a registry, under the
-// same conditions under which a station delivers its records, and writes a
-// signed receipt beside each. It believes nothing of the stick: a bundle must
-// be of one of the stations and hold what it says, each record must be signed
-// by its station and prove possession if it says so. A bundle that is not taken
-// does not keep the others back.
+// ImportMedia delivers the bundles of a SKU on a removable medium to a
+// registry, under the same conditions under which a station delivers its
+// records, and writes a signed receipt beside each. It believes nothing of the
+// medium: a bundle must be of one of the stations and hold what it says, each
+// record must be signed by its station and prove possession if it says so. A
+// bundle that is not taken does not keep the others back.
 //
 // each is told what became of a bundle. A registry that is away ends it with
-// ErrAway, a stick that cannot be written with that error; what was answered
-// until then is in the receipts, and to call it again goes on there. Whatever
-// is delivered twice changes nothing.
+// ErrAway, a removable medium that cannot be written with that error; what was
+// answered until then is in the receipts, and to call it again goes on there.
+// Whatever is delivered twice changes nothing.
 func ImportMedia(ctx context.Context, c ImportConfig, each func(Imported)) error {
 	if c.disk == nil {
 		c.disk = osDisk{}
@@ -77,7 +77,7 @@ func ImportMedia(ctx context.Context, c ImportConfig, each func(Imported)) error
 	}
 	names, err := os.ReadDir(filepath.Join(c.Media, c.SKU))
 	if err != nil {
-		return fmt.Errorf("reading the stick: is it mounted, and are there bundles of %s? %w", c.SKU, err)
+		return fmt.Errorf("reading the medium: is it mounted, and are there bundles of %s? %w", c.SKU, err)
 	}
 	for _, name := range names {
 		origin := board.Origin(c.SKU, name.Name())
@@ -172,7 +172,7 @@ func (im *importing) open(r run, path string) ([]*importedRecord, error) {
 		return nil, err
 	}
 	if root, ok := im.roots[signed.Size]; ok && root != signed.Root {
-		return nil, fmt.Errorf("%w: another bundle on the stick has another root over %d entries; find out which machine is %s", journal.ErrFork, signed.Size, im.origin)
+		return nil, fmt.Errorf("%w: another bundle on the medium has another root over %d entries; find out which machine is %s", journal.ErrFork, signed.Size, im.origin)
 	}
 	im.roots[signed.Size] = signed.Root
 	var records []*importedRecord
@@ -248,7 +248,7 @@ func (im *importing) deliver(ctx context.Context, r run, records []*importedReco
 		data, err := receipt.encode(im.Identity.Signer)
 		if err == nil {
 			if err = durable.WriteFile(im.disk, path, data, 0o644); err != nil {
-				err = fmt.Errorf("writing a receipt to the stick: %w", err)
+				err = fmt.Errorf("writing a receipt to the medium: %w", err)
 			}
 		}
 		if err != nil {

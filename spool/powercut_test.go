@@ -309,7 +309,7 @@ var syncs = map[string]string{
 	"WriteFile: d.SyncDir(filepath.Dir(path))":          "a first shift",
 	"Quarantine: d.SyncDir(Dir(dir))":                   "a torn group",
 	"makeFolder: d.SyncDir(filepath.Dir(folder))":       "a stick",
-	"makeFolder: d.SyncDir(stick)":                      "a stick",
+	"makeFolder: d.SyncDir(media)":                      "a stick",
 	"readExisting: e.disk.SyncDir(e.folder)":            "a stick",
 	"catchUpIndex: o.cfg.disk.syncIndex(db)":            "a lost index",
 	"catchUpIndex: o.cfg.disk.SyncDir(dir)":             "a lost index",

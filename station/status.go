@@ -65,7 +65,7 @@ type Backlog struct {
 	Dead          int    `json:"dead"`           // records that the cloud refused for good
 	OldestSeconds int64  `json:"oldest_seconds"` // age of the oldest pending record
 	LastError     string `json:"last_error"`     // of the last try; empty after a success
-	Offline       bool   `json:"-"`              // records leave on a stick, and nobody tries
+	Offline       bool   `json:"-"`              // records leave on a removable medium, and nobody tries
 	Signed        uint64 `json:"-"`              // see Status
 }
 

@@ -19,18 +19,18 @@ type export struct {
 }
 
 func (export) Help() string {
-	return `A stick carries the journal of a station without a network to a machine that reaches the registry. What is
-written there can be checked with the station's public key alone. The stick may be pulled at any moment, and to
+	return `A removable medium carries the journal of a station without a network to a machine that reaches the registry. What is
+written there can be checked with the station's public key alone. The medium may be pulled at any moment, and to
 export again goes on where it ended.
 
 Examples:
-  stationctl export /media/stick
+  stationctl export /media/secretfree
       Applies the receipts that came back, then writes what still waits for the registry.
-  stationctl export --receipts /media/stick
+  stationctl export --receipts /media/secretfree
       Only applies the receipts: they must be signed by a key that the configuration names,
       [export] trusted_receipts = ["import/hq+…"].
-  stationctl export --from 120000 /media/second-stick
-      Goes on with a second stick when the first is full.`
+  stationctl export --from 120000 /media/second
+      Goes on with a second medium when the first is full.`
 }
 
 // applied is what became of a receipt.
@@ -41,7 +41,7 @@ type applied struct {
 	spool.Settled
 }
 
-// exported is what is on the stick now.
+// exported is what is on the medium now.
 type exported struct {
 	Station  string `json:"station"`
 	Written  int    `json:"written"`
@@ -90,10 +90,10 @@ func (e *export) Run(ctx context.Context, out *cli.Output) (err error) {
 		text := fmt.Sprintf("%d bundles with %d entries, of them %d records, were written to %s; %d that were there are good. Take it to: stationctl import\n",
 			done.Written, done.Entries, done.Records, e.Stick, done.Verified)
 		if done.Damaged > 0 {
-			text += fmt.Sprintf("%d files on the stick were not whole; they are kept with the ending .damaged, and what they held was written anew.\n", done.Damaged)
+			text += fmt.Sprintf("%d files on the medium were not whole; they are kept with the ending .damaged, and what they held was written anew.\n", done.Damaged)
 		}
 		if done.Unread > 0 {
-			text += fmt.Sprintf("%d entries of the journal are damaged and are not on the stick: stationctl spool repair.\n", done.Unread)
+			text += fmt.Sprintf("%d entries of the journal are damaged and are not on the medium: stationctl spool repair.\n", done.Unread)
 		}
 		if done.Unsigned > 0 {
 			text += fmt.Sprintf("%d entries came too late to be signed: export again.\n", done.Unsigned)
@@ -115,7 +115,7 @@ func failedIf(bad int) error {
 	return nil
 }
 
-// apply applies the receipts on the stick. One that is not believed is told,
+// apply applies the receipts on the medium. One that is not believed is told,
 // and does not keep the others back.
 func (e *export) apply(ctx context.Context, client *control.Client, origin string, out *cli.Output) (bad int, err error) {
 	receipts, err := spool.Receipts(e.Stick, origin)

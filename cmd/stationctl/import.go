@@ -24,12 +24,12 @@ type importer struct {
 }
 
 func (importer) Help() string {
-	return `Delivers bundles on a stick under the same conditions as a station delivers its records: one device, one key.
-Nothing on the stick is believed that a named key does not prove. Beside each bundle a signed receipt is written; the
+	return `Delivers bundles on a removable medium under the same conditions as a station delivers its records: one device, one key.
+Nothing on the medium is believed that a named key does not prove. Beside each bundle a signed receipt is written; the
 station settles its records by it if its configuration names this importer's public key, DIR/station.pub.
 
 Examples:
-  stationctl import /media/stick --config import.toml --key line3-a.pub --key line3-b.pub \
+  stationctl import /media/secretfree --config import.toml --key line3-a.pub --key line3-b.pub \
       --identity /var/lib/import --name hq
       Exit 0 if each bundle was taken and has a receipt, also if the registry refused records for good: that
       is a verdict, which goes back to the station. To import again goes on where it ended.
@@ -121,10 +121,10 @@ func (i *importer) Run(ctx context.Context, out *cli.Output) error {
 	case bundles == 0:
 		fmt.Fprintf(out.People, "There are no bundles of %s on %s.\n", c.SKU, i.Stick)
 	case bad == 0:
-		fmt.Fprintf(out.People, "All is delivered. Take the stick back to: stationctl export\nThe station believes these receipts if it has in its configuration:\n  [export]\n  trusted_receipts = [%q]\n", identity.Key)
+		fmt.Fprintf(out.People, "All is delivered. Take the medium back to: stationctl export\nThe station believes these receipts if it has in its configuration:\n  [export]\n  trusted_receipts = [%q]\n", identity.Key)
 	}
 	if refused > 0 {
-		fmt.Fprintf(out.People, "Refused by the registry for good: %s. At the station they are dead letters when the stick is back.\n", cli.Count(refused, "record", "records"))
+		fmt.Fprintf(out.People, "Refused by the registry for good: %s. At the station they are dead letters when the medium is back.\n", cli.Count(refused, "record", "records"))
 	}
 	return failedIf(bad)
 }

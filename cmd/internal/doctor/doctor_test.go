@@ -297,7 +297,7 @@ func TestStats(t *testing.T) {
 		want(t, e.judgeStats(test.stats, test.runs), test.want, test.text)
 	}
 	e.station.Registry.Kind = stationconf.NoRegistry
-	want(t, e.judgeStats(spool.Stats{Pending: 9, Oldest: now.Add(-time.Hour)}, true), "ok journal.queue", "leave on a stick")
+	want(t, e.judgeStats(spool.Stats{Pending: 9, Oldest: now.Add(-time.Hour)}, true), "ok journal.queue", "leave on a removable medium")
 	want(t, e.judgeStats(spool.Stats{Pending: 9, Oldest: now.Add(-8 * 24 * time.Hour)}, true), "warn journal.queue", "9 records wait")
 	want(t, e.judgeStopped(spool.Stats{}, fs.ErrPermission), "warn journal.queue", "the index could not be read")
 	e.running = &control.DaemonStatus{}

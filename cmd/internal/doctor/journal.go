@@ -26,7 +26,7 @@ const (
 	unarchived = time.Hour        // and its notices
 	unsigned   = 10 * time.Minute // a station that runs signs every minute
 	hanging    = 10 * time.Second
-	longWait   = 7 * 24 * time.Hour // for a stick
+	longWait   = 7 * 24 * time.Hour // for a removable medium
 
 	repair = "stationctl spool repair says what can be had back, from copies and from the registry; --apply does it."
 )
@@ -192,9 +192,9 @@ func (e *exam) judgeQueue(s spool.Stats, runs bool) Result {
 	}
 	switch {
 	case e.station.Registry.Kind == stationconf.NoRegistry && age > longWait:
-		return warn("journal.queue", "Take them away on a stick: stationctl export; then bring the receipts back.", "%s", text)
+		return warn("journal.queue", "Take them away on a removable medium: stationctl export; then bring the receipts back.", "%s", text)
 	case e.station.Registry.Kind == stationconf.NoRegistry:
-		return good("journal.queue", "%s: they leave on a stick", text)
+		return good("journal.queue", "%s: they leave on a removable medium", text)
 	case !runs:
 		return warn("journal.queue", "Start the station: systemctl start stationd", "%s, and nobody delivers them", text)
 	case e.Now().Sub(since) > stalled:

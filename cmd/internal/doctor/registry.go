@@ -43,7 +43,7 @@ func (e *exam) checkRegistry(ctx context.Context) []Result {
 	case e.configErr != nil:
 		return []Result{warn("registry", "Correct the configuration first.", "without a configuration it is not known where records go")}
 	case e.station.Registry.Kind == stationconf.NoRegistry:
-		return []Result{good("registry", "this station has no registry: records leave on a stick (stationctl export); when that was last done is on the stick, not here")}
+		return []Result{good("registry", "this station has no registry: records leave on a removable medium (stationctl export); when that was last done is on the medium, not here")}
 	case e.station.Registry.Kind == "dir":
 		return e.checkFolder(e.station.Registry.Dir)
 	}

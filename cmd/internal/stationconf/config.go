@@ -101,7 +101,7 @@ type Export struct {
 }
 
 // NoRegistry is the kind of registry of a station without a network: records
-// leave it on a stick.
+// leave it on a removable medium.
 const NoRegistry = "none"
 
 const (

@@ -335,7 +335,7 @@ const DefaultFolder = "/srv/registry"
 
 func (a *asking) registry(c *Choices) error {
 	if c.Registry == "" {
-		a.say("\n4 of 4. Where do records go?\n  aws   a DynamoDB table and an S3 bucket\n  dir   a folder\n  %s  nowhere by themselves: a stick takes them away (stationctl export)\n", NoRegistry)
+		a.say("\n4 of 4. Where do records go?\n  aws   a DynamoDB table and an S3 bucket\n  dir   a folder\n  %s  nowhere by themselves: a removable medium takes them away (stationctl export)\n", NoRegistry)
 		if err := a.answer(func(text string) error {
 			if text == "" {
 				return errEmpty

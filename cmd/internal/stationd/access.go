@@ -16,6 +16,7 @@ import (
 
 	"secretfree/cmd/internal/stationconf"
 	"secretfree/cmd/internal/web"
+	"secretfree/spool/durable"
 	"secretfree/station"
 )
 
@@ -75,10 +76,7 @@ func pageSecret(name string) ([]byte, error) {
 	}
 	secret = make([]byte, size)
 	rand.Read(secret)
-	if err := os.WriteFile(name+".tmp", secret, 0o600); err != nil {
-		return nil, err
-	}
-	return secret, os.Rename(name+".tmp", name)
+	return secret, durable.WriteFile(durable.OS{}, name, secret, 0o600)
 }
 
 func (g *gate) access() station.Access {

@@ -64,7 +64,7 @@ type Daemon struct {
 	log      zerolog.Logger
 
 	diskLimit       time.Duration
-	offline         bool // records leave on a stick
+	offline         bool // records leave on a removable medium
 	transcripts     *transcriptStore
 	timings         timings
 	receipts        note.Verifiers // who may settle records by a receipt
