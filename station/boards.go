@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"secretfree/station/auth"
 	"secretfree/station/board"
 )
 
@@ -52,7 +53,7 @@ type pageData struct {
 func (s *Station) pageData(w http.ResponseWriter, r *http.Request, here string) pageData {
 	words := s.wordsFor(r)
 	s.remember(w, r, words)
-	return pageData{catalogue: words, Station: s.name, SKU: s.sku, Here: here, LogOut: s.auth.Tokens != nil && roleOf(r) != Nobody, Zone: s.zone}
+	return pageData{catalogue: words, Station: s.name, SKU: s.sku, Here: here, LogOut: s.auth.Tokens != nil && roleOf(r) != auth.Nobody, Zone: s.zone}
 }
 
 // Lang is for the page's attribute.
@@ -192,11 +193,11 @@ func (s *Station) historyRoutes() []route {
 	var routes []route
 	if s.history != nil {
 		routes = append(routes,
-			route{"GET /boards", Viewer, s.serveBoards}, route{"GET /boards/{device}", Viewer, s.serveBoard},
-			route{"GET /report", Viewer, s.serveReport}, route{"GET /report.csv", Viewer, s.serveReportCSV})
+			route{"GET /boards", auth.Viewer, s.serveBoards}, route{"GET /boards/{device}", auth.Viewer, s.serveBoard},
+			route{"GET /report", auth.Viewer, s.serveReport}, route{"GET /report.csv", auth.Viewer, s.serveReportCSV})
 	}
 	if s.evidence != nil {
-		routes = append(routes, route{"GET /boards/{device}/proof", Viewer, s.serveProof}, route{"GET /transcripts/{name}", Viewer, s.serveTranscript})
+		routes = append(routes, route{"GET /boards/{device}/proof", auth.Viewer, s.serveProof}, route{"GET /transcripts/{name}", auth.Viewer, s.serveTranscript})
 	}
 	return routes
 }

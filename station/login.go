@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"secretfree/station/auth"
 )
 
 //go:embed login.html
@@ -104,31 +106,27 @@ func (s *Station) loggingIn(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, next, http.StatusSeeOther)
 		return
 	}
-	role, waits := s.auth.authenticate(r, strings.TrimSpace(r.PostForm.Get("token")), byForm)
+	role, waits := s.auth.Authenticate(r, strings.TrimSpace(r.PostForm.Get("token")), auth.ByForm)
 	switch {
 	case waits:
 		w.Header().Set("Retry-After", "60")
 		s.loginPage(w, r, http.StatusTooManyRequests, next, "login-wait")
 		return
-	case role == Nobody:
-		s.log.Warn().Stringer("client", clientOf(r)).Msg("a wrong token was shown")
+	case role == auth.Nobody:
+		s.log.Warn().Stringer("client", auth.ClientOf(r)).Msg("a wrong token was shown")
 		s.loginPage(w, r, http.StatusUnauthorized, next, "login-wrong")
 		return
 	}
-	http.SetCookie(w, s.auth.cookie(s.auth.newSession(role, time.Now()), int(sessionLimit/time.Second)))
+	http.SetCookie(w, s.auth.Cookie(s.auth.NewSession(role, time.Now()), int(auth.SessionLimit/time.Second)))
 	http.Redirect(w, r, next, http.StatusSeeOther)
-}
-
-func (d *authenticator) cookie(value string, age int) *http.Cookie {
-	return &http.Cookie{Name: d.cookieName(), Value: value, Path: "/", MaxAge: age, HttpOnly: true, Secure: d.Secure, SameSite: http.SameSiteStrictMode}
 }
 
 // loggingOut ends a log-in.
 func (s *Station) loggingOut(w http.ResponseWriter, r *http.Request) {
-	if cookie, err := r.Cookie(s.auth.cookieName()); err == nil && s.auth.Tokens != nil {
-		s.auth.revoke(cookie.Value, time.Now())
+	if cookie, err := r.Cookie(s.auth.CookieName()); err == nil && s.auth.Tokens != nil {
+		s.auth.Revoke(cookie.Value, time.Now())
 	}
-	http.SetCookie(w, s.auth.cookie("", -1))
+	http.SetCookie(w, s.auth.Cookie("", -1))
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
 

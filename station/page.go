@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"secretfree/station/auth"
 )
 
 //go:embed page.html
@@ -56,21 +58,21 @@ func (s *Station) routes() []route {
 		panic(fmt.Sprintf("the station's own page: %v", err)) // it is built in, so this is a bug
 	}
 	return append(s.historyRoutes(), []route{
-		{"GET /{$}", Viewer, p.servePage},
-		{"GET /events", Viewer, p.serveEvents},
-		{"GET /assets/", Viewer, p.assets.ServeHTTP},
-		{"GET /status", Viewer, func(w http.ResponseWriter, r *http.Request) {
+		{"GET /{$}", auth.Viewer, p.servePage},
+		{"GET /events", auth.Viewer, p.serveEvents},
+		{"GET /assets/", auth.Viewer, p.assets.ServeHTTP},
+		{"GET /status", auth.Viewer, func(w http.ResponseWriter, r *http.Request) {
 			status, _ := s.snapshot(s.wordsFor(r))
 			writeJSON(w, http.StatusOK, status)
 		}},
-		{"GET /healthz", Nobody, s.serveHealth},
-		{"GET /login", Nobody, s.serveLogin},
-		{"POST /login", Nobody, s.loggingIn},
-		{"POST /logout", Nobody, s.loggingOut},
-		{"POST /scan", Technician, s.serveScan},
-		{"POST /lot", Technician, s.serveLot},
-		{"POST /acknowledge", Technician, s.serveAcknowledge},
-		{"GET /boards.css", Nobody, serveStyle},
+		{"GET /healthz", auth.Nobody, s.serveHealth},
+		{"GET /login", auth.Nobody, s.serveLogin},
+		{"POST /login", auth.Nobody, s.loggingIn},
+		{"POST /logout", auth.Nobody, s.loggingOut},
+		{"POST /scan", auth.Technician, s.serveScan},
+		{"POST /lot", auth.Technician, s.serveLot},
+		{"POST /acknowledge", auth.Technician, s.serveAcknowledge},
+		{"GET /boards.css", auth.Nobody, serveStyle},
 	}...)
 }
 
@@ -141,7 +143,7 @@ func (s *Station) serveHealth(w http.ResponseWriter, r *http.Request) {
 	if err := s.Health(); err != nil {
 		code, reasons = http.StatusServiceUnavailable, strings.Split(err.Error(), "\n")
 	}
-	if roleOf(r) < Viewer {
+	if roleOf(r) < auth.Viewer {
 		reasons = []string{}
 	}
 	writeJSON(w, code, struct {
@@ -206,7 +208,7 @@ func (p *pages) servePage(w http.ResponseWriter, r *http.Request) {
 	}
 	v := view{
 		Status: status, SKU: p.sku, Language: c.language, Native: c.Say("page-native"), Catalogue: c, Layout: c.layout(len(status.Slots)),
-		Technician: roleOf(r) >= Technician, LogOut: p.auth.Tokens != nil && roleOf(r) != Nobody, Typing: r.URL.Query().Has("type"), Blank: noticeView{Summary: c.Say("page-detail")},
+		Technician: roleOf(r) >= auth.Technician, LogOut: p.auth.Tokens != nil && roleOf(r) != auth.Nobody, Typing: r.URL.Query().Has("type"), Blank: noticeView{Summary: c.Say("page-detail")},
 		Setup: setup{Build: p.build(), Lang: c.language, Sound: settings.Sound, StaleAfter: staleAfter.Milliseconds(), Words: map[string]string{}},
 	}
 	for _, key := range []string{
@@ -309,7 +311,7 @@ func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	words := p.wordsFor(r)
 	var last []byte
 	var sent time.Time
-	for p.auth.currentRole(r) >= Viewer {
+	for p.auth.CurrentRole(r) >= auth.Viewer {
 		status, changed := p.snapshot(words)
 		data, err := json.Marshal(status)
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"secretfree/station/auth"
 )
 
 // serveScan takes the form fields text and slot; see Scan.
@@ -41,7 +43,7 @@ func (s *Station) serveAcknowledge(w http.ResponseWriter, r *http.Request) {
 		slot := field("slot")
 		err := s.Acknowledge(slot)
 		if err == nil {
-			s.log.Info().Str("slot", slot).Stringer("client", clientOf(r)).Msg("a leak is acknowledged on the page")
+			s.log.Info().Str("slot", slot).Stringer("client", auth.ClientOf(r)).Msg("a leak is acknowledged on the page")
 		}
 		return err
 	})

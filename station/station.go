@@ -17,6 +17,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"secretfree/station/auth"
 	"secretfree/station/board"
 	"secretfree/uart"
 )
@@ -95,7 +96,7 @@ type Config struct {
 	// plain addresses. A page of a stranger that has its own name point here is
 	// refused.
 	Hosts  []string
-	Access Access         // optional: the zero value is for loopback
+	Access auth.Access    // optional: the zero value is for loopback
 	Log    zerolog.Logger // optional: the zero value is silent
 }
 
@@ -201,7 +202,7 @@ type Station struct {
 	zone       *time.Location
 	readLimit  time.Duration
 	settings   *settings
-	auth       *authenticator
+	auth       *auth.Authenticator
 	log        zerolog.Logger
 	slots      []SlotConfig
 
@@ -249,7 +250,7 @@ func New(c Config) (*Station, error) {
 	case c.ReadLimit < 0:
 		return nil, fmt.Errorf("making a station: ReadLimit is %v, want 0 or more", c.ReadLimit)
 	}
-	if err := c.Access.check(); err != nil {
+	if err := c.Access.Check(); err != nil {
 		return nil, err
 	}
 	names := map[string]bool{}
@@ -277,7 +278,7 @@ func New(c Config) (*Station, error) {
 		sku: c.SKU, name: c.Station, version: c.Version, journal: c.Journal, backlog: c.Backlog, delivery: c.Delivery,
 		health: c.Health, notices: c.Notices, languages: languages, keepLot: c.KeepLot, lotChanged: make(chan struct{}, 1),
 		transcript: c.Transcript, history: c.History, evidence: c.Evidence,
-		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, auth: newAuthenticator(c.Access),
+		looking: make(chan struct{}, 1), giving: make(chan struct{}, maxLarge), zone: time.Local, readLimit: c.ReadLimit, auth: auth.NewAuthenticator(c.Access),
 		log: c.Log, slots: append([]SlotConfig(nil), c.Slots...),
 		streams: make(chan struct{}, maxStreams), stopping: make(chan struct{}), changed: make(chan struct{}),
 		writing: make([]time.Time, len(c.Slots)), resets: make([]resetRequest, len(c.Slots)), stats: Stats{Failed: map[Reason]uint64{}},

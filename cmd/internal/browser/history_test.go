@@ -10,6 +10,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"secretfree/station"
+	"secretfree/station/auth"
 	"secretfree/station/board"
 	"secretfree/uart"
 )
@@ -69,8 +70,8 @@ func newPast(t *testing.T) *httptest.Server {
 	s, err := station.New(station.Config{
 		SKU: "widgiot", Station: "line3-a", Journal: nothing{}, History: past{}, Evidence: past{},
 		Backlog: func() station.Backlog { return station.Backlog{} }, Delivery: func(board.DeviceID) station.Delivery { return station.Waiting },
-		Access: station.Access{Tokens: func() station.Tokens {
-			return station.Tokens{View: "view-token-0123456789", Technician: "tech-token-0123456789"}
+		Access: auth.Access{Tokens: func() auth.Tokens {
+			return auth.Tokens{View: "view-token-0123456789", Technician: "tech-token-0123456789"}
 		}, Secret: make([]byte, 32)},
 		Slots: []station.SlotConfig{{Name: "A", Port: "/dev/null", Dialect: uart.TIAT{}, Open: func(ctx context.Context) (uart.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }}},
 	})

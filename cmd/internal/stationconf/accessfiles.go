@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"secretfree/cmd/internal/config"
-	"secretfree/station"
+	"secretfree/station/auth"
 )
 
 // Access is the table [access]: who may look at the page, and who may change
@@ -111,16 +111,16 @@ func ReadToken(name string) (string, error) {
 	case info.Mode().Perm()&0o077 != 0:
 		return "", fmt.Errorf("%s has the mode %04o, so others than its owner may use it: chmod 600", name, info.Mode().Perm())
 	}
-	text, err := io.ReadAll(io.LimitReader(file, station.MaxToken+3))
+	text, err := io.ReadAll(io.LimitReader(file, auth.MaxToken+3))
 	if err != nil {
 		return "", err
 	}
 	token := strings.TrimRight(string(text), "\r\n")
 	switch {
-	case len(token) < station.MinToken:
-		return "", fmt.Errorf("the token in %s has %d characters, want %d or more", name, len(token), station.MinToken)
-	case len(token) > station.MaxToken:
-		return "", fmt.Errorf("the token in %s is longer than %d characters", name, station.MaxToken)
+	case len(token) < auth.MinToken:
+		return "", fmt.Errorf("the token in %s has %d characters, want %d or more", name, len(token), auth.MinToken)
+	case len(token) > auth.MaxToken:
+		return "", fmt.Errorf("the token in %s is longer than %d characters", name, auth.MaxToken)
 	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return "", fmt.Errorf("%s holds more than one token of printable ASCII characters without spaces", name)
 	}

@@ -17,7 +17,7 @@ import (
 	"secretfree/cmd/internal/stationconf"
 	"secretfree/cmd/internal/web"
 	"secretfree/spool/durable"
-	"secretfree/station"
+	"secretfree/station/auth"
 )
 
 // gate is what [access] comes to in a daemon.
@@ -29,7 +29,7 @@ type gate struct {
 	log     zerolog.Logger
 
 	mu     sync.Mutex
-	tokens station.Tokens
+	tokens auth.Tokens
 	looked time.Time
 	seen   map[string]os.FileInfo // by the name of a file
 }
@@ -79,8 +79,8 @@ func pageSecret(name string) ([]byte, error) {
 	return secret, durable.WriteFile(durable.OS{}, name, secret, 0o600)
 }
 
-func (g *gate) access() station.Access {
-	a := station.Access{Network: g.network, Secure: g.pair != nil, Secret: g.secret}
+func (g *gate) access() auth.Access {
+	a := auth.Access{Network: g.network, Secure: g.pair != nil, Secret: g.secret}
 	if g.config.HasTokens() {
 		a.Tokens = g.current
 	}
@@ -88,7 +88,7 @@ func (g *gate) access() station.Access {
 }
 
 // current are the tokens, read again when their files have changed.
-func (g *gate) current() station.Tokens {
+func (g *gate) current() auth.Tokens {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if now := time.Now(); now.Sub(g.looked) >= web.LookEvery {
@@ -123,7 +123,7 @@ func (g *gate) changed() bool {
 	return false
 }
 
-func (g *gate) read() (station.Tokens, error) {
+func (g *gate) read() (auth.Tokens, error) {
 	byKey := map[string]string{}
 	var failed []error
 	for key, name := range g.config.TokenFiles() {
@@ -136,7 +136,7 @@ func (g *gate) read() (station.Tokens, error) {
 		failed = append(failed, err)
 		byKey[key] = token
 	}
-	t := station.Tokens{View: byKey["access.view_token_file"], Technician: byKey["access.technician_token_file"]}
+	t := auth.Tokens{View: byKey["access.view_token_file"], Technician: byKey["access.technician_token_file"]}
 	if t.View != "" && t.View == t.Technician {
 		failed = append(failed, errors.New("viewers and technicians have the same token"))
 	}
