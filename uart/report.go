@@ -222,6 +222,19 @@ func (d ReportLine) Read(ctx context.Context, l *Line) (Report, error) {
 	if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
 		return Report{}, err
 	}
+	report, again := d.read(ctx, l)
+	if !errors.Is(again, errRefused) || !errors.Is(err, ErrTimeout) || ctx.Err() != nil {
+		return report, again
+	}
+	// The first request may have lost its end. Then the second one only ended
+	// it, and was itself lost while the board answered that. A ; alone ends
+	// whatever is left.
+	if err := l.send(ctx, ";"); err != nil {
+		return Report{}, err
+	}
+	if _, err := l.Discard(ctx, tiSilence, tiFlush); err != nil {
+		return Report{}, err
+	}
 	return d.read(ctx, l)
 }
 

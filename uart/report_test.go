@@ -1,6 +1,7 @@
 package uart_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -216,5 +217,44 @@ func TestReportLineDetectAndGone(t *testing.T) {
 			t.Errorf("a board with AT commands: %v", err)
 		}
 		remove()
+	})
+}
+
+// cutting loses the end of the first request that is sent through it.
+type cutting struct {
+	net.Conn
+	cut bool
+}
+
+func (c *cutting) Write(p []byte) (int, error) {
+	if n := len(p) - 10; !c.cut && bytes.HasPrefix(p, []byte(";secretfree 1 ")) && n > 0 {
+		c.cut = true
+		_, err := c.Conn.Write(p[:n])
+		return len(p), err
+	}
+	return c.Conn.Write(p)
+}
+
+// A request that lost its end is ended by the next one: its error is not the
+// answer to that.
+func TestReportAfterARequestWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		defer theirs.Close()
+		b := newBoard()
+		b.Dialect = fixtures.DialectReport
+		unplug := serve(t, b, theirs)
+		defer unplug()
+		line := &cutting{Conn: ours}
+		l := uart.NewLine(line, uart.LineOptions{})
+		d := mustDialect(t, "report")
+		if err := d.Detect(t.Context(), l); err != nil {
+			t.Fatalf("Detect: %v", err)
+		}
+		report, err := d.Read(t.Context(), l)
+		if err != nil || report.Device != b.Device || !line.cut {
+			t.Errorf("Read: %x, %v; a request was cut: %t", report.Device, err, line.cut)
+		}
 	})
 }

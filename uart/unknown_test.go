@@ -35,8 +35,11 @@ func attach(s fixtures.OtherDevice, c net.Conn) (remove func()) {
 // Whatever talks is noticed in noticedIn and named in decidedIn, stays while it
 // is there, and does not harm the board that follows.
 func TestUnknownDevices(t *testing.T) {
-	for _, device := range fixtures.OtherDevices() {
-		for _, dialect := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report", "ti-at", "ti-csr", "report"} {
+	for i, device := range fixtures.OtherDevices() {
+		for j, dialect := range []string{"auto", "auto/ti-at", "auto/ti-csr", "auto/report", "ti-at", "ti-csr", "report"} {
+			if testing.Short() && dialect != "auto" && (i+j)%3 != 0 {
+				continue
+			}
 			// A whole line may end the firmware of the CSR example, so ti-csr
 			// sends none.
 			if device.Name == "modem" && dialect == "ti-csr" {
