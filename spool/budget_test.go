@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"secretfree/spool/journal"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -119,5 +120,35 @@ func TestRoomOf(t *testing.T) {
 	}
 	if (Disk{}).Percent() != 0 {
 		t.Error("an unknown disk is full")
+	}
+}
+
+// What a board is said to take on the disk is what it takes.
+func TestBoardBytes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it writes a journal of 100,000 records")
+	}
+	const records = 100_000
+	dir := tempDir(t)
+	id, err := journal.LoadIdentity(dir, "widgiot/line3-a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fillJournal(t, dir, id, records)
+	s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	used, err := roomOf(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	each := used.Used / records
+	t.Logf("%d bytes for each board", each)
+	if each < boardBytes*8/10 || each > boardBytes*12/10 {
+		t.Errorf("a board takes %d bytes, and is said to take %d", each, boardBytes)
 	}
 }

@@ -22,10 +22,10 @@ func TestDiskNotices(t *testing.T) {
 	}{
 		{spool.Disk{}, false, "", ""},
 		{spool.Disk{Free: 50, Size: 100, Level: spool.DiskOK}, false, "", ""},
-		{spool.Disk{Used: 1_234_000_000, Free: 15_360_000_000, Size: 85_360_000_000, Level: spool.DiskLow}, false, "disk-low",
-			"the disk of this station is 82 % full; 15 GB are left, room for about 10000000 boards. The station's own files take 1.2 GB: it needs a larger disk: the guide for IT says how many years fit on which."},
-		{spool.Disk{Used: 999, Free: 1_536_000, Size: 100_000_000, Level: spool.DiskCritical}, true, "disk-critical",
-			"the disk of this station is 98 % full; 1.5 MB are left, room for about 1000 boards. The station's own files take 999 bytes: it needs a larger disk: the guide for IT says how many years fit on which."},
+		{spool.Disk{Used: 1_234_000_000, Free: 19_000_000_000, Size: 105_555_000_000, Level: spool.DiskLow}, false, "disk-low",
+			"the disk of this station is 81 % full; 19 GB are left, room for about 10000000 boards. The station's own files take 1.2 GB: it needs a larger disk: the guide for IT says how many years fit on which."},
+		{spool.Disk{Used: 999, Free: 1_900_000, Size: 100_000_000, Level: spool.DiskCritical}, true, "disk-critical",
+			"the disk of this station is 98 % full; 1.9 MB are left, room for about 1000 boards. The station's own files take 999 bytes: it needs a larger disk: the guide for IT says how many years fit on which."},
 	} {
 		list := diskNotices(c.disk)
 		if c.want == "" {
