@@ -53,6 +53,7 @@ type modemInputs interface {
 // resetRequest is how ResetSlot reaches the goroutine of a slot. The station's
 // mu guards it.
 type resetRequest struct {
+	serving   bool                    // the slot has an open port, and will come to a wait
 	interrupt context.CancelCauseFunc // ends the wait that the slot is in; nil if it is in none
 	done      chan error              // gets the result; nil if no reset is asked for
 }
@@ -87,16 +88,29 @@ func (s *Station) askReset(name string) (<-chan error, error) {
 	defer s.mu.Unlock()
 	r, now := &s.resets[i], s.states[i]
 	switch {
-	case now.state == Absent:
+	case now.state == Absent, !r.serving:
 		return nil, ErrPortAbsent
 	case now.reason == ReasonPrivateKeyLeak:
 		return nil, ErrLeakShown
-	case r.interrupt == nil || r.done != nil, now.state == Reading && !now.searching:
+	case r.done != nil, now.state == Reading && !now.searching:
 		return nil, ErrSlotBusy
 	}
 	r.done = make(chan error, 1)
-	r.interrupt(errResetAsked)
+	if r.interrupt != nil { // else the next wait sees it: a verdict is shown a moment before one
+		r.interrupt(errResetAsked)
+	}
 	return r.done, nil
+}
+
+// setServing says whether slot i has an open port. Whoever waits for a reset
+// without one is answered.
+func (s *Station) setServing(i int, serving bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &s.resets[i]
+	if r.serving = serving; !serving {
+		r.answer(ErrPortAbsent)
+	}
 }
 
 // answerReset gives the result to whoever asked for a reset, if anybody did.

@@ -274,6 +274,33 @@ func TestResetSlot(t *testing.T) {
 			t.Errorf("the lines: %q", got)
 		}
 	})
+	bubble(t, "between the verdict and the wait that follows it", func(t *testing.T) {
+		b, f := newFixtureBench(t, "", pulse, nil)
+		b.await(0, Empty)
+		slow := make(chan struct{})
+		b.Station.transcript = func(slot string, t *uart.Transcript) error {
+			<-slow
+			return b.keepTranscript(slot, t)
+		}
+		b.cables[0].plug(newBoard())
+		b.await(0, Passed)
+		f.onReset = func() { b.cables[0].unplug(); b.cables[0].plug(newBoard()) }
+		done := make(chan error, 1)
+		go func() { done <- b.ResetSlot(t.Context(), "A") }()
+		synctest.Wait()
+		if err := b.ResetSlot(t.Context(), "A"); !errors.Is(err, ErrSlotBusy) {
+			t.Errorf("a second one at once: %v, want %v", err, ErrSlotBusy)
+		}
+		close(slow)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		b.await(0, Empty)
+		b.await(0, Passed)
+		if got := f.moved(); !slices.Equal(got, onePulse) {
+			t.Errorf("the lines: %q", got)
+		}
+	})
 	bubble(t, "refused", func(t *testing.T) {
 		d := newScript(newReport(newBoard()))
 		b, _ := newFixtureBench(t, "", pulse, d)

@@ -58,6 +58,7 @@ func (s *Station) serve(ctx context.Context, i int) {
 			sleep(ctx, pause)
 			continue
 		}
+		s.setServing(i, true)
 		s.apply(i, event{kind: portOpened}, nil)
 		opened, node := time.Now(), s.node(i)
 		lost := s.servePort(ctx, i, conn)
@@ -126,7 +127,7 @@ func (s *Station) servePort(ctx context.Context, i int, conn uart.Conn) error {
 	// Ends a Write that waits for room; a Read ends by the context itself.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	defer s.answerReset(i, ErrPortAbsent)
+	defer s.setServing(i, false)
 	line := uart.NewLine(conn, uart.LineOptions{
 		Nonce: s.slots[i].Nonce,
 		Heard: func() { s.apply(i, event{kind: boardHeard}, nil) },
