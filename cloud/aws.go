@@ -59,6 +59,7 @@ type AWS struct {
 	group  int       // devices of a transaction
 
 	credentials *aws.CredentialsCache // emptied when AWS refuses what is in it
+	clock       serverClock
 }
 
 // NewAWS makes the clients. It makes no call to S3 or DynamoDB, so that an
@@ -101,6 +102,8 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 		return loaded.Credentials.Retrieve(ctx)
 	}))
 	loaded.Credentials = credentials
+	registry := &AWS{config: c, group: transactionDevices, credentials: credentials}
+	loaded.APIOptions = append(loaded.APIOptions, registry.clock.watch)
 	slow := loaded.Copy()
 	if client, ok := loaded.HTTPClient.(*awshttp.BuildableClient); ok {
 		slow.HTTPClient = client.WithTimeout(slowTimeout)
@@ -112,17 +115,15 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 			o.UsePathStyle = true
 		}
 	}
-	return &AWS{
-		config: c, group: transactionDevices, credentials: credentials,
-		s3:   s3.NewFromConfig(loaded, s3Options),
-		slow: s3.NewFromConfig(slow, s3Options),
-		dynamo: dynamodb.NewFromConfig(loaded, func(o *dynamodb.Options) {
-			o.HTTPSignerV4 = signer(func(*v4.SignerOptions) {})
-			if c.DynamoDBEndpoint != "" {
-				o.BaseEndpoint = aws.String(c.DynamoDBEndpoint)
-			}
-		}),
-	}, nil
+	registry.s3 = s3.NewFromConfig(loaded, s3Options)
+	registry.slow = s3.NewFromConfig(slow, s3Options)
+	registry.dynamo = dynamodb.NewFromConfig(loaded, func(o *dynamodb.Options) {
+		o.HTTPSignerV4 = signer(func(*v4.SignerOptions) {})
+		if c.DynamoDBEndpoint != "" {
+			o.BaseEndpoint = aws.String(c.DynamoDBEndpoint)
+		}
+	})
+	return registry, nil
 }
 
 // signer signs requests. The SDK's own keeps what it derives from a secret

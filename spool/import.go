@@ -229,7 +229,7 @@ func (im *importing) deliver(ctx context.Context, r run, records []*importedReco
 		}
 	}
 	failure := im.put(ctx, todo)
-	receipt := receipt{origin: im.origin, first: r.first, next: r.next, time: journal.Milliseconds(time.Now())}
+	receipt := receipt{origin: im.origin, first: r.first, next: r.next, time: board.Timestamp(time.Now())}
 	for _, it := range records {
 		a := it.answer()
 		if a == nil {

@@ -71,7 +71,7 @@ func tempDir(t *testing.T) string {
 	return dir
 }
 
-func now() time.Time { return journal.Milliseconds(time.Now()) }
+func now() time.Time { return board.Timestamp(time.Now()) }
 
 func (k *kit) config() Config {
 	notify := func(n string) {

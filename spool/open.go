@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"secretfree/spool/durable"
+	"secretfree/station/board"
 
 	"secretfree/spool/journal"
 
@@ -416,7 +417,7 @@ func (s *Spool) begin() error {
 }
 
 func (s *Spool) startSegment() error {
-	e := journal.Entry{Seq: s.next, Time: journal.Milliseconds(time.Now()), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: s.origin, Key: s.cfg.Identity.Key}}
+	e := journal.Entry{Seq: s.next, Time: board.Timestamp(time.Now()), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: s.origin, Key: s.cfg.Identity.Key}}
 	data, err := e.Encode()
 	if err != nil {
 		return err

@@ -360,7 +360,7 @@ func (r *repair) search(f *Fix, from From, e journal.Entry, after, before time.T
 	}
 	text := []byte(e.Time.Format(journal.TimeLayout))
 	i := bytes.Index(data, text)
-	for t := journal.Milliseconds(after); !t.After(before); t = t.Add(time.Millisecond) {
+	for t := board.Timestamp(after); !t.After(before); t = t.Add(time.Millisecond) {
 		text = t.AppendFormat(text[:0], journal.TimeLayout)
 		copy(data[i:], text)
 		if tlog.RecordHash(data) == known {
@@ -376,7 +376,7 @@ func (r *repair) fromJournal(f *Fix, before, after time.Time) {
 	if f.Seq != f.Segment || r.key == "" {
 		return
 	}
-	e := journal.Entry{Seq: f.Seq, Time: journal.Milliseconds(after), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: r.v.Name(), Key: r.key}}
+	e := journal.Entry{Seq: f.Seq, Time: board.Timestamp(after), Kind: journal.KindSegment, Segment: &journal.Segment{Format: journal.Format, Origin: r.v.Name(), Key: r.key}}
 	if r.hashes[f.Seq] == (tlog.Hash{}) {
 		if f.Seq >= r.newest { // nothing was signed over it: the time may be another
 			if data, err := e.Encode(); err == nil {
@@ -409,9 +409,9 @@ func (r *repair) giveUp(f *Fix, h *hole, before time.Time) {
 		f.Reason += "; its hash is not known and a checkpoint was signed over it"
 		return
 	}
-	at := journal.Milliseconds(before)
+	at := board.Timestamp(before)
 	if at.IsZero() {
-		at = journal.Milliseconds(h.after)
+		at = board.Timestamp(h.after)
 	}
 	e := journal.Entry{Seq: f.Seq, Time: at, Kind: journal.KindLost, Lost: &journal.Lost{Reason: h.Reason}}
 	if data, err := e.Encode(); err == nil {

@@ -52,7 +52,7 @@ func (s *Station) validate(report uart.Report, label *label, now time.Time) (boa
 	}
 	record := board.Record{
 		SKU: s.sku, Station: s.name, Device: device, Key: key,
-		ReadAt: now.UTC().Truncate(time.Millisecond), Generation: 1, Facts: report.Facts,
+		ReadAt: board.Timestamp(now), Generation: 1, Facts: report.Facts,
 	}
 	switch {
 	case report.Proof != nil:

@@ -203,3 +203,18 @@ func TestBoardReason(t *testing.T) {
 		}
 	}
 }
+
+// A board passes whatever the clock says: a wrong clock is no fault of the
+// board.
+func TestClockIsNoFaultOfABoard(t *testing.T) {
+	b := newTestStation(t, 1, nil)
+	for _, year := range []int{-1, 1, 1969, 1970, 2026, 2101, 9999, 10000} {
+		now := time.Date(year, time.July, 1, 12, 0, 0, 0, time.UTC)
+		record, refused := b.validate(newReport(newBoard()), nil, now)
+		if refused != nil {
+			t.Errorf("in %d: %v", year, refused)
+		} else if err := record.Check(); err != nil {
+			t.Errorf("in %d: %v", year, err)
+		}
+	}
+}

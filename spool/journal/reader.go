@@ -158,5 +158,3 @@ func Quarantine(d durable.Disk, dir, name string, data []byte) (path string, err
 	}
 	return path, errors.Join(durable.WriteFile(d, path, data, 0o400), d.SyncDir(Dir(dir)))
 }
-
-func Milliseconds(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

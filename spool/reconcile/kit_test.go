@@ -82,7 +82,7 @@ func tempDir(t *testing.T) string {
 	return dir
 }
 
-func now() time.Time { return journal.Milliseconds(time.Now()) }
+func now() time.Time { return board.Timestamp(time.Now()) }
 
 func newRecord(t testing.TB) board.Record {
 	t.Helper()

@@ -18,6 +18,24 @@ const MaxRecord = 16 << 10
 
 const maxFacts = 32
 
+var (
+	earliest = time.Unix(0, 0).UTC()
+	latest   = time.Date(9999, time.December, 31, 23, 59, 59, 999e6, time.UTC)
+)
+
+// Timestamp returns a time as records and journal entries hold it: UTC, whole
+// milliseconds, 1970 to 9999. A clock that says anything else is wrong, and
+// must still stop no line: its time is the nearest one that can be written.
+func Timestamp(t time.Time) time.Time {
+	switch t = t.UTC().Truncate(time.Millisecond); {
+	case t.Before(earliest):
+		return earliest
+	case t.After(latest):
+		return latest
+	}
+	return t
+}
+
 // readAtLayout is RFC 3339 in UTC with exactly three digits of milliseconds.
 const readAtLayout = "2006-01-02T15:04:05.000Z"
 
@@ -28,7 +46,7 @@ type Record struct {
 	Station    string
 	Device     DeviceID
 	Key        Key
-	ReadAt     time.Time // UTC, whole milliseconds
+	ReadAt     time.Time // see Timestamp
 	Generation int       // 1 at first; raised when a device is deliberately enrolled anew
 	// Facts is what the board said of itself, nothing that the station
 	// believes: keys of 1 to 32 of a-z 0-9 . -, values of at most 256 printable
@@ -77,8 +95,8 @@ func (r Record) Check() error {
 		return fmt.Errorf("%w: %v", ErrRecord, ErrDeviceID)
 	case r.Key == Key{}:
 		return fmt.Errorf("%w: no key", ErrRecord)
-	case r.ReadAt.Location() != time.UTC || r.ReadAt.Nanosecond()%int(time.Millisecond) != 0 || r.ReadAt.Year() < 1970 || r.ReadAt.Year() > 9999:
-		return fmt.Errorf("%w: read_at %v is not in UTC and whole milliseconds", ErrRecord, r.ReadAt)
+	case r.ReadAt.Location() != time.UTC || !r.ReadAt.Equal(Timestamp(r.ReadAt)):
+		return fmt.Errorf("%w: read_at %v is not in UTC, whole milliseconds and the years 1970 to 9999", ErrRecord, r.ReadAt)
 	case r.Generation < 1:
 		return fmt.Errorf("%w: generation %d, want 1 or more", ErrRecord, r.Generation)
 	case len(r.Facts) > maxFacts:

@@ -402,3 +402,25 @@ func TestParseRecordNewer(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a clock says, a record can be made of it.
+func TestTimestamp(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"2024-02-29T23:59:59.0409Z", "2024-02-29T23:59:59.04Z"}, {"2024-02-29T23:59:59+02:00", "2024-02-29T21:59:59Z"},
+		{"1969-12-31T23:59:59.999Z", "1970-01-01T00:00:00Z"}, {"1900-01-01T00:00:00Z", "1970-01-01T00:00:00Z"}, {"0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z"},
+		{"2150-01-01T00:00:00Z", "2150-01-01T00:00:00Z"}, {"9999-12-31T23:59:59.9999Z", "9999-12-31T23:59:59.999Z"}, {"9999-12-31T23:59:59-05:00", "9999-12-31T23:59:59.999Z"},
+	} {
+		in, err := time.Parse(time.RFC3339Nano, c.in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := fixedRecord(t)
+		r.ReadAt = board.Timestamp(in)
+		if got := r.ReadAt.Format(time.RFC3339Nano); got != c.want {
+			t.Errorf("%s is %s, want %s", c.in, got, c.want)
+		}
+		if err := r.Check(); err != nil {
+			t.Errorf("%s: %v", c.in, err)
+		}
+	}
+}

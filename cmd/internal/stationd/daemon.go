@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
 
+	"secretfree/cloud"
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/control"
 	"secretfree/cmd/internal/stationconf"
@@ -65,6 +66,8 @@ type Daemon struct {
 
 	diskLimit       time.Duration
 	offline         bool // records leave on a removable medium
+	clock           clockCheck
+	stall           stallTimer
 	transcripts     *transcriptStore
 	timings         timings
 	receipts        note.Verifiers // who may settle records by a receipt
@@ -117,6 +120,9 @@ func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemo
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
 	d := &Daemon{log: log, diskLimit: diskLimit, offline: c.Registry.Kind == stationconf.NoRegistry}
+	if aws, ok := sink.(*cloud.AWS); ok {
+		d.clock.serverTime = aws.ServerTime
+	}
 	if d.receipts, err = c.Receipts(); err != nil {
 		return nil, err
 	}
@@ -363,6 +369,7 @@ func (d *Daemon) stats() spool.Stats {
 	if d.offline {
 		stats.LastError = ""
 	}
+	stats.Clock = d.clock.problem(stats)
 	return stats
 }
 
@@ -418,7 +425,7 @@ func (d *Daemon) red(stats spool.Stats) []station.Problem {
 	if stats.LastSuccess.After(since) {
 		since = stats.LastSuccess
 	}
-	if silent := time.Since(since); stats.Pending > 0 && silent > stalled && !d.offline {
+	if silent := max(time.Since(since), d.stall.silent(time.Now())); stats.Pending > 0 && silent > stalled && !d.offline {
 		add(station.Problem{Word: "health-registry-silent", Args: []any{silent}},
 			"waiting for the registry: %s, and none was confirmed in the last %d minutes", cli.Count(stats.Pending, "record", "records"), stalled/time.Minute)
 	}
@@ -460,8 +467,14 @@ func (d *Daemon) watch(ctx context.Context) error {
 	var fed time.Time
 	stuck := "" // what is in the log of a watchdog that is not fed
 	told := deliveryLogger{log: d.log}
+	var looked time.Time
 	for {
+		if now := time.Now(); looked.IsZero() || now.Sub(looked) >= lookAtClock {
+			looked = now
+			d.spool.CheckClock(d.clock.look(now))
+		}
 		stats := d.stats()
+		d.stall.look(time.Now(), stats)
 		if interval > 0 && time.Since(fed) >= interval/3 {
 			_, hangs := d.hangs(stats)
 			if err := errors.Join(d.station.Alive(), hangs); err == nil {
