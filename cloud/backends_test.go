@@ -42,6 +42,8 @@ type registry interface {
 	Segments(ctx context.Context, origin string) iter.Seq2[Segment, error]
 	Segment(ctx context.Context, origin string, first uint64) ([]byte, error)
 	LatestCheckpoint(ctx context.Context, origin string) ([]byte, error)
+	AcceptedCheckpoint(ctx context.Context, origin string) ([]byte, error)
+	MoveCheckpoint(ctx context.Context, origin string, from, to []byte) error
 
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
 	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]

@@ -67,6 +67,8 @@ func TestConformance(t *testing.T) {
 		{"archive of a copy", testArchiveForked},
 		{"archive refusals", testArchiveRefusals},
 		{"archive of two copies at once", testArchiveRace},
+		{"accepted checkpoint", testAcceptedCheckpoint},
+		{"race for the accepted checkpoint", testAcceptedRace},
 	} {
 		t.Run(test.name, func(t *testing.T) { onEveryBackend(t, test.run) })
 	}

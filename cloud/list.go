@@ -131,7 +131,7 @@ type scannedItem struct {
 	err  error // which ends the scan
 }
 
-// scan gives all items by their partition key.
+// scan gives all items about devices and keys by their partition key.
 func (a *AWS) scan(ctx context.Context) iter.Seq2[string, scannedItem] {
 	return func(yield func(string, scannedItem) bool) {
 		input := &dynamodb.ScanInput{TableName: aws.String(a.config.Table), ConsistentRead: aws.Bool(true), Limit: aws.Int32(pageItems)}
@@ -149,7 +149,7 @@ func (a *AWS) scan(ctx context.Context) iter.Seq2[string, scannedItem] {
 			}
 			for _, stored := range page.Items {
 				id, _ := stored["device-id"].(*types.AttributeValueMemberS)
-				if id != nil && !yield(id.Value, scannedItem{item: stored}) {
+				if id != nil && isRegistration(id.Value) && !yield(id.Value, scannedItem{item: stored}) {
 					return
 				}
 			}

@@ -206,7 +206,7 @@ func grants(resources map[string]any) []string {
 		},
 		"AuthorizerPolicy": {"ReadsTheRegistry": "dynamodb:GetItem", "Challenges": "kms:GenerateMac"},
 		"StationPolicy": {
-			"ReadsTheRegistry": "dynamodb:GetItem", "EnrolsBoards": "dynamodb:PutItem", "StoresKeys": "s3:GetObject s3:PutObject",
+			"ReadsTheRegistry": "dynamodb:GetItem", "EnrolsBoards": "dynamodb:PutItem", "MovesItsCheckpoint": "dynamodb:PutItem", "StoresKeys": "s3:GetObject s3:PutObject",
 			"StoresItsJournal": "s3:GetObject s3:PutObject", "ListsItsJournal": "s3:ListBucket",
 		},
 		"ReconcilePolicy": {"ReadsTheWholeRegistry": "dynamodb:Scan", "ListsTheKeys": "s3:ListBucket"},
@@ -229,6 +229,8 @@ func grants(resources map[string]any) []string {
 	conditions := map[string]string{
 		"StationPolicy/EnrolsBoards": "map[ForAllValues:StringEquals:map[dynamodb:Attributes:[device-id pubkey pubkey-bucket pubkey-object " +
 			"key-fingerprint record station enrolled-at state generation device]]]",
+		"StationPolicy/MovesItsCheckpoint": "map[ForAllValues:StringEquals:map[dynamodb:Attributes:[device-id checkpoint size] " +
+			"dynamodb:LeadingKeys:[checkpoint:${aws:PrincipalTag/station}]]]",
 		"IssuerPolicy/SignsWithTheKeyOfTheCa":       "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
 		"RevocationListPolicy/SignsRevocationLists": "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",
 		"IssuerPolicy/IssuesWithOneTemplate":        "map[StringEquals:map[acm-pca:TemplateArn:map[Ref:CaTemplateArn]]]",

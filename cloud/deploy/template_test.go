@@ -146,6 +146,7 @@ func spoils() []spoil {
 		{"grants", "Action: dynamodb:GetItem, Resource: !GetAtt Registry.Arn", "Action: [dynamodb:GetItem, dynamodb:PutItem], Resource: !GetAtt Registry.Arn"},
 		{"grants", "Action: dynamodb:PutItem\n            Resource: !GetAtt Registry.Arn", "Action: [dynamodb:PutItem, dynamodb:Scan]\n            Resource: !GetAtt Registry.Arn"},
 		{"grants", "                  - generation\n                  - device\n", "                  - generation\n                  - device\n                  - epoch\n"},
+		{"grants", `dynamodb:LeadingKeys: ["checkpoint:${aws:PrincipalTag/station}"]`, `dynamodb:LeadingKeys: ["checkpoint:line1"]`},
 		{"grants", "Condition: {StringEquals: {acm-pca:TemplateArn: !Ref CaTemplateArn}}", ""},
 		{"grants", "Condition: {StringEquals: {kms:SigningAlgorithm: ECDSA_SHA_256, kms:MessageType: DIGEST}}", ""},
 		{"roles", "ManagedPolicyArns: [!Ref IssuerPolicy]", "ManagedPolicyArns: [arn:aws:iam::aws:policy/AWSIoTFullAccess]"},
