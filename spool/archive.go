@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,13 @@ type archiveStats struct {
 	offered   uint64
 	lastError string
 	forked    string // what said ErrFork, once it did
+	// notAccepted is why this journal is not the one that was accepted; empty
+	// if nothing is known to be wrong. See CheckpointStore.
+	notAccepted string
 }
+
+// fork is why nothing more of this journal is archived; empty if it is.
+func (a *archiveStats) fork() string { return cmp.Or(a.forked, a.notAccepted) }
 
 // keyOffered is the size of the newest checkpoint that the archive has,
 // keyForked the text of the first ErrFork. The other keys of the bucket are the
@@ -120,11 +127,25 @@ func (s *Spool) fork(err error) {
 	}
 }
 
-// archiveNext offers one thing, and tells whether it did.
+// errForked keeps a journal that is one of two from the archive: what is there
+// must stay the journal of one machine.
+var errForked = errors.New("nothing more of this journal is archived")
+
+// archiveNext offers one thing, and tells whether it did. The accepted
+// checkpoint goes first: of two machines only one gets as far as the archive.
 func (s *Spool) archiveNext(ctx context.Context) (more bool, err error) {
 	first, sealed, ok, err := s.unarchived()
 	if err != nil {
 		return false, err
+	}
+	if err := s.moveAccepted(ctx); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	forked := s.archive.forked
+	s.mu.Unlock()
+	if forked != "" {
+		return false, fmt.Errorf("%w: %s", errForked, forked)
 	}
 	ctx, cancel := context.WithTimeout(ctx, archiveLimit)
 	defer cancel()
@@ -182,6 +203,9 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 		}
 		if data := b.Get(keyForked); data != nil {
 			s.archive.forked = string(data)
+		}
+		if data := b.Get(keyNotAccepted); data != nil {
+			s.archive.notAccepted = string(data)
 		}
 		for at, segment := range all {
 			if bytes.Equal(b.Get(encodeSeq(at)), encodeSeq(segment.Next)) {
@@ -241,8 +265,16 @@ func (s *Spool) readSegment(first uint64, sealed sealedSegment) (ArchivedSegment
 // newCheckpoint returns the newest checkpoint if the archive does not have it.
 func (s *Spool) newCheckpoint() ([]byte, bool, error) {
 	s.mu.Lock()
+	offered := s.archive.offered
+	s.mu.Unlock()
+	return s.checkpointAbove(offered)
+}
+
+// checkpointAbove returns the newest checkpoint if it is over more entries.
+func (s *Spool) checkpointAbove(size uint64) ([]byte, bool, error) {
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.signed <= s.archive.offered {
+	if s.signed <= size {
 		return nil, false, nil
 	}
 	text, err := os.ReadFile(journal.CheckpointPath(s.cfg.Dir))

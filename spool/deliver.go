@@ -58,7 +58,8 @@ func (s *Spool) Damage() []journal.Damage {
 }
 
 // Run delivers what is queued, offers what is sealed to the archive, and signs
-// checkpoints, until the context ends; then it signs a last one. A registry
+// checkpoints, until the context ends; then it signs a last one, and has it
+// accepted if that takes no longer than a few seconds. A registry
 // that is away is tried again for ever, ever more slowly up to once a minute.
 // It returns nil when the context ended it. It runs once.
 func (s *Spool) Run(ctx context.Context) error {
@@ -69,7 +70,14 @@ func (s *Spool) Run(ctx context.Context) error {
 	}
 	s.runDelivery(ctx)
 	beside.Wait()
-	return s.Checkpoint()
+	if err := s.Checkpoint(); err != nil {
+		return err
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAcceptLimit)
+	defer cancel()
+	// An error is not one of this Run: the next start has it accepted.
+	s.moveAccepted(last)
+	return nil
 }
 
 func (s *Spool) runDelivery(ctx context.Context) {

@@ -22,17 +22,18 @@ import (
 // kit is one station on a folder of its own. Everything that a test is promised
 // is kept, and checked at its end.
 type kit struct {
-	t       *testing.T
-	dir     string
-	id      journal.Identity
-	sink    *memorySink
-	spool   *Spool
-	disk    disk
-	archive Archive
-	size    int64 // of a segment
-	notices []string
-	damaged bool // the test leaves damage behind
-	carried bool // the test has records delivered to another registry than sink
+	t        *testing.T
+	dir      string
+	id       journal.Identity
+	sink     *memorySink
+	spool    *Spool
+	disk     disk
+	archive  Archive
+	accepted CheckpointStore
+	size     int64 // of a segment
+	notices  []string
+	damaged  bool // the test leaves damage behind
+	carried  bool // the test has records delivered to another registry than sink
 
 	mu       sync.Mutex // of the notices while the spool runs, and of the receipts
 	receipts map[board.DeviceID]board.Receipt
@@ -79,7 +80,7 @@ func (k *kit) config() Config {
 		defer k.mu.Unlock()
 		k.notices = append(k.notices, n)
 	}
-	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: notify, Archive: k.archive, SegmentSize: k.size, disk: k.disk}
+	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: notify, Archive: k.archive, Checkpoints: k.accepted, SegmentSize: k.size, disk: k.disk}
 }
 
 func (k *kit) mustOpen() {

@@ -26,6 +26,10 @@ type Config struct {
 	Identity journal.Identity // whose journal this is
 	Sink     Sink             // where records go; many at once if it is a BatchSink
 	Archive  Archive          // where sealed segments and checkpoints go; nil if nowhere
+	// Checkpoints, if not nil, shows whether another machine signs as this
+	// station. Where it shows that, Stats.Forked is set, and nothing more goes
+	// to the archive.
+	Checkpoints CheckpointStore
 	// Notify, if set, is told what an operator should know: a torn tail was
 	// cut, the index was rebuilt, the journal is damaged, the clock was set. It
 	// must not call the spool, and may be called by several goroutines at once.
@@ -68,6 +72,8 @@ type Spool struct {
 
 	sinkMu    sync.Mutex // one call of the sink at a time
 	archiveMu sync.Mutex // one call of the archive at a time
+	acceptMu  sync.Mutex // one look at the accepted checkpoint at a time; guards accepted
+	accepted  []byte     // the accepted checkpoint that was last found to be one of this journal
 
 	groupMu sync.Mutex // guards the next two; taken after mu where both are
 	waiting []*request // for the next write

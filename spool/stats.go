@@ -76,10 +76,10 @@ func (s *Spool) publish() {
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
 		Signed: s.signed, SignedAt: s.signedAt, Clock: s.clock.fault,
-		Archived: s.archive.have, Unarchived: s.archive.segments, UnarchivedSince: s.archive.since, ArchiveError: s.archive.lastError, Forked: s.archive.forked != "",
+		Archived: s.archive.have, Unarchived: s.archive.segments, UnarchivedSince: s.archive.since, ArchiveError: s.archive.lastError, Forked: s.archive.fork() != "",
 	}
 	if out.Forked {
-		out.ArchiveError = s.archive.forked
+		out.ArchiveError = s.archive.fork()
 	}
 	for _, d := range s.damage {
 		out.Damaged += d.Entries()

@@ -46,8 +46,10 @@ func StoppedStats(dir string) (out Stats, err error) {
 			return err
 		}
 		archive := tx.Bucket(bucketArchive)
-		if text := archive.Get(keyForked); text != nil {
-			out.Forked, out.ArchiveError = true, string(text)
+		for _, key := range [][]byte{keyNotAccepted, keyForked} {
+			if text := archive.Get(key); text != nil {
+				out.Forked, out.ArchiveError = true, string(text)
+			}
 		}
 		return tx.Bucket(bucketSegments).ForEach(func(key, value []byte) error {
 			var s sealedSegment

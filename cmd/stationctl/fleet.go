@@ -58,8 +58,9 @@ A station is red if
   health     its own health is red
   dead       the registry has refused records of it for good
   behind     a record waits for longer than --behind
-  forked     two machines write under its name: archived segments share entries, archives have the same size with other roots,
-             or (--deep) segments are not what a checkpoint has signed
+  forked     there are two journals of its name: it says so, or it has signed less than the registry has accepted, archived
+             segments share entries, archives have the same size with other roots, or (--deep) segments are not what a
+             checkpoint has signed
   forged     --key names a key for it, and the checkpoint is not signed by that
   unread     the archive cannot be read
 It is yellow if a smaller checkpoint was stored long after a greater one: after a repair, or by a second machine.
@@ -73,7 +74,7 @@ Examples:
       Asks the stations themselves.
   stationctl fleet --config a.toml --config b.toml --key line3-a.pub --deep --json
       Two regions, compared; one JSON object for each station.
-The machine needs s3:ListBucket and s3:GetObject on journal/* of the bucket.`
+The machine needs s3:ListBucket and s3:GetObject on journal/* of the bucket, and dynamodb:GetItem on the table.`
 }
 
 // member is one station.
@@ -110,6 +111,7 @@ type journals interface {
 	Stations(ctx context.Context) ([]string, error)
 	JournalOf(ctx context.Context, station string) (cloud.ArchivedJournal, error)
 	CheckpointAt(ctx context.Context, station string, size uint64) ([]byte, error)
+	AcceptedCheckpoint(ctx context.Context, origin string) ([]byte, error)
 	Segment(ctx context.Context, origin string, first uint64) ([]byte, error)
 }
 
@@ -309,6 +311,7 @@ func (f *fleet) look(ctx context.Context, m *member, keys map[string]note.Verifi
 		a := &m.archives[i]
 		a.ArchivedJournal, a.err = a.from.JournalOf(bounded, m.Station)
 		f.judgeArchive(m, *a, keys)
+		f.judgeAccepted(bounded, m, *a)
 	}
 	f.compare(m)
 	if len(m.archives) > 0 {
@@ -351,6 +354,11 @@ func (f *fleet) ask(ctx context.Context, m *member, ask func(context.Context, st
 	}
 	m.asked, m.Oldest, m.Health = true, s.Backlog.OldestSeconds, "good"
 	m.Pending, m.Dead = &s.Backlog.Pending, &s.Backlog.Dead
+	for _, n := range s.Notices {
+		if n.Word == "health-forked" {
+			m.red("forked", "%s", n.Detail)
+		}
+	}
 	if _, code, err := ask(ctx, m.address, "/healthz"); err != nil || code != http.StatusOK {
 		m.Health = "red"
 		m.red("health", "%s", urgent(s.Notices))
@@ -410,6 +418,36 @@ func (f *fleet) judgeArchive(m *member, a archived, keys map[string]note.Verifie
 		} else {
 			m.Verified = true
 		}
+	}
+}
+
+// judgeAccepted compares the checkpoint that a registry has accepted from the
+// station with its archive and with what the station says of itself.
+func (f *fleet) judgeAccepted(ctx context.Context, m *member, a archived) {
+	origin, archived, err := journal.CheckpointOf(a.Checkpoint)
+	if a.err != nil || err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.Limit/2)
+	defer cancel()
+	text, err := a.from.AcceptedCheckpoint(ctx, origin)
+	if err != nil {
+		m.Detail = append(m.Detail, fmt.Sprintf("accepted: not read: %v", err))
+		return
+	}
+	if len(text) == 0 {
+		return
+	}
+	_, accepted, err := journal.CheckpointOf(text)
+	switch {
+	case err != nil:
+		m.red("unread", "the accepted checkpoint: %v", err)
+	case archived.Size > accepted.Size:
+		m.red("forked", "the archive has a checkpoint over %d entries, and the registry has accepted one over %d", archived.Size, accepted.Size)
+	case archived.Size == accepted.Size && archived.Root != accepted.Root:
+		m.red("forked", "the archive and the registry have checkpoints of size %d with other roots", archived.Size)
+	case m.asked && m.Signed != nil && *m.Signed < accepted.Size:
+		m.red("forked", "it has signed %d entries, and the registry has accepted %d: it was set back, or another machine uses its name", *m.Signed, accepted.Size)
 	}
 }
 

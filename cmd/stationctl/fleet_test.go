@@ -227,6 +227,37 @@ func TestFleetThatIsForkedOrSilent(t *testing.T) {
 	all, _, _ = run(t, fleet{Config: []string{a.config}})
 	wantFleet(t, all, "line1", "red", "forked")
 
+	// What the registry has accepted is behind the archive, of another root, or
+	// in order.
+	other := newLine(t, "line1")
+	other.append(10)
+	for name, c := range map[string]struct {
+		text []byte
+		want []string
+	}{
+		"behind": {there.checkpoint(t, 9), []string{"forked"}}, "another root": {other.checkpoint(t, 10), []string{"forked"}},
+		"the same": {there.checkpoint(t, 10), nil}, "nonsense": {[]byte("nonsense"), []string{"unread"}},
+	} {
+		must(t, os.MkdirAll(filepath.Join(b.dir, "checkpoints"), 0o755))
+		must(t, os.WriteFile(filepath.Join(b.dir, "checkpoints/line1"), c.text, 0o600))
+		all, _, _ = run(t, fleet{Config: []string{b.config}})
+		level := "red"
+		if c.want == nil {
+			level = "green"
+		}
+		t.Log(name)
+		wantFleet(t, all, "line1", level, c.want...)
+	}
+	// A station that has signed less than the registry has accepted was set back.
+	must(t, os.WriteFile(filepath.Join(b.dir, "checkpoints/line1"), there.checkpoint(t, 10), 0o600))
+	for signed, want := range map[int][]string{9: {"forked"}, 10: nil, 11: nil} {
+		all, _, _ = run(t, fleet{Config: []string{b.config}, Station: []string{"line1=" + floor(t, fmt.Sprintf(`{"station":"line1","version":"v1","signed":%d}`, signed), 200)}})
+		if got := all["line1"].Why; !slices.Equal(got, want) && len(got)+len(want) > 0 {
+			t.Errorf("it has signed %d of 10 that are accepted: %q, want %q", signed, got, want)
+		}
+	}
+	must(t, os.Remove(filepath.Join(b.dir, "checkpoints/line1")))
+
 	// Silence, and a clock that says so.
 	checkpoints, err := filepath.Glob(filepath.Join(b.dir, "journal/line1/*.checkpoint"))
 	must(t, err)
@@ -298,13 +329,15 @@ func TestFleetFromStations(t *testing.T) {
 		"dead=" + floor(t, `{"station":"dead","backlog":{"dead":3}}`, 200),
 		"behind=" + floor(t, `{"station":"behind","backlog":{"pending":7,"oldest_seconds":1000,"last_error":"no answer"}}`, 200),
 		"other=" + floor(t, `{"station":"line9"}`, 200),
+		"double=" + floor(t, `{"station":"double","notices":[{"word":"health-forked","detail":"two journals"}]}`, 200),
 		"none=" + floor(t, `{}`, 200), "page=" + floor(t, `<html>`, 200),
 	}}
 	all, table, err := run(t, f)
-	if err == nil || len(all) != 10 {
+	if err == nil || len(all) != 11 {
 		t.Errorf("%v\n%s", err, table)
 	}
 	wantFleet(t, all, "good", "green")
+	wantFleet(t, all, "double", "red", "forked")
 	if m := all["good"]; m.Version != "v1.2" || m.Signed == nil || *m.Signed != 42 || m.Pending == nil || *m.Pending != 2 || m.Health != "good" {
 		t.Errorf("%+v", m)
 	}

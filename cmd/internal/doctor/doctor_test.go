@@ -285,7 +285,7 @@ func TestStats(t *testing.T) {
 		{spool.Stats{Damaged: 1}, true, "fail journal.damage", "1 entry of the journal cannot be read and is kept aside"},
 		{spool.Stats{Unsigned: "no checkpoint is signed"}, true, "fail journal.signed", "no checkpoint is signed"},
 		{spool.Stats{Clock: "it says 1970"}, true, "fail clock.station", "1970"},
-		{spool.Stats{Forked: true, ArchiveError: "another one"}, true, "fail journal.forked", "another machine writes"},
+		{spool.Stats{Forked: true, ArchiveError: "another one"}, true, "fail journal.forked", "two journals"},
 		{spool.Stats{Dead: 3}, true, "fail journal.dead", "has refused 3 records for good"},
 		{spool.Stats{ArchiveError: "denied", UnarchivedSince: now.Add(-2 * time.Hour)}, true, "warn journal.archive", "denied"},
 		{spool.Stats{Pending: 1, Oldest: now.Add(-time.Minute)}, true, "ok journal.queue", "are being delivered"},

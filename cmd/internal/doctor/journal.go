@@ -166,7 +166,7 @@ func (e *exam) judgeStats(s spool.Stats, runs bool) (found []Result) {
 	add(s.Damaged > 0, fail("journal.damage", repair, "%s of the journal cannot be read and %s kept aside", cli.Count(s.Damaged, "entry", "entries"), isAre(s.Damaged)))
 	add(s.Unsigned != "", fail("journal.signed", repair, "%s", s.Unsigned))
 	add(s.Clock != "", fail("clock.station", setClock, "%s", s.Clock))
-	add(s.Forked, fail("journal.forked", "Find the other machine: one of the two needs a station name and a state_dir of its own. stationctl fleet shows both.", "another machine writes under the name of this station: %s", s.ArchiveError))
+	add(s.Forked, fail("journal.forked", "Find the other machine, or who set this one back. The machine without this line goes on; this one needs a station name and a state_dir of its own: see \"Two journals of one station\" in the guide.", "two journals have the name of this station: %s", s.ArchiveError))
 	add(s.Dead > 0, fail("journal.dead", "stationctl spool dead says which and why; once the registry was put right: stationctl spool requeue SEQ. It is a matter for quality, too.", "the registry has refused %s for good", cli.Count(s.Dead, "record", "records")))
 	late := s.ArchiveError != "" && !s.Forked && !s.UnarchivedSince.IsZero() && now.Sub(s.UnarchivedSince) > unarchived
 	add(late, warn("journal.archive", "See the rights of s3:PutObject on journal/ below.", "the registry takes no copies of the journal since %s: %s", stamp(s.UnarchivedSince), s.ArchiveError))

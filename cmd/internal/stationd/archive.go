@@ -15,10 +15,23 @@ import (
 type journalArchive interface {
 	PutSegment(ctx context.Context, origin string, first, last uint64, segment []byte) error
 	PutCheckpoint(ctx context.Context, origin string, size uint64, checkpoint []byte) error
+	AcceptedCheckpoint(ctx context.Context, origin string) ([]byte, error)
+	MoveCheckpoint(ctx context.Context, origin string, from, to []byte) error
 }
 
-// archive fits a registry's archive to the spool.
-type archive struct{ to journalArchive }
+// archive fits a registry's archive to the spool of one station.
+type archive struct {
+	to     journalArchive
+	origin string
+}
+
+func (a archive) AcceptedCheckpoint(ctx context.Context) ([]byte, error) {
+	return a.to.AcceptedCheckpoint(ctx, a.origin)
+}
+
+func (a archive) MoveCheckpoint(ctx context.Context, from, to []byte) error {
+	return a.to.MoveCheckpoint(ctx, a.origin, from, to)
+}
 
 func (a archive) PutSegment(ctx context.Context, s spool.ArchivedSegment) error {
 	if err := a.to.PutSegment(ctx, s.Origin, s.First, s.Last, s.Lines); err != nil {

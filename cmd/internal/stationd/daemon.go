@@ -115,7 +115,7 @@ func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemo
 	if err != nil {
 		return nil, err
 	}
-	sink, copies, err := openRegistry(ctx, c)
+	sink, kept, err := openRegistry(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry: %w", err)
 	}
@@ -126,11 +126,16 @@ func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemo
 	if d.receipts, err = c.Receipts(); err != nil {
 		return nil, err
 	}
+	var copies spool.Archive
+	var accepted spool.CheckpointStore
+	if kept != nil {
+		copies, accepted = kept, kept
+	}
 	if many, ok := sink.(spool.BatchSink); ok {
 		sink = timedSink{many, &d.timings}
 	}
 	if d.spool, err = spool.Open(spool.Config{
-		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical,
+		Dir: c.StateDir, Identity: identity, Sink: sink, Archive: copies, Checkpoints: accepted, DiskLow: c.Disk.Warn, DiskCritical: c.Disk.Critical,
 		Notify: func(notice string) { log.Warn().Msg(notice) },
 	}); err != nil {
 		return nil, err
@@ -141,7 +146,8 @@ func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemo
 	return d, nil
 }
 
-func openRegistry(ctx context.Context, c stationconf.Config) (spool.Sink, spool.Archive, error) {
+// openRegistry also returns where copies of the journal go; nil if nowhere.
+func openRegistry(ctx context.Context, c stationconf.Config) (spool.Sink, *archive, error) {
 	if c.Registry.Kind == stationconf.NoRegistry {
 		return control.NoSink{Why: "this station has no registry: records leave it by stationctl export"}, nil, nil
 	}
@@ -149,10 +155,11 @@ func openRegistry(ctx context.Context, c stationconf.Config) (spool.Sink, spool.
 	if err != nil {
 		return nil, nil, err
 	}
+	origin := board.Origin(c.SKU, c.Station)
 	if dir != nil {
-		return dir, archive{dir}, nil
+		return dir, &archive{dir, origin}, nil
 	}
-	return aws, archive{aws}, nil
+	return aws, &archive{aws, origin}, nil
 }
 
 func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {
@@ -419,7 +426,8 @@ func (d *Daemon) red(stats spool.Stats) []station.Problem {
 		add(station.Problem{Word: "health-clock"}, "the clock: %s", stats.Clock)
 	}
 	if stats.Forked {
-		add(station.Problem{Word: "health-forked"}, "another machine writes under the name of this station: %s; if this machine is a copy of one, or was set back to an old copy of itself, give it a station name and a state folder of its own", stats.ArchiveError)
+		add(station.Problem{Word: "health-forked"}, "two journals have the name of this station: %s. Boards pass and are delivered, and nothing more of this journal is archived. stationctl doctor on each machine says which journal the registry has accepted; this one needs a station name and a state folder of its own", stats.ArchiveError)
+		red[len(red)-1].Call = station.CallQuality
 	}
 	since := stats.Oldest
 	if stats.LastSuccess.After(since) {

@@ -28,6 +28,7 @@ type factory struct {
 	t        *testing.T
 	dir      string
 	registry string
+	station  string
 	state    string
 	ports    []string
 	top      string // lines before all tables
@@ -37,7 +38,7 @@ type factory struct {
 
 func newFactory(t *testing.T) *factory {
 	dir := t.TempDir()
-	f := &factory{t: t, dir: dir, registry: filepath.Join(dir, "registry"), state: filepath.Join(dir, "state"),
+	f := &factory{t: t, dir: dir, station: "line3-a", registry: filepath.Join(dir, "registry"), state: filepath.Join(dir, "state"),
 		ports: []string{filepath.Join(dir, "port-a"), filepath.Join(dir, "port-b")}}
 	if err := cloud.InitDir(f.registry); err != nil {
 		t.Fatal(err)
@@ -47,7 +48,7 @@ func newFactory(t *testing.T) *factory {
 
 func (f *factory) config() stationconf.Config {
 	f.t.Helper()
-	text := fmt.Sprintf("station = \"line3-a\"\nsku = \"widgiot\"\nstate_dir = %q\nlisten = \"127.0.0.1:0\"\n%s", f.state, f.top)
+	text := fmt.Sprintf("station = %q\nsku = \"widgiot\"\nstate_dir = %q\nlisten = \"127.0.0.1:0\"\n%s", f.station, f.state, f.top)
 	for i, port := range f.ports {
 		text += fmt.Sprintf("[[slot]]\nname = %q\nport = %q\ndialect = \"ti-at\"\n%s", string(rune('A'+i)), port, f.slot)
 	}

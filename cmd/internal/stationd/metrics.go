@@ -70,7 +70,7 @@ func newMetrics() metrics {
 		oldestUnarchived: gauge("spool_oldest_unarchived_seconds", "For how long the oldest of those has waited; 0 if there is none."),
 		archiveError:     gauge("spool_archive_error", "1 for why the registry does not take copies of the journal; nothing while it does.", "cause"),
 
-		forked:   gauge("forked", "1 if another machine writes under the name of this station."),
+		forked:   gauge("forked", "1 if two journals have the name of this station."),
 		clock:    gauge("clock_fault", "1 if the clock of this machine is wrong."),
 		broken:   gauge("disk_untrusted", "1 if the disk failed a write, until a board was written again."),
 		unsigned: gauge("journal_unsigned", "1 if no checkpoint of the journal can be signed."),
