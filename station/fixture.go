@@ -88,10 +88,12 @@ func (s *Station) askReset(name string) (<-chan error, error) {
 	defer s.mu.Unlock()
 	r, now := &s.resets[i], s.states[i]
 	switch {
-	case now.state == Absent, !r.serving:
+	case now.state == Absent:
 		return nil, ErrPortAbsent
-	case now.reason == ReasonPrivateKeyLeak:
+	case now.reason == ReasonPrivateKeyLeak: // also without a port: it is shown until it is acknowledged
 		return nil, ErrLeakShown
+	case !r.serving:
+		return nil, ErrPortAbsent
 	case r.done != nil, now.state == Reading && !now.searching:
 		return nil, ErrSlotBusy
 	}
