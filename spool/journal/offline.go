@@ -21,7 +21,7 @@ func Walk(dir string) iter.Seq2[Entry, error] { return WalkFrom(dir, 0) }
 // segments before that entry's are not read.
 func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		stop := errors.New("stop")
+		stop := errStop
 		s := NewScan(dir)
 		s.Damaged = func(d Damage) error {
 			if d.Next > from && !yield(Entry{}, d.fault(dir)) {
@@ -56,6 +56,9 @@ func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 	}
 }
 
+// errStop ends a scan, and is told to nobody.
+var errStop = errors.New("stop")
+
 // VerifyReport says what VerifyDir looked at.
 type VerifyReport struct {
 	Entries, Records, Repeats, Failed uint64
@@ -76,21 +79,23 @@ type VerifyReport struct {
 // Damage is no end: all else is checked, with the hashes beside the sealed
 // segments in the place of what cannot be read, and the first of it is returned
 // as a *DamageError. Everything else that is wrong is returned when it is met.
+//
+// It uses all cores. Of each record it holds 16 bytes in memory.
 func VerifyDir(dir string, v note.Verifier) (VerifyReport, error) {
-	check := verification{dir: dir, v: v, devices: map[board.DeviceID]board.Fingerprint{}, keys: map[board.Fingerprint]board.DeviceID{}}
+	check := verification{dir: dir, v: v}
 	err := check.run()
 	return check.report, err
 }
 
 type verification struct {
-	dir     string
-	v       note.Verifier
-	report  VerifyReport
-	tree    Tree
-	signed  []Checkpoint // in order of size
-	leaves  *LeafHashReader
-	devices map[board.DeviceID]board.Fingerprint
-	keys    map[board.Fingerprint]board.DeviceID
+	dir      string
+	v        note.Verifier
+	report   VerifyReport
+	tree     Tree
+	signed   []Checkpoint // in order of size
+	leaves   *LeafHashReader
+	records  *recordChecks
+	bindings bindingSet
 }
 
 func (c *verification) run() error {
@@ -101,7 +106,9 @@ func (c *verification) run() error {
 	if c.leaves, err = OpenLeafHashes(c.dir); err != nil {
 		return err
 	}
+	size := int64(0)
 	for _, segment := range segments {
+		size += segment.Size
 		signed, have, err := ReadCheckpointFile(SealPath(c.dir, segment.First), c.v)
 		if err != nil {
 			return err
@@ -118,16 +125,28 @@ func (c *verification) run() error {
 		c.report.Signed = newest.Size
 		c.signed = append(c.signed, newest)
 	}
+	c.bindings = newBindingSet(int(size / usualEntry))
+	c.records = startRecordChecks(c.v)
 	s := NewScan(c.dir)
 	s.Visit, s.Damaged = c.visit, c.damaged
 	err = s.Run(segments)
+	noProof, wrong := c.records.wait()
+	c.report.NoProof = noProof
 	c.report.Entries, c.report.Torn = s.Next, s.Torn
+	if wrong != nil {
+		return wrong // of an entry before the one that ended the scan
+	}
 	if err != nil {
 		return err
 	}
 	for _, signed := range c.signed {
 		if s.Next < signed.Size {
 			return fmt.Errorf("%w: it has %d entries, a checkpoint says %d", ErrTampered, s.Next, signed.Size)
+		}
+	}
+	if suspects := c.bindings.suspects(); len(suspects) > 0 {
+		if err := c.findConflict(suspects); err != nil {
+			return err
 		}
 	}
 	if len(c.report.Damage) > 0 {
@@ -165,48 +184,38 @@ func (c *verification) visit(at Position, seq uint64, data []byte) error {
 		return &DamageError{Reason: fmt.Errorf("%w: kind %s out of place", ErrEntry, e.Kind)}
 	}
 	c.count(&e)
-	switch e.Kind {
-	case KindSegment:
-		if e.Segment.Origin != c.v.Name() {
-			return fmt.Errorf("%w: it says %s, the key is of %s", ErrForeign, e.Segment.Origin, c.v.Name())
-		}
-	case KindVerdict:
-		if err := c.record(&e); err != nil {
-			return fmt.Errorf("entry %d: %w", seq, err)
+	if e.Kind == KindSegment && e.Segment.Origin != c.v.Name() {
+		return fmt.Errorf("%w: it says %s, the key is of %s", ErrForeign, e.Segment.Origin, c.v.Name())
+	}
+	if e.Record() != nil {
+		c.bindings.add(e.Verdict.Device, e.Verdict.Fingerprint)
+		if !c.records.check(&e) {
+			return errStop // an entry before this one is wrong
 		}
 	}
 	return c.appendLeaf(tlog.RecordHash(data))
 }
 
-func (c *verification) record(e *Entry) error {
-	if e.Record() == nil {
-		return nil
+// findConflict reads the journal once more, for the devices and keys that may
+// stand in two records. The first conflict is returned, if there is one.
+func (c *verification) findConflict(suspects map[uint64]bool) error {
+	devices, keys := map[board.DeviceID]board.Fingerprint{}, map[board.Fingerprint]board.DeviceID{}
+	for e, err := range Walk(c.dir) {
+		if err != nil || e.Record() == nil {
+			continue // told already
+		}
+		device, f := e.Verdict.Device, e.Verdict.Fingerprint
+		if p := c.bindings.pair(device, f); !suspects[p.device] && !suspects[p.key] {
+			continue
+		}
+		if known, ok := devices[device]; ok && known != f {
+			return fmt.Errorf("entry %d: %w", e.Seq, &board.Conflict{Kind: board.ErrDeviceConflict, Device: device, Key: f, KnownDevice: device, KnownKey: known})
+		}
+		if owner, ok := keys[f]; ok && owner != device {
+			return fmt.Errorf("entry %d: %w", e.Seq, &board.Conflict{Kind: board.ErrKeyConflict, Device: device, Key: f, KnownDevice: owner, KnownKey: f})
+		}
+		devices[device], keys[f] = f, device
 	}
-	sealed, err := board.OpenEnvelope(e.Record(), c.v)
-	if err != nil {
-		return err
-	}
-	r := sealed.Record()
-	if r.Device != e.Verdict.Device || r.Fingerprint() != e.Verdict.Fingerprint {
-		return fmt.Errorf("%w: the verdict names another board than its record", ErrEntry)
-	}
-	if r.Proof == nil {
-		c.report.NoProof++
-	} else if err := r.Proof.Verify(r.Device, r.Key); err != nil {
-		return err
-	}
-	return c.bind(r.Device, r.Fingerprint())
-}
-
-// bind makes sure that no device has two keys, and no key two devices.
-func (c *verification) bind(device board.DeviceID, f board.Fingerprint) error {
-	if known, ok := c.devices[device]; ok && known != f {
-		return &board.Conflict{Kind: board.ErrDeviceConflict, Device: device, Key: f, KnownDevice: device, KnownKey: known}
-	}
-	if owner, ok := c.keys[f]; ok && owner != device {
-		return &board.Conflict{Kind: board.ErrKeyConflict, Device: device, Key: f, KnownDevice: owner, KnownKey: f}
-	}
-	c.devices[device], c.keys[f] = f, device
 	return nil
 }
 

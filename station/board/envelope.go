@@ -96,39 +96,44 @@ func Seal(r Record, s Signer) (Sealed, error) {
 // ParseEnvelope reads the canonical form that Seal writes. It does not check
 // the signature: what it returns is what somebody claims.
 func ParseEnvelope(envelope []byte) (Sealed, error) {
+	sealed, _, err := parseEnvelope(envelope)
+	return sealed, err
+}
+
+func parseEnvelope(envelope []byte) (Sealed, *dsse.Envelope, error) {
 	if len(envelope) > MaxEnvelope {
-		return Sealed{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrEnvelope, len(envelope), MaxEnvelope)
+		return Sealed{}, nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrEnvelope, len(envelope), MaxEnvelope)
 	}
 	var e dsse.Envelope
 	if err := decodeJSON(envelope, &e); err != nil {
-		return Sealed{}, fmt.Errorf("%w: %v", ErrEnvelope, err)
+		return Sealed{}, nil, fmt.Errorf("%w: %v", ErrEnvelope, err)
 	}
 	if e.PayloadType != PayloadType {
-		return Sealed{}, fmt.Errorf("%w: payload type %.80q, want %q", ErrEnvelope, e.PayloadType, PayloadType)
+		return Sealed{}, nil, fmt.Errorf("%w: payload type %.80q, want %q", ErrEnvelope, e.PayloadType, PayloadType)
 	}
 	if len(e.Signatures) != 1 {
-		return Sealed{}, fmt.Errorf("%w: %d signatures, want 1", ErrEnvelope, len(e.Signatures))
+		return Sealed{}, nil, fmt.Errorf("%w: %d signatures, want 1", ErrEnvelope, len(e.Signatures))
 	}
 	payload, err := base64.StdEncoding.Strict().DecodeString(e.Payload)
 	if err != nil {
-		return Sealed{}, fmt.Errorf("%w: payload: %v", ErrEnvelope, err)
+		return Sealed{}, nil, fmt.Errorf("%w: payload: %v", ErrEnvelope, err)
 	}
 	signature, err := base64.StdEncoding.Strict().DecodeString(e.Signatures[0].Sig)
 	if err != nil {
-		return Sealed{}, fmt.Errorf("%w: signature: %v", ErrEnvelope, err)
+		return Sealed{}, nil, fmt.Errorf("%w: signature: %v", ErrEnvelope, err)
 	}
 	record, err := ParseRecord(payload)
 	if err != nil {
-		return Sealed{}, fmt.Errorf("%w: %w", ErrEnvelope, err)
+		return Sealed{}, nil, fmt.Errorf("%w: %w", ErrEnvelope, err)
 	}
 	// Decoders skip line breaks in base64; only the one form may pass.
 	e.Payload = base64.StdEncoding.EncodeToString(payload)
 	e.Signatures[0].Sig = base64.StdEncoding.EncodeToString(signature)
 	again, err := encodeJSON(&e)
 	if err != nil || !bytes.Equal(again, envelope) {
-		return Sealed{}, fmt.Errorf("%w: not in its one encoding", ErrEnvelope)
+		return Sealed{}, nil, fmt.Errorf("%w: not in its one encoding", ErrEnvelope)
 	}
-	return Sealed{record: record, envelope: bytes.Clone(envelope), keyID: e.Signatures[0].KeyID}, nil
+	return Sealed{record: record, envelope: bytes.Clone(envelope), keyID: e.Signatures[0].KeyID}, &e, nil
 }
 
 // OpenEnvelope reads an envelope and checks that one of the trusted stations
@@ -136,11 +141,11 @@ func ParseEnvelope(envelope []byte) (Sealed, error) {
 // that key. Otherwise the error is ErrUntrusted, ErrEnvelope or ErrRecord;
 // ErrNewer for a record of a version that this program does not know.
 func OpenEnvelope(envelope []byte, trusted ...Verifier) (Sealed, error) {
-	sealed, err := ParseEnvelope(envelope)
+	sealed, e, err := parseEnvelope(envelope)
 	if err != nil {
 		return Sealed{}, err
 	}
-	if err := sealed.Verify(trusted...); err != nil {
+	if err := sealed.verify(e, trusted); err != nil {
 		return Sealed{}, err
 	}
 	return sealed, nil
@@ -150,6 +155,14 @@ func OpenEnvelope(envelope []byte, trusted ...Verifier) (Sealed, error) {
 // the record's Origin is the name of that key. Otherwise the error wraps
 // ErrUntrusted. Verify does not validate the record again.
 func (s Sealed) Verify(trusted ...Verifier) error {
+	var e dsse.Envelope
+	if err := json.Unmarshal(s.envelope, &e); err != nil {
+		return fmt.Errorf("%w: %v", ErrEnvelope, err)
+	}
+	return s.verify(&e, trusted)
+}
+
+func (s Sealed) verify(e *dsse.Envelope, trusted []Verifier) error {
 	var providers []dsse.Verifier
 	for _, v := range trusted {
 		if v.Name() == s.record.Origin() && KeyID(v.Name(), v.KeyHash()) == s.keyID {
@@ -163,11 +176,7 @@ func (s Sealed) Verify(trusted ...Verifier) error {
 	if err != nil {
 		return fmt.Errorf("opening an envelope: %w", err)
 	}
-	var e dsse.Envelope
-	if err := json.Unmarshal(s.envelope, &e); err != nil {
-		return fmt.Errorf("%w: %v", ErrEnvelope, err)
-	}
-	if _, err := verifier.Verify(context.Background(), &e); err != nil {
+	if _, err := verifier.Verify(context.Background(), e); err != nil {
 		return fmt.Errorf("%w: the signature of %s does not hold", ErrUntrusted, s.keyID)
 	}
 	return nil

@@ -159,15 +159,18 @@ func ParseRecord(data []byte) (Record, error) {
 	if len(data) > MaxRecord {
 		return Record{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrRecord, len(data), MaxRecord)
 	}
-	var version struct {
-		Version int `json:"version"`
-	}
-	if err := json.Unmarshal(data, &version); err == nil && version.Version > RecordVersion {
-		return Record{}, fmt.Errorf("record version %d: %w", version.Version, ErrNewer)
-	}
 	var w wireRecord
-	if err := decodeJSON(data, &w); err != nil {
-		return Record{}, fmt.Errorf("%w: %v", ErrRecord, err)
+	wrong := decodeJSON(data, &w)
+	if wrong != nil || w.Version != RecordVersion { // a newer version may have other fields
+		var version struct {
+			Version int `json:"version"`
+		}
+		if err := json.Unmarshal(data, &version); err == nil && version.Version > RecordVersion {
+			return Record{}, fmt.Errorf("record version %d: %w", version.Version, ErrNewer)
+		}
+	}
+	if wrong != nil {
+		return Record{}, fmt.Errorf("%w: %v", ErrRecord, wrong)
 	}
 	if w.Version != RecordVersion {
 		return Record{}, fmt.Errorf("%w: version %d, want %d", ErrRecord, w.Version, RecordVersion)
