@@ -41,8 +41,8 @@ type autoDialect interface {
 	// answers reports whether text holds an answer or a question of a board of
 	// this dialect.
 	answers(text string) bool
-	// recognises reports whether text comes from a board of this dialect. The
-	// text may be incomplete.
+	// recognises reports whether a text without any start comes from a board of
+	// this dialect. The text may be incomplete.
 	recognises(text string) bool
 	// settle brings a recognised board to the state in which Read begins, in
 	// bounded time. The text by which it was recognised is still on the line.

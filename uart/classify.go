@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
-	"regexp"
 	"strings"
 )
 
@@ -68,7 +67,8 @@ const (
 )
 
 // heardLogin is a question that a computer asks, at the end of its line.
-var heardLogin = regexp.MustCompile(`(?i)(?:^|[\r\n])[^\r\n]{0,80}\b(?:login|user ?name|password|passwort):[ \t]*(?:$|[\r\n]|[^\r\n]{0,64}$)`)
+var heardLogin = guard(`(?i)(?:^|[\r\n])[^\r\n]{0,80}\b(?:login|user ?name|password|passwort):[ \t]*(?:$|[\r\n]|[^\r\n]{0,64}$)`,
+	"login:", "name:", "word:", "wort:")
 
 // classify returns the class of an output, which may be cut anywhere.
 func classify(heard []byte) Heard {
@@ -95,7 +95,7 @@ func classify(heard []byte) Heard {
 		}
 	}
 	switch {
-	case 100*junk <= heardJunk*len(heard) && heardLogin.Match(heard):
+	case 100*junk <= heardJunk*len(heard) && heardLogin.MatchString(string(heard)):
 		return HeardLogin
 	case 100*junk <= heardJunk*len(heard):
 		return HeardText

@@ -42,7 +42,7 @@ var (
 	reportLine  = regexp.MustCompile(`(?i)^secretfree[ \t]+([0-9]{1,4})[ \t]+(.*)$`)
 	reportReady = regexp.MustCompile(`(?i)^ready[ \t]+([0-9a-f]{32})$`)
 	reportFull  = regexp.MustCompile(`(?i)^([0-9a-f]{32})[ \t]+([0-9a-f]{128,182})[ \t]+([0-9a-f]{16,144})$`)
-	reportHere  = regexp.MustCompile(`(?i)(?:^|[\r\n])[ \t]*secretfree[ \t]+[0-9]{1,4}[ \t]+[0-9a-z]`)
+	reportHere  = guard(`(?i)(?:^|[\r\n])[ \t]*secretfree[ \t]+[0-9]{1,4}[ \t]+[0-9a-z]`, "ecretfree")
 	reportSum   = regexp.MustCompile(`^(?:0[xX])?([0-9A-Fa-f]{1,8})$`)
 )
 

@@ -55,7 +55,8 @@ const (
 var (
 	tiBuild  = regexp.MustCompile(`(?i)\bAT[ _-]?Commands?\b[^\r\n]{0,24}\bver(?:sion)?[:.= \t]*v?([0-9]{1,3}(?:\.[0-9]{1,3}){1,3})[ \t]*[\r\n]`)
 	tiOK     = regexp.MustCompile(`(?i)[\r\n](?:[A-Za-z: ]*)OK[ \t]*([\r\n]+)`)
-	tiSpeaks = regexp.MustCompile(`(?i)enter at command:|[\r\n][ \t]*OK[ \t]*[\r\n]|ERROR[ \t]*:[ \t]*(?:command not exist|number of parameters|parse parameters)[ \t]*,[ \t]*-?[0-9]|\+event[a-z]+:`)
+	tiSpeaks = guard(`(?i)enter at command:|[\r\n][ \t]*OK[ \t]*[\r\n]|ERROR[ \t]*:[ \t]*(?:command not exist|number of parameters|parse parameters)[ \t]*,[ \t]*-?[0-9]|\+event[a-z]+:`,
+		"at command:", "ok", "o\u212a", "error", "+event")
 	// What a board says that was waiting for a command: to a carriage return,
 	// and to at+test; and how that begins.
 	tiIdle       = regexp.MustCompile(`(?i)^(?:\r(?:\n\r|\n\n\r\r|\r\n|\n\r\n)|at\+test\r\n?[\r\n]*OK[ \t]*[\r\n]+)(?:Enter AT Command:)?$`)
@@ -119,11 +120,11 @@ func tiDevice(text string) (device [16]byte, ok bool) {
 
 func (TIAT) probe() string { return "at+test" }
 
-func (TIAT) starts(text string) []int { return placesOf(tiStarts, text) }
+func (TIAT) starts(text string) []int { return tiStarts.places(text) }
 
 func (TIAT) answers(text string) bool { return tiSpeaks.MatchString(text) }
 
-func (d TIAT) recognises(text string) bool { return tiStarts.MatchString(text) || d.answers(text) }
+func (d TIAT) recognises(text string) bool { return d.answers(text) }
 
 // leave asks  for the serial number in a line of its own, after one that is
 // never empty: see auto.

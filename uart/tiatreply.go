@@ -23,7 +23,7 @@ var (
 	tiEvent = regexp.MustCompile(`(?i)\+event`)
 	tiFatal = regexp.MustCompile(`(?i)\+eventfatalerror`)
 	// The title of the banner, in the words of any version.
-	tiStarts = regexp.MustCompile(`(?i)\bAT[ _-]?Commands? (?:Example Ver|[^\r\n]{0,24}\bver(?:sion)?[:.= \t]*v?[0-9])`)
+	tiStarts = guard(`(?i)\bAT[ _-]?Commands? (?:Example Ver|[^\r\n]{0,24}\bver(?:sion)?[:.= \t]*v?[0-9])`, "command")
 
 	// The documented errors. A prompt, whole or cut, can stand before one on
 	// the same line.

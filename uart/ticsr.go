@@ -624,7 +624,7 @@ func (TICSR) answers(text string) bool {
 }
 
 func (d TICSR) recognises(text string) bool {
-	return len(startsOf(text)) > 0 || csrLate.MatchString(text) || csrEvent.MatchString(text)
+	return csrLate.MatchString(text) || csrEvent.MatchString(text)
 }
 
 // settle waits for the first question as well: firmware of another dialect may

@@ -186,7 +186,7 @@ func (r *csrReading) wrongDefault(t csrTurn) {
 // wrongEnd reports the words with which the firmware has given up.
 func (r *csrReading) wrongEnd(text string, origin func(int) int) {
 	for _, words := range []struct {
-		pattern *regexp.Regexp
+		pattern guarded
 		meaning string
 	}{{csrDead, "the network processor stopped"}, {csrAbort, "the firmware gave up"}} {
 		if m := words.pattern.FindStringIndex(text); m != nil {

@@ -54,9 +54,10 @@ var (
 	csrShown   = regexp.MustCompile(`(?i)^\W*(?:default|using)\b`)
 	// Events come anywhere, in the middle of a prompt as well, and end their
 	// line.
-	csrEvent     = regexp.MustCompile(`(?i)\[[a-z_]{2,16} (?:event|error|warning|info)\][^\r\n]*[\r\n]+`)
-	csrOpenEvent = regexp.MustCompile(`(?i)\[[a-z_]{2,16} (?:event|error|warning|info)\][^\r\n]*$`)
-	csrLate      = regexp.MustCompile(`(?i)-(?:enter|is) |error: invalid |netutilcmd error|creating csr|certificate file name`)
+	csrEvent     = guard(`(?i)\[[a-z_]{2,16} (?:event|error|warning|info)\][^\r\n]*[\r\n]+`, "[")
+	csrOpenEvent = guard(`(?i)\[[a-z_]{2,16} (?:event|error|warning|info)\][^\r\n]*$`, "[")
+	csrLate      = guard(`(?i)-(?:enter|is) |error: invalid |netutilcmd error|creating csr|certificate file name`,
+		"-enter ", "-i", "error: invalid ", "netutilcmd error", "creating c", "certificate file name")
 )
 
 // csrSubject names what a question asks for. Words in brackets count only if
@@ -219,6 +220,9 @@ var csrLabels = []*regexp.Regexp{
 		`\bserial\b|\bserien\W*(?:nummer|nr)\b|\bn\pL{2,5}ro\W+d[ei]\W+s\pL{1,2}rie?\b|序列号`),
 }
 
+// csrLabelWords are words of which every label holds at least one.
+var csrLabelWords = []string{"id", "ri", "序列号"}
+
 // csrVague is the kind of label that may name another number.
 const csrVague = 3
 
@@ -256,7 +260,7 @@ func serialLines(text string) (found []serialLine) {
 // serialValue splits a line that names a serial number, and begins it at least;
 // kind is negative if it does not.
 func serialValue(line string) (kind, start int, value string) {
-	if len(line) < 6 || !strings.ContainsAny(line, "0123456789abcdefABCDEF") || strings.Trim(line, " \t=*-") == "" || !strings.ContainsAny(line, " \t:=,") {
+	if len(line) < 6 || !strings.ContainsAny(line, "0123456789abcdefABCDEF") || strings.Trim(line, " \t=*-") == "" || !strings.ContainsAny(line, " \t:=,") || !holds(line, csrLabelWords) {
 		return -1, 0, ""
 	}
 	for kind, label := range csrLabels {
@@ -272,8 +276,8 @@ func serialValue(line string) (kind, start int, value string) {
 }
 
 // csrAtStart is the beginning of a serial number line of the surest kind.
-var csrAtStart = regexp.MustCompile(`(?i)(?:\bunique\W*(?:(?:device|chip|board)\W*)?id(?:entifi(?:er|cation))?\b|\bU\W?D\W?ID\b)` +
-	`(?:[ \t]*(?:\([^()\r\n]{0,24}\)|is\b)?[ \t]*[:=]|[ \t]+(?:is[ \t]+)?(?:0x)?[0-9a-f]{2}\b)`)
+var csrAtStart = guard(`(?i)(?:\bunique\W*(?:(?:device|chip|board)\W*)?id(?:entifi(?:er|cation))?\b|\bU\W?D\W?ID\b)`+
+	`(?:[ \t]*(?:\([^()\r\n]{0,24}\)|is\b)?[ \t]*[:=]|[ \t]+(?:is[ \t]+)?(?:0x)?[0-9a-f]{2}\b)`, "id")
 
 // startOf returns the place of what a board prints only at its start, or -1.
 func startOf(text string) int {
@@ -287,7 +291,7 @@ func startOf(text string) int {
 // beginning of a serial number line of the surest kind, or a whole line of any
 // kind.
 func startsOf(text string) []int {
-	found := placesOf(csrAtStart, text)
+	found := csrAtStart.places(text)
 	for _, line := range serialLines(text) {
 		if line.valid {
 			found = append(found, line.start)
@@ -535,8 +539,9 @@ func findPEM(text string) *pemRequest {
 // What firmware prints when it has given up, and when its network processor
 // has.
 var (
-	csrAbort = regexp.MustCompile(`(?i)\bstrtok\b|\berror\b[^\r\n]{0,64}\bat line\b|\bin function\b|\b(?:no|not) token\b`)
-	csrDead  = regexp.MustCompile(`(?i)\bfatal\W+error|\babort(?:ed|ing)?\W+(?:nwp|event)|\bnwp\b[^\r\n]{0,32}\babort|\babort\W?(?:type|data)\b|\bdevice_abort\b`)
+	csrAbort = guard(`(?i)\bstrtok\b|\berror\b[^\r\n]{0,64}\bat line\b|\bin function\b|\b(?:no|not) token\b`,
+		"trto", "at line", "in function", "no to", "not to")
+	csrDead  = guard(`(?i)\bfatal\W+error|\babort(?:ed|ing)?\W+(?:nwp|event)|\bnwp\b[^\r\n]{0,32}\babort|\babort\W?(?:type|data)\b|\bdevice_abort\b`, "fatal", "abort")
 	csrNoKey = regexp.MustCompile(`-122[89][0-9]\b`) // SimpleLink codes of keys
 )
 

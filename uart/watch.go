@@ -2,7 +2,6 @@ package uart
 
 import (
 	"context"
-	"regexp"
 	"slices"
 	"time"
 )
@@ -182,7 +181,7 @@ func (w presenceWatch) start(text string) int {
 	if text == "" {
 		return -1
 	}
-	at := placesOf(tiModule, text)
+	at := tiModule.places(text)
 	if w.starts != nil {
 		at = append(at, w.starts(text)...)
 	}
@@ -194,15 +193,7 @@ func (w presenceWatch) start(text string) int {
 
 // tiModule is a line in the banner of all TI examples and of firmware that is
 // derived from them.
-var tiModule = regexp.MustCompile(`(?i)\bCHIP[ \t]*:[ \t]*0x[0-9a-f]{8}\b`)
-
-// placesOf returns the positions where a pattern matches.
-func placesOf(pattern *regexp.Regexp, text string) (at []int) {
-	for _, m := range pattern.FindAllStringIndex(text, -1) {
-		at = append(at, m[0])
-	}
-	return at
-}
+var tiModule = guard(`(?i)\bCHIP[ \t]*:[ \t]*0x[0-9a-f]{8}\b`, "chip")
 
 // spokeAfterSilence ends a watch when the port speaks after a silence. After a
 // leak it first waits for the start of a board: bytes before the start may be
