@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"iter"
-	"net/http"
 	"path"
 	"secretfree/spool/journal"
 	"strconv"
@@ -288,44 +287,7 @@ func (a *AWS) LatestCheckpoint(ctx context.Context, origin string) ([]byte, erro
 }
 
 func (a *AWS) store(ctx context.Context, name string, content []byte, known func(io.Reader) error) error {
-	where := "s3://" + a.config.Bucket + "/" + name
-	_, err := a.slow.PutObject(ctx, &s3.PutObjectInput{
-		Bucket: aws.String(a.config.Bucket), Key: aws.String(name), Body: bytes.NewReader(content),
-		ContentType:       aws.String("text/plain; charset=utf-8"),
-		IfNoneMatch:       aws.String("*"),
-		ChecksumAlgorithm: s3types.ChecksumAlgorithmSha256,
-	})
-	if err == nil {
-		return nil
-	}
-	if status(err) != http.StatusPreconditionFailed {
-		return a.fault("writing "+where, err)
-	}
-	stored, err := a.slow.GetObject(ctx, &s3.GetObjectInput{Bucket: aws.String(a.config.Bucket), Key: aws.String(name)})
-	if err != nil {
-		return a.fault("reading "+where+", which is there already", err)
-	}
-	defer stored.Body.Close()
-	body := &faulty{r: stored.Body}
-	err = known(body)
-	if body.err != nil {
-		return a.fault("reading "+where+", which is there already", body.err)
-	}
-	return err
-}
-
-// faulty remembers the error that ended its reader too early.
-type faulty struct {
-	r   io.Reader
-	err error
-}
-
-func (f *faulty) Read(p []byte) (int, error) {
-	n, err := f.r.Read(p)
-	if err != nil && err != io.EOF {
-		f.err = err
-	}
-	return n, err
+	return a.create(ctx, a.slow, name, "text/plain; charset=utf-8", content, known)
 }
 
 func (a *AWS) list(ctx context.Context, prefix string) iter.Seq2[string, error] {

@@ -103,7 +103,7 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	}))
 	loaded.Credentials = credentials
 	registry := &AWS{config: c, group: transactionDevices, credentials: credentials}
-	loaded.APIOptions = append(loaded.APIOptions, registry.clock.watch)
+	loaded.APIOptions = append(loaded.APIOptions, registry.clock.watch, refuseForeignAnswers)
 	slow := loaded.Copy()
 	if client, ok := loaded.HTTPClient.(*awshttp.BuildableClient); ok {
 		slow.HTTPClient = client.WithTimeout(slowTimeout)
@@ -146,7 +146,9 @@ func (a *AWS) Put(ctx context.Context, s board.Sealed) error {
 }
 
 // PutBatch is Put of any number of records, with a result for each: objects are
-// written side by side, and a transaction holds the items of many devices. One
+// written side by side, and a transaction holds the items of many devices. The
+// word of a server is not believed: an object counts as stored once its checksum
+// comes back, or the object itself, and items once they are read back. One
 // that is refused, or fails, does not keep the others from being enrolled. When
 // AWS itself seems to be away, the rest is not tried.
 func (a *AWS) PutBatch(ctx context.Context, records []board.Sealed) []error {

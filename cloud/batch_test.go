@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"github.com/google/go-cmp/cmp"
 
 	"secretfree/station/board"
@@ -422,11 +423,12 @@ func TestBatchInvalid(t *testing.T) {
 		want     int
 		requests int32 // at most
 	}{
-		{"one", deviceN(11).String(), 1, 14},
+		{"one", deviceN(11).String(), 1, 20},
 		{"all", "device-id", transactionDevices, 12},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var requests atomic.Int32
+			all := map[string]board.Sealed{}
 			dynamo := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				requests.Add(1)
 				body, _ := io.ReadAll(r.Body)
@@ -435,12 +437,17 @@ func TestBatchInvalid(t *testing.T) {
 					fmt.Fprint(w, `{"__type":"x#ValidationException","message":"what AWS says"}`)
 					return
 				}
+				if operation(r) == "TransactGetItems" {
+					fmt.Fprint(w, readBack(t, body, all))
+					return
+				}
 				fmt.Fprint(w, "{}")
 			}))
-			a := onceAWS(t, dynamo, serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+			a := onceAWS(t, dynamo, serve(t, http.HandlerFunc(s3OK)))
 			var batch []board.Sealed
 			for n := range transactionDevices {
 				batch = append(batch, sealed(t, n, n))
+				all[deviceN(n).String()] = batch[n]
 			}
 			failed := 0
 			for _, err := range a.PutBatch(t.Context(), batch) {
@@ -458,6 +465,43 @@ func TestBatchInvalid(t *testing.T) {
 	}
 }
 
+// readBack answers a TransactGetItems as a table that holds all records does.
+func readBack(t *testing.T, request []byte, records map[string]board.Sealed) string {
+	var asked struct {
+		TransactItems []struct {
+			Get struct {
+				Key map[string]struct{ S string }
+			}
+		}
+	}
+	must(t, json.Unmarshal(request, &asked))
+	wire := func(in map[string]types.AttributeValue) map[string]any {
+		out := map[string]any{}
+		for name, value := range in {
+			switch value := value.(type) {
+			case *types.AttributeValueMemberS:
+				out[name] = map[string]string{"S": value.Value}
+			case *types.AttributeValueMemberN:
+				out[name] = map[string]string{"N": value.Value}
+			}
+		}
+		return map[string]any{"Item": out}
+	}
+	var responses []any
+	var last board.Sealed
+	for n, each := range asked.TransactItems { // the item, then the guard of its key
+		if n%2 == 0 {
+			last = records[each.Get.Key["device-id"].S]
+			responses = append(responses, wire(newItem(last, "", "bucket").dynamo()))
+			continue
+		}
+		responses = append(responses, wire(guardToDynamo(board.KeyBinding{Device: last.Record().Device, Key: last.Record().Fingerprint()})))
+	}
+	answer, err := json.Marshal(map[string]any{"Responses": responses})
+	must(t, err)
+	return string(answer)
+}
+
 // When AWS is away, a large batch is not one long row of waiting: the rest is
 // not tried.
 func TestBatchAway(t *testing.T) {
@@ -466,7 +510,7 @@ func TestBatchAway(t *testing.T) {
 	for n := range 3 * transactionDevices {
 		batch = append(batch, sealed(t, n, n))
 	}
-	ok := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	ok := serve(t, http.HandlerFunc(s3OK))
 	for _, test := range []struct {
 		name       string
 		s3, dynamo http.HandlerFunc

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -36,9 +37,11 @@ func fresh(b testing.TB, next *int, n int) (records []board.Sealed) {
 }
 
 // BenchmarkPutBatch sets a full batch against the same calls made with the SDK
-// alone, as many at once, and against Put of each record. All run in turn on
-// the same servers. of-bare is how long a batch takes where the bare calls take
-// 1, of-puts where Puts take 1; of each the median counts.
+// alone, as many at once and read back too, against those without reading back,
+// and against Put of each record. All run in turn on the same servers. of-bare is
+// how long a batch takes where the bare calls take 1, of-unread where those take
+// 1 that believe every answer, of-puts where Puts take 1; of each the median
+// counts.
 func BenchmarkPutBatch(b *testing.B) {
 	b.Run("minidyn-gofakes3", func(b *testing.B) {
 		// minidyn copies its tables for each transaction: new ones, so that it
@@ -63,15 +66,18 @@ func BenchmarkPutBatch(b *testing.B) {
 
 func benchmarkPutBatch(b *testing.B, open func() *AWS) {
 	next := 0
-	var batch, bare, puts []time.Duration
+	var batch, bare, unread, puts []time.Duration
 	turn := func(a *AWS) {
-		records := fresh(b, &next, 3*transactionDevices)
+		records := fresh(b, &next, 4*transactionDevices)
 		ways := []func(){
 			func() {
 				batch = append(batch, took(func() { must(b, errors.Join(a.PutBatch(b.Context(), records[:transactionDevices])...)) }))
 			},
 			func() {
-				bare = append(bare, took(func() { bareBatch(b, a, records[transactionDevices:2*transactionDevices]) }))
+				bare = append(bare, took(func() { bareBatch(b, a, records[transactionDevices:2*transactionDevices], true) }))
+			},
+			func() {
+				unread = append(unread, took(func() { bareBatch(b, a, records[2*transactionDevices:3*transactionDevices], false) }))
 			},
 		}
 		if next/len(records)%2 == 0 { // nobody is always the first
@@ -81,18 +87,19 @@ func benchmarkPutBatch(b *testing.B, open func() *AWS) {
 			way()
 		}
 		puts = append(puts, took(func() {
-			for _, s := range records[2*transactionDevices:] {
+			for _, s := range records[3*transactionDevices:] {
 				must(b, a.Put(b.Context(), s))
 			}
 		}))
 	}
 	turn(open()) // so that servers have warmed up
-	batch, bare, puts = nil, nil, nil
+	batch, bare, unread, puts = nil, nil, nil, nil
 	for b.Loop() {
 		turn(open())
 	}
 	reportBatch(b, batch, puts)
 	b.ReportMetric(float64(median(batch))/float64(median(bare)), "of-bare")
+	b.ReportMetric(float64(median(batch))/float64(median(unread)), "of-unread")
 }
 
 func took(do func()) time.Duration {
@@ -144,17 +151,27 @@ func BenchmarkProcessPerDevice(b *testing.B) {
 }
 
 // bareBatch makes the calls of a batch that meets nothing in its way, and looks
-// at none of the records.
-func bareBatch(b *testing.B, a *AWS, records []board.Sealed) {
+// at none of the records. Where it reads back, it reads the objects of a store
+// that does not return their checksums, and all items.
+func bareBatch(b *testing.B, a *AWS, records []board.Sealed, readBack bool) {
 	todo := make(chan board.Sealed)
 	var group sync.WaitGroup
 	for range atOnce {
 		group.Go(func() {
 			for s := range todo {
-				if _, err := a.s3.PutObject(b.Context(), &s3.PutObjectInput{
-					Bucket: &a.config.Bucket, Key: aws.String(objectName(s.Record().Device, s.Record().Fingerprint())), Body: bytes.NewReader(s.Record().Key.PEM()),
+				name := aws.String(objectName(s.Record().Device, s.Record().Fingerprint()))
+				put, err := a.s3.PutObject(b.Context(), &s3.PutObjectInput{
+					Bucket: &a.config.Bucket, Key: name, Body: bytes.NewReader(s.Record().Key.PEM()),
 					ContentType: aws.String("application/x-pem-file"), IfNoneMatch: aws.String("*"), ChecksumAlgorithm: s3types.ChecksumAlgorithmSha256,
-				}); err != nil {
+				})
+				if err == nil && readBack && put.ChecksumSHA256 == nil {
+					var got *s3.GetObjectOutput
+					if got, err = a.s3.GetObject(b.Context(), &s3.GetObjectInput{Bucket: &a.config.Bucket, Key: name}); err == nil {
+						_, err = io.Copy(io.Discard, got.Body)
+						err = errors.Join(err, got.Body.Close())
+					}
+				}
+				if err != nil {
 					b.Error(err)
 				}
 			}
@@ -179,6 +196,17 @@ func bareBatch(b *testing.B, a *AWS, records []board.Sealed) {
 		}})
 	}
 	_, err := a.dynamo.TransactWriteItems(b.Context(), &dynamodb.TransactWriteItemsInput{TransactItems: puts})
+	must(b, err)
+	if !readBack {
+		return
+	}
+	var gets []types.TransactGetItem
+	for _, put := range puts {
+		gets = append(gets, types.TransactGetItem{Get: &types.Get{
+			TableName: &a.config.Table, Key: map[string]types.AttributeValue{"device-id": put.Put.Item["device-id"]},
+		}})
+	}
+	_, err = a.dynamo.TransactGetItems(b.Context(), &dynamodb.TransactGetItemsInput{TransactItems: gets})
 	must(b, err)
 }
 

@@ -53,7 +53,7 @@ func TestCredentialsCorrected(t *testing.T) {
 				}
 				b.s3.decide(func(request *http.Request) fate {
 					if !test.s3 && !corrected.Load() {
-						return emptyAnswer // a bucket that checks signatures would be the first to refuse
+						return believed // a bucket that checks signatures would be the first to refuse
 					}
 					return refuse(request)
 				})

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"secretfree/station/board"
 )
 
@@ -296,6 +298,8 @@ func (d *Dir) explain(doing string, err error) error {
 		remedy = "it is read-only for this program: check that its disk is mounted for writing, and that the unit of systemd names it in ReadWritePaths=: "
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ESTALE):
 		remedy = "its disk or share has failed: check it and mount it again: "
+	case errors.Is(err, errNotHeld):
+		remedy = "its disk or share does not give back what was written: check it; the record is written again: "
 	}
 	return fmt.Errorf("%s in the registry folder %s: %s%w", doing, d.config.Path, remedy, err)
 }
@@ -359,8 +363,48 @@ func (w *writeTxn) put(records []board.Sealed, wave []int, results []error, form
 			}
 			return
 		}
+		_ = sideBySide(len(group), func(n int) error {
+			results[group[n]] = w.readBack(records[group[n]], format)
+			return nil
+		})
 		todo = todo[len(group):] // these are enrolled
 	}
+}
+
+// readBack reads what was written for a record, from the disk and not from this
+// machine's memory of it where the system allows that.
+func (w *writeTxn) readBack(s board.Sealed, format PubkeyFormat) error {
+	r := s.Record()
+	for _, name := range []string{objectName(r.Device, r.Fingerprint()), guardName(r.Fingerprint()), itemName(r.Device)} {
+		forget(w.root, name)
+	}
+	key, err := readGuard(w.root, r.Fingerprint())
+	if err != nil {
+		return err
+	}
+	stored, err := readItem(w.root, itemName(r.Device), r.Device)
+	if err != nil {
+		return err
+	}
+	if err := confirm(s, newItem(s, format, ""), stored, key); err != nil {
+		return err
+	}
+	object, err := readFile(w.root, objectName(r.Device, r.Fingerprint()), maxFile)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Equal(object, r.Key.PEM()) {
+		err = fmt.Errorf("device %s: its public key: %w", r.Device, errNotHeld)
+	}
+	return err
+}
+
+// forget drops what the machine remembers of a file's content. It is an advice:
+// a file system may not follow it.
+func forget(root *os.Root, name string) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return // the reading says why
+	}
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	_ = f.Close()
 }
 
 func (w *writeTxn) judge(r board.Record) (enrolled bool, err error) {

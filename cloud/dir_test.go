@@ -405,3 +405,48 @@ func TestDirProcess(t *testing.T) {
 		}
 	}
 }
+
+// A disk that has taken a file and gives back another, or nothing, does not
+// enrol a board; once it is whole again, the same Put does.
+func TestDirReadBack(t *testing.T) {
+	for name, spoil := range map[string]func(file string) error{
+		"nothing there": os.Remove,
+		"cut short":     func(file string) error { return os.Truncate(file, 10) },
+		"empty":         func(file string) error { return os.Truncate(file, 0) },
+		"a bit flipped": func(file string) error {
+			data, err := os.ReadFile(file)
+			if err == nil {
+				data[len(data)/2] ^= 1
+				err = os.WriteFile(file, data, 0o644)
+			}
+			return err
+		},
+	} {
+		s, other := sealed(t, 1, 1), sealed(t, 2, 2)
+		r := s.Record()
+		for _, file := range []string{itemName(r.Device), guardName(r.Fingerprint()), objectName(r.Device, r.Fingerprint())} {
+			t.Run(name+"/"+filepath.Dir(file), func(t *testing.T) {
+				b := newDirStore(t)
+				d := b.openDir(t, "")
+				good := ""
+				d.cut = func(step string) error {
+					if step != "finished" || good != "" {
+						return nil
+					}
+					data, err := os.ReadFile(filepath.Join(b.path, file))
+					must(t, err)
+					good = string(data)
+					return spoil(filepath.Join(b.path, file))
+				}
+				results := d.PutBatch(t.Context(), []board.Sealed{s, other})
+				if results[0] == nil || isVerdict(results[0]) {
+					t.Errorf("got %v", results[0])
+				}
+				must(t, results[1])
+				must(t, os.WriteFile(filepath.Join(b.path, file), []byte(good), 0o644))
+				must(t, d.Put(t.Context(), s))
+				check(t, b)
+			})
+		}
+	}
+}

@@ -46,6 +46,7 @@ func (w *itemWrites) put(ctx context.Context, group []int) {
 		err := w.write(ctx, group)
 		if err == nil {
 			w.invalid = 0
+			w.readBack(ctx, group)
 			return
 		}
 		canceled, refused := errors.AsType[*types.TransactionCanceledException](err)
@@ -123,6 +124,58 @@ func (w *itemWrites) write(ctx context.Context, group []int) error {
 	}
 	_, err := w.dynamo.TransactWriteItems(ctx, &dynamodb.TransactWriteItemsInput{TransactItems: puts})
 	return err
+}
+
+// readBack settles a group whose write was confirmed: a device is enrolled if
+// its items are there. One call reads all of them, with the right that reads one.
+func (w *itemWrites) readBack(ctx context.Context, group []int) {
+	var gets []types.TransactGetItem
+	for _, i := range group {
+		r := w.records[i].Record()
+		for _, id := range []string{r.Device.String(), guardID(r.Fingerprint())} {
+			gets = append(gets, types.TransactGetItem{Get: &types.Get{
+				TableName: aws.String(w.config.Table), Key: map[string]types.AttributeValue{"device-id": &types.AttributeValueMemberS{Value: id}},
+			}})
+		}
+	}
+	doing := "reading back what was written to table " + w.config.Table
+	out, err := w.dynamo.TransactGetItems(ctx, &dynamodb.TransactGetItemsInput{TransactItems: gets})
+	if _, contested := errors.AsType[*types.TransactionCanceledException](err); contested {
+		w.settle(ctx, group, w.fault(doing, errNotHeld)) // another writer is at one of them
+		return
+	}
+	if err == nil && len(out.Responses) != len(gets) {
+		err = fmt.Errorf("%d answers of %d: %w", len(out.Responses), len(gets), errNotHeld)
+	}
+	if err != nil {
+		w.fail(group, w.fault(doing, err))
+		return
+	}
+	for n, i := range group {
+		stored, key := out.Responses[2*n].Item, out.Responses[2*n+1].Item
+		if err := w.confirm(w.records[i], stored, key); errors.Is(err, errNotHeld) {
+			w.away = w.fault(doing, err)
+			w.results[i] = w.away
+		} else {
+			w.results[i] = err
+		}
+	}
+}
+
+func (w *itemWrites) confirm(s board.Sealed, stored, guard map[string]types.AttributeValue) (err error) {
+	var key *board.KeyBinding
+	if len(guard) > 0 {
+		if key, err = guardFromDynamo(s.Record().Fingerprint(), guard); err != nil {
+			return err
+		}
+	}
+	var have *item
+	if len(stored) > 0 {
+		if have, err = itemFromDynamo(s.Record().Device, stored); err != nil {
+			return err
+		}
+	}
+	return confirm(s, newItem(s, w.config.PubkeyFormat, w.config.Bucket), have, key)
 }
 
 // putGuard holds if there is none, or it names the same device.

@@ -121,10 +121,16 @@ func explainTransport(err error) string {
 	var (
 		dns  *net.DNSError
 		send *smithyhttp.RequestSendError
+		read *smithy.DeserializationError
 	)
+	foreign, isForeign := errors.AsType[*foreignAnswer](err)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return ""
+	case isForeign:
+		return foreign.sentence()
+	case errors.Is(err, errNotHeld):
+		return "look for a proxy, a cache or a log-in page of the network between this machine and AWS; what is not there is sent again"
 	case strings.Contains(err.Error(), "get identity: "), strings.Contains(err.Error(), "failed to refresh cached credentials"):
 		return "no AWS credentials were found: give this machine a role or a credentials file (they are picked up without a restart)"
 	case strings.Contains(err.Error(), "proxyconnect "):
@@ -135,6 +141,8 @@ func explainTransport(err error) string {
 		return fmt.Sprintf("the name %s is not found: check the network, the name servers and the region in the configuration", dns.Name)
 	case errors.As(err, &send), errors.Is(err, context.DeadlineExceeded):
 		return "no answer from AWS: check the network, the proxy and the firewall"
+	case errors.As(err, &read):
+		return "the answer makes no sense, or was cut short: look for a proxy between this machine and AWS"
 	}
 	return ""
 }

@@ -28,7 +28,6 @@ func TestFaults(t *testing.T) {
 			fmt.Fprintf(w, "<Error><Code>%s</Code><Message>what AWS says</Message></Error>", code)
 		}
 	}
-	s3OK := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	dynamoError := func(status int, code, rest string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(status)

@@ -40,6 +40,10 @@ const (
 	hung             // nothing comes for as long as the client waits
 	cutAnswer        // it is done, and half of the answer comes
 	emptyAnswer      // it is done, and the answer is not what the SDK expects
+	nothing          // 200 and no more, from something between
+	page             // a log-in page of the network
+	login            // a redirection to one
+	believed         // 200 and what a good answer has, and nothing is done
 	serverFault      // 500
 	serverLies       // it is done, and the answer is 500
 	throttled        // AWS asks to slow down
@@ -82,7 +86,7 @@ func newProxy(t testing.TB, target string) *proxy {
 type wholeAnswers struct{}
 
 func (wholeAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
-	if !slices.Contains([]string{"GetItem", "Query", "Scan"}, operation(r)) {
+	if !slices.Contains([]string{"GetItem", "TransactGetItems", "Query", "Scan"}, operation(r)) {
 		return http.DefaultTransport.RoundTrip(r)
 	}
 	asked, err := io.ReadAll(r.Body)
@@ -141,6 +145,19 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	case emptyAnswer:
 		_, _ = io.WriteString(w, "{")
+	case nothing:
+		w.WriteHeader(http.StatusOK)
+	case page:
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, "<!DOCTYPE html><title>Welcome to the plant</title>")
+	case login:
+		http.Redirect(w, r, "http://portal.test/login", http.StatusFound)
+	case believed:
+		if operation(r) == http.MethodPut {
+			s3OK(w, r)
+			return
+		}
+		_, _ = io.WriteString(w, "{}")
 	case serverFault, serverLies:
 		awsError(w, r, 500, "InternalError", 500, "InternalServerError", "")
 	case throttled:
@@ -175,6 +192,11 @@ func awsError(w http.ResponseWriter, r *http.Request, s3Status int, s3Code strin
 	}
 	w.WriteHeader(dynamoStatus)
 	fmt.Fprintf(w, `{"__type":"com.amazonaws.dynamodb.v20120810#%s","message":"%s"%s}`, dynamoCode, message, rest)
+}
+
+// s3OK says of each object that it is stored.
+func s3OK(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Amz-Checksum-Sha256", r.Header.Get("X-Amz-Checksum-Sha256"))
 }
 
 func operation(r *http.Request) string {

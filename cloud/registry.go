@@ -9,6 +9,9 @@
 // that is there, so a device that is held stays held. PutBatch is Put of many
 // records, and costs far less than as many Puts.
 //
+// No server is believed when it says that something was written: what was written
+// is read back, or proved by a checksum that S3 returns, before a Put succeeds.
+//
 // Operators, and nobody else, change items: ChangeState alters the state and
 // the epoch of a device and adds to the item's history who did it and why, in
 // one write, so that the state is always what the history leads to. Import
@@ -41,6 +44,10 @@ var (
 	// does may Import it.
 	ErrUnsigned = errors.New("the registry holds an item of this device without a signed record")
 )
+
+// errNotHeld says that a write was confirmed, and that what was written is not
+// there. The write is to be done again.
+var errNotHeld = errors.New("the registry has confirmed a write, and does not hold what was written")
 
 // PubkeyFormat is the form of an item's pubkey attribute. Lookup reads both.
 type PubkeyFormat string
@@ -166,10 +173,41 @@ func judge(r board.Record, stored *item, key *board.KeyBinding) (enrolled bool, 
 	if inside.Record().Device != r.Device || inside.Record().Key != r.Key {
 		return false, damaged(r.Device, "its record is of another device or key")
 	}
+	if stored.object != objectName(r.Device, r.Fingerprint()) {
+		return false, damaged(r.Device, "pubkey-object is %.200q, and not the object of its key", stored.object)
+	}
 	if key == nil || key.Device != r.Device {
 		return false, damaged(r.Device, "the guard of its key %s is missing or names another device", r.Fingerprint())
 	}
 	return true, nil
+}
+
+// confirm compares what was read back, after a write that was confirmed, with
+// what was to be written. An earlier record of the same device and key counts
+// too.
+func confirm(s board.Sealed, wrote, stored *item, key *board.KeyBinding) error {
+	r := s.Record()
+	enrolled, err := judge(r, stored, key)
+	if err != nil {
+		return err
+	}
+	if !enrolled {
+		return fmt.Errorf("device %s: %w", r.Device, errNotHeld)
+	}
+	if stored.record != wrote.record {
+		return nil
+	}
+	have := stored.attributes()
+	for n, want := range wrote.attributes() {
+		switch want.name {
+		case "state", "epoch", "state-history": // an operator may have changed them meanwhile
+			continue
+		}
+		if *have[n].value != *want.value {
+			return fmt.Errorf("device %s: the attribute %s of its item: %w", r.Device, want.name, errNotHeld)
+		}
+	}
+	return nil
 }
 
 func damaged(device board.DeviceID, format string, args ...any) error {
