@@ -1,21 +1,18 @@
 package spool
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"secretfree/spool/journal"
 	"secretfree/station/board"
@@ -527,45 +524,9 @@ func (s *Spool) DeliveryOf(device board.DeviceID) (d Delivery, err error) {
 	return d, err
 }
 
-// entry reads an entry from where it should stand, or finds it in its segment:
-// it may have moved when its file was repaired.
+// entry reads an entry of the journal; see journal.FindEntry.
 func (s *Spool) entry(at journal.Position, seq uint64) (journal.Entry, error) {
-	if at.Offset >= 0 {
-		if e, err := journal.ReadEntryAt(s.cfg.Dir, at); err == nil && e.Seq == seq {
-			return e, nil
-		}
-	}
-	segments, err := journal.ListSegments(s.cfg.Dir)
-	if err != nil {
-		return journal.Entry{}, err
-	}
-	i := slices.IndexFunc(segments, func(f journal.SegmentFile) bool { return f.First > seq })
-	if i < 0 {
-		i = len(segments)
-	}
-	if i == 0 {
-		return journal.Entry{}, fmt.Errorf("%w: entry %d cannot be found", journal.ErrEntry, seq)
-	}
-	f, err := os.Open(journal.SegmentPath(s.cfg.Dir, segments[i-1].First))
-	if err != nil {
-		return journal.Entry{}, fmt.Errorf("reading the journal: %w", err)
-	}
-	defer f.Close()
-	front := fmt.Appendf(nil, `{"seq":%d,`, seq)
-	in := bufio.NewReaderSize(f, journal.MaxEntryLine)
-	for {
-		line, err := in.ReadSlice('\n')
-		if bytes.HasPrefix(line, front) && err == nil {
-			data, _, err := journal.ReadLine(line)
-			if err != nil {
-				return journal.Entry{}, err
-			}
-			return journal.ParseEntry(data)
-		}
-		if err != nil && err != bufio.ErrBufferFull {
-			return journal.Entry{}, fmt.Errorf("%w: entry %d cannot be found", journal.ErrEntry, seq)
-		}
-	}
+	return journal.FindEntry(s.cfg.Dir, at, seq)
 }
 
 // Prove is the package's Prove for a station that runs. It reads the segment
@@ -587,29 +548,44 @@ func (s *Spool) Prove(ctx context.Context, device board.DeviceID) ([]byte, error
 	if !have {
 		return nil, fmt.Errorf("device %s: %w", device, journal.ErrNoRecord)
 	}
-	text, signed, err := journal.NewestCheckpoint(s.cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	if known.Seq >= signed.Size {
-		return nil, fmt.Errorf("device %s: %w", device, journal.ErrUnsigned)
-	}
 	e, err := s.entry(journal.Position{Offset: -1}, known.Seq)
 	if err != nil {
 		return journal.ProveContext(ctx, s.cfg.Dir, device) // which says what is wrong
 	}
-	p := journal.Proof{Checkpoint: text, Index: known.Seq}
-	if p.Entry, err = e.Encode(); err != nil {
-		return nil, err
-	}
-	if p.Hashes, err = journal.InclusionProof(ctx, s.cfg.Dir, signed.Size, known.Seq); err == nil {
-		err = tlog.CheckRecord(p.Hashes, int64(signed.Size), signed.Root, int64(known.Seq), tlog.RecordHash(p.Entry))
-	}
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
+	proof, err := journal.ProveEntry(ctx, s.cfg.Dir, e)
+	if err != nil && !errors.Is(err, journal.ErrUnsigned) && ctx.Err() == nil {
 		return journal.ProveContext(ctx, s.cfg.Dir, device)
 	}
-	return p.Encode(), nil
+	return proof, err
+}
+
+// Entries returns the numbers of all entries about a device, in order: its
+// record, repeats, failures and rejections, and conflicts of other devices that
+// named it. There may be none.
+func (s *Spool) Entries(device board.DeviceID) (seqs []uint64, err error) {
+	err = s.readIndex(func(tx *bolt.Tx) error {
+		seqs, err = deviceSeqs(tx, device)
+		return err
+	})
+	return seqs, err
+}
+
+func deviceSeqs(tx *bolt.Tx, device board.DeviceID) (seqs []uint64, err error) {
+	if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
+		var p pointer
+		if err := p.decode(data); err != nil {
+			return nil, err
+		}
+		seqs = append(seqs, p.Seq)
+	}
+	c := tx.Bucket(bucketEvents).Cursor()
+	for key, _ := c.Seek(device[:]); bytes.HasPrefix(key, device[:]); key, _ = c.Next() {
+		seq, err := decodeSeq(key[len(device):])
+		if err != nil {
+			return nil, err
+		}
+		seqs = append(seqs, seq)
+	}
+	slices.Sort(seqs)
+	return slices.Compact(seqs), nil
 }

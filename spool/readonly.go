@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"secretfree/spool/durable"
+	"secretfree/station/board"
 
 	"secretfree/spool/journal"
 
@@ -44,6 +45,17 @@ func ShowDead(dir string, seq uint64) (Evidence, error) {
 		return Evidence{}, err
 	}
 	return evidence(dir, d, func(at journal.Position) (journal.Entry, error) { return journal.ReadEntryAt(dir, at) })
+}
+
+// ListEntries is Spool.Entries of the stopped station whose folder this is. It
+// returns ErrLocked if the station is not stopped, ErrNoIndex if there is no
+// index.
+func ListEntries(dir string, device board.DeviceID) (seqs []uint64, err error) {
+	err = openReadOnly(dir, func(tx *bolt.Tx) (err error) {
+		seqs, err = deviceSeqs(tx, device)
+		return err
+	})
+	return seqs, err
 }
 
 // openReadOnly opens the index for reading only. No other process can write it

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/spool/journal"
@@ -18,7 +20,7 @@ type proof struct {
 	Out    string `name:"out" placeholder:"FILE" help:"Write the proof to this file instead of the standard output."`
 }
 
-func (p *proof) Run(out *cli.Output) error {
+func (p *proof) Run(ctx context.Context, out *cli.Output) error {
 	device, err := board.ParseDeviceID(p.Device)
 	if err != nil {
 		return fmt.Errorf("%w: %q is %v", cli.ErrMisuse, p.Device, err)
@@ -30,7 +32,7 @@ func (p *proof) Run(out *cli.Output) error {
 	if err := present(dir); err != nil {
 		return err
 	}
-	text, err := journal.Prove(dir, device)
+	text, err := prove(ctx, dir, device)
 	if errors.Is(err, journal.ErrUnsigned) {
 		return fmt.Errorf("%w; a station signs its journal every minute while boards arrive, and when it stops", err)
 	}
@@ -50,6 +52,30 @@ func (p *proof) Run(out *cli.Output) error {
 		Device board.DeviceID `json:"device"`
 		File   string         `json:"file"`
 	}{device, p.Out}, fmt.Sprintf("%s proves what was read of %s. Check it with: stationctl verify --key station.pub %s\n", p.Out, device, p.Out))
+}
+
+// prove proves the newest record of a device. Where the index says which entry
+// that is, the journal is not read as a whole.
+func prove(ctx context.Context, dir string, device board.DeviceID) ([]byte, error) {
+	seqs, err := entriesOf(ctx, dir, device)
+	if err != nil {
+		seqs = nil
+	}
+	for _, seq := range slices.Backward(seqs) {
+		e, err := journal.FindEntry(dir, journal.Position{Offset: -1}, seq)
+		if err != nil {
+			break
+		}
+		if e.Record() == nil || e.Verdict.Device != device {
+			continue
+		}
+		text, err := journal.ProveEntry(ctx, dir, e)
+		if err == nil {
+			return text, nil
+		}
+		break
+	}
+	return journal.ProveContext(ctx, dir, device)
 }
 
 type verify struct {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"secretfree/cmd/internal/cli"
+	"secretfree/cmd/internal/control"
 	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
@@ -141,7 +144,8 @@ func present(dir string) error {
 
 type spoolShow struct {
 	place
-	What string `arg:"" help:"The number of an entry, or a device id of 32 hex digits."`
+	What  string `arg:"" help:"The number of an entry, or a device id of 32 hex digits."`
+	Whole bool   `name:"whole" help:"Read the whole journal instead of asking the index where the entries are."`
 }
 
 // shown is an entry in full; a record is taken out of its envelope.
@@ -156,8 +160,8 @@ type shown struct {
 	Lost      *journal.Lost      `json:"lost,omitempty"`
 }
 
-func (s *spoolShow) Run(out *cli.Output) error {
-	wanted, err := selector(s.What)
+func (s *spoolShow) Run(ctx context.Context, out *cli.Output) error {
+	what, err := parseSelected(s.What)
 	if err != nil {
 		return fmt.Errorf("%w: %v", cli.ErrMisuse, err)
 	}
@@ -169,39 +173,15 @@ func (s *spoolShow) Run(out *cli.Output) error {
 		return err
 	}
 	found := false
-	for e, err := range journal.Walk(dir) {
+	for e, err := range s.entries(ctx, dir, what) {
 		if err != nil {
 			return err
 		}
-		l, err := list(e)
-		if err != nil {
-			return err
-		}
-		if !wanted(l) {
+		if !what.is(&e) {
 			continue
 		}
 		found = true
-		full := shown{listed: l, Rejection: e.Rejection, Segment: e.Segment, Lost: e.Lost}
-		if e.Verdict != nil {
-			body := *e.Verdict
-			body.Record = nil
-			full.Verdict = &body
-		}
-		if record := e.Record(); record != nil {
-			sealed, err := board.ParseEnvelope(record)
-			if err != nil {
-				return err
-			}
-			if full.Record, err = sealed.Record().Encode(); err != nil {
-				return err
-			}
-			full.SignedBy, full.Envelope = sealed.KeyID(), record
-		}
-		pretty, err := json.MarshalIndent(full, "", "  ")
-		if err != nil {
-			return fmt.Errorf("showing entry %d: %w", e.Seq, err)
-		}
-		if err := out.Print(full, string(pretty)+"\n"); err != nil {
+		if err := showEntry(out, e); err != nil {
 			return err
 		}
 	}
@@ -211,15 +191,99 @@ func (s *spoolShow) Run(out *cli.Output) error {
 	return nil
 }
 
-func selector(what string) (func(listed) bool, error) {
-	if device, err := board.ParseDeviceID(what); err == nil {
-		return func(l listed) bool { return l.Device == device }, nil
+// entries yields the entries that may be meant: one by its number, those of a
+// device where the index says that they are. Without an index it yields all.
+func (s *spoolShow) entries(ctx context.Context, dir string, what selected) iter.Seq2[journal.Entry, error] {
+	if s.Whole {
+		return journal.Walk(dir)
 	}
-	seq, err := strconv.ParseUint(what, 10, 63)
+	seqs := []uint64{what.seq}
+	if what.device.Valid() {
+		var err error
+		if seqs, err = entriesOf(ctx, dir, what.device); err != nil {
+			return journal.Walk(dir)
+		}
+	}
+	var found []journal.Entry
+	for _, seq := range seqs {
+		e, err := journal.FindEntry(dir, journal.Position{Offset: -1}, seq)
+		if err != nil { // it is damaged, or not there: Walk says which
+			return journal.Walk(dir)
+		}
+		found = append(found, e)
+	}
+	return func(yield func(journal.Entry, error) bool) {
+		for _, e := range found {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// entriesOf asks the station that runs, or the index of one that is stopped.
+func entriesOf(ctx context.Context, dir string, device board.DeviceID) ([]uint64, error) {
+	client, err := control.Open(dir, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%q is neither the number of an entry nor a device id (32 lower-case hex digits)", what)
+		return nil, err
 	}
-	return func(l listed) bool { return l.Seq == seq }, nil
+	defer client.Close()
+	return client.Entries(ctx, device)
+}
+
+func showEntry(out *cli.Output, e journal.Entry) error {
+	l, err := list(e)
+	if err != nil {
+		return err
+	}
+	full := shown{listed: l, Rejection: e.Rejection, Segment: e.Segment, Lost: e.Lost}
+	if e.Verdict != nil {
+		body := *e.Verdict
+		body.Record = nil
+		full.Verdict = &body
+	}
+	if record := e.Record(); record != nil {
+		sealed, err := board.ParseEnvelope(record)
+		if err != nil {
+			return err
+		}
+		if full.Record, err = sealed.Record().Encode(); err != nil {
+			return err
+		}
+		full.SignedBy, full.Envelope = sealed.KeyID(), record
+	}
+	pretty, err := json.MarshalIndent(full, "", "  ")
+	if err != nil {
+		return fmt.Errorf("showing entry %d: %w", e.Seq, err)
+	}
+	return out.Print(full, string(pretty)+"\n")
+}
+
+// selected is what somebody wants to see: a device, or else an entry.
+type selected struct {
+	device board.DeviceID
+	seq    uint64
+}
+
+func (s selected) is(e *journal.Entry) bool {
+	switch {
+	case !s.device.Valid():
+		return e.Seq == s.seq
+	case e.Rejection != nil:
+		return e.Rejection.Device == s.device
+	}
+	return e.Verdict != nil && e.Verdict.Device == s.device
+}
+
+func parseSelected(what string) (s selected, err error) {
+	if s.device, err = board.ParseDeviceID(what); err == nil {
+		return s, nil
+	}
+	if s.seq, err = strconv.ParseUint(what, 10, 63); err != nil {
+		return s, fmt.Errorf("%q is neither the number of an entry nor a device id (32 lower-case hex digits)", what)
+	}
+	s.device = board.DeviceID{}
+	return s, nil
 }
 
 type spoolVerify struct {

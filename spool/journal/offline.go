@@ -1,9 +1,13 @@
 package journal
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
+	"os"
+	"slices"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -52,6 +56,47 @@ func WalkFrom(dir string, from uint64) iter.Seq2[Entry, error] {
 		}
 		if err != nil && err != stop {
 			yield(Entry{}, err)
+		}
+	}
+}
+
+// FindEntry reads the entry seq of the journal under dir: at a place where it
+// may stand, if the offset is not negative, else from its segment.
+func FindEntry(dir string, at Position, seq uint64) (Entry, error) {
+	if at.Offset >= 0 {
+		if e, err := ReadEntryAt(dir, at); err == nil && e.Seq == seq {
+			return e, nil
+		}
+	}
+	segments, err := ListSegments(dir)
+	if err != nil {
+		return Entry{}, err
+	}
+	i := slices.IndexFunc(segments, func(f SegmentFile) bool { return f.First > seq })
+	if i < 0 {
+		i = len(segments)
+	}
+	if i == 0 {
+		return Entry{}, fmt.Errorf("%w: entry %d cannot be found", ErrEntry, seq)
+	}
+	f, err := os.Open(SegmentPath(dir, segments[i-1].First))
+	if err != nil {
+		return Entry{}, fmt.Errorf("reading the journal: %w", err)
+	}
+	defer f.Close()
+	front := fmt.Appendf(nil, `{"seq":%d,`, seq)
+	in := bufio.NewReaderSize(f, MaxEntryLine)
+	for {
+		line, err := in.ReadSlice('\n')
+		if bytes.HasPrefix(line, front) && err == nil {
+			data, _, err := ReadLine(line)
+			if err != nil {
+				return Entry{}, err
+			}
+			return ParseEntry(data)
+		}
+		if err != nil && err != bufio.ErrBufferFull {
+			return Entry{}, fmt.Errorf("%w: entry %d cannot be found", ErrEntry, seq)
 		}
 	}
 }

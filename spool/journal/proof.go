@@ -144,6 +144,33 @@ func Prove(dir string, device board.DeviceID) ([]byte, error) {
 	return ProveContext(context.Background(), dir, device)
 }
 
+// ProveEntry is ProveContext for the record in an entry of the journal under
+// dir, from the files of leaf hashes: it does not read the journal. An error
+// that is not ErrNoRecord or ErrUnsigned says that ProveContext must.
+func ProveEntry(ctx context.Context, dir string, e Entry) ([]byte, error) {
+	if e.Record() == nil {
+		return nil, fmt.Errorf("entry %d: %w", e.Seq, ErrNoRecord)
+	}
+	text, signed, err := NewestCheckpoint(dir)
+	if err != nil {
+		return nil, err
+	}
+	if e.Seq >= signed.Size {
+		return nil, fmt.Errorf("device %s: %w", e.Verdict.Device, ErrUnsigned)
+	}
+	p := Proof{Checkpoint: text, Index: e.Seq}
+	if p.Entry, err = e.Encode(); err != nil {
+		return nil, err
+	}
+	if p.Hashes, err = InclusionProof(ctx, dir, signed.Size, e.Seq); err != nil {
+		return nil, err
+	}
+	if err := tlog.CheckRecord(p.Hashes, int64(signed.Size), signed.Root, int64(e.Seq), tlog.RecordHash(p.Entry)); err != nil {
+		return nil, fmt.Errorf("proving a record: %w", err)
+	}
+	return p.Encode(), nil
+}
+
 // NewestCheckpoint reads the one over the journal under dir. Without one it is
 // ErrUnsigned.
 func NewestCheckpoint(dir string) (text []byte, signed Checkpoint, err error) {

@@ -30,6 +30,7 @@ import (
 //
 //	GET  /stats                DaemonStatus
 //	GET  /status, /metrics     what the page's address has, for who may not show a token there
+//	GET  /entries?device=ID    the numbers of all entries about a device, a JSON list
 //	GET  /dead                 the dead letters, a JSON list of spool.DeadLetter
 //	GET  /dead/{seq}           spool.Evidence
 //	POST /dead/{seq}/requeue   204
@@ -174,6 +175,15 @@ func Get(ctx context.Context, stateDir, path string) ([]byte, error) {
 		err = fmt.Errorf("stationd says: %s", got.Status)
 	}
 	return said, err
+}
+
+// Entries returns the numbers of all entries about a device, in order; see
+// spool.Spool.Entries and spool.ListEntries.
+func (c *Client) Entries(ctx context.Context, device board.DeviceID) (seqs []uint64, err error) {
+	if c.client == nil {
+		return spool.ListEntries(c.stateDir, device)
+	}
+	return seqs, c.call(ctx, http.MethodGet, "/entries?"+url.Values{"device": {device.String()}}.Encode(), nil, &seqs)
 }
 
 // List returns all dead letters, the oldest first.

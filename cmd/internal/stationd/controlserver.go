@@ -14,6 +14,7 @@ import (
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/control"
 	"secretfree/spool"
+	"secretfree/station/board"
 )
 
 // listenControl makes the socket, which only its owner may use. The spool's
@@ -47,6 +48,16 @@ func (d *Daemon) control() http.Handler {
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Status(), nil) })
 	mux.Handle("GET /metrics", d.metrics())
+	mux.HandleFunc("GET /entries", func(w http.ResponseWriter, r *http.Request) {
+		device, err := board.ParseDeviceID(r.URL.Query().Get("device"))
+		seqs := []uint64{}
+		if err == nil {
+			var found []uint64
+			found, err = d.spool.Entries(device)
+			seqs = append(seqs, found...)
+		}
+		answer(w, seqs, err)
+	})
 	mux.HandleFunc("GET /dead", func(w http.ResponseWriter, _ *http.Request) {
 		letters, err := d.spool.DeadLetters()
 		answer(w, letters, err)

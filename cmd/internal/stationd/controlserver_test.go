@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"secretfree/cmd/internal/control"
 	"secretfree/station"
+	"secretfree/station/board"
 )
 
 // The longest path that is allowed can be listened in; one byte more cannot.
@@ -180,5 +182,33 @@ func TestResetSlotByControl(t *testing.T) {
 	defer stopped.Close()
 	if err := stopped.ResetSlot(t.Context(), "A"); !errors.Is(err, control.ErrNotRunning) {
 		t.Errorf("of a station that is stopped: %v, want %v", err, control.ErrNotRunning)
+	}
+}
+
+// The control socket names the entries of a device while the station has the
+// index open.
+func TestEntriesByControl(t *testing.T) {
+	f := newFactory(t)
+	r := f.start()
+	b := newBoard()
+	unplug := f.plug(f.ports[0], b)
+	slot := r.awaitSlot(0, station.Passed)
+	unplug()
+	client, err := control.Open(f.state, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	device, err := board.ParseDeviceID(slot.Device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d, want := range map[board.DeviceID][]uint64{device: {1}, {1}: {}} {
+		if got, err := client.Entries(t.Context(), d); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v, want %v", d, got, err, want)
+		}
+	}
+	if _, err := client.Entries(t.Context(), board.DeviceID{}); err == nil {
+		t.Error("the entries of no device")
 	}
 }
