@@ -72,7 +72,7 @@ func TestGuardChangesNoMatch(t *testing.T) {
 		}
 		heard := ""
 		for _, c := range transcript.Chunks {
-			if c.Direction == Received && len(heard) < maxText {
+			if c.Direction == Received && len(heard) < 512 {
 				heard += string(c.Bytes)
 			}
 		}
@@ -82,7 +82,6 @@ func TestGuardChangesNoMatch(t *testing.T) {
 				spoiled := []byte(line)
 				spoiled[r.IntN(len(spoiled))] ^= 1 << r.IntN(8)
 				check(string(spoiled))
-				check(strings.ToUpper(line))
 			}
 		}
 	}
