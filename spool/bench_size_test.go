@@ -22,6 +22,15 @@ var (
 	benchStart   = flag.Int("benchstart", 100_000, "how many records are in the journal of BenchmarkStart")
 )
 
+// sized is a number of records: with -short, when a benchmark must only run, a
+// hundredth of it.
+func sized(records int) int {
+	if testing.Short() {
+		return records / 100
+	}
+	return records
+}
+
 // filled is a station with a journal and an index of so many records.
 func filled(b *testing.B, records int) (string, journal.Identity) {
 	b.Helper()
@@ -50,7 +59,7 @@ func filled(b *testing.B, records int) (string, journal.Identity) {
 //
 //	go test ./spool -run '^$' -bench AppendLate -benchtime 1x -timeout 0 -args -benchrecords 1000000 -benchappends 2000
 func BenchmarkAppendLate(b *testing.B) {
-	dir, id := filled(b, *benchRecords)
+	dir, id := filled(b, sized(*benchRecords))
 	index, err := os.ReadFile(indexPath(dir))
 	if err != nil {
 		b.Fatal(err)
@@ -78,7 +87,7 @@ func BenchmarkAppendLate(b *testing.B) {
 	var ours, least, commits []time.Duration
 	before := allocated()
 	for b.Loop() {
-		for n := range *benchAppends {
+		for n := range sized(*benchAppends) {
 			r := newRecord(b)
 			at := s.end
 			start := time.Now()
@@ -132,7 +141,8 @@ func allocated() int64 {
 // BenchmarkStart is the time from nothing to ready, with an index that is
 // whole, and what of it Open holds in memory.
 func BenchmarkStart(b *testing.B) {
-	dir, id := filled(b, *benchStart)
+	records := sized(*benchStart)
+	dir, id := filled(b, records)
 	before := allocated()
 	for b.Loop() {
 		s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
@@ -140,7 +150,7 @@ func BenchmarkStart(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if s.Stats().Pending != *benchStart {
+		if s.Stats().Pending != records {
 			b.Fatalf("%+v", s.Stats())
 		}
 		b.ReportMetric(float64(allocated()-before)/(1<<20), "MB")

@@ -20,13 +20,14 @@ import (
 //
 //	go test ./spool -run '^$' -bench LookBack -timeout 0 -args -benchstart 1000000
 func BenchmarkLookBack(b *testing.B) {
-	dir, id := filled(b, *benchStart)
+	records := sized(*benchStart)
+	dir, id := filled(b, records)
 	s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer s.Close()
-	key := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(*benchStart/2)))
+	key := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(records/2)))
 	sum := sha256.Sum256(key[:])
 	device := board.DeviceID(sum[:16])
 	part := hex.EncodeToString(device[5:9])
@@ -53,7 +54,7 @@ func BenchmarkLookBack(b *testing.B) {
 		"all between": func() error { // all are of one moment here: the worst case
 			n := 0
 			err := s.Range(b.Context(), day, day.Add(time.Hour), func(Item) { n++ })
-			if err == nil && n != *benchStart {
+			if err == nil && n != records {
 				err = fmt.Errorf("%d moments", n)
 			}
 			return err
@@ -86,7 +87,7 @@ func BenchmarkLookBack(b *testing.B) {
 //
 //	go test ./spool -run '^$' -bench AppendWhile -benchtime 200x -timeout 0
 func BenchmarkAppendWhileLookedAt(b *testing.B) {
-	dir, id := filled(b, *benchStart)
+	dir, id := filled(b, sized(*benchStart))
 	s, err := Open(Config{Dir: dir, Identity: id, Sink: newMemorySink()})
 	if err != nil {
 		b.Fatal(err)

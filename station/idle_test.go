@@ -20,8 +20,13 @@ import (
 
 // BenchmarkIdle has a station with sixteen slots and no board for 5 s: half of
 // the ports are there, the others are not. It reports the share of one core,
-// and the memory of the whole process, tests and all.
+// and the memory of the whole process, tests and all. With -short it only has to
+// run, and waits half a second.
 func BenchmarkIdle(b *testing.B) {
+	wait := 5 * time.Second
+	if testing.Short() {
+		wait = 500 * time.Millisecond
+	}
 	for _, name := range []string{"auto", "ti-at", "ti-csr", "report"} {
 		b.Run(name, func(b *testing.B) {
 			ctx, cancel := context.WithCancel(b.Context())
@@ -76,7 +81,7 @@ func BenchmarkIdle(b *testing.B) {
 			var spent, wall time.Duration
 			for b.Loop() {
 				before, start := processTime(b), time.Now()
-				<-time.After(5 * time.Second)
+				<-time.After(wait)
 				spent, wall = spent+processTime(b)-before, wall+time.Since(start)
 			}
 			b.ReportMetric(100*float64(spent)/float64(wall), "%core")
