@@ -49,6 +49,10 @@ type registry interface {
 	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 	Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 
+	PublicKey(context.Context, board.KeyBinding) ([]byte, error)
+	KeyOwner(context.Context, board.Fingerprint) (board.DeviceID, error)
+	Repair(context.Context, []board.Sealed) []error
+
 	ChangeState(context.Context, board.DeviceID, Change) (board.Enrolment, error)
 	History(context.Context, board.DeviceID) ([]Event, error)
 
@@ -66,6 +70,7 @@ type backend interface {
 	set(t *testing.T, attributes map[string]string) // an item or a guard; replaces it
 	remove(t *testing.T, id string)
 	setObject(t *testing.T, name, content string)
+	removeObject(t *testing.T, name string)
 }
 
 func onEveryBackend(t *testing.T, test func(t *testing.T, b backend)) {
@@ -374,6 +379,11 @@ func (b *dirStore) setObject(t *testing.T, name, content string) {
 	must(t, os.WriteFile(file, []byte(content), 0o644))
 }
 
+func (b *dirStore) removeObject(t *testing.T, name string) {
+	t.Helper()
+	must(t, os.Remove(filepath.Join(b.path, name)))
+}
+
 // A table and a bucket, each behind a proxy that loses answers.
 
 type awsStore struct {
@@ -511,6 +521,13 @@ func (b *awsStore) remove(t *testing.T, id string) {
 
 func (b *awsStore) setObject(t *testing.T, name, content string) {
 	t.Helper()
+	b.removeObject(t, name) // gofakes3 keeps the checksum of what was there
 	_, err := b.raw.s3.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &b.config.Bucket, Key: &name, Body: strings.NewReader(content)})
+	must(t, err)
+}
+
+func (b *awsStore) removeObject(t *testing.T, name string) {
+	t.Helper()
+	_, err := b.raw.s3.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &b.config.Bucket, Key: &name})
 	must(t, err)
 }

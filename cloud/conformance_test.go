@@ -63,6 +63,7 @@ func TestConformance(t *testing.T) {
 		{"import of what cannot be", testImportRefusals},
 		{"import of what changed", testImportChanged},
 		{"race of imports", testRaceImports},
+		{"compared with a journal and repaired", testReconcile},
 		{"archive", testArchive},
 		{"archive of a copy", testArchiveForked},
 		{"archive refusals", testArchiveRefusals},

@@ -46,7 +46,8 @@ func parseObjectName(name string) (o board.KeyBinding, err error) {
 // Enrolments gives the enrolment of every device, as Lookup does, in no order,
 // and slowly enough to run beside stations. What is written meanwhile may be
 // left out. An error that wraps ErrDamaged is about one device, whose id comes
-// with it if it has one; any other ends the listing. It needs dynamodb:Scan.
+// with it if it has one; a *Mismatch comes with the enrolment; any other error
+// ends the listing. It needs dynamodb:Scan.
 func (a *AWS) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
 	return func(yield func(board.Enrolment, error) bool) {
 		for id, stored := range a.scan(ctx) {
@@ -58,7 +59,9 @@ func (a *AWS) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] 
 				if e.Device, err = parseItemID(id); err == nil {
 					var i *item
 					if i, err = itemFromDynamo(e.Device, stored.item); err == nil {
-						e, err = i.enrolment(e.Device)
+						if e, err = i.enrolment(e.Device); err == nil {
+							err = i.mismatch(e, a.config.Bucket)
+						}
 					}
 				}
 			}
@@ -190,8 +193,8 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // Enrolments gives the enrolment of every device, as Lookup does, in no order.
 // What is written meanwhile may be left out. An error that wraps ErrDamaged is
-// about one device, whose id comes with it if it has one; any other ends the
-// listing.
+// about one device, whose id comes with it if it has one; a *Mismatch comes with
+// the enrolment; any other error ends the listing.
 func (d *Dir) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
 	return func(yield func(board.Enrolment, error) bool) {
 		d.walk(ctx, "items", "the items", func(err error) bool { return yield(board.Enrolment{}, err) }, func(root *os.Root, name string) (bool, error) {
@@ -204,10 +207,12 @@ func (d *Dir) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] 
 					return true, nil // deleted meanwhile
 				}
 				if err == nil {
-					e, err = stored.enrolment(id)
+					if e, err = stored.enrolment(id); err == nil {
+						err = stored.mismatch(e, "")
+					}
 				}
 			}
-			if err != nil && !errors.Is(err, ErrDamaged) {
+			if _, wrong := errors.AsType[*Mismatch](err); err != nil && !wrong && !errors.Is(err, ErrDamaged) {
 				return false, err
 			}
 			return yield(e, err), nil

@@ -75,6 +75,9 @@ func objectName(device board.DeviceID, fingerprint board.Fingerprint) string {
 	return "pubkeys/" + device.String() + "/" + fingerprint.String() + ".pem"
 }
 
+// ObjectName is the name of a public key in a bucket and in a folder.
+func ObjectName(key board.KeyBinding) string { return objectName(key.Device, key.Key) }
+
 // nonZero returns the indices of the records that hold one: all but those of
 // the zero value, which get their error here.
 func nonZero(records []board.Sealed, results []error) (good []int) {

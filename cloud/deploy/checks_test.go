@@ -157,6 +157,7 @@ func exceptions() map[string][]string {
 		"SweepPolicy/IotGroupOfTheProduct":        thing,
 		"ProvisioningRole/IotGroupOfTheProduct":   thing,
 		// the objects below a prefix
+		"ReconcilePolicy/ReadsTheKeys":   {"${Bucket.Arn}/pubkeys/*"},
 		"StationPolicy/StoresKeys":       {"${Bucket.Arn}/pubkeys/*"},
 		"StationPolicy/StoresItsJournal": {"${Bucket.Arn}/journal/${!aws:PrincipalTag/station}/*"},
 	}
@@ -209,7 +210,7 @@ func grants(resources map[string]any) []string {
 			"ReadsTheRegistry": "dynamodb:GetItem", "EnrolsBoards": "dynamodb:PutItem", "MovesItsCheckpoint": "dynamodb:PutItem", "StoresKeys": "s3:GetObject s3:PutObject",
 			"StoresItsJournal": "s3:GetObject s3:PutObject", "ListsItsJournal": "s3:ListBucket",
 		},
-		"ReconcilePolicy": {"ReadsTheWholeRegistry": "dynamodb:Scan", "ListsTheKeys": "s3:ListBucket"},
+		"ReconcilePolicy": {"ReadsTheWholeRegistry": "dynamodb:GetItem dynamodb:Scan", "ReadsTheKeys": "s3:GetObject", "ListsTheKeys": "s3:ListBucket"},
 		"OperatorPolicy": {
 			"ChangesStates": "dynamodb:GetItem dynamodb:UpdateItem", "ClosesClaims": "dynamodb:GetItem dynamodb:PutItem dynamodb:Query",
 			"RevokesAtTheCa": "acm-pca:GetCertificate acm-pca:RevokeCertificate", "IotCertificatesOfThisAccount": "iot:DescribeCertificate iot:UpdateCertificate",

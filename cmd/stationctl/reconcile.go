@@ -34,19 +34,22 @@ The kinds of differences:
   key        in both, with different keys
   unsigned   the item has no signed record
   envelope   the item's signed record is not one of the journal
-  object     the public key is not stored
-  guard      the guard of the key is missing, or names another device
+  item       an attribute of the item contradicts the item's own signed record
+  object     the public key is not stored, or the object has another content
+  guard      the guard of the key is missing, or names a device that does not have the key
   damaged    something in the registry cannot be read
 
---repair puts records that are missing, and public keys that are not stored, to the registry itself, under the
-conditions under which the station does, so that the verdict is known at once, also of a station that does not
-run. It needs a signed checkpoint over the record. Contradictions are for a person.
+--repair puts records that are missing, public keys that are not stored, and guards that are missing beside a good
+item, to the registry itself, under the conditions under which the station does, so that the verdict is known at
+once, also of a station that does not run. It needs a signed checkpoint over the record. It reads again what it
+has mended, and the counts are those after it. Contradictions are for a person: the line below each says who can
+mend it, and the command.
 
 Examples:
   stationctl reconcile
       Exit 0 if journal and registry say the same, 1 if they differ.
   stationctl reconcile --repair
-      Exit 0 if they say the same now.
+      Exit 0 if they say the same after the repair.
   stationctl reconcile --json | grep '"kind":"unknown"'
   stationctl reconcile --config stationd.toml --state-dir /mnt/backup/stationd --key line3-a.pub
       What a copy of a journal says.`
@@ -54,12 +57,27 @@ Examples:
 
 // repairableRegistry is a registry that can be compared and repaired.
 type repairableRegistry interface {
-	reconcile.RegistryLister
+	reconcile.Registry
 	reconcile.Repairer
 }
 
 // registryLister marks the errors of a registry for the comparison.
-type registryLister struct{ from reconcile.RegistryLister }
+type registryLister struct{ from reconcile.Registry }
+
+func (c registryLister) Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error) {
+	e, err := c.from.Lookup(ctx, device)
+	return e, mark(err)
+}
+
+func (c registryLister) PublicKey(ctx context.Context, key board.KeyBinding) ([]byte, error) {
+	content, err := c.from.PublicKey(ctx, key)
+	return content, mark(err)
+}
+
+func (c registryLister) KeyOwner(ctx context.Context, key board.Fingerprint) (board.DeviceID, error) {
+	owner, err := c.from.KeyOwner(ctx, key)
+	return owner, mark(err)
+}
 
 func (c registryLister) Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error] {
 	return markUnreadable(c.from.Enrolments(ctx))
@@ -78,14 +96,21 @@ func (c registryLister) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, 
 func markUnreadable[T any](list iter.Seq2[T, error]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for item, err := range list {
-			if errors.Is(err, cloud.ErrDamaged) && !errors.Is(err, cloud.ErrNoRegistry) {
-				err = fmt.Errorf("%w: %w", reconcile.ErrUnreadable, err)
-			}
-			if !yield(item, err) {
+			if !yield(item, mark(err)) {
 				return
 			}
 		}
 	}
+}
+
+func mark(err error) error {
+	if _, wrong := errors.AsType[*cloud.Mismatch](err); wrong {
+		return fmt.Errorf("%w: %w", reconcile.ErrContradicts, err)
+	}
+	if errors.Is(err, cloud.ErrDamaged) && !errors.Is(err, cloud.ErrNoRegistry) {
+		return fmt.Errorf("%w: %w", reconcile.ErrUnreadable, err)
+	}
+	return err
 }
 
 // difference is one thing in which journal and registry differ.
@@ -96,6 +121,8 @@ type difference struct {
 	Seq    *uint64                  `json:"seq,omitempty"`
 	Mended bool                     `json:"mended"`
 	Detail string                   `json:"detail,omitempty"`
+	Remedy string                   `json:"remedy,omitempty"` // who can mend it, and how
+	repair bool                     // reconcile --repair is the remedy
 }
 
 func (d difference) text() string {
@@ -112,7 +139,11 @@ func (d difference) text() string {
 	if d.Detail != "" {
 		mended += "  " + d.Detail
 	}
-	return fmt.Sprintf("%-9s %8s  %-32s%s\n", d.Kind, entry, device, mended)
+	text := fmt.Sprintf("%-9s %8s  %-32s%s\n", d.Kind, entry, device, mended)
+	if d.Remedy != "" && !d.repair {
+		text += "          " + d.Remedy + "\n"
+	}
+	return text
 }
 
 // counted is what there is of a station and a day.
@@ -141,6 +172,7 @@ type reconciled struct {
 	Differences int                              `json:"differences"`
 	Kinds       map[reconcile.DifferenceKind]int `json:"kinds"`
 	Mended      int                              `json:"mended"`
+	Remaining   int                              `json:"remaining"`
 	Late        int                              `json:"late"`
 	Damaged     uint64                           `json:"damaged_entries"`
 	Seconds     float64                          `json:"seconds"`
@@ -174,6 +206,12 @@ func (r *reconcileCommand) Run(ctx context.Context, out *cli.Output) error {
 	if err != nil {
 		return err
 	}
+	fix := remedies{again: r.again()}
+	if aws != nil {
+		fix.Location = aws.Location()
+	} else {
+		fix.dir = c.Registry.Dir
+	}
 	rc := reconcile.Config{Dir: dir, Key: verifier, Registry: registryLister{registry}}
 	if r.Repair {
 		rc.Repair = registry
@@ -195,6 +233,9 @@ func (r *reconcileCommand) Run(ctx context.Context, out *cli.Output) error {
 		}
 		if d.Entry {
 			line.Seq = &d.Seq
+		}
+		if !d.Repaired {
+			line.Remedy, line.repair = fix.of(d)
 		}
 		failed = errors.Join(failed, out.Print(line, line.text()))
 	})
@@ -222,12 +263,12 @@ func (r *reconcileCommand) summary(out *cli.Output, report reconcile.Report, sho
 	}
 	fmt.Fprint(out.People, countText("all", "", report.Total))
 	last := reconciled{OK: report.Same(), Station: report.Station, Records: report.Total.Records, Items: report.Total.Items, Objects: report.Total.Objects,
-		Guards: report.Total.Guards, Differences: report.Differences(), Kinds: report.Found, Mended: report.Repaired, Late: report.Late, Seconds: took.Seconds()}
+		Guards: report.Total.Guards, Differences: report.Differences(), Kinds: report.Found, Mended: report.Repaired, Remaining: report.Differences() - report.Repaired, Late: report.Late, Seconds: took.Seconds()}
 	text := fmt.Sprintf("The journal of %s and the registry say the same.\n", report.Station)
 	if report.Differences() > 0 {
-		text = fmt.Sprintf("The journal of %s and the registry differ in %s.\n", report.Station, cli.Count(report.Differences(), "place", "places"))
+		text = fmt.Sprintf("The journal of %s and the registry differ in %s. What the journal proves and the registry lacks is mended by: %s\n", report.Station, cli.Count(report.Differences(), "place", "places"), r.again())
 		if r.Repair {
-			text = fmt.Sprintf("The journal of %s and the registry differed in %s; mended: %d.\n", report.Station, cli.Count(report.Differences(), "place", "places"), report.Repaired)
+			text = fmt.Sprintf("The journal of %s and the registry differed in %s; mended: %d; left: %d.\n", report.Station, cli.Count(report.Differences(), "place", "places"), report.Repaired, last.Remaining)
 		}
 	}
 	if report.Late > 0 {

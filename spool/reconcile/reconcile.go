@@ -4,14 +4,17 @@
 package reconcile
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -24,24 +27,46 @@ import (
 // RegistryLister is a registry that can be counted. Each of its listings gives
 // everything once, in any order; what is written meanwhile may be left out. An
 // error that wraps ErrUnreadable is about one thing, whose ids come with it as
-// far as they are known; any other ends the listing.
+// far as they are known; one that wraps ErrContradicts comes with the whole
+// enrolment; any other ends the listing.
 type RegistryLister interface {
 	Enrolments(ctx context.Context) iter.Seq2[board.Enrolment, error]
 	Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error] // the stored public keys, by name
 	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 }
 
-// ErrUnreadable: the registry holds something that nobody can make sense of.
-var ErrUnreadable = errors.New("it cannot be read")
+// RegistryReader reads one thing of a registry as it is now. Any number of
+// callers may use it at once. An error that wraps fs.ErrNotExist, or of Lookup
+// board.ErrNotEnrolled, says for sure that there is none.
+type RegistryReader interface {
+	Lookup(ctx context.Context, device board.DeviceID) (board.Enrolment, error)
+	PublicKey(ctx context.Context, key board.KeyBinding) ([]byte, error)         // the content of the object
+	KeyOwner(ctx context.Context, key board.Fingerprint) (board.DeviceID, error) // the device that the guard names
+}
 
-// Repairer writes records to the registry, and returns an error for each; nil
-// says that the registry has the record.
+// Registry is what a journal is compared with.
+type Registry interface {
+	RegistryLister
+	RegistryReader
+}
+
+// Findings about one thing in the registry.
+var (
+	ErrUnreadable  = errors.New("it cannot be read")                         // nobody can make sense of it
+	ErrContradicts = errors.New("an item contradicts its own signed record") // in an attribute
+)
+
+// Repairer writes records to the registry, and what is missing beside an item
+// that is there, and returns an error for each; nil says that the registry has
+// the record.
 type Repairer interface {
-	PutBatch(ctx context.Context, records []board.Sealed) []error
+	Repair(ctx context.Context, records []board.Sealed) []error
 }
 
 const (
-	batchSize   = 64          // records of one call
+	batchSize   = 64          // records of one call, and objects that are read
+	readers     = 16          // of objects, at once
+	maxStrays   = 10_000      // that are kept until the end
 	repairLimit = time.Minute // of one call
 )
 
@@ -49,7 +74,7 @@ const (
 type Config struct {
 	Dir      string        // whose journal
 	Key      note.Verifier // of that station
-	Registry RegistryLister
+	Registry Registry
 	// Repair, if set, is given what the journal proves and the registry lacks.
 	Repair Repairer
 
@@ -66,14 +91,15 @@ const (
 	DiffKey      DifferenceKind = "key"      // in both, with different keys
 	DiffUnsigned DifferenceKind = "unsigned" // the item has no signed record
 	DiffEnvelope DifferenceKind = "envelope" // the item says that it is of this station, and its signed record is not one of the journal
-	DiffObject   DifferenceKind = "object"   // the public key is not stored
-	DiffGuard    DifferenceKind = "guard"    // the key's guard is missing, or names another device
+	DiffItem     DifferenceKind = "item"     // an attribute of the item contradicts its signed record
+	DiffObject   DifferenceKind = "object"   // the public key is not stored, or the object has another content
+	DiffGuard    DifferenceKind = "guard"    // the key's guard is missing, or names a device that does not have the key
 	DiffDamaged  DifferenceKind = "damaged"  // something in the registry cannot be read
 )
 
 // DifferenceKinds lists all of them.
 func DifferenceKinds() []DifferenceKind {
-	return []DifferenceKind{DiffMissing, DiffUnknown, DiffKey, DiffUnsigned, DiffEnvelope, DiffObject, DiffGuard, DiffDamaged}
+	return []DifferenceKind{DiffMissing, DiffUnknown, DiffKey, DiffUnsigned, DiffEnvelope, DiffItem, DiffObject, DiffGuard, DiffDamaged}
 }
 
 // Difference is one thing in which journal and registry differ.
@@ -85,6 +111,10 @@ type Difference struct {
 	Seq      uint64            // of its entry
 	Repaired bool
 	Detail   string // what was unreadable, or why it was not mended
+	// Missing says of an object or a guard that there is none; otherwise it is
+	// there and wrong.
+	Missing bool
+	Err     error // what the registry said, if it said anything
 }
 
 // DayCount is what there is of a station and a day.
@@ -101,7 +131,7 @@ type DayCount struct {
 // Report says what Reconcile found.
 type Report struct {
 	Station  string
-	Days     []DayCount // by station and day
+	Days     []DayCount // by station and day, as they are after the repair
 	Total    DayCount
 	Found    map[DifferenceKind]int
 	Repaired int
@@ -130,16 +160,22 @@ func (r *Report) Same() bool { return r.Differences() == r.Repaired && len(r.Dam
 // has must be in the journal; what was journaled since it began is not missed
 // in the registry.
 //
+// Compared is every byte that an issuer or a reader of the published reference
+// would read: the attributes of each item with its signed record, that record
+// with the journal, the content of each object with the key, and the guards both
+// ways.
+//
 // To repair is to put a record of the journal, which must be under a
 // checkpoint, signed, and good, to the registry, under the same conditions as
 // always: nothing that is there is changed. So it mends what is missing in the
-// table and public keys that are not stored; what contradicts the journal is
-// for a person.
+// table, public keys that are not stored, and guards that are missing; what
+// contradicts the journal is for a person. What was mended is read again, and
+// counted then.
 //
 // ErrTampered says that the journal is not the one that was signed.
 func Run(ctx context.Context, c Config, each func(Difference)) (Report, error) {
 	r := &reconciling{Config: c, ctx: ctx, each: each, out: Report{Station: c.Key.Name(), Found: map[DifferenceKind]int{}},
-		rows: sorter{limit: cmp.Or(c.memory, rowsInMemory)}, days: map[dayKey]*DayCount{}, numbers: map[string]uint32{}}
+		rows: sorter{limit: cmp.Or(c.memory, rowsInMemory)}, days: map[dayKey]*DayCount{}, numbers: map[string]uint32{}, guards: map[board.Fingerprint]bool{}}
 	r.own = r.number(c.Key.Name())
 	defer r.rows.close()
 	steps := []func() error{r.begin, r.readItems, r.readObjects, r.readGuards, r.readJournal, r.compare}
@@ -149,6 +185,9 @@ func Run(ctx context.Context, c Config, each func(Difference)) (Report, error) {
 		}
 	}
 	for _, day := range r.days {
+		if day.Records+day.Items+day.Objects+day.Guards+day.Elsewhere == 0 {
+			continue // all of it was mended, and counts for another
+		}
 		r.out.Days = append(r.out.Days, *day)
 		r.out.Total.Records += day.Records
 		r.out.Total.Items += day.Items
@@ -180,12 +219,24 @@ type reconciling struct {
 	own     uint32
 	waiting []*Difference // to be told, and some to be mended before
 	mending []mend
+	reading []objectCheck
+	strays  []Difference               // guards that name a device without their key
+	guards  map[board.Fingerprint]bool // that a difference was told of
 }
 
 // mend is a difference that the journal may mend.
 type mend struct {
-	diff *Difference
-	at   journal.Position
+	diff  *Difference
+	at    journal.Position
+	count *DayCount // of the record
+	adds  DayCount  // what there is more once it is mended
+}
+
+// objectCheck is an object whose content is to be read.
+type objectCheck struct {
+	diff  Difference // if it is wrong
+	at    journal.Position
+	count *DayCount
 }
 
 func (r *reconciling) number(name string) uint32 {
@@ -235,13 +286,20 @@ func (r *reconciling) unreadable(b board.KeyBinding, err error) error {
 	if !errors.Is(err, ErrUnreadable) {
 		return err
 	}
-	r.found(Difference{Kind: DiffDamaged, Device: b.Device, Key: b.Key, Detail: err.Error()}, nil)
+	r.found(Difference{Kind: DiffDamaged, Device: b.Device, Key: b.Key, Detail: err.Error(), Err: err}, nil)
 	return r.mendIfFull()
 }
 
 func (r *reconciling) readItems() error {
 	for e, err := range r.Registry.Enrolments(r.ctx) {
 		w := row{device: e.Device, kind: rowItem}
+		if errors.Is(err, ErrContradicts) {
+			r.found(Difference{Kind: DiffItem, Device: e.Device, Key: e.Key.Fingerprint(), Detail: err.Error(), Err: err}, nil)
+			if err := r.mendIfFull(); err != nil {
+				return err
+			}
+			err = nil
+		}
 		switch {
 		case err != nil:
 			if err := r.unreadable(board.KeyBinding{Device: e.Device}, err); err != nil {
@@ -390,11 +448,56 @@ func (r *reconciling) compare() error {
 		case rowObject:
 			r.binding(&h, w.key, h.objects, func(d *DayCount) { d.Objects++ })
 		case rowGuard:
-			r.binding(&h, w.key, h.guards, func(d *DayCount) { d.Guards++ })
+			if !r.binding(&h, w.key, h.guards, func(d *DayCount) { d.Guards++ }) {
+				r.strays = append(r.strays, Difference{Kind: DiffGuard, Device: w.device, Key: w.key, Detail: "the device that it names does not have this key"})
+				if len(r.strays) >= maxStrays {
+					if err := r.tellStrays(); err != nil {
+						return err
+					}
+				}
+			}
 		}
 	}
 	if err := flush(); err != nil {
 		return err
+	}
+	if err := r.repair(); err != nil {
+		return err
+	}
+	return r.tellStrays()
+}
+
+// tellStrays tells of guards that keep their key from every other device. Of one
+// whose key is missing elsewhere there is a difference already, and one whose
+// device was enrolled meanwhile is none.
+func (r *reconciling) tellStrays() error {
+	strays := r.strays
+	r.strays = nil
+	for _, d := range strays {
+		if r.guards[d.Key] {
+			continue
+		}
+		owner, err := r.Registry.KeyOwner(r.ctx, d.Key)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && owner != d.Device {
+			continue // it was changed meanwhile
+		}
+		if errors.Is(err, ErrUnreadable) {
+			continue // told by the listing
+		}
+		if err != nil {
+			return fmt.Errorf("reading a guard again: %w", err)
+		}
+		e, err := r.Registry.Lookup(r.ctx, d.Device)
+		switch {
+		case err == nil && e.Key.Fingerprint() == d.Key:
+			continue
+		case err != nil && !errors.Is(err, board.ErrNotEnrolled) && !errors.Is(err, ErrUnreadable):
+			return fmt.Errorf("looking up a device again: %w", err)
+		}
+		r.found(d, nil)
+		if err := r.mendIfFull(); err != nil {
+			return err
+		}
 	}
 	return r.repair()
 }
@@ -415,7 +518,8 @@ func (h *holding) newest() *row {
 
 // binding counts a public key or a guard for the station and day of whatever
 // has this key. Items and records come before them.
-func (r *reconciling) binding(h *holding, key board.Fingerprint, of map[board.Fingerprint]bool, count func(*DayCount)) {
+// It returns false if nothing has it.
+func (r *reconciling) binding(h *holding, key board.Fingerprint, of map[board.Fingerprint]bool, count func(*DayCount)) bool {
 	j := h.newest()
 	switch {
 	case h.item != nil && h.item.flags&rowUnreadable == 0 && h.item.key == key:
@@ -426,7 +530,9 @@ func (r *reconciling) binding(h *holding, key board.Fingerprint, of map[board.Fi
 		count(r.day(r.own, j.day))
 	default:
 		count(r.day(0, 0))
+		return false
 	}
+	return true
 }
 
 func (r *reconciling) day(station uint32, day int32) *DayCount {
@@ -464,89 +570,125 @@ func (r *reconciling) device(h *holding) error {
 	}
 	count := r.day(r.own, day)
 	count.Records++
-	add := func(kind DifferenceKind, mendable bool) {
-		d := Difference{Kind: kind, Device: h.device, Key: j.key, Entry: true, Seq: j.seq}
-		var at *journal.Position
-		if mendable {
-			at = &j.at
-		}
-		r.found(d, at)
+	differs := func(kind DifferenceKind) Difference {
+		return Difference{Kind: kind, Device: h.device, Key: j.key, Entry: true, Seq: j.seq}
+	}
+	missing := func(kind DifferenceKind, adds DayCount) {
+		d := differs(kind)
+		d.Missing = true
+		r.found(d, &mend{at: j.at, count: count, adds: adds})
 	}
 	switch {
 	case item == nil && j.seq >= r.late:
 		r.out.Late++
+		return r.mendIfFull()
 	case item == nil:
-		add(DiffMissing, true)
-	case !readable: // told when it was read
-	case item.key != j.key:
-		add(DiffKey, false)
-	default:
-		if !own {
-			count.Elsewhere++
-		}
-		switch {
-		case item.flags&rowNoEnvelope != 0:
-			add(DiffUnsigned, false)
-		case own && !slices.ContainsFunc(h.journal, func(w row) bool { return w.digest == item.digest }):
-			add(DiffEnvelope, false)
-		}
+		adds := DayCount{Items: 1}
 		if !h.objects[j.key] {
-			add(DiffObject, true)
+			adds.Objects = 1
 		}
 		if !h.guards[j.key] {
-			add(DiffGuard, true)
+			adds.Guards = 1
+		}
+		missing(DiffMissing, adds)
+	case !readable: // told when it was read
+	case item.key != j.key:
+		r.found(differs(DiffKey), nil)
+		return r.mendIfFull()
+	default:
+		if item.station != r.own {
+			count.Elsewhere++
+		}
+		// Objects and guards of the key count for who holds the item.
+		count = r.day(item.station, item.day)
+		switch {
+		case item.flags&rowNoEnvelope != 0:
+			r.found(differs(DiffUnsigned), nil)
+		case own && !slices.ContainsFunc(h.journal, func(w row) bool { return w.digest == item.digest }):
+			r.found(differs(DiffEnvelope), nil)
+		}
+	}
+	switch {
+	case h.objects[j.key]:
+		r.reading = append(r.reading, objectCheck{diff: differs(DiffObject), at: j.at, count: count})
+	case item != nil: // otherwise it is part of what is missing
+		missing(DiffObject, DayCount{Objects: 1})
+	}
+	if item != nil && !h.guards[j.key] {
+		d := differs(DiffGuard)
+		owner, err := r.Registry.KeyOwner(r.ctx, j.key)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			missing(DiffGuard, DayCount{Guards: 1})
+		case errors.Is(err, ErrUnreadable):
+			d.Detail = err.Error()
+			r.guards[j.key] = true
+			r.found(d, nil)
+		case err != nil:
+			return fmt.Errorf("reading a guard: %w", err)
+		case owner != h.device:
+			d.Detail = "it names device " + owner.String()
+			r.guards[j.key] = true
+			r.found(d, nil)
 		}
 	}
 	return r.mendIfFull()
 }
 
-// found takes note of a difference; with its place in the journal if the record
-// there may mend it.
-func (r *reconciling) found(d Difference, at *journal.Position) {
+// found takes note of a difference; with a mend if the record of the journal may
+// mend it.
+func (r *reconciling) found(d Difference, m *mend) {
 	r.out.Found[d.Kind]++
-	if r.Repair == nil {
-		r.each(d)
-		return
-	}
 	r.waiting = append(r.waiting, &d)
-	if at == nil {
+	if r.Repair == nil || m == nil {
 		return
 	}
 	if !r.proved || d.Seq >= r.signed.Size {
 		d.Detail = "no checkpoint covers this record yet"
 		return
 	}
-	r.mending = append(r.mending, mend{&d, *at})
+	m.diff = &d
+	r.mending = append(r.mending, *m)
 }
 
 func (r *reconciling) mendIfFull() error {
-	if len(r.waiting) < batchSize {
+	if len(r.waiting)+len(r.reading) < batchSize {
 		return nil
 	}
 	return r.repair()
 }
 
-// repair puts records to the registry, and tells the differences that wait for
-// that.
+// repair reads the objects that are to be read, puts records to the registry,
+// and tells the differences that wait for that.
 func (r *reconciling) repair() error {
+	if err := r.readContents(); err != nil {
+		return err
+	}
 	var records []board.Sealed
-	var diffs []*Difference
+	place := map[journal.Position]int{} // of each record
 	for _, m := range r.mending {
+		if _, ok := place[m.at]; ok {
+			continue
+		}
 		sealed, err := r.record(m)
 		if err != nil {
 			m.diff.Detail = err.Error()
 			continue
 		}
-		records, diffs = append(records, sealed), append(diffs, m.diff)
+		place[m.at] = len(records)
+		records = append(records, sealed)
 	}
 	errs := r.put(records)
-	for i, d := range diffs {
-		if d.Repaired = errs[i] == nil; d.Repaired {
-			r.out.Repaired++
-		} else {
-			d.Detail = errs[i].Error()
+	for _, m := range r.mending {
+		i, ok := place[m.at]
+		if !ok {
+			continue
+		}
+		if err := r.mended(m, records[i].Record().ReadAt, errs[i]); err != nil {
+			return err
 		}
 	}
+	slices.SortStableFunc(r.waiting, func(a, b *Difference) int { return bytes.Compare(a.Device[:], b.Device[:]) })
 	for _, d := range r.waiting {
 		r.each(*d)
 	}
@@ -555,6 +697,116 @@ func (r *reconciling) repair() error {
 		return context.Cause(r.ctx)
 	}
 	return nil
+}
+
+// mended looks at what became of a difference, whose board was read at that
+// time. Of several things that are wrong with a device, some may have been mended
+// although the record was refused.
+func (r *reconciling) mended(m mend, read time.Time, put error) error {
+	d := m.diff
+	key := board.KeyBinding{Device: d.Device, Key: d.Key}
+	have := put == nil
+	switch d.Kind {
+	case DiffObject:
+		wrong, missing, err := r.wrongContent(key)
+		if err != nil && put == nil {
+			return err
+		}
+		have = err == nil && !missing && wrong == ""
+	case DiffGuard:
+		owner, err := r.Registry.KeyOwner(r.ctx, d.Key)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrUnreadable) && put == nil {
+			return fmt.Errorf("reading a guard again: %w", err)
+		}
+		have = err == nil && owner == d.Device
+	}
+	if !have {
+		if put == nil {
+			put = errors.New("the registry took the record, and this is as it was")
+		}
+		d.Detail, d.Err = put.Error(), put
+		return nil
+	}
+	d.Repaired, d.Detail = true, ""
+	r.out.Repaired++
+	if d.Kind == DiffMissing {
+		// The item counts for the day on which the board was read.
+		m.count.Records--
+		m.count.Objects -= 1 - m.adds.Objects
+		m.count.Guards -= 1 - m.adds.Guards
+		m.count, m.adds = r.day(r.own, dayOf(read)), DayCount{Items: 1, Objects: 1, Guards: 1}
+		m.count.Records++
+	}
+	m.count.Items += m.adds.Items
+	m.count.Objects += m.adds.Objects
+	m.count.Guards += m.adds.Guards
+	return nil
+}
+
+// readContents compares the objects with their keys.
+func (r *reconciling) readContents() error {
+	checks := r.reading
+	r.reading = nil
+	results := make([]objectResult, len(checks))
+	var group sync.WaitGroup
+	next := make(chan int)
+	for range min(readers, len(checks)) {
+		group.Go(func() {
+			for i := range next {
+				d := checks[i].diff
+				results[i].wrong, results[i].missing, results[i].err = r.wrongContent(board.KeyBinding{Device: d.Device, Key: d.Key})
+			}
+		})
+	}
+	for i := range checks {
+		next <- i
+	}
+	close(next)
+	group.Wait()
+	for i, result := range results {
+		c := checks[i]
+		switch {
+		case result.err != nil:
+			return result.err
+		case result.missing: // since it was listed
+			c.diff.Missing = true
+			c.count.Objects--
+			r.found(c.diff, &mend{at: c.at, count: c.count, adds: DayCount{Objects: 1}})
+		case result.wrong != "":
+			c.diff.Detail = result.wrong
+			r.found(c.diff, nil)
+		}
+	}
+	return nil
+}
+
+type objectResult struct {
+	wrong   string // what is wrong with its content
+	missing bool
+	err     error // it could not be read
+}
+
+// wrongContent reads an object, every byte.
+func (r *reconciling) wrongContent(key board.KeyBinding) (wrong string, missing bool, err error) {
+	content, err := r.Registry.PublicKey(r.ctx, key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", true, nil
+	case errors.Is(err, ErrUnreadable):
+		return err.Error(), false, nil
+	case err != nil:
+		return "", false, fmt.Errorf("reading a public key: %w", err)
+	}
+	stored, err := board.ParseKeyPEM(content)
+	switch {
+	case err != nil:
+		return "its content is no public key: " + err.Error(), false, nil
+	case stored.Fingerprint() != key.Key:
+		return "its content is another key: " + stored.Fingerprint().String(), false, nil
+	case !bytes.Equal(content, stored.PEM()):
+		return "its content is the key in another form", false, nil
+	}
+	return "", false, nil
 }
 
 // record reads a record and checks all of it: what goes to the registry is what
@@ -580,7 +832,7 @@ func (r *reconciling) put(records []board.Sealed) []error {
 	}
 	bounded, cancel := context.WithTimeout(r.ctx, repairLimit)
 	defer cancel()
-	errs := r.Repair.PutBatch(bounded, records)
+	errs := r.Repair.Repair(bounded, records)
 	if len(errs) == len(records) {
 		return errs
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"flag"
 	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"runtime/debug"
@@ -151,6 +152,23 @@ func (m *made) Objects(context.Context) iter.Seq2[board.KeyBinding, error] {
 }
 
 func (m *made) Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error] { return m.Objects(ctx) }
+
+func (m *made) Lookup(context.Context, board.DeviceID) (board.Enrolment, error) {
+	return board.Enrolment{}, board.ErrNotEnrolled
+}
+
+func (m *made) KeyOwner(context.Context, board.Fingerprint) (board.DeviceID, error) {
+	return board.DeviceID{}, fs.ErrNotExist
+}
+
+func (m *made) PublicKey(_ context.Context, b board.KeyBinding) ([]byte, error) {
+	for _, key := range m.keys {
+		if key.Fingerprint() == b.Key {
+			return key.PEM(), nil
+		}
+	}
+	return nil, fs.ErrNotExist
+}
 
 // BenchmarkReconcile compares a journal with a registry. of-reading is how long
 // it takes as a multiple of reading the journal and making the registry's

@@ -25,9 +25,13 @@ type memoryRegistry struct {
 	items   map[board.DeviceID]board.Enrolment
 	objects map[board.KeyBinding]bool
 	guards  map[board.Fingerprint]board.DeviceID
-	bad     map[board.DeviceID]error // of the item
-	badName error                    // of an object and of a guard
-	ends    map[string]error         // of a listing
+	keys    map[board.Fingerprint]board.Key
+	content map[board.KeyBinding]string // of an object, if it is not its key
+	wrong   map[board.DeviceID]error    // an attribute of the item
+	noOwner error                       // of every guard that is asked for
+	bad     map[board.DeviceID]error    // of the item
+	badName error                       // of an object and of a guard
+	ends    map[string]error            // of a listing
 	away    error
 	puts    int
 	meddle  func() // called while the registry is read
@@ -35,7 +39,7 @@ type memoryRegistry struct {
 
 func newMemoryRegistry() *memoryRegistry {
 	return &memoryRegistry{items: map[board.DeviceID]board.Enrolment{}, objects: map[board.KeyBinding]bool{}, guards: map[board.Fingerprint]board.DeviceID{},
-		bad: map[board.DeviceID]error{}, ends: map[string]error{}}
+		keys: map[board.Fingerprint]board.Key{}, content: map[board.KeyBinding]string{}, wrong: map[board.DeviceID]error{}, bad: map[board.DeviceID]error{}, ends: map[string]error{}}
 }
 
 func (m *memoryRegistry) Put(_ context.Context, s board.Sealed) error {
@@ -45,6 +49,7 @@ func (m *memoryRegistry) Put(_ context.Context, s board.Sealed) error {
 	}
 	r := s.Record()
 	f := r.Fingerprint()
+	m.keys[f] = r.Key
 	known, have := m.items[r.Device]
 	if have && known.Key != r.Key {
 		return &board.Conflict{Kind: board.ErrDeviceConflict, Device: r.Device, Key: f, KnownKey: known.Key.Fingerprint()}
@@ -63,12 +68,45 @@ func (m *memoryRegistry) Put(_ context.Context, s board.Sealed) error {
 	return nil
 }
 
-func (m *memoryRegistry) PutBatch(ctx context.Context, records []board.Sealed) []error {
+// Repair is Put, and makes a guard that is missing beside an item.
+func (m *memoryRegistry) Repair(ctx context.Context, records []board.Sealed) []error {
 	errs := make([]error, len(records))
-	for i, r := range records {
-		errs[i] = m.Put(ctx, r)
+	for i, s := range records {
+		r := s.Record()
+		if _, ok := m.guards[r.Fingerprint()]; !ok && m.away == nil && m.items[r.Device].Key == r.Key {
+			m.guards[r.Fingerprint()] = r.Device
+		}
+		errs[i] = m.Put(ctx, s)
 	}
 	return errs
+}
+
+func (m *memoryRegistry) Lookup(_ context.Context, device board.DeviceID) (board.Enrolment, error) {
+	if e, ok := m.items[device]; ok {
+		return e, m.bad[device]
+	}
+	return board.Enrolment{}, board.ErrNotEnrolled
+}
+
+func (m *memoryRegistry) PublicKey(_ context.Context, b board.KeyBinding) ([]byte, error) {
+	if !m.objects[b] {
+		return nil, fs.ErrNotExist
+	}
+	if content, ok := m.content[b]; ok {
+		return []byte(content), nil
+	}
+	return m.keys[b.Key].PEM(), m.ends["contents"]
+}
+
+func (m *memoryRegistry) KeyOwner(_ context.Context, key board.Fingerprint) (board.DeviceID, error) {
+	device, ok := m.guards[key]
+	if m.noOwner != nil {
+		return board.DeviceID{}, m.noOwner
+	}
+	if !ok {
+		return board.DeviceID{}, fs.ErrNotExist
+	}
+	return device, m.ends["owners"]
 }
 
 func (m *memoryRegistry) Enrolments(context.Context) iter.Seq2[board.Enrolment, error] {
@@ -80,7 +118,7 @@ func (m *memoryRegistry) Enrolments(context.Context) iter.Seq2[board.Enrolment, 
 			if err := m.bad[device]; err != nil {
 				e = board.Enrolment{Device: device}
 			}
-			if !yield(e, m.bad[device]) {
+			if !yield(e, errors.Join(m.bad[device], m.wrong[device])) {
 				return
 			}
 		}
@@ -168,6 +206,7 @@ func TestReconcileSame(t *testing.T) {
 	// Another station's boards are its own business, also those that are ours
 	// too.
 	other := newRecord(t)
+	m.keys[other.Fingerprint()] = other.Key
 	m.items[other.Device] = board.Enrolment{Device: other.Device, Key: other.Key, Station: "widgiot/line4-b", EnrolledAt: other.ReadAt.AddDate(0, 0, -1)}
 	first := m.items[all[3].Device]
 	first.Station, first.Envelope = "widgiot/line4-b", []byte("{}")
@@ -212,16 +251,37 @@ func TestReconcileFinds(t *testing.T) {
 		"no item, key elsewhere": {func(m *memoryRegistry, r board.Record) {
 			delete(m.items, r.Device)
 			m.guards[r.Fingerprint()] = other.Device
-		}, []DifferenceKind{DiffMissing}, false, "known under another device id"},
+		}, []DifferenceKind{DiffMissing, DiffGuard}, false, "does not have this key"},
 		"no public key": {func(m *memoryRegistry, r board.Record) {
 			delete(m.objects, board.KeyBinding{Device: r.Device, Key: r.Fingerprint()})
 		}, []DifferenceKind{DiffObject}, true, ""},
-		"no guard":           {func(m *memoryRegistry, r board.Record) { delete(m.guards, r.Fingerprint()) }, []DifferenceKind{DiffGuard}, false, "the guard is missing"},
-		"a guard of another": {func(m *memoryRegistry, r board.Record) { m.guards[r.Fingerprint()] = other.Device }, []DifferenceKind{DiffGuard}, false, "names another device"},
+		"no guard":           {func(m *memoryRegistry, r board.Record) { delete(m.guards, r.Fingerprint()) }, []DifferenceKind{DiffGuard}, true, ""},
+		"a guard of another": {func(m *memoryRegistry, r board.Record) { m.guards[r.Fingerprint()] = other.Device }, []DifferenceKind{DiffGuard}, false, "it names device " + other.Device.String()},
+		"a guard that cannot be read": {func(m *memoryRegistry, r board.Record) {
+			m.guards[r.Fingerprint()] = other.Device
+			m.noOwner = fmt.Errorf("%w: its guard", ErrUnreadable)
+		}, []DifferenceKind{DiffGuard}, false, "its guard"},
+		"a guard of a board never read": {func(m *memoryRegistry, r board.Record) {
+			m.guards[other.Fingerprint()] = other.Device
+		}, []DifferenceKind{DiffGuard}, false, "does not have this key"},
+		"another guard of the same board": {func(m *memoryRegistry, r board.Record) {
+			m.guards[other.Fingerprint()] = r.Device
+		}, []DifferenceKind{DiffGuard}, false, "does not have this key"},
+		"an empty public key":    {content(func(board.Record) string { return "" }), []DifferenceKind{DiffObject}, false, "no public key"},
+		"another public key":     {content(func(board.Record) string { return string(other.Key.PEM()) }), []DifferenceKind{DiffObject}, false, "another key: " + other.Fingerprint().String()},
+		"a public key and more":  {content(func(r board.Record) string { return string(r.Key.PEM()) + "\n" }), []DifferenceKind{DiffObject}, false, "in another form"},
+		"half of the public key": {content(func(r board.Record) string { return string(r.Key.PEM()[:60]) }), []DifferenceKind{DiffObject}, false, "no public key"},
+		"an attribute": {func(m *memoryRegistry, r board.Record) {
+			m.wrong[r.Device] = fmt.Errorf("%w: pubkey-object", ErrContradicts)
+		}, []DifferenceKind{DiffItem}, false, "pubkey-object"},
+		"an attribute, and no public key": {func(m *memoryRegistry, r board.Record) {
+			m.wrong[r.Device] = fmt.Errorf("%w: pubkey-object", ErrContradicts)
+			m.content[board.KeyBinding{Device: r.Device, Key: r.Fingerprint()}] = "x"
+		}, []DifferenceKind{DiffItem, DiffObject}, false, "no public key"},
 		"neither": {func(m *memoryRegistry, r board.Record) {
 			delete(m.guards, r.Fingerprint())
 			delete(m.objects, board.KeyBinding{Device: r.Device, Key: r.Fingerprint()})
-		}, []DifferenceKind{DiffObject, DiffGuard}, false, "the guard is missing"},
+		}, []DifferenceKind{DiffObject, DiffGuard}, true, ""},
 		"another key": {func(m *memoryRegistry, r board.Record) { edit(m, r, func(e *board.Enrolment) { e.Key = other.Key }) }, []DifferenceKind{DiffKey}, false, ""},
 		"no envelope": {func(m *memoryRegistry, r board.Record) { edit(m, r, func(e *board.Enrolment) { e.Envelope = nil }) }, []DifferenceKind{DiffUnsigned}, false, ""},
 		"no envelope, no station": {func(m *memoryRegistry, r board.Record) {
@@ -269,10 +329,21 @@ func TestReconcileFinds(t *testing.T) {
 			if !c.mended && fmt.Sprint(m.items, m.guards) != before {
 				t.Error("the repair changed what is there")
 			}
-			if out, diffs := k.reconcile(m, false); out.Same() != c.mended {
+			after, diffs := k.reconcile(m, false)
+			if after.Same() != c.mended {
 				t.Errorf("after the repair: %v", diffs)
 			}
+			if !slices.Equal(after.Days, out.Days) || after.Total != out.Total {
+				t.Errorf("the repair has counted %+v, there is %+v", out.Days, after.Days)
+			}
 		})
+	}
+}
+
+// content exchanges the content of an object.
+func content(of func(board.Record) string) func(*memoryRegistry, board.Record) {
+	return func(m *memoryRegistry, r board.Record) {
+		m.content[board.KeyBinding{Device: r.Device, Key: r.Fingerprint()}] = of(r)
 	}
 }
 
