@@ -26,7 +26,12 @@ import (
 // be reached, and the registry's answers back: FORMAT.md has its files. It is
 // pulled out at any moment.
 
-var bundleName = regexp.MustCompile(`^([0-9]{20})-([0-9]{20})\.(bundle|receipt)$`)
+var (
+	bundleName = regexp.MustCompile(`^([0-9]{20})-([0-9]{20})\.bundle$`)
+	// receiptName is of the first importer's receipt, or of that of another one,
+	// with the hash of its key.
+	receiptName = regexp.MustCompile(`^[0-9]{20}-[0-9]{20}(\.[0-9a-f]{8})?\.receipt$`)
+)
 
 const (
 	endBundle  = ".bundle"
@@ -51,8 +56,8 @@ func stationFolder(media, origin string) (string, error) {
 	return filepath.Join(media, sku, station), nil
 }
 
-// listRuns lists the files of one ending in a folder, by their first entry.
-func listRuns(dir, ending string) ([]run, error) {
+// listRuns lists the bundles in a folder, by their first entry.
+func listRuns(dir string) ([]run, error) {
 	names, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -63,7 +68,7 @@ func listRuns(dir, ending string) ([]run, error) {
 	var runs []run
 	for _, name := range names {
 		m := bundleName.FindStringSubmatch(name.Name())
-		if m == nil || "."+m[3] != ending {
+		if m == nil {
 			continue
 		}
 		first, err := strconv.ParseUint(m[1], 10, 62)
@@ -72,7 +77,7 @@ func listRuns(dir, ending string) ([]run, error) {
 			runs = append(runs, run{first, last + 1})
 		}
 	}
-	slices.SortFunc(runs, func(a, b run) int { return strings.Compare(a.name(ending), b.name(ending)) })
+	slices.SortFunc(runs, func(a, b run) int { return strings.Compare(a.name(endBundle), b.name(endBundle)) })
 	return runs, nil
 }
 
@@ -214,7 +219,7 @@ type exporting struct {
 
 // readExisting checks what is on the medium.
 func (e *exporting) readExisting() error {
-	runs, err := listRuns(e.folder, endBundle)
+	runs, err := listRuns(e.folder)
 	if err != nil {
 		return err
 	}
@@ -356,19 +361,26 @@ type Receipt struct {
 	Data []byte // not checked in any way
 }
 
-// Receipts reads what came back for a station on a removable medium.
+// Receipts reads what came back for a station on a removable medium, of every
+// importer, by the first entry.
 func Receipts(media, origin string) ([]Receipt, error) {
 	folder, err := stationFolder(media, origin)
 	if err != nil {
 		return nil, err
 	}
-	runs, err := listRuns(folder, endReceipt)
+	names, err := os.ReadDir(folder) // in order
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the medium: %w", err)
 	}
 	var out []Receipt
-	for _, r := range runs {
-		path := filepath.Join(folder, r.name(endReceipt))
+	for _, name := range names {
+		if !receiptName.MatchString(name.Name()) {
+			continue
+		}
+		path := filepath.Join(folder, name.Name())
 		data, err := readMedia(path, maxReceipt)
 		if err != nil {
 			return nil, err

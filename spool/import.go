@@ -59,7 +59,8 @@ var ErrAway = errors.New("the registry takes no records")
 
 // ImportMedia delivers the bundles of a SKU on a removable medium to a
 // registry, under the same conditions under which a station delivers its
-// records, and writes a signed receipt beside each. It believes nothing of the
+// records, and writes a signed receipt beside each, and beside those that other
+// importers have written. It believes nothing of the
 // medium: a bundle must be of one of the stations and hold what it says, each
 // record must be signed by its station and prove possession if it says so. A
 // bundle that is not taken does not keep the others back.
@@ -102,7 +103,7 @@ type importing struct {
 }
 
 func (im *importing) run(ctx context.Context, each func(Imported)) error {
-	runs, err := listRuns(im.folder, endBundle)
+	runs, err := listRuns(im.folder)
 	if err != nil || len(runs) == 0 {
 		return err
 	}
@@ -214,8 +215,7 @@ func (im *importing) station(b *bundle) (note.Verifier, journal.Checkpoint, erro
 
 // deliver offers a bundle's records to the registry, and writes the receipt.
 func (im *importing) deliver(ctx context.Context, r run, records []*importedRecord, out *Imported) error {
-	path := filepath.Join(im.folder, r.name(endReceipt))
-	before, err := im.recall(path, r, records)
+	path, before, err := im.recall(r, records)
 	if err != nil {
 		return err
 	}
@@ -258,17 +258,36 @@ func (im *importing) deliver(ctx context.Context, r run, records []*importedReco
 	return failure
 }
 
-// recall reads the receipt that is there, if this identity has signed it. One
-// of somebody else, or a damaged one, is replaced: what is delivered twice
-// changes nothing.
-func (im *importing) recall(path string, r run, records []*importedRecord) (*receipt, error) {
-	data, err := readMedia(path, maxReceipt)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+// recall finds the receipt of this identity, and where one is to be written. The
+// first importer's has the name of the bundle, that of any other the hash of its
+// key besides: a receipt that somebody else signed is never replaced. What is
+// nobody's, because it is damaged, is: what is delivered twice changes nothing.
+func (im *importing) recall(r run, records []*importedRecord) (path string, before *receipt, err error) {
+	first := filepath.Join(im.folder, r.name(endReceipt))
+	own := filepath.Join(im.folder, r.name(fmt.Sprintf(".%08x%s", im.Identity.Verifier.KeyHash(), endReceipt)))
+	for _, path := range []string{own, first} {
+		data, err := readMedia(path, maxReceipt)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		if _, err := note.Open(data, note.VerifierList(im.Identity.Verifier)); err != nil {
+			_, others := errors.AsType[*note.UnverifiedNoteError](err)
+			if path == first && others {
+				return own, nil, nil
+			}
+			return path, nil, nil
+		}
+		before, err := im.read(data, r, records)
+		return path, before, err
 	}
-	if err != nil {
-		return nil, err
-	}
+	return first, nil, nil
+}
+
+// read takes the answers of a receipt; nil if it does not speak of these records.
+func (im *importing) read(data []byte, r run, records []*importedRecord) (*receipt, error) {
 	before, _, err := openReceipt(data, note.VerifierList(im.Identity.Verifier))
 	if errors.Is(err, board.ErrNewer) {
 		return nil, err

@@ -255,3 +255,80 @@ func (s *shortBatch) PutBatch(ctx context.Context, records []board.Sealed) []err
 	}
 	return errs
 }
+
+// A second importer, with another registry or another key, writes its receipts
+// beside the first's. Both go on from their own, and the station applies both.
+func TestImportBeside(t *testing.T) {
+	k, _ := smallKit(t, 5)
+	stick := tempDir(t)
+	k.export(stick, 0)
+	folder := filepath.Join(stick, "widgiot", "line3-a")
+	read := func() map[string]string {
+		t.Helper()
+		out := map[string]string{}
+		files, err := filepath.Glob(filepath.Join(folder, "*.receipt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out[file] = string(data)
+		}
+		return out
+	}
+	runs, err := listRuns(folder)
+	if err != nil || len(runs) == 0 {
+		t.Fatal(runs, err)
+	}
+	first := newImporter(t, stick, k.sink, k.id.Verifier)
+	first.mustRun()
+	firsts := read()
+	if len(firsts) != len(runs) {
+		t.Fatalf("%d receipts of %d bundles", len(firsts), len(runs))
+	}
+	second := newImporter(t, stick, k.sink, k.id.Verifier)
+	second.mustRun()
+	both := read()
+	if len(both) != 2*len(runs) {
+		t.Fatalf("%d receipts of two importers and %d bundles", len(both), len(runs))
+	}
+	for file, text := range firsts {
+		if both[file] != text {
+			t.Errorf("the second importer has changed %s", file)
+		}
+	}
+	// Both again, and after what is damaged: each finds its own, and writes no
+	// other file.
+	for file := range both {
+		if err := os.WriteFile(file, []byte(both[file][:40]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, im := range []*importer{first, second} {
+			im.mustRun()
+		}
+		if again := read(); len(again) > len(both)+1 {
+			t.Errorf("%d receipts", len(again))
+		}
+	}
+	if n := len(read()); n > 3*len(runs) {
+		t.Errorf("%d receipts", n)
+	}
+	receipts, err := Receipts(stick, "widgiot/line3-a")
+	if err != nil || len(receipts) < 2*len(runs) {
+		t.Fatalf("%d receipts, %v", len(receipts), err)
+	}
+	for _, trusted := range []*importer{second, first} {
+		for _, receipt := range receipts {
+			settled, err := k.spool.ApplyReceipt(receipt.Data, note.VerifierList(trusted.Identity.Verifier))
+			if err != nil && !errors.Is(err, ErrReceipt) || err == nil && trusted == first && settled.Confirmed > 0 {
+				t.Errorf("%s: %+v, %v", receipt.Path, settled, err)
+			}
+		}
+		if pending := k.spool.Stats().Pending; pending != 0 {
+			t.Errorf("%d records wait", pending)
+		}
+	}
+}

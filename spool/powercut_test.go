@@ -157,7 +157,7 @@ func (p *promises) lookAtSticks(dir string) error {
 		}
 	}
 	for _, folder := range p.looked {
-		runs, err := listRuns(filepath.Join(dir, folder), endBundle)
+		runs, err := listRuns(filepath.Join(dir, folder))
 		if err != nil {
 			return err
 		}

@@ -185,7 +185,7 @@ func (s *shift) export(name string, from uint64) {
 		s.t.Fatal(err)
 	}
 	folder := filepath.Join(s.stick(name), "widgiot", "line3-a")
-	runs, err := listRuns(folder, endBundle)
+	runs, err := listRuns(folder)
 	if err != nil {
 		s.t.Fatal(err)
 	}
