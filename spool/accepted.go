@@ -174,8 +174,8 @@ func (s *Spool) setNotAccepted(found error) error {
 	}
 	return s.update(func(tx *bolt.Tx) error {
 		if text == "" {
-			return tx.Bucket(bucketArchive).Delete(keyNotAccepted)
+			return tableOf(tx, bucketArchive).Delete(keyNotAccepted)
 		}
-		return tx.Bucket(bucketArchive).Put(keyNotAccepted, []byte(text))
+		return tableOf(tx, bucketArchive).Put(keyNotAccepted, []byte(text))
 	})
 }

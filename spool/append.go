@@ -234,7 +234,7 @@ func (s *Spool) commit(group []*request) error {
 	if err := s.update(func(tx *bolt.Tx) error {
 		change = counted{}
 		var p progress
-		if err := p.decode(tx.Bucket(bucketMeta).Get(keyNext)); err != nil {
+		if err := p.decode(tableOf(tx, bucketMeta).Get(keyNext)); err != nil {
 			return err
 		}
 		if first := written[0].entry.Seq; p.Next != first {
@@ -386,7 +386,7 @@ func (s *Spool) decideRecord(tx *bolt.Tx, q *request, devices map[board.DeviceID
 // board. The receipt then names that verdict.
 func (s *Spool) resumed(tx *bolt.Tx, q *request) (bool, error) {
 	v := q.entry.Verdict
-	last := tx.Bucket(bucketSlots).Get([]byte(v.Slot))
+	last := tableOf(tx, bucketSlots).Get([]byte(v.Slot))
 	if last == nil {
 		return false, nil
 	}
@@ -395,7 +395,7 @@ func (s *Spool) resumed(tx *bolt.Tx, q *request) (bool, error) {
 		return false, err
 	}
 	var before entryRow
-	if err := before.decode(tx.Bucket(bucketEntries).Get(last)); err != nil {
+	if err := before.decode(tableOf(tx, bucketEntries).Get(last)); err != nil {
 		return false, err
 	}
 	passes := func(r journal.Result) bool { return r == journal.Passed || r == journal.Repeated }

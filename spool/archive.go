@@ -197,7 +197,7 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 	s.archive.segments, s.archive.have, s.archive.since = 0, 0, time.Time{}
 	oldest := uint64(math.MaxUint64)
 	err = s.view(func(tx *bolt.Tx) error {
-		b := tx.Bucket(bucketArchive)
+		b := tableOf(tx, bucketArchive)
 		if data := b.Get(keyOffered); len(data) == 8 {
 			s.archive.offered, _ = decodeSeq(data)
 		}
@@ -291,7 +291,7 @@ func (s *Spool) archived(key, value []byte) error {
 	if s.closed || s.broken != nil {
 		return nil // it is offered again
 	}
-	if err := s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketArchive).Put(key, value) }); err != nil {
+	if err := s.update(func(tx *bolt.Tx) error { return tableOf(tx, bucketArchive).Put(key, value) }); err != nil {
 		s.broken = fmt.Errorf("writing the index: %w", err)
 		return s.broken
 	}

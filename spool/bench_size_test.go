@@ -111,7 +111,7 @@ func BenchmarkAppendLate(b *testing.B) {
 			if err := db.Update(func(tx *bolt.Tx) error {
 				return errors.Join(
 					putEntry(tx, &journal.Summary{Device: r.Device, Key: key, Seq: seq, At: at, Time: int64(n), Result: journal.Passed, Tags: &journal.Tags{Slot: "A"}}, &counted{}),
-					tx.Bucket(bucketLeaves).Put(encodeSeq(seq), key[:]),
+					tableOf(tx, bucketLeaves).Put(encodeSeq(seq), key[:]),
 					putProgress(tx, progress{Next: seq + 1}))
 			}); err != nil {
 				b.Fatal(err)

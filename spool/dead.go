@@ -33,7 +33,7 @@ type DeadLetter struct {
 var ErrNoDeadLetter = errors.New("there is no such dead letter")
 
 func putDead(tx *bolt.Tx, d DeadLetter) error {
-	return putJSON(tx.Bucket(bucketDead), encodeSeq(d.Seq), d)
+	return putJSON(tableOf(tx, bucketDead), encodeSeq(d.Seq), d)
 }
 
 // rejection makes an entry of what was refused.
@@ -88,7 +88,7 @@ func (s *Spool) DeadLetters() ([]DeadLetter, error) {
 }
 
 func readDead(tx *bolt.Tx) (out []DeadLetter, err error) {
-	err = tx.Bucket(bucketDead).ForEach(func(_, value []byte) error {
+	err = tableOf(tx, bucketDead).ForEach(func(_, value []byte) error {
 		var d DeadLetter
 		if err := json.Unmarshal(value, &d); err != nil {
 			return fmt.Errorf("reading a dead letter: %w", err)
@@ -120,7 +120,7 @@ func (s *Spool) Requeue(seq uint64) error {
 	}
 	if err := s.update(func(tx *bolt.Tx) error {
 		q := queued{at.Segment, at.Offset, e.Time.UnixMilli()}
-		return errors.Join(tx.Bucket(bucketDead).Delete(encodeSeq(seq)), tx.Bucket(bucketQueue).Put(encodeSeq(seq), q.encode()))
+		return errors.Join(tableOf(tx, bucketDead).Delete(encodeSeq(seq)), tableOf(tx, bucketQueue).Put(encodeSeq(seq), q.encode()))
 	}); err != nil {
 		s.broken = fmt.Errorf("writing the index: %w", err)
 		return s.broken
@@ -171,7 +171,7 @@ func (s *Spool) deadLetter(seq uint64) (d DeadLetter, err error) {
 }
 
 func getDead(tx *bolt.Tx, seq uint64) (d DeadLetter, err error) {
-	data := tx.Bucket(bucketDead).Get(encodeSeq(seq))
+	data := tableOf(tx, bucketDead).Get(encodeSeq(seq))
 	if data == nil {
 		return d, fmt.Errorf("%w: %d", ErrNoDeadLetter, seq)
 	}

@@ -342,7 +342,7 @@ func (s *Spool) batch() (items []*item, wait time.Duration, err error) {
 func (s *Spool) readQueue() (items []*item, wait time.Duration, err error) {
 	now := time.Now()
 	err = s.view(func(tx *bolt.Tx) error {
-		c := tx.Bucket(bucketQueue).Cursor()
+		c := tableOf(tx, bucketQueue).Cursor()
 		for key, value := c.First(); key != nil && len(items) < passRecords; key, value = c.Next() {
 			it := &item{}
 			var err error
@@ -397,7 +397,7 @@ func (s *Spool) suspect(segment uint64, why error) {
 	if s.broken != nil {
 		return
 	}
-	if err := s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(segment)) }); err != nil {
+	if err := s.update(func(tx *bolt.Tx) error { return tableOf(tx, bucketSegments).Delete(encodeSeq(segment)) }); err != nil {
 		why = errors.Join(why, err)
 	}
 	s.broken = fmt.Errorf("reading the journal: %w", why)
@@ -437,7 +437,7 @@ func (s *Spool) settleLocked(batch []*item) error {
 	confirmed := 0
 	err := s.update(func(tx *bolt.Tx) error {
 		confirmed = 0
-		queue, devices := tx.Bucket(bucketQueue), tx.Bucket(bucketDevices)
+		queue, devices := tableOf(tx, bucketQueue), tableOf(tx, bucketDevices)
 		for _, it := range settled {
 			key := encodeSeq(it.seq)
 			if it.dead != nil || queue.Get(key) == nil {
@@ -481,7 +481,7 @@ func (s *Spool) journalAnswers(settled []*item) error {
 	var answers []*request
 	if err := s.view(func(tx *bolt.Tx) error {
 		answers = nil
-		rejected, queue := tx.Bucket(bucketRejected), tx.Bucket(bucketQueue)
+		rejected, queue := tableOf(tx, bucketRejected), tableOf(tx, bucketQueue)
 		for _, it := range settled {
 			key := encodeSeq(it.seq)
 			r := &journal.Rejection{Of: it.seq, Device: it.dev, Fingerprint: it.key, Reason: journal.Resolved}

@@ -111,7 +111,7 @@ func (s *Spool) Find(ctx context.Context, text string, limit int) (found []Devic
 			return nil, false, err
 		}
 		if err := s.readIndex(func(tx *bolt.Tx) error {
-			c := tx.Bucket(bucketDevices).Cursor()
+			c := tableOf(tx, bucketDevices).Cursor()
 			key, value := c.Seek(after)
 			for n := 0; key != nil && n < findBatch; n++ {
 				var p pointer
@@ -154,7 +154,7 @@ func (s *Spool) findFailed(ctx context.Context, digits string, limit int, found 
 			return nil, false, err
 		}
 		if err := s.readIndex(func(tx *bolt.Tx) error {
-			devices, c := tx.Bucket(bucketDevices), tx.Bucket(bucketEvents).Cursor()
+			devices, c := tableOf(tx, bucketDevices), tableOf(tx, bucketEvents).Cursor()
 			key, _ := c.Seek(after)
 			for n := 0; key != nil && n < findBatch; n++ {
 				device := board.DeviceID(key)
@@ -179,9 +179,9 @@ func (s *Spool) findFailed(ctx context.Context, digits string, limit int, found 
 
 // deviceEntryIn is what the index has of a device; false if nothing.
 func deviceEntryIn(tx *bolt.Tx, device board.DeviceID) (s DeviceEntry, have bool, err error) {
-	data := tx.Bucket(bucketDevices).Get(device[:])
+	data := tableOf(tx, bucketDevices).Get(device[:])
 	if data == nil {
-		key, _ := tx.Bucket(bucketEvents).Cursor().Seek(device[:])
+		key, _ := tableOf(tx, bucketEvents).Cursor().Seek(device[:])
 		return DeviceEntry{Device: device}, bytes.HasPrefix(key, device[:]), nil
 	}
 	var p pointer
@@ -199,7 +199,7 @@ func (s *Spool) findKeys(digits string, limit int) (found []DeviceEntry, more bo
 		return nil, false, ErrFind
 	}
 	err = s.readIndex(func(tx *bolt.Tx) error {
-		c := tx.Bucket(bucketKeys).Cursor()
+		c := tableOf(tx, bucketKeys).Cursor()
 		for key, device := c.Seek(front); bytes.HasPrefix(key, front); key, device = c.Next() {
 			if !strings.HasPrefix(hex.EncodeToString(key), digits) {
 				continue
@@ -207,7 +207,7 @@ func (s *Spool) findKeys(digits string, limit int) (found []DeviceEntry, more bo
 			if more = len(found) == limit; more {
 				return nil
 			}
-			data := tx.Bucket(bucketDevices).Get(device)
+			data := tableOf(tx, bucketDevices).Get(device)
 			if data == nil {
 				continue
 			}
@@ -264,14 +264,14 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 	var places []place
 	record := journal.Position{Offset: -1}
 	if err := s.readIndex(func(tx *bolt.Tx) error {
-		if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
+		if data := tableOf(tx, bucketDevices).Get(device[:]); data != nil {
 			var p pointer
 			if err := p.decode(data); err != nil {
 				return err
 			}
 			h.DeviceEntry = deviceEntryOf(device[:], &p)
 			var row entryRow
-			if data := tx.Bucket(bucketEntries).Get(encodeSeq(p.Seq)); data != nil && row.decode(data) == nil {
+			if data := tableOf(tx, bucketEntries).Get(encodeSeq(p.Seq)); data != nil && row.decode(data) == nil {
 				record = row.at
 			}
 			var err error
@@ -279,7 +279,7 @@ func (s *Spool) History(device board.DeviceID) (History, error) {
 				return err
 			}
 		}
-		c := tx.Bucket(bucketEvents).Cursor()
+		c := tableOf(tx, bucketEvents).Cursor()
 		for key, value := c.Seek(device[:]); bytes.HasPrefix(key, device[:]); key, value = c.Next() {
 			seq, err := decodeSeq(key[len(device):])
 			if err != nil {
@@ -324,7 +324,7 @@ func deliveryOf(tx *bolt.Tx, seq uint64, p *pointer) (Delivery, *DeadLetter, err
 		return Rejected, &d, nil
 	case !errors.Is(err, ErrNoDeadLetter):
 		return "", nil, err
-	case tx.Bucket(bucketQueue).Get(encodeSeq(seq)) != nil:
+	case tableOf(tx, bucketQueue).Get(encodeSeq(seq)) != nil:
 		return Waiting, nil, nil
 	case p != nil && p.Seq == seq && p.Delivered == 0: // it is damaged
 		return Waiting, nil, nil
@@ -337,7 +337,7 @@ func deliveryOf(tx *bolt.Tx, seq uint64, p *pointer) (Delivery, *DeadLetter, err
 func (s *Spool) Recent(ctx context.Context, n int) ([]Item, error) {
 	var found []found
 	if err := s.readIndex(func(tx *bolt.Tx) error {
-		c := tx.Bucket(bucketEntries).Cursor()
+		c := tableOf(tx, bucketEntries).Cursor()
 		for key, value := c.Last(); key != nil && len(found) < n; key, value = c.Prev() {
 			if err := find(tx, key, value, &found); err != nil {
 				return err
@@ -372,7 +372,7 @@ func find(tx *bolt.Tx, key, value []byte, to *[]found) error {
 	if row.result != journal.Failed {
 		of := seq
 		var p pointer
-		data := tx.Bucket(bucketDevices).Get(row.device[:])
+		data := tableOf(tx, bucketDevices).Get(row.device[:])
 		have := data != nil
 		if have {
 			if err := p.decode(data); err != nil {
@@ -427,7 +427,7 @@ func (s *Spool) Range(ctx context.Context, from, to time.Time, visit func(Item))
 			return context.Cause(ctx)
 		}
 		if err := s.readIndex(func(tx *bolt.Tx) error {
-			c, entries := tx.Bucket(bucketTimes).Cursor(), tx.Bucket(bucketEntries)
+			c, entries := tableOf(tx, bucketTimes).Cursor(), tableOf(tx, bucketEntries)
 			key, _ := c.Seek(after)
 			for n := 0; n < findBatch && key != nil && bytes.Compare(key, until) < 0; n++ {
 				seq := key[8:]
@@ -494,7 +494,7 @@ func (s *Spool) Count() (Counts, error) { return s.countFrom("") }
 func (s *Spool) countFrom(prefix string) (Counts, error) {
 	c := Counts{Failed: map[string]uint64{}}
 	err := s.readIndex(func(tx *bolt.Tx) error {
-		cursor := tx.Bucket(bucketCounts).Cursor()
+		cursor := tableOf(tx, bucketCounts).Cursor()
 		for key, value := cursor.Seek([]byte(prefix)); key != nil && bytes.HasPrefix(key, []byte(prefix)); key, value = cursor.Next() {
 			n, err := decodeSeq(value)
 			if err != nil || bytes.Count(key, []byte{0}) != 2 {
@@ -510,7 +510,7 @@ func (s *Spool) countFrom(prefix string) (Counts, error) {
 // DeliveryOf tells what became of the record of a device; empty if it has none.
 func (s *Spool) DeliveryOf(device board.DeviceID) (d Delivery, err error) {
 	err = s.readIndex(func(tx *bolt.Tx) error {
-		data := tx.Bucket(bucketDevices).Get(device[:])
+		data := tableOf(tx, bucketDevices).Get(device[:])
 		if data == nil {
 			return nil
 		}
@@ -537,7 +537,7 @@ func (s *Spool) Prove(ctx context.Context, device board.DeviceID) ([]byte, error
 	var known pointer
 	have := false
 	if err := s.readIndex(func(tx *bolt.Tx) error {
-		data := tx.Bucket(bucketDevices).Get(device[:])
+		data := tableOf(tx, bucketDevices).Get(device[:])
 		if have = data != nil; !have {
 			return nil
 		}
@@ -571,14 +571,14 @@ func (s *Spool) Entries(device board.DeviceID) (seqs []uint64, err error) {
 }
 
 func deviceSeqs(tx *bolt.Tx, device board.DeviceID) (seqs []uint64, err error) {
-	if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
+	if data := tableOf(tx, bucketDevices).Get(device[:]); data != nil {
 		var p pointer
 		if err := p.decode(data); err != nil {
 			return nil, err
 		}
 		seqs = append(seqs, p.Seq)
 	}
-	c := tx.Bucket(bucketEvents).Cursor()
+	c := tableOf(tx, bucketEvents).Cursor()
 	for key, _ := c.Seek(device[:]); bytes.HasPrefix(key, device[:]); key, _ = c.Next() {
 		seq, err := decodeSeq(key[len(device):])
 		if err != nil {

@@ -178,7 +178,7 @@ func TestHistoryOfDeadLetter(t *testing.T) {
 	if err != nil || h.Dead == nil || h.Dead.Reason != "device-conflict" {
 		t.Errorf("%+v, %v", h, err)
 	}
-	if err := k.spool.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketDead).Delete(encodeSeq(1)) }); err != nil {
+	if err := k.spool.update(func(tx *bolt.Tx) error { return tableOf(tx, bucketDead).Delete(encodeSeq(1)) }); err != nil {
 		t.Fatal(err)
 	}
 }

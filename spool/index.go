@@ -26,7 +26,7 @@ import (
 
 // indexFormat is raised when the buckets change; any other is rebuilt from the
 // journal.
-const indexFormat = 4
+const indexFormat = 5
 
 // The index's buckets. All of it follows from the journal, but for what was
 // delivered and what is dead, which delivering again finds out again, and for
@@ -275,7 +275,7 @@ func makeIndex(d disk, path, origin string, options *bolt.Options) (*bolt.DB, er
 				return err
 			}
 		}
-		meta := tx.Bucket(bucketMeta)
+		meta := tableOf(tx, bucketMeta)
 		return errors.Join(meta.Put(keyFormat, []byte{indexFormat}), meta.Put(keyOrigin, []byte(origin)), putProgress(tx, progress{}))
 	})
 	if err != nil {
@@ -309,10 +309,10 @@ func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) 
 					return fmt.Errorf("%w: it is not whole, or of another format", errIndexUnusable)
 				}
 			}
-			meta := tx.Bucket(bucketMeta)
-			if format := meta.Get(keyFormat); !bytes.Equal(format, []byte{indexFormat}) {
-				return fmt.Errorf("%w: format %x, want %d", errIndexUnusable, format, indexFormat)
+			if format := formatOf(tx); format != indexFormat {
+				return fmt.Errorf("%w: format %d, want %d", errIndexUnusable, format, indexFormat)
 			}
+			meta := tableOf(tx, bucketMeta)
 			if of := meta.Get(keyOrigin); string(of) != origin {
 				return fmt.Errorf("%w: it is of %.130q", errIndexUnusable, of)
 			}
@@ -327,6 +327,17 @@ func openIndex(d disk, dir, origin string) (db *bolt.DB, p progress, err error) 
 		db = nil
 	}
 	return db, p, err
+}
+
+// formatOf reads the format of an index; 0 if there is none. It is the first
+// byte of its value in every format, with a checksum or without.
+func formatOf(tx *bolt.Tx) byte {
+	if meta := tx.Bucket(bucketMeta); meta != nil {
+		if stored := meta.Get(keyFormat); len(stored) > 0 {
+			return stored[0]
+		}
+	}
+	return 0
 }
 
 // notNow tells whether a file could not be opened for a reason that says
@@ -355,7 +366,7 @@ func unmapPages(db *bolt.DB) {
 // not in the middle of a shift. (bbolt's own check runs in a goroutine of its
 // own, where a panic over a damaged page would end the process.)
 func walkIndex(tx *bolt.Tx) error {
-	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
+	devices, keys := tableOf(tx, bucketDevices), tableOf(tx, bucketKeys)
 	// Keys and devices are one another's inverse: if so, these sums are equal.
 	// To look up each would take long.
 	var inDevices, inKeys uint32
@@ -386,14 +397,14 @@ func walkIndex(tx *bolt.Tx) error {
 		err = errors.New("a key and its device disagree")
 	}
 	if err == nil {
-		err = tx.Bucket(bucketQueue).ForEach(func(key, value []byte) error {
+		err = tableOf(tx, bucketQueue).ForEach(func(key, value []byte) error {
 			var q queued
 			_, err := decodeSeq(key)
 			return errors.Join(err, q.decode(value))
 		})
 	}
 	if err == nil {
-		err = tx.Bucket(bucketEvents).ForEach(func(key, value []byte) error {
+		err = tableOf(tx, bucketEvents).ForEach(func(key, value []byte) error {
 			var at journal.Position
 			if len(key) != len(board.DeviceID{})+8 {
 				return errIndexEntry
@@ -402,7 +413,7 @@ func walkIndex(tx *bolt.Tx) error {
 		})
 	}
 	if err == nil {
-		err = tx.Bucket(bucketEntries).ForEach(func(key, value []byte) error {
+		err = tableOf(tx, bucketEntries).ForEach(func(key, value []byte) error {
 			var e entryRow
 			_, err := decodeSeq(key)
 			return errors.Join(err, e.decode(value))
@@ -410,7 +421,7 @@ func walkIndex(tx *bolt.Tx) error {
 	}
 	for _, name := range [][]byte{bucketDead, bucketSegments, bucketLeaves, bucketDamage, bucketArchive, bucketTimes, bucketSlots, bucketCounts, bucketRejected} {
 		if err == nil {
-			err = tx.Bucket(name).ForEach(func(_, _ []byte) error { return nil })
+			err = tableOf(tx, name).ForEach(func(_, _ []byte) error { return nil })
 		}
 	}
 	if err != nil {
@@ -420,7 +431,7 @@ func walkIndex(tx *bolt.Tx) error {
 }
 
 func putProgress(tx *bolt.Tx, p progress) error {
-	return tx.Bucket(bucketMeta).Put(keyNext, p.encode())
+	return tableOf(tx, bucketMeta).Put(keyNext, p.encode())
 }
 
 // counted is what a batch of entries changes: lengths of buckets, and counters.
@@ -430,7 +441,7 @@ type counted struct {
 }
 
 func (c *counted) put(tx *bolt.Tx) error {
-	b := tx.Bucket(bucketCounts)
+	b := tableOf(tx, bucketCounts)
 	for key, n := range c.numbers {
 		if before := b.Get([]byte(key)); before != nil {
 			have, err := decodeSeq(before)
@@ -467,19 +478,20 @@ func putRow(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 		return nil
 	}
 	key := encodeSeq(e.Seq)
-	entries, times := tx.Bucket(bucketEntries), tx.Bucket(bucketTimes)
+	entries, times := tableOf(tx, bucketEntries), tableOf(tx, bucketTimes)
 	if entries.Get(key) == nil {
 		if c.numbers == nil {
 			c.numbers = map[string]uint64{}
 		}
 		c.numbers[countKey(e.Tags.Order, e.Result, e.Tags.Reason)]++
 	}
-	entries.FillPercent, times.FillPercent = 1, 1 // they come in order
+	entries.fill(1) // they come in order
+	times.fill(1)
 	row := entryRow{e.At, e.Time, e.Result, e.Device, e.Tags.Slot, e.Tags.Reason}
 	if err := errors.Join(entries.Put(key, row.encode()), times.Put(timeKey(e.Time, e.Seq), nil)); err != nil {
 		return err
 	}
-	slots := tx.Bucket(bucketSlots)
+	slots := tableOf(tx, bucketSlots)
 	if last := slots.Get([]byte(e.Tags.Slot)); e.Tags.Slot != "" && (last == nil || bytes.Compare(last, key) < 0) {
 		if err := slots.Put([]byte(e.Tags.Slot), key); err != nil {
 			return err
@@ -496,7 +508,7 @@ func putRow(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 		if !device.Valid() {
 			continue
 		}
-		if err := tx.Bucket(bucketEvents).Put(append(device[:], key...), encodePosition(e.At)); err != nil {
+		if err := tableOf(tx, bucketEvents).Put(append(device[:], key...), encodePosition(e.At)); err != nil {
 			return err
 		}
 	}
@@ -507,17 +519,17 @@ func putRow(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 // good, and takes it from the queue; a Resolved one ends that.
 func putRejection(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 	r := e.Rejection
-	events, of := tx.Bucket(bucketEvents), encodeSeq(r.Of)
+	events, of := tableOf(tx, bucketEvents), encodeSeq(r.Of)
 	at := append(r.Device[:], encodeSeq(e.Seq)...)
 	again := events.Get(at) != nil
 	if err := events.Put(at, encodePosition(e.At)); err != nil || again {
 		return err
 	}
-	queue, dead, rejected := tx.Bucket(bucketQueue), tx.Bucket(bucketDead), tx.Bucket(bucketRejected)
+	queue, dead, rejected := tableOf(tx, bucketQueue), tableOf(tx, bucketDead), tableOf(tx, bucketRejected)
 	if r.Reason == journal.Resolved {
 		if dead.Get(of) != nil { // in a rebuild: nobody requeued the record. It is delivered once more, as all are.
 			var row entryRow
-			if err := row.decode(tx.Bucket(bucketEntries).Get(of)); err != nil {
+			if err := row.decode(tableOf(tx, bucketEntries).Get(of)); err != nil {
 				return err
 			}
 			place := queued{row.at.Segment, row.at.Offset, row.time}
@@ -535,7 +547,7 @@ func putRejection(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 		if err := place.decode(data); err != nil {
 			return err
 		}
-	} else if data := tx.Bucket(bucketEntries).Get(of); data != nil {
+	} else if data := tableOf(tx, bucketEntries).Get(of); data != nil {
 		var row entryRow
 		if err := row.decode(data); err != nil {
 			return err
@@ -554,10 +566,10 @@ func putRejection(tx *bolt.Tx, e *journal.Summary, c *counted) error {
 // it, and VerifyDir says so.
 func apply(tx *bolt.Tx, r *journal.Summary) error {
 	q := queued{r.At.Segment, r.At.Offset, r.Time}
-	if err := tx.Bucket(bucketQueue).Put(encodeSeq(r.Seq), q.encode()); err != nil {
+	if err := tableOf(tx, bucketQueue).Put(encodeSeq(r.Seq), q.encode()); err != nil {
 		return err
 	}
-	devices, keys := tx.Bucket(bucketDevices), tx.Bucket(bucketKeys)
+	devices, keys := tableOf(tx, bucketDevices), tableOf(tx, bucketKeys)
 	var known pointer
 	if data := devices.Get(r.Device[:]); data != nil {
 		if err := known.decode(data); err != nil {
@@ -583,11 +595,11 @@ func apply(tx *bolt.Tx, r *journal.Summary) error {
 
 // lookup finds what is known of a device and of a key.
 func lookup(tx *bolt.Tx, device board.DeviceID, key board.Fingerprint) (known pointer, haveDevice bool, owner board.DeviceID, haveKey bool, err error) {
-	if data := tx.Bucket(bucketDevices).Get(device[:]); data != nil {
+	if data := tableOf(tx, bucketDevices).Get(device[:]); data != nil {
 		haveDevice = true
 		err = known.decode(data)
 	}
-	if data := tx.Bucket(bucketKeys).Get(key[:]); data != nil {
+	if data := tableOf(tx, bucketKeys).Get(key[:]); data != nil {
 		haveKey = true
 		if copy(owner[:], data) != len(owner) {
 			err = errIndexEntry
@@ -596,7 +608,7 @@ func lookup(tx *bolt.Tx, device board.DeviceID, key board.Fingerprint) (known po
 	return
 }
 
-func putJSON(b *bolt.Bucket, key []byte, v any) error {
+func putJSON(b table, key []byte, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -606,13 +618,13 @@ func putJSON(b *bolt.Bucket, key []byte, v any) error {
 
 // putSealed remembers a segment that is not written any more.
 func putSealed(tx *bolt.Tx, first uint64, s sealedSegment) error {
-	return putJSON(tx.Bucket(bucketSegments), encodeSeq(first), s)
+	return putJSON(tableOf(tx, bucketSegments), encodeSeq(first), s)
 }
 
 func readSealed(db *bolt.DB) (map[uint64]sealedSegment, error) {
 	out := map[uint64]sealedSegment{}
 	err := db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketSegments).ForEach(func(key, value []byte) error {
+		return tableOf(tx, bucketSegments).ForEach(func(key, value []byte) error {
 			first, err := decodeSeq(key)
 			if err != nil {
 				return err
@@ -630,7 +642,7 @@ func readSealed(db *bolt.DB) (map[uint64]sealedSegment, error) {
 
 // putDamage replaces what is known of damage from a segment on.
 func putDamage(tx *bolt.Tx, from uint64, found []journal.Damage) error {
-	b := tx.Bucket(bucketDamage)
+	b := tableOf(tx, bucketDamage)
 	var old [][]byte // a cursor must not delete under itself
 	c := b.Cursor()
 	for key, _ := c.Seek(encodeSeq(from)); key != nil; key, _ = c.Next() {
@@ -652,7 +664,7 @@ func putDamage(tx *bolt.Tx, from uint64, found []journal.Damage) error {
 func readDamage(db *bolt.DB) ([]journal.Damage, error) {
 	var out []journal.Damage
 	err := db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketDamage).ForEach(func(_, value []byte) error {
+		return tableOf(tx, bucketDamage).ForEach(func(_, value []byte) error {
 			var d journal.Damage
 			if err := json.Unmarshal(value, &d); err != nil {
 				return err
@@ -675,8 +687,8 @@ func putLeaves(tx *bolt.Tx, first uint64, hashes []tlog.Hash, fresh bool) error 
 			return err
 		}
 	}
-	b := tx.Bucket(bucketLeaves)
-	b.FillPercent = 1 // they come in order
+	b := tableOf(tx, bucketLeaves)
+	b.fill(1) // they come in order
 	for i, h := range hashes {
 		if err := b.Put(encodeSeq(first+uint64(i)), h[:]); err != nil {
 			return err

@@ -153,7 +153,7 @@ func (k *kit) checkRegistry() {
 	}
 	defer db.Close()
 	db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketDevices).ForEach(func(device, value []byte) error {
+		return tableOf(tx, bucketDevices).ForEach(func(device, value []byte) error {
 			var known pointer
 			if err := known.decode(value); err != nil {
 				k.t.Errorf("invariant: %v", err)
@@ -249,7 +249,7 @@ func invariants(dir string, id journal.Identity, receipts map[board.DeviceID]boa
 	defer db.Close()
 	db.View(func(tx *bolt.Tx) error {
 		var p progress
-		if err := p.decode(tx.Bucket(bucketMeta).Get(keyNext)); err != nil || p.Next > next {
+		if err := p.decode(tableOf(tx, bucketMeta).Get(keyNext)); err != nil || p.Next > next {
 			fail("the index is at %d, the journal at %d (%v)", p.Next, next, err)
 		}
 		for device, key := range keys {
@@ -257,19 +257,19 @@ func invariants(dir string, id journal.Identity, receipts map[board.DeviceID]boa
 			if seqs[device] >= p.Next {
 				continue // a failed commit, settled at the next start
 			}
-			if err := known.decode(tx.Bucket(bucketDevices).Get(device[:])); err != nil || known.Key != key || known.Seq != seqs[device] {
+			if err := known.decode(tableOf(tx, bucketDevices).Get(device[:])); err != nil || known.Key != key || known.Seq != seqs[device] {
 				fail("device %s: the index has %+v (%v)", device, known, err)
 			}
-			if owner := tx.Bucket(bucketKeys).Get(key[:]); !bytes.Equal(owner, device[:]) {
+			if owner := tableOf(tx, bucketKeys).Get(key[:]); !bytes.Equal(owner, device[:]) {
 				fail("key %s is of %x in the index", key, owner)
 			}
-			inQueue := tx.Bucket(bucketQueue).Get(encodeSeq(seqs[device])) != nil
-			dead := tx.Bucket(bucketDead).Get(encodeSeq(seqs[device])) != nil
+			inQueue := tableOf(tx, bucketQueue).Get(encodeSeq(seqs[device])) != nil
+			dead := tableOf(tx, bucketDead).Get(encodeSeq(seqs[device])) != nil
 			if n := btoi(inQueue) + btoi(dead) + int(known.Delivered); n != 1 {
 				fail("device %s: queued %v, dead %v, delivered %d", device, inQueue, dead, known.Delivered)
 			}
 		}
-		if n := tx.Bucket(bucketDevices).Stats().KeyN; n > len(keys) {
+		if n := tableOf(tx, bucketDevices).Len(); n > len(keys) {
 			fail("the index has %d devices, the journal %d", n, len(keys))
 		}
 		return nil

@@ -156,7 +156,7 @@ func (r *modelRun) resync() {
 	queue, dead, rejected := map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{}
 	err := r.spool.view(func(tx *bolt.Tx) error {
 		for name, into := range map[string]map[uint64]bool{string(bucketQueue): queue, string(bucketDead): dead, string(bucketRejected): rejected} {
-			if err := tx.Bucket([]byte(name)).ForEach(func(key, _ []byte) error {
+			if err := tableOf(tx, []byte(name)).ForEach(func(key, _ []byte) error {
 				seq, err := decodeSeq(key)
 				into[seq] = true
 				return err

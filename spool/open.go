@@ -234,7 +234,7 @@ func (o *recovery) visit(at journal.Position, seq uint64, data []byte) error {
 // damage before it in its file, or was.
 func (o *recovery) moved(at journal.Position, seq uint64) error {
 	return o.db.View(func(tx *bolt.Tx) error {
-		data := tx.Bucket(bucketQueue).Get(encodeSeq(seq))
+		data := tableOf(tx, bucketQueue).Get(encodeSeq(seq))
 		if data == nil {
 			return nil
 		}
@@ -259,7 +259,7 @@ func (o *recovery) damaged(d journal.Damage) error {
 		}
 		if h == (tlog.Hash{}) && o.db != nil {
 			o.db.View(func(tx *bolt.Tx) error {
-				if data := tx.Bucket(bucketLeaves).Get(encodeSeq(seq)); len(data) == len(h) {
+				if data := tableOf(tx, bucketLeaves).Get(encodeSeq(seq)); len(data) == len(h) {
 					copy(h[:], data)
 				}
 				return nil
@@ -478,7 +478,7 @@ func (o *recovery) catchUpIndex() error {
 
 func (o *recovery) fill(db *bolt.DB, empty bool) error {
 	return load(db, o.entries, empty, func(tx *bolt.Tx) error {
-		queue := tx.Bucket(bucketQueue)
+		queue := tableOf(tx, bucketQueue)
 		for _, d := range o.found {
 			for seq := d.First; seq < d.Next; seq++ {
 				if err := queue.Delete(encodeSeq(seq)); err != nil {
@@ -572,8 +572,8 @@ func (s *Spool) rotate() (err error) {
 
 func (s *Spool) count() error {
 	return s.view(func(tx *bolt.Tx) error {
-		s.pending = tx.Bucket(bucketQueue).Stats().KeyN
-		s.dead = tx.Bucket(bucketDead).Stats().KeyN
+		s.pending = tableOf(tx, bucketQueue).Len()
+		s.dead = tableOf(tx, bucketDead).Len()
 		return nil
 	})
 }

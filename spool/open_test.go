@@ -34,11 +34,11 @@ func TestIndexIsDisposable(t *testing.T) {
 			clear(b[8<<10:])
 			os.WriteFile(path, b, 0o600)
 		},
-		"of a newer format":    editIndex(func(tx *bolt.Tx) { tx.Bucket(bucketMeta).Put(keyFormat, []byte{indexFormat + 1}) }),
-		"of another station":   editIndex(func(tx *bolt.Tx) { tx.Bucket(bucketMeta).Put(keyOrigin, []byte("widgiot/other")) }),
+		"of a newer format":    editIndex(func(tx *bolt.Tx) { tableOf(tx, bucketMeta).Put(keyFormat, []byte{indexFormat + 1}) }),
+		"of another station":   editIndex(func(tx *bolt.Tx) { tableOf(tx, bucketMeta).Put(keyOrigin, []byte("widgiot/other")) }),
 		"of another journal":   editIndex(func(tx *bolt.Tx) { putProgress(tx, progress{2, tlog.Hash{1}}) }),
 		"without a bucket":     editIndex(func(tx *bolt.Tx) { tx.DeleteBucket(bucketKeys) }),
-		"with a wrong pointer": editIndex(func(tx *bolt.Tx) { tx.Bucket(bucketKeys).Put(make([]byte, 32), make([]byte, 16)) }),
+		"with a wrong pointer": editIndex(func(tx *bolt.Tx) { tableOf(tx, bucketKeys).Put(make([]byte, 32), make([]byte, 16)) }),
 	}
 	for name, spoil := range damage {
 		t.Run(name, func(t *testing.T) {

@@ -136,7 +136,7 @@ func (p *promises) lookAtIndex(s *Spool) error {
 		}
 	}
 	return s.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketDevices).ForEach(func(device, value []byte) error {
+		return tableOf(tx, bucketDevices).ForEach(func(device, value []byte) error {
 			var known pointer
 			if err := known.decode(value); err != nil {
 				return err

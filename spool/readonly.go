@@ -1,7 +1,6 @@
 package spool
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -77,8 +76,7 @@ func openReadOnly(dir string, f func(*bolt.Tx) error) error {
 			return fmt.Errorf("%w: %w", ErrNoIndex, err)
 		}
 		return db.View(func(tx *bolt.Tx) error {
-			meta := tx.Bucket(bucketMeta)
-			if meta == nil || !bytes.Equal(meta.Get(keyFormat), []byte{indexFormat}) {
+			if formatOf(tx) != indexFormat {
 				return fmt.Errorf("%w: %s is of another format", ErrNoIndex, path)
 			}
 			for _, name := range buckets {

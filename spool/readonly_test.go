@@ -82,7 +82,7 @@ func TestLookWithoutIndex(t *testing.T) {
 		"garbage": func(path string) error { return os.WriteFile(path, make([]byte, 1<<16), 0o600) },
 		"torn":    func(path string) error { return os.Truncate(path, 5000) },
 		"of another format": func(path string) error {
-			return edited(path, func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyFormat, []byte{99}) })
+			return edited(path, func(tx *bolt.Tx) error { return tableOf(tx, bucketMeta).Put(keyFormat, []byte{99}) })
 		},
 		"not whole": func(path string) error {
 			return edited(path, func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketDead) })

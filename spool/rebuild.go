@@ -53,7 +53,7 @@ func load(db *bolt.DB, entries []journal.Summary, empty bool, end func(tx *bolt.
 			byKey = newest(slices.Clone(byDevice), key)
 		}
 	})
-	err := put(db, bucketQueue, 1, order, func(b *bolt.Bucket, r *journal.Summary) error {
+	err := put(db, bucketQueue, 1, order, func(b table, r *journal.Summary) error {
 		q := queued{r.At.Segment, r.At.Offset, r.Time}
 		return b.Put(encodeSeq(r.Seq), q.encode())
 	})
@@ -61,13 +61,13 @@ func load(db *bolt.DB, entries []journal.Summary, empty bool, end func(tx *bolt.
 	if err != nil {
 		return err
 	}
-	if err := put(db, bucketDevices, 0.8, byDevice, func(b *bolt.Bucket, r *journal.Summary) error {
+	if err := put(db, bucketDevices, 0.8, byDevice, func(b table, r *journal.Summary) error {
 		p := pointer{Key: r.Key, Seq: r.Seq, At: r.Time, MAC: r.MAC}
 		return b.Put(r.Device[:], p.encode())
 	}); err != nil {
 		return err
 	}
-	if err := put(db, bucketKeys, 0.8, byKey, func(b *bolt.Bucket, r *journal.Summary) error {
+	if err := put(db, bucketKeys, 0.8, byKey, func(b table, r *journal.Summary) error {
 		return b.Put(r.Key[:], r.Device[:])
 	}); err != nil {
 		return err
@@ -99,11 +99,11 @@ func newest(order []*journal.Summary, compare func(a, b *journal.Summary) int) [
 	return slices.CompactFunc(order, func(a, b *journal.Summary) bool { return compare(a, b) == 0 })
 }
 
-func put(db *bolt.DB, bucket []byte, fill float64, order []*journal.Summary, f func(*bolt.Bucket, *journal.Summary) error) error {
+func put(db *bolt.DB, bucket []byte, fill float64, order []*journal.Summary, f func(table, *journal.Summary) error) error {
 	for batch := range slices.Chunk(order, loadBatch) {
 		if err := db.Update(func(tx *bolt.Tx) error {
-			b := tx.Bucket(bucket)
-			b.FillPercent = fill
+			b := tableOf(tx, bucket)
+			b.fill(fill)
 			for _, r := range batch {
 				if err := f(b, r); err != nil {
 					return err

@@ -283,15 +283,15 @@ func (s *Spool) match(a *answer) (it *item, dead bool, err error) {
 	waits, have := false, false
 	err = s.view(func(tx *bolt.Tx) error {
 		key := encodeSeq(a.seq)
-		if data := tx.Bucket(bucketQueue).Get(key); data != nil {
+		if data := tableOf(tx, bucketQueue).Get(key); data != nil {
 			waits = true
 			return it.at.decode(data)
 		}
-		if data := tx.Bucket(bucketDead).Get(key); data != nil {
+		if data := tableOf(tx, bucketDead).Get(key); data != nil {
 			dead = true
 			return json.Unmarshal(data, &letter)
 		}
-		if data := tx.Bucket(bucketDevices).Get(a.device[:]); data != nil {
+		if data := tableOf(tx, bucketDevices).Get(a.device[:]); data != nil {
 			have = true
 			return known.decode(data)
 		}
@@ -341,7 +341,7 @@ func (s *Spool) revive(seqs []uint64, items []*item) error {
 	if err := s.update(func(tx *bolt.Tx) error {
 		for _, seq := range seqs {
 			q := places[seq]
-			if err := errors.Join(tx.Bucket(bucketDead).Delete(encodeSeq(seq)), tx.Bucket(bucketQueue).Put(encodeSeq(seq), q.encode())); err != nil {
+			if err := errors.Join(tableOf(tx, bucketDead).Delete(encodeSeq(seq)), tableOf(tx, bucketQueue).Put(encodeSeq(seq), q.encode())); err != nil {
 				return err
 			}
 		}
@@ -364,7 +364,7 @@ func (s *Spool) Oldest() (seq uint64, waits bool, err error) {
 		return 0, false, err
 	}
 	err = s.view(func(tx *bolt.Tx) error {
-		key, _ := tx.Bucket(bucketQueue).Cursor().First()
+		key, _ := tableOf(tx, bucketQueue).Cursor().First()
 		if key == nil {
 			return nil
 		}

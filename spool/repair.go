@@ -209,7 +209,7 @@ func (r *repair) hashOf(beside *journal.LeafHashReader, p progress, seq uint64) 
 		return p.Leaf
 	}
 	r.db.View(func(tx *bolt.Tx) error {
-		if data := tx.Bucket(bucketLeaves).Get(encodeSeq(seq)); len(data) == len(h) {
+		if data := tableOf(tx, bucketLeaves).Get(encodeSeq(seq)); len(data) == len(h) {
 			copy(h[:], data)
 		}
 		return nil
@@ -223,7 +223,7 @@ func (r *repair) findDevices() error {
 		return nil
 	}
 	return r.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketDevices).ForEach(func(device, value []byte) error {
+		return tableOf(tx, bucketDevices).ForEach(func(device, value []byte) error {
 			var known pointer
 			if err := known.decode(value); err != nil {
 				return err
@@ -463,7 +463,7 @@ func (r *repair) apply() error {
 	// damage as it is.
 	if r.db != nil {
 		if err := r.db.Update(func(tx *bolt.Tx) error {
-			b := tx.Bucket(bucketSegments)
+			b := tableOf(tx, bucketSegments)
 			var stale [][]byte
 			c := b.Cursor()
 			for key, _ := c.Seek(encodeSeq(lowest)); key != nil; key, _ = c.Next() {

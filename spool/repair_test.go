@@ -280,7 +280,7 @@ func TestRepairAfterABadSector(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.spool.Close()
-	if err := edited(indexPath(k.dir), func(tx *bolt.Tx) error { return tx.Bucket(bucketSegments).Delete(encodeSeq(0)) }); err != nil {
+	if err := edited(indexPath(k.dir), func(tx *bolt.Tx) error { return tableOf(tx, bucketSegments).Delete(encodeSeq(0)) }); err != nil {
 		t.Fatal(err)
 	}
 	k.disk = badSector{path: journal.SegmentPath(k.dir, 0)}

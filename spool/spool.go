@@ -197,7 +197,7 @@ func (s *Spool) usable() error {
 func (s *Spool) Delivered(device board.DeviceID) (bool, error) {
 	var known pointer
 	err := s.readIndex(func(tx *bolt.Tx) error {
-		data := tx.Bucket(bucketDevices).Get(device[:])
+		data := tableOf(tx, bucketDevices).Get(device[:])
 		if data == nil {
 			return nil
 		}

@@ -90,7 +90,7 @@ func (s *Spool) publish() {
 	if s.pending > 0 && s.db != nil {
 		s.view(func(tx *bolt.Tx) error {
 			var q queued
-			if _, value := tx.Bucket(bucketQueue).Cursor().First(); value != nil && q.decode(value) == nil {
+			if _, value := tableOf(tx, bucketQueue).Cursor().First(); value != nil && q.decode(value) == nil {
 				out.Oldest = time.UnixMilli(q.At).UTC()
 			}
 			return nil

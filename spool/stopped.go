@@ -21,15 +21,15 @@ import (
 func StoppedStats(dir string) (out Stats, err error) {
 	err = openReadOnly(dir, func(tx *bolt.Tx) error {
 		var p progress
-		if data := tx.Bucket(bucketMeta).Get(keyNext); data != nil {
+		if data := tableOf(tx, bucketMeta).Get(keyNext); data != nil {
 			if err := p.decode(data); err != nil {
 				return err
 			}
 		}
 		out.Entries = p.Next
-		out.Dead = tx.Bucket(bucketDead).Stats().KeyN
-		queue := tx.Bucket(bucketQueue)
-		out.Pending = queue.Stats().KeyN
+		out.Dead = tableOf(tx, bucketDead).Len()
+		queue := tableOf(tx, bucketQueue)
+		out.Pending = queue.Len()
 		if _, value := queue.Cursor().First(); value != nil {
 			var q queued
 			if err := q.decode(value); err != nil {
@@ -37,7 +37,7 @@ func StoppedStats(dir string) (out Stats, err error) {
 			}
 			out.Oldest = time.UnixMilli(q.At).UTC()
 		}
-		if err := tx.Bucket(bucketDamage).ForEach(func(_, value []byte) error {
+		if err := tableOf(tx, bucketDamage).ForEach(func(_, value []byte) error {
 			var d journal.Damage
 			err := json.Unmarshal(value, &d)
 			out.Damaged += d.Entries()
@@ -45,13 +45,13 @@ func StoppedStats(dir string) (out Stats, err error) {
 		}); err != nil {
 			return err
 		}
-		archive := tx.Bucket(bucketArchive)
+		archive := tableOf(tx, bucketArchive)
 		for _, key := range [][]byte{keyNotAccepted, keyForked} {
 			if text := archive.Get(key); text != nil {
 				out.Forked, out.ArchiveError = true, string(text)
 			}
 		}
-		return tx.Bucket(bucketSegments).ForEach(func(key, value []byte) error {
+		return tableOf(tx, bucketSegments).ForEach(func(key, value []byte) error {
 			var s sealedSegment
 			if err := json.Unmarshal(value, &s); err != nil {
 				return err

@@ -23,7 +23,7 @@ func bucketsOf(t *testing.T, k *kit) map[string]map[string]string {
 	if err := k.spool.view(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
 			entries := map[string]string{}
-			if err := tx.Bucket(name).ForEach(func(key, value []byte) error {
+			if err := tableOf(tx, name).ForEach(func(key, value []byte) error {
 				entries[string(key)] = string(value)
 				return nil
 			}); err != nil {
