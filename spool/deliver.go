@@ -40,11 +40,13 @@ const (
 	backoffMax      = time.Minute
 	outageAfter     = 3  // failures in a row, after which some other record tells whether the registry itself is away
 	passRecords     = 64 // between two commits of the index
+	fruitlessPasses = 3  // in a row, that the registry answered and nothing came of it: then the next ones wait
 	checkpointEvery = time.Minute
 )
 
 type deliveryStats struct {
 	delivered   uint64
+	settled     uint64 // answers of the registry that left the queue, refusals included
 	lastError   string
 	lastTry     time.Time
 	lastSuccess time.Time
@@ -177,11 +179,27 @@ func (s *Spool) pass(ctx context.Context) passed {
 	}
 	away := good == 0 && failed > 0 && len(s.failing) >= outageAfter
 	s.scheduleRetry(batch, away)
+	before := s.settledSoFar()
 	if err := s.settle(batch); err != nil {
 		s.failure(err)
 		return passed{away: true}
 	}
+	// The registry is not asked again and again for what it has answered.
+	if s.fruitless++; good == 0 || s.settledSoFar() > before {
+		s.fruitless = 0
+	}
+	if s.fruitless >= fruitlessPasses {
+		s.failure(fmt.Errorf("%d records were confirmed %d times, and do not leave the queue; if restarting stationd does not help, move index.bbolt away while it is stopped", good, s.fruitless))
+		return passed{away: true}
+	}
 	return passed{away: away, progress: good > 0, more: true}
+}
+
+// settledSoFar counts the answers of the registry that are in the index.
+func (s *Spool) settledSoFar() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats.settled
 }
 
 // noDeadline is as good as for ever to a timer.
@@ -468,6 +486,7 @@ func (s *Spool) settleLocked(batch []*item) error {
 	}
 	s.pending -= confirmed
 	s.stats.delivered += uint64(confirmed)
+	s.stats.settled += uint64(len(settled))
 	s.stats.lastSuccess = time.Now()
 	if len(s.retries) == 0 && len(settled) == len(batch) {
 		s.stats.lastError = ""

@@ -64,6 +64,9 @@ type Spool struct {
 	// failing are the records that failed since one was confirmed. Only Run's
 	// goroutine looks at it.
 	failing map[uint64]bool
+	// fruitless counts passes in a row whose answers left nothing settled.
+	// Likewise.
+	fruitless int
 
 	snapshot atomic.Pointer[Stats]   // what Stats returns
 	index    atomic.Pointer[bolt.DB] // db, for those who read it without mu

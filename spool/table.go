@@ -36,11 +36,8 @@ func (t table) sum(key, value []byte) uint32 {
 	return crc32.Update(sum, journal.Castagnoli, value)
 }
 
-// open takes the checksum off a value. nil stays nil.
+// open takes the checksum off a value.
 func (t table) open(key, stored []byte) []byte {
-	if stored == nil {
-		return nil
-	}
 	n := len(stored) - sumSize
 	if n < 0 || binary.BigEndian.Uint32(stored[n:]) != t.sum(key, stored[:n]) {
 		panic(fmt.Errorf("%w: %s, %x", errIndexValue, t.name, key))
@@ -50,7 +47,13 @@ func (t table) open(key, stored []byte) []byte {
 
 // Get returns the value of a key; nil if there is none. It is valid as long as
 // the transaction is.
-func (t table) Get(key []byte) []byte { return t.open(key, t.bucket.Get(key)) }
+func (t table) Get(key []byte) []byte {
+	stored := t.bucket.Get(key)
+	if stored == nil {
+		return nil
+	}
+	return t.open(key, stored)
+}
 
 // Put sets the value of a key.
 func (t table) Put(key, value []byte) error {
