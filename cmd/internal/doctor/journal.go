@@ -62,11 +62,11 @@ func (e *exam) checkJournal(context.Context) (found []Result) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Stat(filepath.Join(e.stateDir, "journal")); err == nil {
-			return []Result{fail("journal.key", "Have station.key and station.pub back from a backup: without them nobody can sign or check this journal.", "%s has a journal, and no station.pub", e.stateDir)}
+			return []Result{fail("journal.key", "Start the station with station.key in place: it writes station.pub again. If station.key is lost too, restore it from a backup; the public key also stands in the first line of each segment of the journal.", "%s has a journal, and no station.pub", e.stateDir)}
 		}
 		return []Result{good("journal", "there is no journal yet")}
 	case err != nil:
-		return []Result{fail("journal.key", "Have it back from a backup, together with station.key.", "%s cannot be used: %v", filepath.Join(e.stateDir, "station.pub"), err)}
+		return []Result{fail("journal.key", "If station.key is whole, move station.pub away and start the station: it writes the file again. Otherwise restore both files from one backup.", "%s cannot be used: %v", filepath.Join(e.stateDir, "station.pub"), err)}
 	}
 	found = append(found, e.checkKey(v)...)
 	g, err := journal.Inspect(e.stateDir, v)
@@ -94,7 +94,7 @@ func (e *exam) checkKey(v note.Verifier) (found []Result) {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return append(found, fail("journal.key", "Have it back from a backup; a station without it can only start as another one, with another name and state_dir.", "%s is missing", path))
+		return append(found, fail("journal.key", "Restore it from a backup. Without a backup give the station a new name and an empty state_dir, and keep this one: its station.pub verifies the records that were made until now.", "%s is missing", path))
 	case err != nil:
 		return found
 	case info.Mode().Perm()&0o077 != 0:
