@@ -31,7 +31,7 @@ const checkpointPrefix = "checkpoint:"
 var ErrMoved = errors.New("another checkpoint of this station was accepted meanwhile")
 
 // isRegistration tells the items of the table that are about devices and keys.
-func isRegistration(id string) bool { return !strings.HasPrefix(id, checkpointPrefix) }
+func isRegistration(id string) bool { return !strings.HasPrefix(id, checkpointPrefix) && !isProbe(id) }
 
 // checkMove checks what a checkpoint says before it takes the place of another.
 // It does not check signatures: the station does, which has the journal.

@@ -49,6 +49,7 @@ type registry interface {
 	Guards(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 	Objects(ctx context.Context) iter.Seq2[board.KeyBinding, error]
 
+	ProbeConditions(ctx context.Context, origin string) ([]Probe, error)
 	PublicKey(context.Context, board.KeyBinding) ([]byte, error)
 	KeyOwner(context.Context, board.Fingerprint) (board.DeviceID, error)
 	Repair(context.Context, []board.Sealed) []error

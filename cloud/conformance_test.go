@@ -64,6 +64,7 @@ func TestConformance(t *testing.T) {
 		{"import of what changed", testImportChanged},
 		{"race of imports", testRaceImports},
 		{"compared with a journal and repaired", testReconcile},
+		{"conditions are probed", testProbe},
 		{"archive", testArchive},
 		{"archive of a copy", testArchiveForked},
 		{"archive refusals", testArchiveRefusals},

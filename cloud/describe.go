@@ -279,12 +279,14 @@ func (a *AWS) tryGet(ctx context.Context, name, prefix, why string) Right {
 }
 
 // seen is fault with ErrNotPermitted.
-func (a *AWS) seen(doing string, err error) error {
-	explained := a.fault(doing, err)
+func (a *AWS) seen(doing string, err error) error { return markNotPermitted(a.fault(doing, err)) }
+
+// markNotPermitted adds ErrNotPermitted to a fault that says so.
+func markNotPermitted(err error) error {
 	if api, ok := errors.AsType[smithy.APIError](err); ok && slices.Contains([]string{"AccessDenied", "AccessDeniedException", "Forbidden", "AllAccessDisabled"}, api.ErrorCode()) {
-		return fmt.Errorf("%w: %w", ErrNotPermitted, explained)
+		return fmt.Errorf("%w: %w", ErrNotPermitted, err)
 	}
-	return explained
+	return err
 }
 
 // Look reports whether the folder is a registry, and changes nothing. The

@@ -158,6 +158,7 @@ func exceptions() map[string][]string {
 		"ProvisioningRole/IotGroupOfTheProduct":   thing,
 		// the objects below a prefix
 		"ReconcilePolicy/ReadsTheKeys":   {"${Bucket.Arn}/pubkeys/*"},
+		"StationPolicy/ProbesTheBucket":  {"${Bucket.Arn}/probe/${!aws:PrincipalTag/station}/*"},
 		"StationPolicy/StoresKeys":       {"${Bucket.Arn}/pubkeys/*"},
 		"StationPolicy/StoresItsJournal": {"${Bucket.Arn}/journal/${!aws:PrincipalTag/station}/*"},
 	}
@@ -209,6 +210,7 @@ func grants(resources map[string]any) []string {
 		"StationPolicy": {
 			"ReadsTheRegistry": "dynamodb:GetItem", "EnrolsBoards": "dynamodb:PutItem", "MovesItsCheckpoint": "dynamodb:PutItem", "StoresKeys": "s3:GetObject s3:PutObject",
 			"StoresItsJournal": "s3:GetObject s3:PutObject", "ListsItsJournal": "s3:ListBucket",
+			"DeletesItsProbe": "dynamodb:DeleteItem", "ProbesTheBucket": "s3:DeleteObject s3:GetObject s3:PutObject",
 		},
 		"ReconcilePolicy": {"ReadsTheWholeRegistry": "dynamodb:GetItem dynamodb:Scan", "ReadsTheKeys": "s3:GetObject", "ListsTheKeys": "s3:ListBucket"},
 		"OperatorPolicy": {
@@ -230,6 +232,7 @@ func grants(resources map[string]any) []string {
 	conditions := map[string]string{
 		"StationPolicy/EnrolsBoards": "map[ForAllValues:StringEquals:map[dynamodb:Attributes:[device-id pubkey pubkey-bucket pubkey-object " +
 			"key-fingerprint record station enrolled-at state generation device]]]",
+		"StationPolicy/DeletesItsProbe": "map[ForAllValues:StringEquals:map[dynamodb:LeadingKeys:[probe:${aws:PrincipalTag/station}]]]",
 		"StationPolicy/MovesItsCheckpoint": "map[ForAllValues:StringEquals:map[dynamodb:Attributes:[device-id checkpoint size] " +
 			"dynamodb:LeadingKeys:[checkpoint:${aws:PrincipalTag/station}]]]",
 		"IssuerPolicy/SignsWithTheKeyOfTheCa":       "map[StringEquals:map[kms:MessageType:DIGEST kms:SigningAlgorithm:ECDSA_SHA_256]]",

@@ -27,7 +27,9 @@ type doctorCmd struct {
 
 func (doctorCmd) Help() string {
 	return `Looks at the machine, the ports, the disk, the clock, the registry and the journal of a station, while it runs or not,
-and says of each what is wrong and what to do. It changes nothing; it opens no port, which resets some boards.
+and says of each what is wrong and what to do. It changes nothing, bar what it writes
+to the registry under the name probe, to see that a second write is refused, and removes again. It opens no port,
+which resets some boards.
 
 Run it as root or as the user of the station: others cannot see all, and it says what. As root, the credentials for
 AWS are root's own.

@@ -37,7 +37,11 @@ func (r remedies) of(d reconcile.Difference) (text string, repair bool) {
 		if d.Missing {
 			return "this command: " + r.again, true
 		}
-		return fmt.Sprintf("%s: find out who exchanged it, then: %s && %s", administrator, r.removeObject(d), r.again), false
+		rule := ""
+		if r.dir == "" {
+			rule = ", take the rule NoDeletes out of the bucket's policy meanwhile if it has one"
+		}
+		return fmt.Sprintf("%s: find out who exchanged it%s, then: %s && %s", administrator, rule, r.removeObject(d), r.again), false
 	case reconcile.DiffGuard:
 		switch {
 		case d.Missing:

@@ -1,6 +1,8 @@
 // Package doctor examines a station: its machine, its ports, its disk, its
 // registry and its journal. It changes nothing, bar a file without a name in
-// the state directory that it writes to see how long that takes.
+// the state directory that it writes to see how long that takes, and a pair of
+// writes of its own to the registry, which it removes, to see that the second is
+// refused.
 package doctor
 
 import (

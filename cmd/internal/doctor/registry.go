@@ -28,6 +28,12 @@ type awsRegistry interface {
 	DescribeTable(ctx context.Context) (cloud.TableInfo, error)
 	DescribeBucket(ctx context.Context) (cloud.BucketInfo, error)
 	TryRights(ctx context.Context, origin string, known *board.Record) ([]cloud.Right, error)
+	prober
+}
+
+// prober finds out whether a registry keeps its conditions.
+type prober interface {
+	ProbeConditions(ctx context.Context, origin string) ([]cloud.Probe, error)
 }
 
 const (
@@ -45,7 +51,7 @@ func (e *exam) checkRegistry(ctx context.Context) []Result {
 	case e.station.Registry.Kind == stationconf.NoRegistry:
 		return []Result{good("registry", "this station has no registry: records leave on a removable medium (stationctl export); when that was last done is on the medium, not here")}
 	case e.station.Registry.Kind == "dir":
-		return e.checkFolder(e.station.Registry.Dir)
+		return e.checkFolder(ctx, e.station.Registry.Dir)
 	}
 	aws, _, err := e.station.Registry.Open(ctx, e.station.SKU)
 	if err != nil {
@@ -82,7 +88,30 @@ func (e *exam) checkAWS(ctx context.Context, a awsRegistry) (found []Result) {
 	if err != nil {
 		return append(found, warn("registry.rights", "", "%v", err))
 	}
-	return append(found, judgeRights(rights)...)
+	return append(append(found, judgeRights(rights)...), e.probe(ctx, a)...)
+}
+
+// probe writes a pair of items and of objects, and removes them.
+func (e *exam) probe(ctx context.Context, p prober) (found []Result) {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	probes, err := p.ProbeConditions(ctx, board.Origin(e.station.SKU, e.station.Station))
+	if err != nil {
+		return []Result{warn("registry.conditions", "", "%v", err)}
+	}
+	for _, probe := range probes {
+		switch {
+		case probe.Err == nil:
+			found = append(found, good("registry.conditions", "%s refuses a second write under one name, as it must", probe.Store))
+		case errors.Is(probe.Err, cloud.ErrOverwrites):
+			found = append(found, fail("registry.conditions", "Stop the stations that use it, and take AWS, or a store that keeps its conditions.", "%v", probe.Err))
+		case errors.Is(probe.Err, cloud.ErrNotPermitted):
+			found = append(found, warn("registry.conditions", "Update the stack from cloud/deploy/template.yaml: StationPolicy permits it. Boards are enrolled without it.", "whether %s keeps its conditions could not be probed: %v", probe.Store, probe.Err))
+		default:
+			found = append(found, warn("registry.conditions", "Try again.", "whether %s keeps its conditions could not be probed: %v", probe.Store, probe.Err))
+		}
+	}
+	return found
 }
 
 func (e *exam) credentials(ctx context.Context, a awsRegistry) ([]Result, bool) {
@@ -237,7 +266,7 @@ func (e *exam) sample() *board.Record {
 	return &record
 }
 
-func (e *exam) checkFolder(dir string) (found []Result) {
+func (e *exam) checkFolder(ctx context.Context, dir string) (found []Result) {
 	registry, err := cloud.OpenDir(cloud.DirConfig{Path: dir})
 	if err == nil {
 		err = registry.Look()
@@ -251,6 +280,7 @@ func (e *exam) checkFolder(dir string) (found []Result) {
 		}
 	}
 	found = append(found, good("registry.folder", "%s is a registry, and the station may write there", dir))
+	found = append(found, e.probe(ctx, registry)...)
 	m, ok := e.findMount(dir)
 	if ok {
 		// A share is what this is for; what else may be wrong with a file

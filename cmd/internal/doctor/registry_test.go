@@ -36,6 +36,8 @@ type registry struct {
 	bucketErr      error
 	rights         []cloud.Right
 	rightsErr      error
+	probes         []cloud.Probe
+	probesErr      error
 }
 
 func (r *registry) Location() cloud.Location {
@@ -55,6 +57,10 @@ func (r *registry) DescribeBucket(context.Context) (cloud.BucketInfo, error) {
 }
 func (r *registry) TryRights(context.Context, string, *board.Record) ([]cloud.Right, error) {
 	return r.rights, r.rightsErr
+}
+
+func (r *registry) ProbeConditions(context.Context, string) ([]cloud.Probe, error) {
+	return r.probes, r.probesErr
 }
 
 func yes(b bool) *bool { return &b }
@@ -105,6 +111,17 @@ func TestAWS(t *testing.T) {
 		{"no real table", func(r *registry, _ *exam) {
 			r.rights[0] = cloud.Right{Action: "dynamodb:PutItem", On: "the-table", Known: true, Allowed: true, Err: fmt.Errorf("%w: x", cloud.ErrNoConditions)}
 		}, "fail registry.store", "cannot keep two stations from enrolling one board"},
+		{"conditions kept", func(r *registry, _ *exam) { r.probes = []cloud.Probe{{Store: "table t"}} }, "ok registry.conditions", "table t refuses a second write"},
+		{"conditions ignored", func(r *registry, _ *exam) {
+			r.probes = []cloud.Probe{{Store: "table t"}, {Store: "bucket b", Err: fmt.Errorf("bucket b: %w", cloud.ErrOverwrites)}}
+		}, "fail registry.conditions", "bucket b: the store has taken a write"},
+		{"conditions not permitted", func(r *registry, _ *exam) {
+			r.probes = []cloud.Probe{{Store: "bucket b", Err: denied}}
+		}, "warn registry.conditions", "could not be probed"},
+		{"conditions not probed", func(r *registry, _ *exam) {
+			r.probes = []cloud.Probe{{Store: "bucket b", Err: errors.New("500")}}
+		}, "warn registry.conditions", "could not be probed: 500"},
+		{"no probe", func(r *registry, _ *exam) { r.probesErr = errors.New("no such station") }, "warn registry.conditions", "no such station"},
 		{"nothing to try", func(r *registry, _ *exam) {
 			r.rights = append(r.rights, cloud.Right{Action: "s3:GetObject", On: "y", Err: errors.New("there is nothing yet to try it on")})
 		}, "ok registry.rights", "nothing yet to try these on: s3:GetObject on y"},
@@ -127,23 +144,23 @@ func TestAWS(t *testing.T) {
 func TestFolder(t *testing.T) {
 	p := newPatient(t)
 	e := p.exam()
-	onlyOK(t, e.checkFolder(p.registry), "registry.copy")
-	want(t, e.checkFolder(p.registry), "warn registry.copy", "one lost disk loses both")
-	want(t, e.checkFolder(p.registry+"-none"), "fail registry.folder", "is no registry")
+	onlyOK(t, e.checkFolder(t.Context(), p.registry), "registry.copy")
+	want(t, e.checkFolder(t.Context(), p.registry), "warn registry.copy", "one lost disk loses both")
+	want(t, e.checkFolder(t.Context(), p.registry+"-none"), "fail registry.folder", "is no registry")
 	e.owner = owner{name: "somebody", uid: 4242, gids: []uint32{4242}, ok: true}
-	want(t, e.checkFolder(p.registry), "fail registry.folder", "somebody may not write to "+p.registry)
+	want(t, e.checkFolder(t.Context(), p.registry), "fail registry.folder", "somebody may not write to "+p.registry)
 	e = p.exam()
 	p.file("proc/self/mountinfo", fmt.Sprintf("22 1 0:50 / %s rw - nfs4 server:/x rw\n", p.registry))
-	want(t, e.checkFolder(p.registry), "warn registry.filesystem", "network share (nfs4)")
+	want(t, e.checkFolder(t.Context(), p.registry), "warn registry.filesystem", "network share (nfs4)")
 	p.file("proc/self/mountinfo", fmt.Sprintf("22 1 0:50 / %s rw - tmpfs x rw\n", p.registry))
-	want(t, e.checkFolder(p.registry), "fail registry.filesystem", "is gone when")
+	want(t, e.checkFolder(t.Context(), p.registry), "fail registry.filesystem", "is gone when")
 	e.station.Disk = stationconf.Disk{Warn: 0, Critical: 101}
-	want(t, e.checkFolder(p.registry), "warn registry.room", "are free")
+	want(t, e.checkFolder(t.Context(), p.registry), "warn registry.room", "are free")
 	e.station.Disk = stationconf.Disk{Warn: 0, Critical: 0}
-	want(t, e.checkFolder(p.registry), "fail registry.room", "are free")
+	want(t, e.checkFolder(t.Context(), p.registry), "fail registry.room", "are free")
 	marker := p.registry + "/registry.json"
 	must(t, os.WriteFile(marker, []byte("nonsense"), 0o600))
-	want(t, e.checkFolder(p.registry), "fail registry.folder", "cannot be used")
+	want(t, e.checkFolder(t.Context(), p.registry), "fail registry.folder", "cannot be used")
 	want(t, folderError("/x", os.ErrPermission, false, "run it as root"), "warn registry.folder", "could not be looked into")
 	want(t, judgeFull(p.registry+"/none", stationconf.Disk{}), "warn registry.room", "no such file")
 	for _, test := range []struct {
