@@ -75,7 +75,8 @@ type Daemon struct {
 	controlServer   *http.Server
 }
 
-// Serve opens a station and runs it until ctx ends. If ctx ends before it is
+// Serve opens a station and runs it until ctx ends. While its disk is full, the
+// page says why the station is not open. If ctx ends before it is
 // open, as while a large index is made anew, it is not waited for: nothing has
 // passed yet.
 func Serve(ctx context.Context, c stationconf.Config, log zerolog.Logger) error {
@@ -85,7 +86,7 @@ func Serve(ctx context.Context, c stationconf.Config, log zerolog.Logger) error 
 	}
 	done := make(chan opened, 1)
 	go func() {
-		d, err := Open(ctx, c, log)
+		d, err := openWithRoom(ctx, c, log)
 		done <- opened{d, err}
 	}()
 	select {
@@ -108,6 +109,12 @@ func Serve(ctx context.Context, c stationconf.Config, log zerolog.Logger) error 
 // Open takes the state directory and the page's address. A configuration must
 // come from Load.
 func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemon, error) {
+	return openAt(ctx, c, log, func() (net.Listener, error) { return listen(c) })
+}
+
+// openAt is Open with the listener of the page, which it takes last of all that
+// may take long.
+func openAt(ctx context.Context, c stationconf.Config, log zerolog.Logger, take func() (net.Listener, error)) (*Daemon, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
@@ -140,7 +147,7 @@ func Open(ctx context.Context, c stationconf.Config, log zerolog.Logger) (*Daemo
 	}); err != nil {
 		return nil, err
 	}
-	if err := d.open(ctx, c); err != nil {
+	if err := d.open(ctx, c, take); err != nil {
 		return nil, errors.Join(err, d.spool.Close())
 	}
 	return d, nil
@@ -162,7 +169,7 @@ func openRegistry(ctx context.Context, c stationconf.Config) (spool.Sink, *archi
 	return aws, &archive{aws, origin}, nil
 }
 
-func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {
+func (d *Daemon) open(ctx context.Context, c stationconf.Config, take func() (net.Listener, error)) (err error) {
 	d.transcripts, err = openTranscripts(filepath.Join(c.StateDir, "transcripts"), c.Transcripts)
 	if err != nil {
 		return err
@@ -195,7 +202,7 @@ func (d *Daemon) open(ctx context.Context, c stationconf.Config) (err error) {
 	if err != nil {
 		d.log.Warn().Err(err).Msg("the name of the work order is lost")
 	}
-	if d.listener, err = listen(c); err != nil {
+	if d.listener, err = take(); err != nil {
 		return err
 	}
 	defer func() {
