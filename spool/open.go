@@ -192,7 +192,8 @@ func (o *recovery) read(segments []journal.SegmentFile) error {
 	if o.unusable == nil {
 		sure = o.progress.Next
 	}
-	o.scan = &journal.Scan{Dir: o.cfg.Dir, Disk: o.cfg.disk, Sure: sure, Next: o.from, Visit: o.visit, Damaged: o.damaged, Done: o.done, Sealed: journal.SealedEnd(o.cfg.Dir)}
+	sure = max(sure, o.signed.Size)
+	o.scan = &journal.Scan{Dir: o.cfg.Dir, Disk: o.cfg.disk, Sure: sure, Given: o.given, Next: o.from, Visit: o.visit, Damaged: o.damaged, Done: o.done, Sealed: journal.SealedEnd(o.cfg.Dir)}
 	if err := o.scan.Run(segments[skip:]); err != nil {
 		return err
 	}
@@ -275,6 +276,47 @@ func (o *recovery) damaged(d journal.Damage) error {
 	return nil
 }
 
+// given is how many entries were signed, or are in the index of this journal.
+func (o *recovery) given(next uint64) uint64 {
+	before := tlog.Hash{}
+	if n := len(o.leaves); n > 0 {
+		before = o.leaves[n-1]
+	}
+	return max(o.signed.Size, indexed(o.db, o.progress, next, before))
+}
+
+// indexed is how many entries an index has of a journal whose readable entries
+// end before next with an entry of this leaf hash, and 0 if the index may be of
+// another journal. db may be nil.
+func indexed(db *bolt.DB, p progress, next uint64, before tlog.Hash) (n uint64) {
+	if db == nil || p.Next <= next {
+		return 0
+	}
+	err := guarded(func() error {
+		return db.View(func(tx *bolt.Tx) error {
+			leaves := tableOf(tx, bucketLeaves)
+			first, _ := leaves.Cursor().First()
+			// No entry of the newest segment can be read, or the last that can
+			// be read is the one in the index.
+			if bytes.Equal(first, encodeSeq(next)) || next > 0 && bytes.Equal(leaves.Get(encodeSeq(next-1)), before[:]) {
+				n = p.Next
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// noReceipt tells whether the index proves that there was no receipt for what
+// follows the last entry: a receipt is given after the index has the entry, and
+// the index is at most one write behind.
+func (o *recovery) noReceipt() bool {
+	return o.unusable == nil && o.same && o.progress.Next <= o.next && o.next-o.progress.Next < journal.MaxGroup
+}
+
 // appendLeaf adds a leaf to the tree, and compares its root with the one that
 // was signed.
 func (o *recovery) appendLeaf(h tlog.Hash) error {
@@ -314,7 +356,7 @@ func (o *recovery) check(segments []journal.SegmentFile) error {
 		return fmt.Errorf("%w: it has %d entries, the checkpoint says %d; restore the folder %s from a backup", journal.ErrTampered, next, o.signed.Size, journal.Dir(dir))
 	}
 	if o.unusable == nil && o.progress.Next > next {
-		return fmt.Errorf("%w: the index has %d entries, the journal %d; restore the journal from a backup, or move %s away to go on without them", ErrIndexAhead, o.progress.Next, next, indexPath(dir))
+		return fmt.Errorf("%w: the index has %d entries, the journal %d; restore the journal from a backup; if there is none, move %s away to go on without them: their boards may have passed, and must be enrolled again", ErrIndexAhead, o.progress.Next, next, indexPath(dir))
 	}
 	if len(segments) > 0 {
 		first := segments[len(segments)-1].First
@@ -364,16 +406,9 @@ func (o *recovery) openSegment(segments int) error {
 	}
 	o.file = f
 	if o.scan.Torn > 0 {
-		notice := fmt.Sprintf("%s: the last %d bytes were a write cut short, and are cut off; no receipt was given for them", path, o.scan.Torn)
-		if o.scan.TornGood {
-			aside, err := o.keepTail(f)
-			if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-				return fmt.Errorf("keeping the torn tail of %s: %w; make %d bytes of room on the disk of %s and start again: nothing was cut off", path, err, o.scan.Torn, o.cfg.Dir)
-			}
-			if err != nil {
-				return fmt.Errorf("keeping the torn tail of %s: %w", path, err)
-			}
-			notice += "; as there are whole lines among them, they are kept as " + aside
+		notice, err := o.keepTorn(f, path)
+		if err != nil {
+			return err
 		}
 		o.cfg.Notify(notice)
 		if err := f.Truncate(o.end.Offset); err != nil {
@@ -389,6 +424,31 @@ func (o *recovery) openSegment(segments int) error {
 		return o.startSegment()
 	}
 	return nil
+}
+
+// keepTorn quarantines what is about to be cut off, and says what is known of
+// it.
+func (o *recovery) keepTorn(f durable.File, path string) (notice string, err error) {
+	notice = fmt.Sprintf("%s: the last %d bytes are no whole entry, and are cut off; ", path, o.scan.Torn)
+	if o.noReceipt() {
+		notice += "no receipt was given for them"
+	} else {
+		notice += "whether a receipt was given for them is not known, because there is no index that shows it: a board that passed last may have to be enrolled again"
+	}
+	kept, err := o.keepTail(f)
+	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+	switch {
+	case full && o.noReceipt() && !o.scan.TornGood:
+		return notice + "; the disk has no room to keep them", nil
+	case full:
+		return "", fmt.Errorf("keeping the torn tail of %s: %w; make %d bytes of room on the disk of %s and start again: nothing was cut off", path, err, o.scan.Torn, o.cfg.Dir)
+	case err != nil:
+		return "", fmt.Errorf("keeping the torn tail of %s: %w", path, err)
+	}
+	if o.scan.TornGood {
+		notice += "; there are whole lines among them"
+	}
+	return notice + "; they are kept as " + kept, nil
 }
 
 func (o *recovery) keepTail(f durable.File) (string, error) {

@@ -1,9 +1,11 @@
 package spool
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // Read-only queries of the index of a stopped station. They change nothing in
@@ -55,6 +58,35 @@ func ListEntries(dir string, device board.DeviceID) (seqs []uint64, err error) {
 		return err
 	})
 	return seqs, err
+}
+
+// IndexedEntries returns what journal.VerifyDirKnowing asks: how many entries
+// of the journal the index of a stopped station has. It returns ErrLocked if the
+// station is not stopped, ErrNoIndex if there is no index.
+func IndexedEntries(dir string) (func(next uint64, leaf tlog.Hash) uint64, error) {
+	var p progress
+	leaves := map[uint64]tlog.Hash{}
+	first := uint64(math.MaxUint64)
+	err := openReadOnly(dir, func(tx *bolt.Tx) error {
+		if err := p.decode(tableOf(tx, bucketMeta).Get(keyNext)); err != nil {
+			return err
+		}
+		return tableOf(tx, bucketLeaves).ForEach(func(key, value []byte) error {
+			var h tlog.Hash
+			if len(key) != 8 || copy(h[:], value) != len(h) {
+				return errIndexEntry
+			}
+			seq := binary.BigEndian.Uint64(key)
+			leaves[seq], first = h, min(first, seq)
+			return nil
+		})
+	})
+	return func(next uint64, leaf tlog.Hash) uint64 {
+		if h, ok := leaves[next-1]; p.Next > next && (next == first || ok && h == leaf) {
+			return p.Next
+		}
+		return 0
+	}, err
 }
 
 // openReadOnly opens the index for reading only. No other process can write it

@@ -58,6 +58,7 @@ type RepairReport struct {
 	Damage      []journal.Damage // also what only the index has
 	Fixes       []Fix
 	Left        int      // entries that stay damaged
+	Torn        int64    // bytes at the end that are no whole entry, which the next start quarantines
 	Quarantined []string // where the damaged files were put
 }
 
@@ -168,7 +169,8 @@ func (r *repair) examine() (err error) {
 	var newest time.Time
 	open := 0 // the first hole that waits for what comes after it
 	r.scan = journal.NewScan(r.dir)
-	r.scan.Sure = sure
+	r.scan.Sure = max(sure, r.newest)
+	r.scan.Given = func(next uint64) uint64 { return r.given(p, next) }
 	r.scan.Visit = func(at journal.Position, seq uint64, data []byte) error {
 		t, err := journal.TimeOf(data)
 		if err != nil {
@@ -197,7 +199,23 @@ func (r *repair) examine() (err error) {
 	if err := r.scan.Run(segments); err != nil {
 		return err
 	}
+	r.report.Torn = r.scan.Torn
+	switch next := r.scan.Next; {
+	case next < r.newest:
+		return fmt.Errorf("%w: it has %d entries, a checkpoint says %d; restore the folder %s from a backup", journal.ErrTampered, next, r.newest, journal.Dir(r.dir))
+	case r.given(p, next) > next:
+		return fmt.Errorf("%w: the index has %d entries, the journal %d; restore the journal from a backup", journal.ErrShort, p.Next, next)
+	}
 	return r.findDevices()
+}
+
+// given is recovery.given for a stopped station.
+func (r *repair) given(p progress, next uint64) uint64 {
+	before := tlog.Hash{}
+	if n := len(r.hashes); n > 0 {
+		before = r.hashes[n-1]
+	}
+	return max(r.newest, indexed(r.db, p, next, before))
 }
 
 func (r *repair) hashOf(beside *journal.LeafHashReader, p progress, seq uint64) tlog.Hash {

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -77,7 +78,17 @@ func TestGlanceAt(t *testing.T) {
 	if g, err := journal.Inspect(k.dir, k.id.Verifier); err != nil || len(g.Damage) != 1 {
 		t.Errorf("damaged: %+v, %v", g, err)
 	}
-	write(whole[:len(whole)/3])
+	signed, have, err := journal.ReadCheckpoint(k.dir, k.id.Verifier)
+	if err != nil || !have {
+		t.Fatalf("no checkpoint: %v", err)
+	}
+	damaged = bytes.Join(bytes.SplitAfter(whole, []byte("\n"))[:signed.Size], nil)
+	damaged[len(damaged)-20] ^= 1
+	write(damaged)
+	if g, err := journal.Inspect(k.dir, k.id.Verifier); err != nil || len(g.Damage) != 1 || g.Torn != 0 {
+		t.Errorf("the last line, which is signed, is damaged: %+v, %v", g, err)
+	}
+	write(bytes.Join(bytes.SplitAfter(whole, []byte("\n"))[:2], nil))
 	if g, err := journal.Inspect(k.dir, k.id.Verifier); !errors.Is(err, journal.ErrTampered) {
 		t.Errorf("cut off: %+v, %v, want %v", g, err, journal.ErrTampered)
 	}

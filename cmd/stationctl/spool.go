@@ -16,6 +16,7 @@ import (
 
 	"secretfree/cmd/internal/cli"
 	"secretfree/cmd/internal/control"
+	"secretfree/spool"
 	"secretfree/spool/journal"
 	"secretfree/station/board"
 )
@@ -310,7 +311,13 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 	if err != nil {
 		return err
 	}
-	report, err := journal.VerifyDir(dir, verifier)
+	indexed, err := spool.IndexedEntries(dir)
+	if err != nil {
+		// Without the index, which is the station's while it runs, the
+		// checkpoints alone tell where the journal ends.
+		indexed = nil
+	}
+	report, err := journal.VerifyDirKnowing(dir, verifier, indexed)
 	if err != nil {
 		return fmt.Errorf("the journal under %s does not hold: %w", dir, err)
 	}
@@ -324,7 +331,7 @@ func (s *spoolVerify) Run(out *cli.Output) error {
 		text += fmt.Sprintf("Records without a proof of possession: %d.\n", report.NoProof)
 	}
 	if report.Torn > 0 {
-		text += fmt.Sprintf("The last line is not whole (%s): it is being written, or was cut short.\n", cli.Count(report.Torn, "byte", "bytes"))
+		text += fmt.Sprintf("The last line is not whole (%s): it is being written, or was cut short. The next start quarantines it.\n", cli.Count(report.Torn, "byte", "bytes"))
 	}
 	return out.Print(struct {
 		OK         bool   `json:"ok"`

@@ -57,6 +57,7 @@ func Inspect(dir string, v note.Verifier) (g Info, err error) {
 func (g *Info) newest(dir string, segments []SegmentFile) error {
 	s := NewScan(dir)
 	s.Next = segments[0].First
+	s.Given = func(uint64) uint64 { return g.Signed }
 	s.Damaged = func(d Damage) error {
 		g.Damage = append(g.Damage, d)
 		return nil

@@ -90,6 +90,10 @@ type Scan struct {
 	// of them are from sure on and fewer than maxGroup. Without an index it is
 	// as high as can be, and such lines are damage.
 	Sure uint64
+	// Given returns how many entries there were, as far as a checkpoint or the
+	// index shows. Bad bytes at the end of the last segment are damage if an
+	// entry that was there is missing, and else a write cut short. May be nil.
+	Given func(next uint64) uint64
 	// data is valid during the call.
 	Visit   func(at Position, seq uint64, data []byte) error
 	Damaged func(d Damage) error
@@ -192,8 +196,10 @@ func (s *Scan) segment(first, limit uint64) error {
 					}
 					if torn {
 						size, err := fileSize(f, offset)
-						s.Torn, s.TornGood = size-at.Offset, good
-						return err
+						if err != nil {
+							return fmt.Errorf("reading %s: %w", path, err)
+						}
+						return s.badTail(*bad, size, good)
 					}
 				}
 			}
@@ -241,6 +247,22 @@ func (s *Scan) segment(first, limit uint64) error {
 	}
 	s.Next = limit
 	return nil
+}
+
+// badTail takes the bytes from a bad line to the end of the last segment, which
+// has a size: damage if they were entries, else a write cut short.
+func (s *Scan) badTail(bad Damage, size int64, good bool) error {
+	given := uint64(0)
+	if s.Given != nil {
+		given = s.Given(s.Next)
+	}
+	if given <= s.Next || given-s.Next > maxHole {
+		s.Torn, s.TornGood = size-bad.Offset, good
+		return nil
+	}
+	bad.Next, bad.Bytes = given, size-bad.Offset
+	s.Next, s.End.Offset = given, size
+	return s.Damaged(bad)
 }
 
 // isTorn tells whether a bad line, which ends before an offset, begins a write

@@ -101,6 +101,10 @@ func FindEntry(dir string, at Position, seq uint64) (Entry, error) {
 	}
 }
 
+// ErrShort: the end of the journal is missing, and the index shows that it was
+// there.
+var ErrShort = errors.New("the end of the journal is missing")
+
 // errStop ends a scan, and is told to nobody.
 var errStop = errors.New("stop")
 
@@ -127,7 +131,15 @@ type VerifyReport struct {
 //
 // It uses all cores. Of each record it holds 16 bytes in memory.
 func VerifyDir(dir string, v note.Verifier) (VerifyReport, error) {
-	check := verification{dir: dir, v: v}
+	return VerifyDirKnowing(dir, v, nil)
+}
+
+// VerifyDirKnowing is VerifyDir with what somebody else knows of the journal,
+// as the index does: indexed returns how many entries of the journal there
+// were, for a journal whose readable entries end before next with an entry of
+// this leaf hash, and 0 if that is not known.
+func VerifyDirKnowing(dir string, v note.Verifier, indexed func(next uint64, leaf tlog.Hash) uint64) (VerifyReport, error) {
+	check := verification{dir: dir, v: v, indexed: indexed}
 	err := check.run()
 	return check.report, err
 }
@@ -141,6 +153,17 @@ type verification struct {
 	leaves   *LeafHashReader
 	records  *recordChecks
 	bindings bindingSet
+	indexed  func(next uint64, leaf tlog.Hash) uint64 // may be nil
+	last     tlog.Hash                                // of the newest leaf
+}
+
+// given is how many entries there were, if all before next can be read.
+func (c *verification) given(next uint64) uint64 {
+	n := c.report.Signed
+	if c.indexed != nil {
+		n = max(n, c.indexed(next, c.last))
+	}
+	return n
 }
 
 func (c *verification) run() error {
@@ -173,7 +196,7 @@ func (c *verification) run() error {
 	c.bindings = newBindingSet(int(size / usualEntry))
 	c.records = startRecordChecks(c.v)
 	s := NewScan(c.dir)
-	s.Visit, s.Damaged = c.visit, c.damaged
+	s.Visit, s.Damaged, s.Given = c.visit, c.damaged, c.given
 	err = s.Run(segments)
 	noProof, wrong := c.records.wait()
 	c.report.NoProof = noProof
@@ -188,6 +211,9 @@ func (c *verification) run() error {
 		if s.Next < signed.Size {
 			return fmt.Errorf("%w: it has %d entries, a checkpoint says %d", ErrTampered, s.Next, signed.Size)
 		}
+	}
+	if given := c.given(s.Next); given > s.Next {
+		return fmt.Errorf("%w: it ends before entry %d, and the index has entries up to %d; restore it from a backup", ErrShort, s.Next, given-1)
 	}
 	if suspects := c.bindings.suspects(); len(suspects) > 0 {
 		if err := c.findConflict(suspects); err != nil {
@@ -212,6 +238,7 @@ func (c *verification) damaged(d Damage) error {
 
 func (c *verification) appendLeaf(h tlog.Hash) error {
 	c.tree.Add(h)
+	c.last = h
 	for _, signed := range c.signed {
 		if c.tree.N == signed.Size && !c.tree.Incomplete && c.tree.Root() != signed.Root {
 			return fmt.Errorf("%w: its first %d entries have another root than was signed", ErrTampered, signed.Size)

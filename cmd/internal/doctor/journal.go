@@ -118,7 +118,7 @@ func (e *exam) judgeGlance(g journal.Info) (found []Result) {
 			cli.Count(g.Entries-g.Signed, "entry", "entries"), stamp(g.SignedAt)))
 	}
 	if g.Torn > 0 && e.running == nil {
-		found = append(found, warn("journal.torn", "Nothing: the next start cuts it off, and no board passed on it.", "the last line is not whole (%s)", cli.Count(g.Torn, "byte", "bytes")))
+		found = append(found, warn("journal.torn", "Start the station: it moves these bytes to journal/quarantine, and its log says whether a board can have passed on them.", "the last line is not whole (%s)", cli.Count(g.Torn, "byte", "bytes")))
 	}
 	signed := "there is no checkpoint yet"
 	if g.Signed > 0 {
