@@ -173,6 +173,10 @@ func (a *AWS) LegacyItems(ctx context.Context) ([]LegacyItem, error) {
 	return c.legacyItems(), nil
 }
 
+// ImportedFact is the fact of a record that an operator signed for an item that
+// no station wrote.
+const ImportedFact = "imported"
+
 // Import makes an item that LegacyItems listed, and that can be imported, one
 // of a signed record: the public key as an object, then the rest of the item
 // and the guard of the key in one transaction, which holds only if the item is

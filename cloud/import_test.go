@@ -110,6 +110,11 @@ func testImport(t *testing.T, b backend) {
 	}
 	_, err = r.ChangeState(t.Context(), deviceN(1), changeN(1, Hold, 0))
 	must(t, err)
+	for e, err := range r.Enrolments(t.Context()) { // nothing contradicts its record
+		if err != nil {
+			t.Errorf("%s: %v", e.Device, err)
+		}
+	}
 	check(t, b)
 }
 

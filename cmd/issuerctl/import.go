@@ -231,7 +231,7 @@ func vouch(ctx context.Context, registry legacyRegistry, l cloud.LegacyItem, ope
 	sku, name, _ := strings.Cut(operator.Signer.Name(), "/")
 	sealed, err := board.Seal(board.Record{
 		SKU: sku, Station: name, Device: l.Device, Key: l.Key, Generation: 1, ReadAt: time.Now().UTC().Truncate(time.Millisecond),
-		Facts: map[string]string{"imported": "from an item without a record"},
+		Facts: map[string]string{cloud.ImportedFact: "from an item without a record"},
 	}, operator.Signer)
 	if err != nil {
 		return err
