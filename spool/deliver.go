@@ -67,6 +67,7 @@ func (s *Spool) Damage() []journal.Damage {
 func (s *Spool) Run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { s.runDisk(ctx) })
+	beside.Go(func() { s.runScrub(ctx) })
 	if s.cfg.Archive != nil {
 		beside.Go(func() { s.runArchive(ctx) })
 	}

@@ -30,7 +30,8 @@ type kit struct {
 	disk     disk
 	archive  Archive
 	accepted CheckpointStore
-	size     int64 // of a segment
+	room     func(dir string) (Disk, error) // nil: as it is
+	size     int64                          // of a segment
 	notices  []string
 	damaged  bool // the test leaves damage behind
 	carried  bool // the test has records delivered to another registry than sink
@@ -80,7 +81,7 @@ func (k *kit) config() Config {
 		defer k.mu.Unlock()
 		k.notices = append(k.notices, n)
 	}
-	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: notify, Archive: k.archive, Checkpoints: k.accepted, SegmentSize: k.size, disk: k.disk}
+	return Config{Dir: k.dir, Identity: k.id, Sink: k.sink, Notify: notify, Archive: k.archive, Checkpoints: k.accepted, SegmentSize: k.size, disk: k.disk, room: k.room}
 }
 
 func (k *kit) mustOpen() {

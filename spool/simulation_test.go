@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("simseeds", 12, "how many histories TestSimulation makes")
+	simSeeds = flag.Int("simseeds", 8, "how many histories TestSimulation makes")
 	simSeed  = flag.Uint64("simseed", 0, "the seed of TestSimulation's first history; 0 takes one at random")
 	simSteps = flag.Int("simsteps", 40, "how many steps each of them has")
 )
@@ -489,8 +489,8 @@ func (w *simWorld) settle() (err error) {
 		if err := w.passes(s, &stats); err != nil {
 			return err
 		}
-		if _, err := journal.VerifyDir(s.dir, s.id.Verifier); s.damaged && err != nil && !isDamage(err) {
-			return fmt.Errorf("%s: damage is taken for something else: %w", s.name, err)
+		if _, err := journal.VerifyDir(s.dir, s.id.Verifier); s.damaged && err != nil && (!isDamage(err) || stats.Damaged == 0) {
+			return fmt.Errorf("%s: damage is not told: %w: %+v", s.name, err, stats)
 		}
 		if !s.damaged { // a board whose record was damaged has two, once it is repaired
 			receipts := map[board.DeviceID]board.Receipt{}

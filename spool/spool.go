@@ -106,6 +106,7 @@ type Spool struct {
 	noise    map[string]noise // by slot
 	stats    deliveryStats
 	archive  archiveStats
+	scrubbed time.Time // when the last scrub ended
 }
 
 // Open takes the lock and reads what it must of the journal: all of it if the

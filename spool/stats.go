@@ -49,7 +49,10 @@ type Stats struct {
 	// ArchiveError says. It stays, over restarts too, until the index is built
 	// anew: nothing that the archive takes later makes one journal of two.
 	Forked bool
-	Disk   Disk // as Run looks at it every 10 s
+	// Scrubbed is when all sealed segments and the index were read through
+	// last; zero if they were not since Open.
+	Scrubbed time.Time
+	Disk     Disk // as Run looks at it every 10 s
 }
 
 // Stats returns what was the case when a call last changed something. It waits
@@ -76,7 +79,7 @@ func (s *Spool) publish() {
 		Entries: s.next, Pending: s.pending, Dead: s.dead, Delivered: s.stats.delivered,
 		LastError: s.stats.lastError, LastTry: s.stats.lastTry, LastSuccess: s.stats.lastSuccess,
 		Signed: s.signed, SignedAt: s.signedAt, Clock: s.clock.fault,
-		Archived: s.archive.have, Unarchived: s.archive.segments, UnarchivedSince: s.archive.since, ArchiveError: s.archive.lastError, Forked: s.archive.fork() != "",
+		Archived: s.archive.have, Unarchived: s.archive.segments, UnarchivedSince: s.archive.since, ArchiveError: s.archive.lastError, Forked: s.archive.fork() != "", Scrubbed: s.scrubbed,
 	}
 	if out.Forked {
 		out.ArchiveError = s.archive.fork()

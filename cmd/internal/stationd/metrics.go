@@ -29,7 +29,7 @@ type metrics struct {
 	appends, entries, signed, checkpoint, damaged             metric.Metric
 	pending, dead, oldest, delivered, delay, calls, success   metric.Metric
 	deliveryError, unarchived, oldestUnarchived, archiveError metric.Metric
-	forked, clock, broken, unsigned                           metric.Metric
+	forked, clock, broken, unsigned, scrubbed                 metric.Metric
 	diskUsed, diskFree, diskSize, diskLevel, diskStalled      metric.Metric
 	healthy, tlsEnds, tlsStale, build                         metric.Metric
 }
@@ -73,6 +73,7 @@ func newMetrics() metrics {
 		forked:   gauge("forked", "1 if two journals have the name of this station."),
 		clock:    gauge("clock_fault", "1 if the clock of this machine is wrong."),
 		broken:   gauge("disk_untrusted", "1 if the disk failed a write, until a board was written again."),
+		scrubbed: gauge("scrub_timestamp_seconds", "When all sealed segments and the index were read through and compared last, in Unix time; nothing if they were not since the start."),
 		unsigned: gauge("journal_unsigned", "1 if no checkpoint of the journal can be signed."),
 
 		diskUsed:    gauge("disk_used_bytes", "Bytes that the state directory takes."),
@@ -94,7 +95,7 @@ func (m metrics) all() []metric.Metric {
 		m.appends, m.entries, m.signed, m.checkpoint, m.damaged,
 		m.pending, m.dead, m.oldest, m.delivered, m.delay, m.calls, m.success, m.deliveryError,
 		m.unarchived, m.oldestUnarchived, m.archiveError,
-		m.forked, m.clock, m.broken, m.unsigned,
+		m.forked, m.clock, m.broken, m.unsigned, m.scrubbed,
 		m.diskUsed, m.diskFree, m.diskSize, m.diskLevel, m.diskStalled,
 		m.healthy, m.tlsEnds, m.tlsStale, m.build,
 	}
@@ -161,6 +162,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	m.clock.SendBool(ch, stats.Clock != "")
 	m.broken.SendBool(ch, stats.Broken != "")
 	m.unsigned.SendBool(ch, stats.Unsigned != "")
+	m.scrubbed.SendTime(ch, stats.Scrubbed)
 
 	if !stats.Disk.Time.IsZero() {
 		m.diskUsed.Send(ch, float64(stats.Disk.Used))
