@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -23,24 +25,27 @@ import (
 // recovery is what open finds out in its one pass over the journal.
 type recovery struct {
 	*Spool
-	signed    journal.Checkpoint
-	haveSign  bool
-	signedAt  time.Time
-	oldLeaves *journal.LeafHashReader
-	unusable  error                    // why the index is of no use; nil if it is
-	progress  progress                 // of the index; zero if it is of no use
-	same      bool                     // the index is of this journal
-	sealed    map[uint64]sealedSegment // as the index has them
-	known     []journal.Damage         // which the index knows of; in what is read anew it may have been repaired
-	scan      *journal.Scan
-	from      uint64            // the first entry that was read
-	hashesOf  uint64            // the entry whose hash is the first of leaves
-	found     []journal.Damage  // in what was read
-	entries   []journal.Summary // which the index does not have yet
-	tags      journal.TagTable
-	places    []movedItem // of what is in the queue and moved
-	seals     []seal      // segments that are not written any more, and that the index does not know as sealed
-	newest    []byte      // the front of the entry that was read last
+	signed   journal.Checkpoint
+	haveSign bool
+	signedAt time.Time
+	// noCheckpoint is why the newest checkpoint is of no use; nil if it is.
+	noCheckpoint error
+	skipped      []journal.SegmentFile // sealed, and not read
+	oldLeaves    *journal.LeafHashReader
+	unusable     error                    // why the index is of no use; nil if it is
+	progress     progress                 // of the index; zero if it is of no use
+	same         bool                     // the index is of this journal
+	sealed       map[uint64]sealedSegment // as the index has them
+	known        []journal.Damage         // which the index knows of; in what is read anew it may have been repaired
+	scan         *journal.Scan
+	from         uint64            // the first entry that was read
+	hashesOf     uint64            // the entry whose hash is the first of leaves
+	found        []journal.Damage  // in what was read
+	entries      []journal.Summary // which the index does not have yet
+	tags         journal.TagTable
+	places       []movedItem // of what is in the queue and moved
+	seals        []seal      // segments that are not written any more, and that the index does not know as sealed
+	newest       []byte      // the front of the entry that was read last
 }
 
 type movedItem struct {
@@ -80,14 +85,18 @@ func (s *Spool) openOver(unusable error) (err error) {
 	}()
 	dir := s.cfg.Dir
 	o := &recovery{Spool: s, unusable: unusable, tags: journal.TagTable{}}
-	if o.signed, o.haveSign, err = journal.ReadCheckpoint(dir, s.cfg.Identity.Verifier); err != nil {
+	if o.signed, o.haveSign, err = journal.ReadCheckpoint(dir, s.cfg.Identity.Verifier); err != nil && !errors.Is(err, journal.ErrCheckpoint) {
 		return err
 	}
+	o.noCheckpoint = err
 	if info, err := os.Stat(journal.CheckpointPath(dir)); err == nil {
 		o.signedAt = info.ModTime()
 	}
 	segments, err := journal.ListSegments(dir)
 	if err != nil {
+		return err
+	}
+	if err := o.signedBefore(segments); err != nil {
 		return err
 	}
 	if o.oldLeaves, err = journal.OpenLeafHashes(dir); err != nil {
@@ -124,6 +133,9 @@ func (s *Spool) openOver(unusable error) (err error) {
 		if err := s.seal(seal); err != nil {
 			return err
 		}
+	}
+	if err := o.remakeCheckpoints(); err != nil {
+		return err
 	}
 	if slices.ContainsFunc(o.found, func(d journal.Damage) bool { return d.Segment == s.end.Segment }) {
 		// Nothing more is written to a damaged file.
@@ -172,6 +184,7 @@ func (o *recovery) read(segments []journal.SegmentFile) error {
 	if o.haveSign && before.N > o.signed.Size {
 		skip, before = 0, journal.Tree{} // the root that was signed must be met on the way
 	}
+	o.skipped = segments[:skip]
 	o.tree, o.from, o.hashesOf = before.Clone(), before.N, before.N
 	if err := o.verifyRoot(); err != nil {
 		return err
@@ -573,18 +586,115 @@ func (s *Spool) seal(seal seal) error {
 	if err := os.Chmod(journal.SegmentPath(dir, seal.first), 0o400); err != nil {
 		return fmt.Errorf("sealing a segment: %w", err)
 	}
-	if t := (journal.Tree{N: seal.sealed.Next, Frontier: seal.sealed.Edge, Incomplete: seal.sealed.Blind}); !t.Incomplete {
-		text, err := s.sign(journal.Checkpoint{Size: t.N, Root: t.Root()})
-		if err != nil {
-			return err
-		}
-		if err := s.settleFile(journal.SealPath(dir, seal.first), text); err != nil {
-			return err
-		}
+	if err := s.signSeal(seal.first, seal.sealed); err != nil {
+		return err
 	}
 	if err := s.update(func(tx *bolt.Tx) error { return putSealed(tx, seal.first, seal.sealed) }); err != nil {
 		return fmt.Errorf("sealing a segment: %w", err)
 	}
+	return nil
+}
+
+// signSeal writes the checkpoint over a sealed segment, if it is not there. A
+// damaged one is quarantined. It returns ErrTampered if the station has signed
+// another root.
+func (s *Spool) signSeal(first uint64, sealed sealedSegment) error {
+	t := journal.Tree{N: sealed.Next, Frontier: sealed.Edge, Incomplete: sealed.Blind}
+	if t.Incomplete {
+		return nil
+	}
+	want, path := journal.Checkpoint{Size: t.N, Root: t.Root()}, journal.SealPath(s.cfg.Dir, first)
+	have, is, err := journal.ReadCheckpointFile(path, s.cfg.Identity.Verifier)
+	switch {
+	case errors.Is(err, journal.ErrCheckpoint):
+		kept, err := s.quarantineFile(path)
+		if err != nil {
+			return err
+		}
+		s.cfg.Notify(fmt.Sprintf("%s is damaged, and is made again from the journal; the damaged file is kept as %s", path, kept))
+	case err != nil:
+		return err
+	case is && have != want:
+		return fmt.Errorf("%w: %s has another root over %d entries than the journal has over %d; restore the folder %s from a backup, and find out who changed it", journal.ErrTampered, path, have.Size, want.Size, journal.Dir(s.cfg.Dir))
+	}
+	text, err := s.sign(want)
+	if err != nil {
+		return err
+	}
+	return s.settleFile(path, text)
+}
+
+// quarantineFile copies a file of the journal to the quarantine.
+func (s *Spool) quarantineFile(path string) (kept string, err error) {
+	data, err := os.ReadFile(path)
+	if err == nil {
+		kept, err = journal.Quarantine(s.cfg.disk, s.cfg.Dir, filepath.Base(path)+"-%d", data)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keeping the damaged %s: %w", path, err)
+	}
+	return kept, nil
+}
+
+// signedBefore takes the newest checkpoint over a sealed segment where the
+// newest of all is missing or damaged.
+func (o *recovery) signedBefore(segments []journal.SegmentFile) error {
+	if o.haveSign || len(segments) < 2 {
+		return nil
+	}
+	if o.noCheckpoint == nil {
+		o.noCheckpoint = fmt.Errorf("%w: %s is missing", journal.ErrCheckpoint, journal.CheckpointPath(o.cfg.Dir))
+	}
+	for _, segment := range slices.Backward(segments) {
+		c, have, err := journal.ReadCheckpointFile(journal.SealPath(o.cfg.Dir, segment.First), o.cfg.Identity.Verifier)
+		if err != nil && !errors.Is(err, journal.ErrCheckpoint) {
+			return err
+		}
+		if have {
+			o.signed, o.haveSign = c, true
+			return nil
+		}
+	}
+	return nil
+}
+
+// remakeCheckpoints makes checkpoints again that are missing or damaged, where
+// the tree is known. The others stay as they are.
+func (o *recovery) remakeCheckpoints() error {
+	for _, segment := range o.skipped {
+		path := journal.SealPath(o.cfg.Dir, segment.First)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !o.sealed[segment.First].Blind {
+			o.cfg.Notify(path + " is missing, and is made again from the journal")
+		}
+		if err := o.signSeal(segment.First, o.sealed[segment.First]); err != nil {
+			return err
+		}
+	}
+	if o.noCheckpoint == nil {
+		return nil
+	}
+	if o.tree.Incomplete {
+		o.cfg.Notify(fmt.Sprintf("%v; it cannot be made again while entries before its end are missing: repair the journal when the station is stopped", o.noCheckpoint))
+		return nil
+	}
+	path := journal.CheckpointPath(o.cfg.Dir)
+	notice := path + " was missing"
+	if _, err := os.Stat(path); err == nil {
+		kept, err := o.quarantineFile(path)
+		if err != nil {
+			return err
+		}
+		notice = fmt.Sprintf("%s was damaged, and is kept as %s", path, kept)
+	}
+	text, err := o.sign(journal.Checkpoint{Size: o.tree.N, Root: o.tree.Root()})
+	if err != nil {
+		return err
+	}
+	if err := durable.WriteFile(o.cfg.disk, path, text, 0o600); err != nil {
+		return fmt.Errorf("writing a checkpoint: %w", err)
+	}
+	o.Spool.signed, o.Spool.signedAt = o.tree.N, time.Now()
+	o.cfg.Notify(fmt.Sprintf("%s; it was made again from the journal, over %d entries", notice, o.tree.N))
 	return nil
 }
 

@@ -58,6 +58,7 @@ type RepairReport struct {
 	Damage      []journal.Damage // also what only the index has
 	Fixes       []Fix
 	Left        int      // entries that stay damaged
+	Checkpoints []string // damaged ones, which the next start makes again
 	Torn        int64    // bytes at the end that are no whole entry, which the next start quarantines
 	Quarantined []string // where the damaged files were put
 }
@@ -147,6 +148,10 @@ func (r *repair) examine() (err error) {
 	}
 	for _, path := range paths {
 		c, have, err := journal.ReadCheckpointFile(path, r.v)
+		if errors.Is(err, journal.ErrCheckpoint) {
+			r.report.Checkpoints = append(r.report.Checkpoints, path)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -425,6 +430,10 @@ func (r *repair) giveUp(f *Fix, h *hole, before time.Time) {
 	}
 	if f.Seq < r.newest {
 		f.Reason += "; its hash is not known and a checkpoint was signed over it"
+		return
+	}
+	if len(r.report.Checkpoints) > 0 {
+		f.Reason += "; its hash is not known, and a damaged checkpoint may have been signed over it"
 		return
 	}
 	at := board.Timestamp(before)

@@ -97,8 +97,8 @@ func TestGlanceAt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := journal.Inspect(k.dir, other.Verifier); !errors.Is(err, journal.ErrTampered) {
-		t.Errorf("another key: %v, want %v", err, journal.ErrTampered)
+	if _, err := journal.Inspect(k.dir, other.Verifier); !errors.Is(err, journal.ErrCheckpoint) {
+		t.Errorf("another key: %v, want %v", err, journal.ErrCheckpoint)
 	}
 	if g, err := journal.Inspect(filepath.Join(k.dir, "nothing"), k.id.Verifier); err != nil || g.Entries != 0 {
 		t.Errorf("no journal: %+v, %v", g, err)

@@ -152,12 +152,15 @@ func (s *spoolRepair) Run(ctx context.Context, out *cli.Output) error {
 	for _, aside := range report.Quarantined {
 		fmt.Fprintf(out.People, "The damaged file is kept as %s\n", aside)
 	}
+	for _, path := range report.Checkpoints {
+		fmt.Fprintf(out.People, "The checkpoint %s is damaged: the next start makes it again from the journal.\n", path)
+	}
 	if report.Torn > 0 {
 		fmt.Fprintf(out.People, "The last line is not whole (%s): the next start quarantines it.\n", cli.Count(report.Torn, "byte", "bytes"))
 	}
 	switch {
-	case len(report.Damage) == 0 && report.Torn > 0:
-		fmt.Fprintln(out.People, "The entries before it are not damaged.")
+	case len(report.Damage) == 0 && (report.Torn > 0 || len(report.Checkpoints) > 0):
+		fmt.Fprintln(out.People, "The other entries are not damaged.")
 	case len(report.Damage) == 0:
 		fmt.Fprintln(out.People, "The journal is not damaged.")
 	case !s.Apply:

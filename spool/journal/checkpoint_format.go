@@ -17,6 +17,11 @@ import (
 // ErrTampered says that the journal is not the one that its station signed.
 var ErrTampered = errors.New("the journal was changed after it was signed")
 
+// ErrCheckpoint says that a checkpoint file of a journal cannot be used: the
+// station did not sign what it holds. That is damage and proves nothing else.
+// The station makes the file again from the journal.
+var ErrCheckpoint = errors.New("a checkpoint is damaged")
+
 // Checkpoint is what a station signs of its journal: its first size entries
 // have this root.
 type Checkpoint struct {
@@ -80,6 +85,8 @@ func ReadCheckpoint(dir string, v note.Verifier) (Checkpoint, bool, error) {
 	return ReadCheckpointFile(CheckpointPath(dir), v)
 }
 
+// ReadCheckpointFile reads a checkpoint, and returns false if there is none. It
+// returns ErrCheckpoint if the file does not hold what the station signed.
 func ReadCheckpointFile(path string, v note.Verifier) (Checkpoint, bool, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -90,7 +97,7 @@ func ReadCheckpointFile(path string, v note.Verifier) (Checkpoint, bool, error) 
 	}
 	c, err := ParseCheckpoint(text, v)
 	if err != nil {
-		return c, false, fmt.Errorf("%s: %w", path, err)
+		return Checkpoint{}, false, fmt.Errorf("%w: %s is not signed by %s; the station makes it again from the journal when it starts", ErrCheckpoint, path, v.Name())
 	}
 	return c, true, nil
 }

@@ -125,7 +125,8 @@ type VerifyReport struct {
 // journal is the one which the checkpoints signed, also the one beside each
 // sealed segment. It takes no lock.
 //
-// Damage is no end: all else is checked, with the hashes beside the sealed
+// Damage is no end, nor is a damaged checkpoint (ErrCheckpoint, which is returned
+// if nothing else is wrong): all else is checked, with the hashes beside the sealed
 // segments in the place of what cannot be read, and the first of it is returned
 // as a *DamageError. Everything else that is wrong is returned when it is met.
 //
@@ -153,8 +154,10 @@ type verification struct {
 	leaves   *LeafHashReader
 	records  *recordChecks
 	bindings bindingSet
-	indexed  func(next uint64, leaf tlog.Hash) uint64 // may be nil
-	last     tlog.Hash                                // of the newest leaf
+	// checkpoint is the error of the first damaged checkpoint.
+	checkpoint error
+	indexed    func(next uint64, leaf tlog.Hash) uint64 // may be nil
+	last       tlog.Hash                                // of the newest leaf
 }
 
 // given is how many entries there were, if all before next can be read.
@@ -178,7 +181,7 @@ func (c *verification) run() error {
 	for _, segment := range segments {
 		size += segment.Size
 		signed, have, err := ReadCheckpointFile(SealPath(c.dir, segment.First), c.v)
-		if err != nil {
+		if err := c.unusable(err); err != nil {
 			return err
 		}
 		if have {
@@ -186,12 +189,14 @@ func (c *verification) run() error {
 		}
 	}
 	newest, have, err := ReadCheckpoint(c.dir, c.v)
-	if err != nil {
+	if err := c.unusable(err); err != nil {
 		return err
 	}
 	if have {
-		c.report.Signed = newest.Size
 		c.signed = append(c.signed, newest)
+	}
+	for _, signed := range c.signed {
+		c.report.Signed = max(c.report.Signed, signed.Size)
 	}
 	c.bindings = newBindingSet(int(size / usualEntry))
 	c.records = startRecordChecks(c.v)
@@ -222,6 +227,18 @@ func (c *verification) run() error {
 	}
 	if len(c.report.Damage) > 0 {
 		return c.report.Damage[0].fault(c.dir)
+	}
+	return c.checkpoint
+}
+
+// unusable puts off the error of a damaged checkpoint until all else is
+// checked.
+func (c *verification) unusable(err error) error {
+	if !errors.Is(err, ErrCheckpoint) {
+		return err
+	}
+	if c.checkpoint == nil {
+		c.checkpoint = err
 	}
 	return nil
 }

@@ -434,8 +434,8 @@ func TestReconcileRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := run(stranger); !errors.Is(err, journal.ErrTampered) {
-		t.Errorf("another's key: %v, want %v", err, journal.ErrTampered)
+	if err := run(stranger); !errors.Is(err, journal.ErrCheckpoint) {
+		t.Errorf("another's key: %v, want %v", err, journal.ErrCheckpoint)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errAway)

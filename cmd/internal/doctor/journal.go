@@ -73,6 +73,8 @@ func (e *exam) checkJournal(context.Context) (found []Result) {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return append(found, warn("journal", e.asOwner(), "the journal could not be looked at: %v", err))
+	case errors.Is(err, journal.ErrCheckpoint):
+		found = append(found, fail("journal.checkpoint", "Start the station: it makes the checkpoint again from the journal and moves the damaged file to journal/quarantine. If station.pub is not that of this station, restore both key files from one backup first.", "%v", err))
 	case errors.Is(err, journal.ErrTampered):
 		found = append(found, fail("journal", "Do not start it again before it is known why: a journal that was set back, or was changed. Save state_dir as it is, compare it with a backup (stationctl spool verify --state-dir), and see "+repair, "the journal does not fit what was signed: %v", err))
 	case errors.Is(err, board.ErrNewer):
