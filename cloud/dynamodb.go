@@ -139,7 +139,14 @@ func (w *itemWrites) readBack(ctx context.Context, group []int) {
 		}
 	}
 	doing := "reading back what was written to table " + w.config.Table
-	out, err := w.dynamo.TransactGetItems(ctx, &dynamodb.TransactGetItemsInput{TransactItems: gets})
+	var out *dynamodb.TransactGetItemsOutput
+	var err error
+	for range busyTries { // while AWS asks to slow down: to write again, only to be refused, would cost it more
+		out, err = w.dynamo.TransactGetItems(ctx, &dynamodb.TransactGetItemsInput{TransactItems: gets})
+		if err == nil || !isBusy(w.fault(doing, err)) {
+			break
+		}
+	}
 	if _, contested := errors.AsType[*types.TransactionCanceledException](err); contested {
 		w.settle(ctx, group, w.fault(doing, errNotHeld)) // another writer is at one of them
 		return
@@ -227,11 +234,11 @@ func (w *itemWrites) blame(ctx context.Context, group []int, canceled *types.Tra
 func (w *itemWrites) settle(ctx context.Context, group []int, failure error) {
 	w.each(group, w.records, w.results, func(i int) error {
 		r := w.records[i].Record()
-		key, err := w.getGuard(ctx, r.Fingerprint())
+		key, err := whileBusy(func() (*board.KeyBinding, error) { return w.getGuard(ctx, r.Fingerprint()) })
 		if err != nil {
 			return err
 		}
-		stored, err := w.getItem(ctx, r.Device)
+		stored, err := whileBusy(func() (*item, error) { return w.getItem(ctx, r.Device) })
 		if err != nil {
 			return err
 		}
@@ -246,6 +253,16 @@ func (w *itemWrites) settle(ctx context.Context, group []int, failure error) {
 		}
 		return err
 	})
+}
+
+// whileBusy reads again while AWS asks to slow down; the SDK waits in between.
+func whileBusy[T any](read func() (T, error)) (v T, err error) {
+	for range busyTries {
+		if v, err = read(); !isBusy(err) {
+			break
+		}
+	}
+	return v, err
 }
 
 // getItem returns nil if there is none.

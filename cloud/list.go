@@ -172,12 +172,17 @@ func patiently(ctx context.Context, call func() error) error {
 	wait := busyFirst
 	for try := 1; ; try++ {
 		err := call()
-		f, ok := errors.AsType[*fault](err)
-		if !ok || f.sentence != busySentence || try == busyTries || pause(ctx, wait) != nil {
+		if !isBusy(err) || try == busyTries || pause(ctx, wait) != nil {
 			return err
 		}
 		wait = min(2*wait, busyMax)
 	}
+}
+
+// isBusy tells that AWS asks to slow down.
+func isBusy(err error) bool {
+	f, ok := errors.AsType[*fault](err)
+	return ok && f.sentence == busySentence
 }
 
 func pause(ctx context.Context, d time.Duration) error {
