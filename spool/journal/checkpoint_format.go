@@ -20,7 +20,7 @@ var ErrTampered = errors.New("the journal was changed after it was signed")
 // ErrCheckpoint says that a checkpoint file of a journal cannot be used: the
 // station did not sign what it holds. That is damage and proves nothing else.
 // The station makes the file again from the journal.
-var ErrCheckpoint = errors.New("a checkpoint is damaged")
+var ErrCheckpoint = errors.New("a checkpoint cannot be used")
 
 // Checkpoint is what a station signs of its journal: its first size entries
 // have this root.
@@ -97,7 +97,7 @@ func ReadCheckpointFile(path string, v note.Verifier) (Checkpoint, bool, error) 
 	}
 	c, err := ParseCheckpoint(text, v)
 	if err != nil {
-		return Checkpoint{}, false, fmt.Errorf("%w: %s is not signed by %s; the station makes it again from the journal when it starts", ErrCheckpoint, path, v.Name())
+		return Checkpoint{}, false, fmt.Errorf("%w: %s is not signed by this key of %s; if the key is right, the file is damaged, and the station makes it again from the journal when it starts", ErrCheckpoint, path, v.Name())
 	}
 	return c, true, nil
 }
