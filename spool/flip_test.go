@@ -143,3 +143,51 @@ func TestIndexValueDamaged(t *testing.T) {
 }
 
 func isUnusable(err error) bool { return errors.Is(err, errIndexUnusable) }
+
+// Records that the registry confirms and the index cannot find again, as over a
+// damaged page of bbolt's, have the index rebuilt.
+func TestConfirmedRecordStaysInQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t)
+		k.mustAppend()
+		k.mustAppend()
+		var elements [][]byte
+		if err := k.spool.db.View(func(tx *bolt.Tx) error {
+			return tx.Bucket(bucketQueue).ForEach(func(key, stored []byte) error {
+				elements = append(elements, slices.Concat(key, stored))
+				return nil
+			})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		index, err := os.ReadFile(indexPath(k.dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ordered, turned := slices.Concat(elements[0], elements[1]), slices.Concat(elements[1], elements[0])
+		if !bytes.Contains(index, ordered) {
+			t.Fatal("the queue is not in one piece")
+		}
+		f, err := os.OpenFile(indexPath(k.dir), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt(bytes.ReplaceAll(index, ordered, turned), 0); err != nil {
+			t.Fatal(err)
+		}
+		stop := k.run()
+		time.Sleep(time.Hour)
+		stop()
+		if s := k.spool.Stats(); s.Pending != 0 || s.LastError != "" || s.Broken != "" || k.sink.tries > 10 {
+			t.Errorf("%d calls, %+v", k.sink.tries, s)
+		}
+		rebuilds := 0
+		for _, notice := range k.notices {
+			rebuilds += btoi(strings.Contains(notice, "the index is rebuilt"))
+		}
+		if rebuilds != 1 {
+			t.Errorf("%d rebuilds: %q", rebuilds, k.notices)
+		}
+	})
+}

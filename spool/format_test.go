@@ -128,7 +128,7 @@ func writeFormat(t *testing.T, id journal.Identity) {
 		t.Fatal(err)
 	}
 	s.mu.Lock()
-	err = s.journalAnswers([]*item{{outcome: outcome{seq: 1, dev: first.Device, key: first.Fingerprint(), dead: fmt.Errorf("the registry: %w", board.ErrUntrusted)}}})
+	_, err = s.journalAnswers([]*item{{outcome: outcome{seq: 1, dev: first.Device, key: first.Fingerprint(), dead: fmt.Errorf("the registry: %w", board.ErrUntrusted)}}})
 	s.unlock()
 	if err != nil {
 		t.Fatal(err)

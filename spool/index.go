@@ -260,6 +260,17 @@ func (s *Spool) trust(err error) error {
 	return err
 }
 
+// distrust has the next who needs the files build the index anew.
+func (s *Spool) distrust(why error) {
+	s.mu.Lock()
+	defer s.unlock()
+	if s.closed || s.broken != nil {
+		return // the files are opened anew already
+	}
+	s.unusable = fmt.Errorf("%w: %w", errIndexUnusable, why)
+	s.broken = s.unusable
+}
+
 // makeIndex makes an empty one.
 func makeIndex(d disk, path, origin string, options *bolt.Options) (*bolt.DB, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
