@@ -191,7 +191,7 @@ func (s *Spool) unarchived() (first uint64, sealed sealedSegment, ok bool, err e
 		return 0, sealed, false, err
 	}
 	all, err := readSealed(s.db)
-	if err != nil {
+	if s.trust(err) != nil {
 		return 0, sealed, false, fmt.Errorf("reading the index: %w", err)
 	}
 	s.archive.segments, s.archive.have, s.archive.since = 0, 0, time.Time{}

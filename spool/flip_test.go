@@ -6,6 +6,8 @@ import (
 	"flag"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -190,4 +192,39 @@ func TestConfirmedRecordStaysInQueue(t *testing.T) {
 			t.Errorf("%d rebuilds: %q", rebuilds, k.notices)
 		}
 	})
+}
+
+// A value whose checksum does not match panics, so nothing may read the index
+// but under guarded: by viewIndex, view, update, readIndex or openReadOnly.
+func TestIndexIsReadUnderGuard(t *testing.T) {
+	calls := regexp.MustCompile(`(?m)^.*\.(View|Update)\(func\(tx .*$`)
+	allowed := map[string]int{
+		"index.go":    3, // makeIndex, which reads nothing; openIndex, which is under guarded; unmapPages, which reads no value
+		"open.go":     1, // indexed, likewise
+		"readonly.go": 1, // openReadOnly, likewise
+		"rebuild.go":  4, // an index that is being made
+		"repair.go":   1, // under guarded
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []string
+		for _, line := range calls.FindAllString(string(text), -1) {
+			if strings.Contains(line, "db.") {
+				found = append(found, strings.TrimSpace(line))
+			}
+		}
+		if len(found) != allowed[name] {
+			t.Errorf("%s opens %d transactions by itself, %d are known: %q", name, len(found), allowed[name], found)
+		}
+	}
 }

@@ -238,6 +238,12 @@ func guarded(f func() error) (err error) {
 	return f()
 }
 
+// viewIndex reads an index. Nothing reads one but by this, or by what is under
+// guarded already.
+func viewIndex(db *bolt.DB, f func(*bolt.Tx) error) error {
+	return guarded(func() error { return db.View(f) })
+}
+
 // update commits to the index. bbolt panics when a damaged page makes no sense
 // to it, and may then hold its locks for ever: such an index is left as it is,
 // not closed, and the next open makes another in its place. The caller holds
@@ -634,7 +640,7 @@ func putSealed(tx *bolt.Tx, first uint64, s sealedSegment) error {
 
 func readSealed(db *bolt.DB) (map[uint64]sealedSegment, error) {
 	out := map[uint64]sealedSegment{}
-	err := db.View(func(tx *bolt.Tx) error {
+	err := viewIndex(db, func(tx *bolt.Tx) error {
 		return tableOf(tx, bucketSegments).ForEach(func(key, value []byte) error {
 			first, err := decodeSeq(key)
 			if err != nil {
@@ -674,7 +680,7 @@ func putDamage(tx *bolt.Tx, from uint64, found []journal.Damage) error {
 
 func readDamage(db *bolt.DB) ([]journal.Damage, error) {
 	var out []journal.Damage
-	err := db.View(func(tx *bolt.Tx) error {
+	err := viewIndex(db, func(tx *bolt.Tx) error {
 		return tableOf(tx, bucketDamage).ForEach(func(_, value []byte) error {
 			var d journal.Damage
 			if err := json.Unmarshal(value, &d); err != nil {

@@ -247,7 +247,7 @@ func (o *recovery) visit(at journal.Position, seq uint64, data []byte) error {
 // moved finds what waits in the queue and does not stand where it did: there is
 // damage before it in its file, or was.
 func (o *recovery) moved(at journal.Position, seq uint64) error {
-	return o.db.View(func(tx *bolt.Tx) error {
+	return viewIndex(o.db, func(tx *bolt.Tx) error {
 		data := tableOf(tx, bucketQueue).Get(encodeSeq(seq))
 		if data == nil {
 			return nil
@@ -272,7 +272,7 @@ func (o *recovery) damaged(d journal.Damage) error {
 			h = o.progress.Leaf
 		}
 		if h == (tlog.Hash{}) && o.db != nil {
-			o.db.View(func(tx *bolt.Tx) error {
+			viewIndex(o.db, func(tx *bolt.Tx) error {
 				if data := tableOf(tx, bucketLeaves).Get(encodeSeq(seq)); len(data) == len(h) {
 					copy(h[:], data)
 				}

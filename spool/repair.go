@@ -231,7 +231,7 @@ func (r *repair) hashOf(beside *journal.LeafHashReader, p progress, seq uint64) 
 	if seq+1 == p.Next {
 		return p.Leaf
 	}
-	r.db.View(func(tx *bolt.Tx) error {
+	viewIndex(r.db, func(tx *bolt.Tx) error {
 		if data := tableOf(tx, bucketLeaves).Get(encodeSeq(seq)); len(data) == len(h) {
 			copy(h[:], data)
 		}
@@ -245,7 +245,7 @@ func (r *repair) findDevices() error {
 	if r.db == nil || len(r.holes) == 0 {
 		return nil
 	}
-	return r.db.View(func(tx *bolt.Tx) error {
+	return viewIndex(r.db, func(tx *bolt.Tx) error {
 		return tableOf(tx, bucketDevices).ForEach(func(device, value []byte) error {
 			var known pointer
 			if err := known.decode(value); err != nil {
@@ -489,19 +489,21 @@ func (r *repair) apply() error {
 	// First the index is told to read them again: a start in between finds the
 	// damage as it is.
 	if r.db != nil {
-		if err := r.db.Update(func(tx *bolt.Tx) error {
-			b := tableOf(tx, bucketSegments)
-			var stale [][]byte
-			c := b.Cursor()
-			for key, _ := c.Seek(encodeSeq(lowest)); key != nil; key, _ = c.Next() {
-				stale = append(stale, key)
-			}
-			for _, key := range stale {
-				if err := b.Delete(key); err != nil {
-					return err
+		if err := guarded(func() error {
+			return r.db.Update(func(tx *bolt.Tx) error {
+				b := tableOf(tx, bucketSegments)
+				var stale [][]byte
+				c := b.Cursor()
+				for key, _ := c.Seek(encodeSeq(lowest)); key != nil; key, _ = c.Next() {
+					stale = append(stale, key)
 				}
-			}
-			return nil
+				for _, key := range stale {
+					if err := b.Delete(key); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
 		}); err != nil {
 			return fmt.Errorf("writing the index: %w", err)
 		}

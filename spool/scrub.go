@@ -61,6 +61,7 @@ func (s *Spool) scrub(ctx context.Context) error {
 	var all map[uint64]sealedSegment
 	if err == nil {
 		all, err = readSealed(s.db)
+		s.trust(err)
 	}
 	s.unlock()
 	if err != nil {
