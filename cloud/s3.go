@@ -61,7 +61,7 @@ func (a *AWS) create(ctx context.Context, client *s3.Client, name, contentType s
 	case status(err) != http.StatusPreconditionFailed:
 		return a.fault("writing "+where, err)
 	}
-	stored, getErr := client.GetObject(ctx, &s3.GetObjectInput{Bucket: aws.String(a.config.Bucket), Key: aws.String(name)})
+	stored, getErr := a.getPatiently(ctx, client, name)
 	if _, missing := errors.AsType[*s3types.NoSuchKey](getErr); missing && err == nil {
 		return a.fault(doing, errNotHeld)
 	}
@@ -75,6 +75,18 @@ func (a *AWS) create(ctx context.Context, client *s3.Client, name, contentType s
 		return a.fault(doing, body.err)
 	}
 	return err
+}
+
+// getPatiently reads again while AWS asks to slow down: to write again, only to
+// be refused, would cost it more. The SDK waits in between.
+func (a *AWS) getPatiently(ctx context.Context, client *s3.Client, name string) (out *s3.GetObjectOutput, err error) {
+	for range busyTries {
+		out, err = client.GetObject(ctx, &s3.GetObjectInput{Bucket: aws.String(a.config.Bucket), Key: aws.String(name)})
+		if err == nil || !isBusy(a.fault("reading "+name, err)) {
+			break
+		}
+	}
+	return out, err
 }
 
 // faulty remembers the error that ended its reader too early.
