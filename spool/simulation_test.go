@@ -24,6 +24,7 @@ import (
 var (
 	simSeeds = flag.Int("simseeds", 8, "how many histories TestSimulation makes")
 	simSeed  = flag.Uint64("simseed", 0, "the seed of TestSimulation's first history; 0 takes one at random")
+	simTries = flag.Int("simtries", 100, "how often TestSimulation tries to make a history shorter that breaks a promise")
 	simSteps = flag.Int("simsteps", 40, "how many steps each of them has")
 )
 
@@ -616,7 +617,7 @@ func TestSimulation(t *testing.T) {
 		if broken == nil {
 			continue
 		}
-		tries := 100
+		tries := *simTries
 		for shorter := true; shorter; {
 			shorter = false
 			for i := 0; i < len(steps) && tries > 0; i++ {
