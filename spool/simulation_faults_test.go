@@ -26,9 +26,7 @@ func deliberateFaults() []simFault {
 		{"an accepted journal may be longer", "accepted.go", "case entries < c.Size:\n\t\treturn c, fmt", "case entries < c.Size:\n\t\treturn c, nil\n\tcase false:\n\t\treturn c, fmt"},
 		{"what is not accepted is archived", "archive.go", "if err := s.moveAccepted(ctx); err != nil {\n\t\treturn false, err\n\t}", "s.moveAccepted(ctx)"},
 		{"a fork is not kept", "accepted.go", "s.archive.notAccepted = text\n", "s.archive.notAccepted = \"\"\n"},
-		{"a fork is never cleared", "accepted.go", "\tif text == before {", "\tif text == before || text == \"\" {"},
 		{"a failed delivery counts as confirmed", "deliver.go", "if it.tried && (it.err == nil || it.dead != nil) {\n\t\t\tsettled", "if it.tried {\n\t\t\tsettled"},
-		{"a conflict at the registry is tried for ever", "deliver.go", "if it.tried && (it.err == nil || it.dead != nil) {\n\t\t\tsettled", "if it.tried && it.err == nil {\n\t\t\tsettled"},
 		{"checksums of the index are not checked", "table.go", "if n < 0 || binary", "if n < 0 || false && binary"},
 		{"an index that cannot be used is used", "index.go", "s.db, s.unusable, s.broken = nil, err, err", "_ = err"},
 		{"a device gets a second key", "append.go", "case haveDevice && known.Key != q.key:", "case false && haveDevice && known.Key != q.key:"},
@@ -68,7 +66,7 @@ func TestSimulationFinds(t *testing.T) {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			cmd := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-overlay", writeFile(t, filepath.Join(dir, "overlay.json"), overlay), "-count", "1", "-timeout", "0",
+			cmd := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-overlay", writeFile(t, filepath.Join(dir, "overlay.json"), overlay), "-count", "1", "-timeout", "30m",
 				"-run", "^TestSimulation$", ".", "-simseeds", strconv.Itoa(*simFaults), "-simseed", "1", "-simtries", "0")
 			cmd.Env = append(os.Environ(), "GOFLAGS=")
 			out, err := cmd.CombinedOutput()
